@@ -1,0 +1,55 @@
+# Two commands are the whole set-up: `make demo` and `make test`. Both make .venv from constraints.txt first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN_STAMP := $(VENV)/.installed
+DEV_STAMP := $(VENV)/.installed-dev
+LOCK := pyproject.toml constraints.txt
+
+.PHONY: demo test test-all check bench tables lock clean
+
+demo: $(RUN_STAMP)
+	$(BIN)/fedq run experiment=demo
+
+test: $(DEV_STAMP)
+	$(BIN)/python -m pytest
+
+test-all: $(DEV_STAMP)
+	$(BIN)/python -m pytest -m "slow or not slow"
+
+check: $(DEV_STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/test_architecture.py tests/config
+
+bench: $(DEV_STAMP)
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[ray]"
+	$(BIN)/python -m simulations.bench runtime
+
+# Runs what is missing of every table in README.md and docs, then writes them.
+tables: $(DEV_STAMP)
+	$(BIN)/python -m simulations.demo_ablation
+	$(BIN)/python -m simulations.fashion_mnist
+
+$(RUN_STAMP): $(LOCK)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+$(DEV_STAMP): $(LOCK)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@ $(RUN_STAMP)
+
+# Resolve the newest versions that pyproject.toml allows, in a fresh environment, and write them down.
+lock:
+	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip install --quiet --upgrade pip
+	.venv-lock/bin/python -m pip install --quiet "torch==2.13.0" -e ".[dev,ray]"
+	( echo "# Written by 'make lock': the versions that CI tests. pyproject.toml states what fedq accepts."; \
+	  .venv-lock/bin/python -m pip freeze --exclude-editable --exclude pip --exclude setuptools | sed 's/+cpu//' ) > constraints.txt
+	rm -rf .venv-lock
+
+clean:
+	rm -rf $(VENV) build dist outputs .mypy_cache .ruff_cache .pytest_cache .hypothesis

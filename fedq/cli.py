@@ -1,0 +1,233 @@
+"""The command line: `fedq run`, `fedq --version`. Knows arguments, exit statuses and the terminal; not what a run does.
+
+Exit statuses: 0 done; 1 the run failed; 2 it was refused before it started; 130 stopped by Ctrl-C.
+Heavy imports stand inside the commands: `fedq --help` answers in a fraction of a second.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from fedq import __version__
+
+if TYPE_CHECKING:
+    from fedq.config import ConfigError
+    from fedq.experiment import Experiment
+    from fedq.results import Result
+
+app = typer.Typer(
+    name="fedq",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+FAILED, REFUSED, INTERRUPTED = 1, 2, 130
+# Flags of Hydra after which nothing is trained, or which Hydra runs many times.
+_PAGES = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc"}
+_SWEEP = {"-m", "--multirun"}
+_WITH_VALUE = {
+    "--cfg",
+    "-c",
+    "--package",
+    "-p",
+    "--config-dir",
+    "-cd",
+    "--config-name",
+    "-cn",
+    "--config-path",
+    "-cp",
+}
+
+
+def main() -> None:
+    """Entry point of the `fedq` command."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        _say("stopped by the user")
+        sys.exit(INTERRUPTED)
+
+
+def _version(shown: bool) -> None:
+    if shown:
+        typer.echo(f"fedq {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Federated quantized training: QAT and DP on the clients, int8 on the wire, a real int8 model at the end."""
+
+
+@app.command(
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []},
+    short_help="Run one experiment, or a sweep with -m.   fedq run --help lists every option.",
+)
+def run(context: typer.Context) -> None:
+    """Run one experiment: `fedq run [KEY=VALUE ...]`, with Hydra's own flags."""
+    arguments = list(context.args)
+    sys.path.insert(0, str(Path.cwd()))  # a user's own model and data lie where fedq is started
+    dry = "--dry-run" in arguments
+    arguments = [a for a in arguments if a != "--dry-run"]
+    overrides, flags = _split(arguments)
+    if _PAGES & set(flags):
+        if not {"--help", "-h", "--hydra-help"} & set(flags):
+            _composed(overrides)
+        _hydra(flags, overrides, _nothing)
+    elif _SWEEP & set(flags):
+        for job in _jobs(overrides):
+            _composed(job)
+        if dry:
+            _refuse_text("--dry-run: forecasts one experiment, not a sweep. Leave out -m")
+        _hydra(flags, overrides, _sweep_job)
+    else:
+        experiment = _built(overrides)
+        if dry:
+            _print_forecast(experiment)
+            return
+        _hydra(flags, overrides, lambda node: _run(experiment, overrides))
+
+
+def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Arguments -> (overrides, flags with their values)."""
+    overrides: list[str] = []
+    flags: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        if argument.startswith("-"):
+            flags.append(argument)
+            if argument in _WITH_VALUE:
+                flags += [value for value in [next(rest, None)] if value is not None]
+        else:
+            overrides.append(argument)
+    return overrides, flags
+
+
+def _jobs(overrides: list[str]) -> list[list[str]]:
+    """Every combination of a sweep, as Hydra's own sweeper makes them."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+        return [job for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
+    except HydraException as error:
+        _refuse_text(str(error))
+
+
+def _composed(overrides: Sequence[str]) -> None:
+    from fedq.config import ConfigError, compose, problems
+    from fedq.runtime.start import own_conf
+
+    try:
+        config = compose([o for o in overrides if not o.lstrip("+~").startswith("hydra")], overlay=own_conf())
+        if found := problems(config):
+            raise ConfigError(found)
+    except ConfigError as error:
+        _refuse(error)
+
+
+def _built(overrides: Sequence[str]) -> "Experiment":
+    from fedq.config import ConfigError
+    from fedq.runtime import check
+
+    try:
+        return check([o for o in overrides if not o.lstrip("+~").startswith("hydra")])
+    except ConfigError as error:
+        _refuse(error)
+
+
+def _hydra(flags: list[str], overrides: list[str], task: Any) -> None:
+    """Hand over to Hydra's own main: its pages, its sweeper, its launchers."""
+    import hydra
+
+    from fedq.config import conf_folder
+    from fedq.config.compose import hydra_arguments, register
+    from fedq.runtime.start import own_conf
+
+    register()
+    sys.argv = ["fedq run", *flags, *hydra_arguments(overrides, own_conf())]
+    hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(task)()
+
+
+def _nothing(node: Any) -> None:
+    """Hydra's pages train nothing."""
+
+
+def _sweep_job(node: Any) -> None:
+    from hydra.core.hydra_config import HydraConfig
+
+    from fedq.config import ConfigError
+    from fedq.config.compose import finished, typed
+    from fedq.experiment import build
+    from fedq.runtime.start import own_conf
+
+    overrides = list(HydraConfig.get().overrides.task)
+    try:
+        experiment = build(finished(typed(node), overrides, own_conf()))
+    except ConfigError as error:
+        _refuse(error)
+    _run(experiment, overrides)
+
+
+def _run(experiment: "Experiment", overrides: Sequence[str]) -> None:
+    from fedq.app import TooFewClientsError
+    from fedq.results import final_table, known_costs
+    from fedq.runtime import execute
+    from fedq.runtime.pool import WorkerDiedError
+
+    try:
+        result = execute(experiment)
+    except (TooFewClientsError, WorkerDiedError) as error:
+        _say(f"fedq: {error}")
+        sys.exit(FAILED)
+    costs = known_costs(result, [Path("outputs"), Path("simulations/results")])
+    _print(final_table(result, costs, overrides=list(overrides)))
+    if result.status == "interrupted":
+        sys.exit(INTERRUPTED)
+    if not _moved(result):
+        _say(f"fedq: no round succeeded; clients' logs: {result.folder}/clients")
+        sys.exit(FAILED)
+
+
+def _moved(result: "Result") -> bool:
+    return any(row.status == "ok" for row in result.history)
+
+
+def _print_forecast(experiment: "Experiment") -> None:
+    from fedq.results import forecast_table
+    from fedq.runtime import forecast
+
+    _print(forecast_table(forecast(experiment)))
+
+
+def _print(renderable: Any) -> None:
+    from rich.console import Console
+
+    Console(highlight=False).print(renderable)
+
+
+def _refuse(error: "ConfigError") -> NoReturn:
+    count = len(error.problems)
+    _say(f"fedq: {count} problem{'s' * (count != 1)}; nothing was started")
+    for problem in error.problems:
+        _say(f"  {problem}")
+    sys.exit(REFUSED)
+
+
+def _refuse_text(text: str) -> NoReturn:
+    _say(f"fedq: {text}")
+    sys.exit(REFUSED)
+
+
+def _say(text: str) -> None:
+    typer.echo(text, err=True)

@@ -1,0 +1,96 @@
+"""One client's part of a round, in the order that is the guarantee. Knows wire, codec and training; not Flower."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedq import codec as packets
+from fedq import wire
+from fedq.client.state import ClientState
+from fedq.data import Examples
+from fedq.privacy import DPPlan, Ledger, RandomSource, SpendContext, admit
+from fedq.randomness import generator, key64
+from fedq.training import PrivateFit, Trainer
+
+MODEL, UPDATE = "model", "update"
+
+
+@dataclass(frozen=True)
+class Privacy:
+    """The client's side of DP: its plan, its ledger and its own source of noise."""
+
+    plan: DPPlan
+    ledger: Path
+    random: RandomSource
+    data_name: str
+    run: str
+
+
+@dataclass
+class Client:
+    """A data owner. `shard` opens the data; it is called only after the request was admitted."""
+
+    identity: str
+    trainer: Trainer
+    codec: Any
+    shard: Callable[[], Examples]
+    held_out: Callable[[], Examples]
+    state: ClientState
+    seed: int
+    feedback: bool = False
+    privacy: Privacy | None = None
+
+    def train(self, request: wire.Request) -> wire.Reply:
+        """The update for one request. Raises `Declined` or `MalformedUpdate` before any data is opened."""
+        layout = self.trainer.layout
+        weights = packets.decode(request.packets[MODEL], layout, round=request.round, kind="weights")
+        private = self._admit(request)
+        fitted = self.trainer.fit(  # under DP the spend is written, and noise is added, in here
+            weights,
+            self.shard(),
+            round=request.round,
+            batches=generator(self.seed, "batches", request.round, self.identity),
+            torch_seed=key64(self.seed, "torch", request.round, self.identity),
+            private=private,
+        )
+        before = self.state.residual(request.accepted) if self.feedback else None
+        update = fitted.vector - weights if before is None else fitted.vector - weights + before
+        packet = packets.encode(  # post-processing: costs no epsilon
+            update,
+            self.codec,
+            layout=layout,
+            kind="delta",
+            round=request.round,
+            base=packets.digest(weights),
+            key=key64(self.seed, "update", request.round, self.identity),
+        )
+        if self.feedback:
+            after = update - packets.decode(packet, layout)
+            self.state.commit(request.round, before, after)
+        self.state.log(_line(request.round, fitted.num_examples, fitted.loss, len(packet)))
+        if fitted.evidence is not None:
+            self.state.note_evidence(request.round, fitted.evidence)
+            return wire.Reply(request.round, {UPDATE: packet})
+        return wire.Reply(request.round, {UPDATE: packet}, fitted.num_examples, fitted.loss)
+
+    def evaluate(self, request: wire.Request) -> wire.Reply:
+        """Loss and metric of the sent model on the examples that this client holds out. Never under DP."""
+        if self.privacy is not None:
+            raise PermissionError("an evaluation is not covered by this client's privacy plan")
+        weights = packets.decode(request.packets[MODEL], self.trainer.layout, round=request.round, kind="weights")
+        result = self.trainer.evaluate(weights, self.held_out())
+        return wire.Reply(request.round, {}, result.num_examples, result.loss, result.metric)
+
+    def _admit(self, request: wire.Request) -> PrivateFit | None:
+        if self.privacy is None:
+            return None
+        ledger = Ledger(self.privacy.ledger)
+        admit(ledger, self.privacy.plan)
+        context = SpendContext(data=self.privacy.data_name, run=self.privacy.run, round=request.round)
+        return PrivateFit(self.privacy.plan, self.privacy.random, ledger, context)
+
+
+def _line(round: int, examples: int, loss: float | None, packet_bytes: int) -> str:
+    told = "" if loss is None else f" loss={loss:.4f}"
+    return f"round={round} examples={examples}{told} packet_bytes={packet_bytes}"

@@ -1,0 +1,207 @@
+"""Sum weighted updates exactly: order and pre-summing cannot change a bit. Knows vectors; not clients.
+
+Fixed point: an int64 counts steps of 2^-32. One contribution is
+
+    steps = rint(fl64(value * (weight * 2^32)))    weight * 2^32 is exact, each step rounds half to even
+
+and the sum of int64 steps is exact, hence the same in any order and for any pre-summing. The mean is
+fl32(fl64(fl64(sum) / fl64(total_weight * 2^32))) with the total weight an exact fraction: a function of the
+set that was added, and of nothing else.
+
+Never wrapped: |weight * value| >= 2^21 is refused (below it the steps stay within 2^53, up to which float64
+holds every integer), and so is a contribution after which the sum of the largest |steps| of each would reach
+2^63. That bound is an exact integer too: whether a whole set fits does not depend on the order, but which one
+of a set that does not fit is refused does.
+
+Accuracy: a contribution is off by at most 2^-33 + 2^-53 |weight * value|. So one update of weight 1 comes
+back exactly where |value| >= 2^-9 (its last bit is then worth at least 2^-32) or value is a multiple of
+2^-32, and within 2^-33 elsewhere. In general the mean is off by at most count * 2^-33 / total_weight, 2^-51
+of the largest |value|, and a rounding to float32. Weights far below 1 waste the grid: 2^-20 is the least.
+"""
+
+import struct
+from fractions import Fraction
+from math import isfinite
+from typing import Any
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from fedq.codec.header import Kind, as_view
+from fedq.codec.layout import Layout
+from fedq.codec.malformed import MalformedUpdate
+from fedq.codec.packet import decode
+
+GRID = 2.0**32  # steps per unit
+LEAST_WEIGHT = 2.0**-20
+LARGEST_WEIGHT = 2.0**20
+LARGEST_VALUE = 2.0**21  # of one |weight * value|, exclusive
+SUM_LIMIT = 2**63  # of the bound on a sum, in steps, exclusive
+MAGIC = b"FQAC"
+VERSION = 1
+# A weight is a multiple of 2^-72: 2^-20 with 52 more bits.
+_WEIGHT_UNIT = 2**72
+_WEIGHT_BYTES = 24
+# magic, version, reserved, count, layout digest, bound in steps, total weight in units of 2^-72
+_FIELDS = struct.Struct(f"<4sHHQ16sQ{_WEIGHT_BYTES}s")
+_CHECKSUM = struct.Struct("<Q")
+_HEADER_BYTES = _FIELDS.size + _CHECKSUM.size
+_CHUNK = 65536  # values worked on at once: the temporaries stay in the cache
+
+
+class Accumulator:
+    """A running weighted sum of packets of one layout: 8 bytes a value, however many packets.
+
+    >>> from fedq.codec import encode
+    >>> layout = Layout.flat(2)
+    >>> total = Accumulator(layout)
+    >>> total.add(encode(np.array([1, 2], np.float32), "float32", layout=layout), 3)
+    >>> total.add(encode(np.array([5, -2], np.float32), "float32", layout=layout), 1)
+    >>> total.mean().tolist(), total.count, total.total_weight
+    ([2.0, 1.0], 2, Fraction(4, 1))
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self._sums = np.zeros(layout.size, np.int64)
+        self._bound = 0
+        self._count = 0
+        self._total_weight = Fraction(0)
+
+    @property
+    def count(self) -> int:
+        """Contributions so far, those of merged accumulators included."""
+        return self._count
+
+    @property
+    def total_weight(self) -> Fraction:
+        """Exact sum of the weights."""
+        return self._total_weight
+
+    def add(
+        self,
+        data: bytes | bytearray | memoryview,
+        weight: float = 1.0,
+        *,
+        round: int | None = None,
+        base: bytes | None = None,
+        kind: Kind | None = None,
+    ) -> None:
+        """Decode and add. MalformedUpdate for a bad packet or weight; then nothing has changed."""
+        checked_weight = _checked_weight(weight)
+        self._add(decode(data, self.layout, round=round, base=base, kind=kind), checked_weight)
+
+    def add_vector(self, vector: NDArray[np.float32], weight: float = 1.0) -> None:
+        """Add a vector that is already decoded; checked and summed as `add` does."""
+        self._add(self.layout.check(vector), _checked_weight(weight))
+
+    def merge(self, other: "Accumulator") -> None:
+        """Add all that another accumulator holds, to the bit as if added here. `other` stays as it is."""
+        if other.layout.digest != self.layout.digest:
+            raise ValueError("accumulators of two layouts cannot be merged; build both from one Layout")
+        bound = self._fitting(other._bound)
+        self._sums += other._sums
+        self._bound, self._count = bound, self._count + other._count
+        self._total_weight += other._total_weight
+
+    def mean(self) -> NDArray[np.float32]:
+        """Sum of weight * value over the sum of weights."""
+        if not self._count:
+            raise ValueError("mean of no updates: the round has none to average; skip it")
+        mean = self._sums.astype(np.float64)
+        mean /= float(self._total_weight * 2**32)
+        with np.errstate(under="ignore"):
+            return mean.astype(np.float32)
+
+    def to_bytes(self) -> bytes:
+        """All of it, for a worker that pre-sums to hand over; docs/packet-format.md has the bytes."""
+        weight = int(self._total_weight * _WEIGHT_UNIT).to_bytes(_WEIGHT_BYTES, "little")
+        fields = _FIELDS.pack(MAGIC, VERSION, 0, self._count, self.layout.digest, self._bound, weight)
+        body = self._sums.astype("<i8", copy=False).tobytes()
+        return b"".join((fields, _CHECKSUM.pack(_checksum(fields, body)), body))
+
+    @classmethod
+    def from_bytes(cls, data: bytes | bytearray | memoryview, layout: Layout) -> "Accumulator":
+        """The accumulator of `to_bytes`; MalformedUpdate for any other bytes.
+
+        >>> one = Accumulator(Layout.flat(1))
+        >>> one.add_vector(np.array([0.25], np.float32), 2)
+        >>> Accumulator.from_bytes(one.to_bytes(), Layout.flat(1)).mean().tolist()
+        [0.25]
+        """
+        view = as_view(data)
+        length = _HEADER_BYTES + 8 * layout.size
+        if len(view) != length:
+            reason = "length" if len(view) < length else "trailing"
+            raise MalformedUpdate(reason, f"{len(view)} bytes: an accumulator of this layout has {length}")
+        magic, version, reserved, count, digest, bound, weight = _FIELDS.unpack_from(view)
+        if magic != MAGIC:
+            raise MalformedUpdate("magic", f"starts with {magic.hex()}: must start with {MAGIC.hex()}")
+        if version != VERSION:
+            raise MalformedUpdate("version", f"format version {version}: this fedq reads {VERSION}")
+        body = view[_HEADER_BYTES:]
+        if _CHECKSUM.unpack_from(view, _FIELDS.size)[0] != _checksum(view[: _FIELDS.size], body):
+            raise MalformedUpdate("checksum", "the bytes do not match their checksum; send them again")
+        if reserved:
+            raise MalformedUpdate("reserved", f"reserved field {reserved}: must be 0 in version {VERSION}")
+        if digest != layout.digest:
+            raise MalformedUpdate("layout", f"sums of layout {digest.hex()}: expected {layout.digest.hex()}")
+        total = cls(layout)
+        total._sums[:] = np.frombuffer(body, "<i8")
+        total._bound, total._count = bound, count
+        total._total_weight = Fraction(int.from_bytes(weight, "little"), _WEIGHT_UNIT)
+        total._check_invariants()
+        return total
+
+    def _add(self, vector: NDArray[np.float32], weight: float) -> None:
+        # Everything that can fail comes first: a refused contribution changes nothing.
+        largest = _largest_magnitude(vector)
+        if not isfinite(largest):
+            raise MalformedUpdate("nonfinite", "NaN or infinity among the values; encode refuses these")
+        if largest * weight >= LARGEST_VALUE:
+            raise MalformedUpdate(
+                "overflow", f"weight {weight:g} times value {largest:g}: must be below 2^21; lower weights"
+            )
+        factor = weight * GRID
+        # Rounding is monotonic, and half to even in both: this is exactly the largest |steps| of the loop.
+        bound = self._fitting(round(largest * factor))
+        for start in range(0, vector.size, _CHUNK):
+            steps = np.multiply(vector[start : start + _CHUNK], factor, dtype=np.float64)
+            self._sums[start : start + _CHUNK] += np.rint(steps, out=steps).astype(np.int64)
+        self._bound = bound
+        self._count += 1
+        self._total_weight += Fraction(weight)
+
+    def _fitting(self, more: int) -> int:
+        bound = self._bound + more
+        if bound >= SUM_LIMIT:
+            raise MalformedUpdate("overflow", "the sum could reach 2^31; divide all weights by 1000")
+        return bound
+
+    def _check_invariants(self) -> None:
+        """What every accumulator satisfies, so that foreign bytes cannot bring in a sum that wraps later."""
+        lowest, highest = int(self._sums.min(initial=0)), int(self._sums.max(initial=0))
+        if self._bound >= SUM_LIMIT or max(-lowest, highest) > self._bound:
+            raise MalformedUpdate("overflow", f"sums from {lowest} to {highest} steps: bound is {self._bound}")
+        least, most = Fraction(LEAST_WEIGHT) * self._count, Fraction(LARGEST_WEIGHT) * self._count
+        if not least <= self._total_weight <= most:
+            raise MalformedUpdate("weight", f"total weight {float(self._total_weight):g} of {self._count} updates")
+
+
+def _checked_weight(weight: Any) -> float:
+    number = isinstance(weight, int | float | np.integer | np.floating) and not isinstance(weight, bool)
+    if not number or not LEAST_WEIGHT <= weight <= LARGEST_WEIGHT:
+        raise MalformedUpdate("weight", f"weight={weight!r}: must be 2^-20..2^20; use counts, not fractions")
+    return float(weight)
+
+
+def _largest_magnitude(vector: NDArray[np.float32]) -> float:
+    """max |value|, NaN if any is NaN; 0 for no values."""
+    return float(np.maximum(vector.max(initial=0), -vector.min(initial=0)))
+
+
+def _checksum(fields: bytes | memoryview, body: bytes | memoryview) -> int:
+    state = xxhash.xxh3_64(fields)
+    state.update(body)
+    return state.intdigest()

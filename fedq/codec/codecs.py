@@ -1,0 +1,23 @@
+"""All codecs by name. Knows the classes; not how a packet is built."""
+
+from difflib import get_close_matches
+
+from fedq.codec.codec import Codec
+from fedq.codec.float16 import Float16
+from fedq.codec.float32 import Float32
+from fedq.codec.int8 import Int8
+
+CODECS: dict[str, type[Codec]] = {"float32": Float32, "float16": Float16, "int8": Int8}
+
+
+def as_codec(codec: Codec | str) -> Codec:
+    """An instance as it is; a name as that codec with its default options."""
+    if isinstance(codec, str):
+        if codec not in CODECS:
+            near = get_close_matches(codec, CODECS, n=1)
+            mend = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"codec={codec!r}: must be one of {', '.join(CODECS)}{mend}")
+        return CODECS[codec]()
+    if type(codec) not in CODECS.values():
+        raise ValueError(f"codec={codec!r}: must be an instance or a name of CODECS ({', '.join(CODECS)})")
+    return codec

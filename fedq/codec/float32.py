@@ -1,0 +1,50 @@
+"""The codec that changes nothing: float32 as it is. Knows one run of values; not packets."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedq.codec.codec import OPTIONS_BYTES
+from fedq.codec.finite import first_nonfinite
+from fedq.codec.malformed import MalformedUpdate
+
+
+@dataclass(frozen=True)
+class Float32:
+    """Every value bit for bit, 4 bytes each."""
+
+    name: ClassVar[str] = "float32"
+    wire_id: ClassVar[int] = 1
+
+    def options(self) -> bytes:
+        return bytes(OPTIONS_BYTES)
+
+    @classmethod
+    def from_options(cls, options: bytes) -> Self:
+        if options != bytes(OPTIONS_BYTES):
+            raise ValueError(f"options={options.hex()}: float32 has none; must be zeros")
+        return cls()
+
+    def num_sides(self, num_values: int) -> int:
+        return num_values
+
+    def num_level_bytes(self, num_values: int) -> int:
+        return 0
+
+    def encode_run(
+        self,
+        values: NDArray[np.float32],
+        sides: NDArray[np.float32],
+        levels: NDArray[np.uint8],
+        *,
+        first_index: int,
+        key: int,
+    ) -> None:
+        sides[:] = values
+
+    def decode_run(self, sides: NDArray[np.float32], levels: NDArray[np.uint8], values: NDArray[np.float32]) -> None:
+        if (at := first_nonfinite(sides)) is not None:
+            raise MalformedUpdate("nonfinite", f"a float32 value is {sides[at]}; encode refuses these")
+        values[:] = sides

@@ -1,0 +1,181 @@
+"""Overrides in, one typed `Config` out, or every mistake at once. Knows Hydra; not what the options do."""
+
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from fedq.config.problem import ConfigError, Problem
+from fedq.config.schema import GROUPS, OPEN, Config
+
+
+def conf_folder() -> Path:
+    """fedq's own `conf/`: inside the package in a wheel, beside it in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parent / "conf"
+
+
+def compose(overrides: Sequence[str] = (), *, overlay: Path | None = None) -> Config:
+    """The config that the overrides make.
+
+    `overlay`: a folder with groups of the user's own (`conf/` of an app); fedq's choices stay behind it.
+    Raises `ConfigError` with every unknown key, unknown choice and mistyped value, each with the nearest name.
+    """
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    wanted = [_open_key(o) for o in overrides]
+    try:
+        config = _compose(wanted, overlay)
+    except (HydraException, OmegaConfBaseException) as error:
+        found = [p for o in wanted if (p := _problem(o, overlay)) is not None]
+        raise ConfigError(
+            found or [Problem("overrides", list(overrides), str(error), "See fedq run --help")]
+        ) from error
+    return finished(config, overrides, overlay)
+
+
+def finished(config: Config, overrides: Sequence[str], overlay: Path | None) -> Config:
+    """A composed config with what it was made of."""
+    config.overrides, config.overlay = list(overrides), str(overlay) if overlay else None
+    for group in ("model", "data"):
+        _keep_own_arguments(getattr(config, group), group, overrides)
+    return config
+
+
+def register() -> None:
+    """Give Hydra the schema and the help page; `fedq run` and `compose` both need it."""
+    from hydra.core.config_store import ConfigStore
+
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Config)
+    store.store(group="hydra/help", name="fedq", node=_help())
+
+
+def hydra_arguments(overrides: Sequence[str], overlay: Path | None) -> list[str]:
+    """The overrides as Hydra's own command line takes them."""
+    path = [f"hydra.searchpath=[file://{overlay}]"] if overlay is not None else []
+    return [_open_key(o) for o in overrides] + path
+
+
+def typed(node: Any) -> Config:
+    """Hydra's composed node -> `Config`; a `???` that nobody set is a `ConfigError`."""
+    from omegaconf import OmegaConf
+
+    missing = sorted(OmegaConf.missing_keys(node))
+    if missing:
+        raise ConfigError([Problem(k, "???", "must be set", f"Add {k}=VALUE") for k in missing])
+    config = OmegaConf.to_object(node)
+    if not isinstance(config, Config):
+        raise TypeError(f"composed a {type(config).__name__}, not a Config")
+    return config
+
+
+def _compose(overrides: Sequence[str], overlay: Path | None) -> Config:
+    import hydra
+
+    register()
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(conf_folder())):
+        return typed(hydra.compose("config", hydra_arguments(overrides, overlay)))
+
+
+def _keep_own_arguments(node: dict[str, Any], group: str, overrides: Sequence[str]) -> None:
+    """With a `_target_` of the user's own, the arguments of the choice that it replaced are not meant for it."""
+    given = {o.lstrip("+").partition("=")[0] for o in overrides}
+    if f"{group}._target_" in given:
+        for key in [k for k in node if f"{group}.{k}" not in given]:
+            del node[key]
+
+
+def _open_key(override: str) -> str:
+    """`model.width=3` -> `++model.width=3`: the arguments of a user's callable need no declaration."""
+    opens = any(override.startswith(f"{prefix}.") for prefix in OPEN)
+    return f"++{override}" if opens else override
+
+
+def _problem(override: str, overlay: Path | None) -> Problem | None:
+    """What is wrong with one override taken alone."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    key, sign, value = override.partition("=")
+    key = key.lstrip("+~")
+    try:
+        _compose([override], overlay)
+    except ConfigError:
+        return None  # a `???` that another override fills
+    except (HydraException, OmegaConfBaseException) as error:
+        if not sign and not override.startswith("~"):
+            return Problem(override, "", "an override has the form key=value", "See fedq run --help")
+        if key in GROUPS:
+            choices = _choices(key, overlay)
+            return Problem(key, value, f"no such choice; there are {', '.join(choices)}", _nearest(value, choices))
+        if key not in (known := known_keys()):
+            return Problem(key, value, "no such key", _nearest(key, [*known, *GROUPS]))
+        cause = str(error.__cause__ or error).splitlines()[0]
+        return Problem(key, value, cause, f"{key} means: {known[key]}")
+    return None
+
+
+def _choices(group: str, overlay: Path | None) -> list[str]:
+    folders = [conf_folder(), *([overlay] if overlay else [])]
+    return sorted({p.stem for folder in folders for p in (folder / group).glob("*.yaml")})
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    leaf = {k.rpartition(".")[2]: k for k in known}
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6) or [
+        leaf[m] for m in difflib.get_close_matches(name.rpartition(".")[2], list(leaf), n=1, cutoff=0.6)
+    ]
+    close = close or [k for k in known if name and name in k]
+    return f"Did you mean {close[0]}?" if close else "fedq run --help lists what there is"
+
+
+def known_keys() -> dict[str, str]:
+    """Every key of an experiment -> its meaning."""
+    return {key: meaning for key, meaning, _ in _walk(Config, "")}
+
+
+def _walk(schema: type, prefix: str) -> list[tuple[str, str, Any]]:
+    rows: list[tuple[str, str, Any]] = []
+    hints = get_type_hints(schema)
+    for f in fields(schema):
+        hint = hints[f.name]
+        if isinstance(hint, type) and is_dataclass(hint):
+            rows += _walk(hint, f"{prefix}{f.name}.")
+        elif "help" in f.metadata:
+            types = [t.__name__ for t in get_args(hint) if t is not type(None)] or [
+                getattr(hint, "__name__", str(hint))
+            ]
+            rows.append((f"{prefix}{f.name}", f.metadata["help"], types[0]))
+    return rows
+
+
+def _help() -> dict[str, str]:
+    width = max(len(key) for key in known_keys())
+    keys = "\n".join(f"  {key:{width}}  {meaning}" for key, meaning in known_keys().items())
+    template = f"""fedq run [KEY=VALUE | GROUP=CHOICE ...]    one federated experiment
+
+Groups and their choices (GROUP=CHOICE):
+
+$APP_CONFIG_GROUPS
+Keys and their meaning (KEY=VALUE; model.* and data.* also take any argument of the callable):
+
+{keys}
+
+Flags:
+  --dry-run      what the run will cost (epsilon, bytes, memory); trains nothing
+  --cfg job      print the composed config
+  -m             sweep: every combination of KEY=A,B,C
+  --help         this page; --hydra-help: Hydra's own
+
+Examples:
+  fedq run experiment=demo
+  fedq run experiment=demo privacy=off
+  fedq run -m experiment=demo privacy.target_epsilon=1,3,8
+"""
+    # Hydra fills $NAMES in the template; OmegaConf would read ${...}, which the text must not hold.
+    return {"app_name": "fedq", "header": "", "footer": "", "template": re.sub(r"\$\{", "$ {", template)}

@@ -1,0 +1,240 @@
+"""Every rule about an experiment that needs no data. Knows the schema; not Hydra, torch or Flower."""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+from fedq.config.problem import Problem
+from fedq.config.schema import Config
+
+# What may stand in a closed option. The rooms own the classes behind the names; a test compares them.
+CHOICES: dict[str, tuple[str, ...]] = {
+    "partition.name": ("iid", "dirichlet", "by_column"),
+    "train.schedule": ("constant", "linear", "cosine"),
+    "train.loss": ("cross_entropy", "binary_cross_entropy", "mse", "l1", "huber"),
+    "train.metric": ("accuracy", "multilabel_accuracy", "r2", "mse", "mae"),
+    "quant.name": ("off", "int8"),
+    "quant.activations": ("fixed", "learned", "observed", "off"),
+    "privacy.unit": ("off", "example"),
+    "privacy.accountant": ("prv", "rdp"),
+    "privacy.noise": ("gaussian", "seeded"),
+    "codec.name": ("float32", "float16", "int8"),
+    "codec.rounding": ("nearest", "stochastic"),
+    "strategy.name": ("fedavg",),
+    "strategy.weighting": ("examples", "equal"),
+    "strategy.keep": ("last", "best"),
+    "runtime.name": ("local",),
+}
+# key -> (least, largest, whether the bounds themselves are allowed)
+BOUNDS: dict[str, tuple[float, float, bool, bool]] = {
+    "rounds": (1, 1_000_000, True, True),
+    "clients": (1, 1_000_000, True, True),
+    "fraction": (0, 1, False, True),
+    "seed": (0, 2**63 - 1, True, True),
+    "partition.alpha": (0, math.inf, False, False),
+    "partition.min_size": (1, math.inf, True, False),
+    "train.epochs": (0, 10_000, False, True),
+    "train.steps": (1, 1_000_000, True, True),
+    "train.batch_size": (1, 1_000_000, True, True),
+    "train.lr": (0, math.inf, False, False),
+    "train.clip_grad": (0, math.inf, False, False),
+    "train.holdout": (0, 1, False, False),
+    "quant.weight_bits": (8, 8, True, True),
+    "quant.activation_bits": (8, 8, True, True),
+    "quant.weight_range": (1, 127, True, True),
+    "quant.activation_range": (0, math.inf, False, False),
+    "quant.input_range": (0, math.inf, False, False),
+    "privacy.target_epsilon": (0, math.inf, False, False),
+    "privacy.target_delta": (0, 1, False, False),
+    "privacy.noise_multiplier": (0, math.inf, False, False),
+    "privacy.clip_norm": (0, math.inf, False, False),
+    "privacy.sample_rate": (0, 1, False, True),
+    "privacy.nominal_examples": (1, math.inf, True, False),
+    "codec.block": (16, 65536, True, True),
+    "strategy.server_lr": (0, math.inf, False, False),
+    "strategy.min_clients": (1, math.inf, True, False),
+    "strategy.max_weight": (0, 2**20, False, True),
+    "strategy.evaluate_every": (1, math.inf, True, False),
+    "runtime.workers": (1, 256, True, True),
+    "runtime.timeout": (0, math.inf, False, False),
+}
+
+
+def problems(config: Config) -> list[Problem]:
+    """All that is wrong with the config, in the order of its keys; empty when it may run."""
+    return [*_single(config), *_together(config)]
+
+
+def value_of(config: Config, key: str) -> Any:
+    node: Any = config
+    for part in key.split("."):
+        node = getattr(node, part)
+    return node
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """The part of the config that defines the arrays: the same on every runtime."""
+    whole = asdict(config)
+    for key in ("runtime", "name", "overrides", "overlay"):
+        del whole[key]
+    del whole["privacy"]["ledger"]
+    return whole
+
+
+def config_hash(config: Config) -> str:
+    """16 hex digits that name the experiment."""
+    text = json.dumps(identity(config), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def set_by_user(config: Config, key: str) -> bool:
+    """Whether the key stands on the command line (an option that the choice lacks is an error only then)."""
+    return any(o.lstrip("+").startswith(f"{key}=") for o in config.overrides)
+
+
+def _single(config: Config) -> Iterator[Problem]:
+    for key, choices in CHOICES.items():
+        value = value_of(config, key)
+        if value not in choices:
+            yield Problem(key, value, f"must be one of {', '.join(choices)}", f"Use {key}={choices[0]}")
+    for key, (low, high, with_low, with_high) in BOUNDS.items():
+        value = value_of(config, key)
+        if value is None:
+            continue
+        inside = (low <= value if with_low else low < value) and (value <= high if with_high else value < high)
+        if not inside:
+            yield Problem(key, value, f"must be in {_interval(low, high, with_low, with_high)}", _try(config, key))
+
+
+def _together(config: Config) -> Iterator[Problem]:
+    train, privacy, quant = config.train, config.privacy, config.quant
+    private = privacy.unit != "off"
+    if (train.epochs is None) == (train.steps is None):
+        yield Problem(
+            "train.epochs",
+            train.epochs,
+            f"set one of train.epochs and train.steps (={train.steps}), the other null",
+            "Use train.epochs=1 train.steps=null",
+        )
+    if config.strategy.min_clients > cohort_size(config):
+        yield Problem(
+            "strategy.min_clients",
+            config.strategy.min_clients,
+            f"a round has {cohort_size(config)} clients (fraction={config.fraction} of clients={config.clients})",
+            f"Use strategy.min_clients={cohort_size(config)} or a larger fraction",
+        )
+    if config.codec.name != "int8":
+        for key in ("codec.block", "codec.rounding"):
+            if set_by_user(config, key):
+                yield Problem(
+                    key,
+                    value_of(config, key),
+                    f"codec={config.codec.name} has no such option",
+                    "Use codec=int8",
+                )
+    for group in ("model", "data"):
+        target = getattr(config, group).get("_target_")
+        if not isinstance(target, str) or "." not in target:
+            yield Problem(
+                f"{group}._target_", target, "must be a dotted path, package.module.name", f"Choose a {group}"
+            )
+    if not private:
+        for key in ("target_epsilon", "noise_multiplier", "sample_rate"):
+            if set_by_user(config, f"privacy.{key}") and value_of(config, f"privacy.{key}") is not None:
+                yield Problem(
+                    f"privacy.{key}",
+                    value_of(config, f"privacy.{key}"),
+                    "privacy is off, so it would do nothing",
+                    "Add privacy=example",
+                )
+        return
+    if privacy.target_epsilon is None and privacy.noise_multiplier is None:
+        yield Problem(
+            "privacy.target_epsilon",
+            None,
+            "with privacy on, a budget or a noise multiplier must be set",
+            "Use privacy.target_epsilon=8",
+        )
+    if quant.name != "off" and quant.activations == "observed":
+        yield Problem(
+            "quant.activations",
+            "observed",
+            "observed ranges are not covered by DP-SGD (privacy=example)",
+            "Use quant.activations=fixed or learned",
+        )
+    if nominal_examples(config) is None:
+        yield Problem(
+            "privacy.nominal_examples",
+            None,
+            "DP divides by a public number of examples for each client, never by the true one, and the data names none",
+            "Use privacy.nominal_examples=N with a public guess",
+        )
+    elif sample_rate(config) > 1:
+        yield Problem(
+            "train.batch_size",
+            train.batch_size,
+            f"the expected batch is larger than the {nominal_examples(config)} examples that a client is taken to hold",
+            f"Use train.batch_size={nominal_examples(config)} or less",
+        )
+    if train.clip_grad is not None:
+        yield Problem(
+            "train.clip_grad",
+            train.clip_grad,
+            "under DP the bound on each example's gradient is privacy.clip_norm",
+            "Use train.clip_grad=null",
+        )
+
+
+def cohort_size(config: Config) -> int:
+    """Clients in a round: floor(fraction * clients), at least one."""
+    return max(1, int(config.fraction * config.clients + 1e-9))
+
+
+def participation_cap(config: Config) -> int:
+    """Most rounds in which any one client takes part, under shuffle-and-deal sampling."""
+    return min(config.rounds, -(-config.rounds * cohort_size(config) // config.clients))
+
+
+def evaluation_due(config: Config, round: int) -> bool:
+    """Whether the model is evaluated after this round: every so often, and always in the last five."""
+    return round % config.strategy.evaluate_every == 0 or round > config.rounds - 5
+
+
+def nominal_examples(config: Config) -> int | None:
+    """Public number of examples that every client is taken to hold: the divisor of DP-SGD."""
+    if config.privacy.nominal_examples is not None:
+        return config.privacy.nominal_examples
+    published = config.data.get("nominal_examples")
+    return None if published is None else max(1, int(published) // config.clients)
+
+
+def sample_rate(config: Config) -> float:
+    """Public Poisson sampling rate of DP-SGD."""
+    if config.privacy.sample_rate is not None:
+        return config.privacy.sample_rate
+    return config.train.batch_size / float(nominal_examples(config) or math.nan)
+
+
+def dp_steps(config: Config) -> int:
+    """Public number of noised steps in one participation."""
+    if config.train.steps is not None:
+        return config.train.steps
+    return max(1, round((config.train.epochs or 1.0) / sample_rate(config)))
+
+
+def _interval(low: float, high: float, with_low: bool, with_high: bool) -> str:
+    return f"{'[' if with_low else '('}{low:g}, {high:g}{']' if with_high else ')'}"
+
+
+def _try(config: Config, key: str) -> str:
+    default = value_of(Config(), key)
+    low, high, with_low, _ = BOUNDS[key]
+    value = (
+        default
+        if default is not None
+        else {"privacy.target_epsilon": 8, "train.epochs": 1}.get(key, low if with_low else high)
+    )
+    return f"Try {key}={value:g}" if isinstance(value, (int, float)) and math.isfinite(value) else f"Set another {key}"

@@ -1,0 +1,137 @@
+"""The typed options of an experiment. Knows names, types, defaults and meanings; no rules, no Hydra.
+
+A group's class holds the options of all its choices: with one schema per choice,
+`experiment=demo privacy=off` would fail on the options that the demo sets for `privacy=example`.
+Plain dataclasses, since OmegaConf raises `ReadonlyConfigError` on frozen ones.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def option(default: Any, meaning: str) -> Any:
+    """A dataclass field with the line that `fedq run --help` shows for it."""
+    if isinstance(default, (dict, list)):
+        return field(default_factory=lambda: type(default)(default), metadata={"help": meaning})
+    return field(default=default, metadata={"help": meaning})
+
+
+@dataclass
+class Partition:
+    name: str = option("iid", "how examples are dealt to clients: iid, dirichlet, by_column")
+    alpha: float = option(0.5, "dirichlet: concentration; smaller is more skewed (Hsu et al. 2019)")
+    min_size: int = option(10, "dirichlet: the fewest examples that a client may hold")
+
+
+@dataclass
+class Train:
+    epochs: float | None = option(None, "local passes over the shard in a round (or set train.steps)")
+    steps: int | None = option(None, "local optimizer steps in a round (or set train.epochs)")
+    batch_size: int = option(32, "examples in a batch; the expected number under DP")
+    optimizer: str = option("SGD", "client optimizer: any class of torch.optim by name")
+    lr: float = option(0.1, "client learning rate in the first round")
+    optimizer_options: dict[str, Any] = option({}, "other arguments of the optimizer, e.g. momentum")
+    schedule: str = option("constant", "learning rate over the rounds: constant, linear, cosine")
+    clip_grad: float | None = option(None, "largest L2 norm of a batch gradient (privacy off only)")
+    loss: str = option("cross_entropy", "cross_entropy, binary_cross_entropy, mse, l1, huber")
+    metric: str = option("accuracy", "accuracy, multilabel_accuracy, r2, mse, mae")
+    holdout: float = option(0.2, "share of its shard on which a client evaluates if the server has no test set")
+
+
+@dataclass
+class Quant:
+    name: str = option("off", "off or int8")
+    weight_bits: int = option(8, "bits of a weight (8)")
+    activation_bits: int = option(8, "bits of an activation (8)")
+    activations: str = option("fixed", "activation ranges: fixed, learned, observed (refused under DP), off")
+    weight_range: int = option(63, "largest weight level: 63 is exact on every CPU, 127 only with VNNI or ARM")
+    activation_range: float = option(8.0, "fixed (or first) range of activations without a natural bound")
+    input_range: float = option(4.0, "fixed range of the model's input")
+    skip: list[str] = option([], "name patterns of layers that stay float")
+
+
+@dataclass
+class Privacy:
+    unit: str = option("off", "what DP protects: off, or example (each training example of each client)")
+    target_epsilon: float | None = option(None, "budget of every client over the whole run")
+    target_delta: float = option(1e-5, "delta of the guarantee")
+    noise_multiplier: float | None = option(None, "noise std over clip_norm; null: calibrated to target_epsilon")
+    clip_norm: float = option(1.0, "largest L2 norm of one example's gradient")
+    sample_rate: float | None = option(None, "public Poisson rate q; null: train.batch_size / nominal_examples")
+    nominal_examples: int | None = option(
+        None, "public number of examples a client is taken to hold; null: data.nominal_examples / clients"
+    )
+    accountant: str = option("prv", "prv (tight) or rdp")
+    noise: str = option("gaussian", "gaussian: a stream keyed by the OS; seeded: for tests, never private")
+    ledger: str | None = option(None, "folder of the clients' ledgers; null: they live with the run")
+
+
+@dataclass
+class Codec:
+    name: str = option("float32", "what a value costs on the wire, both ways: float32, float16, int8")
+    block: int = option(256, "int8: values that share one scale")
+    rounding: str = option("nearest", "int8: nearest or stochastic (unbiased)")
+    feedback: bool = option(False, "error feedback: what rounding lost is added to the next update")
+
+
+@dataclass
+class Strategy:
+    name: str = option("fedavg", "aggregation: fedavg")
+    server: str = option(
+        "SGD", "server optimizer over the aggregate: any class of torch.optim; SGD with lr 1 is FedAvg"
+    )
+    server_lr: float = option(1.0, "server learning rate")
+    server_options: dict[str, Any] = option({}, "other arguments of the server optimizer")
+    weighting: str = option("examples", "weight of a client: examples, or equal (always so under DP)")
+    min_clients: int = option(1, "fewest accepted replies; with fewer the round is skipped, the model unchanged")
+    max_weight: float = option(1e6, "largest weight that a reply may claim")
+    evaluate_every: int = option(1, "rounds between evaluations (the last five are always evaluated)")
+    keep: str = option("last", "model that is delivered: last, or best on the validation set")
+
+
+@dataclass
+class Runtime:
+    name: str = option("local", "where the apps run: local")
+    workers: int = option(1, "local: processes that train clients; 1 is this process")
+    timeout: float = option(3600.0, "seconds to wait for the replies of a round")
+
+
+@dataclass
+class Config:
+    """One experiment. `model` and `data` are open groups: `_target_` names any importable callable."""
+
+    rounds: int = option(20, "federated rounds")
+    clients: int = option(10, "number of clients")
+    fraction: float = option(1.0, "share of the clients that take part in a round")
+    seed: int = option(0, "seed of partition, initialisation, sampling, batches and rounding; never of DP noise")
+    name: str = option("run", "label in the run folder's name; no part of the experiment's identity")
+    model: dict[str, Any] = option({}, "_target_: a callable that returns an nn.Module; other keys: its arguments")
+    data: dict[str, Any] = option({}, "_target_: a callable that returns the data; other keys: its arguments")
+    partition: Partition = field(default_factory=Partition)
+    train: Train = field(default_factory=Train)
+    quant: Quant = field(default_factory=Quant)
+    privacy: Privacy = field(default_factory=Privacy)
+    codec: Codec = field(default_factory=Codec)
+    strategy: Strategy = field(default_factory=Strategy)
+    runtime: Runtime = field(default_factory=Runtime)
+
+    # The overrides that made it and the folder of the user's own choices: they, not objects, cross processes.
+    # Set by `compose`, never by a user.
+    overrides: list[str] = field(default_factory=list)
+    overlay: str | None = None
+
+
+GROUPS = (
+    "model",
+    "data",
+    "partition",
+    "train",
+    "quant",
+    "privacy",
+    "codec",
+    "strategy",
+    "runtime",
+    "experiment",
+)
+# Mappings whose keys are the arguments of a callable that the user chose: a new key needs no `+`.
+OPEN = ("model", "data", "train.optimizer_options", "strategy.server_options")

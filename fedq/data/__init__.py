@@ -1,0 +1,26 @@
+"""Datasets and how they are dealt to clients. Knows arrays and files; not models, Flower or Hydra."""
+
+from fedq.data.accept import as_dataset
+from fedq.data.errors import DataNotFoundError
+from fedq.data.examples import Dataset, Examples
+from fedq.data.idx import fashion_mnist, read_idx
+from fedq.data.partition import PARTITIONERS, ByColumn, Dirichlet, Iid
+from fedq.data.sklearn_digits import digits
+from fedq.data.split import split_indices
+from fedq.data.tabular import csv
+
+__all__ = [
+    "PARTITIONERS",
+    "ByColumn",
+    "DataNotFoundError",
+    "Dataset",
+    "Dirichlet",
+    "Examples",
+    "Iid",
+    "as_dataset",
+    "csv",
+    "digits",
+    "fashion_mnist",
+    "read_idx",
+    "split_indices",
+]

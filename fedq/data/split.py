@@ -1,0 +1,44 @@
+"""Which examples train, validate and test. Knows counts and fractions; not the examples."""
+
+import numpy as np
+import numpy.typing as npt
+
+Indices = npt.NDArray[np.int64]
+
+
+def check_fractions(*, validation_fraction: float, test_fraction: float = 0.0) -> None:
+    """Refuse fractions that leave nothing to train on."""
+    for key, value in (("validation_fraction", validation_fraction), ("test_fraction", test_fraction)):
+        if not 0 <= value < 1:
+            raise ValueError(f"data.{key}={value}: must be at least 0 and below 1; try 0.1")
+    if validation_fraction + test_fraction >= 1:
+        raise ValueError(
+            f"data.validation_fraction={validation_fraction} and data.test_fraction={test_fraction} leave no "
+            "training examples: their sum must be below 1; try 0.1 and 0.2"
+        )
+
+
+def held_out(num_examples: int, fraction: float) -> int:
+    """Size of a held-out part: rounded, but never empty when one was asked for."""
+    return max(1, round(num_examples * fraction)) if fraction else 0
+
+
+def split_indices(
+    num_examples: int, *, validation_fraction: float, test_fraction: float, seed: int
+) -> tuple[Indices, Indices, Indices]:
+    """Shuffle once, then cut: (train, validation, test), disjoint and covering all.
+
+    The stream is keyed by `seed` alone, so the split is the same on every machine and for every experiment.
+    """
+    check_fractions(validation_fraction=validation_fraction, test_fraction=test_fraction)
+    num_test = held_out(num_examples, test_fraction)
+    num_validation = held_out(num_examples, validation_fraction)
+    num_train = num_examples - num_test - num_validation
+    if num_train < 1:
+        raise ValueError(
+            f"{num_examples} examples split into {num_validation} for validation and {num_test} for test "
+            "leave none to train on; lower data.validation_fraction or data.test_fraction"
+        )
+    order = np.random.Generator(np.random.Philox(key=seed)).permutation(num_examples)
+    train, validation, test = np.split(order, [num_train, num_train + num_validation])
+    return train, validation, test

@@ -1,0 +1,157 @@
+"""A CSV file as a Dataset: which column is what, and how cells become numbers. Guesses no missing value."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fedq.data.examples import Dataset, Examples, Targets
+from fedq.data.split import check_fractions, split_indices
+from fedq.data.table import Table, as_number, read_table
+
+
+def csv(
+    path: str,
+    target: str | Sequence[str],
+    client: str | None = None,
+    *,
+    ignore: str | Sequence[str] = (),
+    task: str = "classification",
+    validation_fraction: float = 0.1,
+    test_fraction: float = 0.2,
+    standardize: bool = True,
+    delimiter: str = ",",
+    seed: int = 0,
+) -> Dataset:
+    """Each column but target, client and ignored ones is a numeric feature; inputs (n, features).
+
+    `target` is one column or several, separated by commas (a list where names hold commas). Classes are
+    the sorted distinct labels; regression targets keep their units; multilabel columns hold 0 and 1.
+    The column names, the set of labels and the client keys count as public.
+
+    `standardize` takes mean and standard deviation from the training part. Those are statistics of private
+    data, so the result then says `fitted_on_private_data`; with `standardize=False` it does not.
+    """
+    if task not in TASKS:
+        raise ValueError(f"data.task={task}: must be one of {', '.join(TASKS)}; try classification")
+    check_fractions(validation_fraction=validation_fraction, test_fraction=test_fraction)
+    table = read_table(path, delimiter=delimiter)
+    target_columns, ignored = _names(target, table, "target"), _names(ignore, table, "ignore")
+    if not target_columns:
+        raise ValueError(f"data.target is empty: name a column; {table.path} has {', '.join(table.columns)}")
+    if client is not None:
+        table.require(client, "client")
+    used = [*target_columns, *ignored, *([] if client is None else [client])]
+    for column in used:
+        if used.count(column) > 1:
+            raise ValueError(
+                f"column '{column}' has two uses; name it in one of data.target, data.client and data.ignore"
+            )
+    features = [column for column in table.columns if column not in used]
+    if not features:
+        raise ValueError(
+            f"{table.path}: no feature column is left beside data.target, data.client and data.ignore; "
+            "name fewer columns there"
+        )
+
+    targets, num_outputs = TASKS[task](table, target_columns)
+    inputs = np.stack([table.numbers(column, mend=_FEATURE_MEND) for column in features], axis=1)
+    parts = split_indices(len(table), validation_fraction=validation_fraction, test_fraction=test_fraction, seed=seed)
+    if standardize:
+        inputs = _standardized(inputs, by=inputs[parts[0]])
+    train, validation, test = (Examples(inputs[part].astype(np.float32), targets[part]) for part in parts)
+    return Dataset(
+        train,
+        validation=validation if len(validation) else None,
+        test=test if len(test) else None,
+        groups=None if client is None else _client_keys(table, client)[parts[0]],
+        num_outputs=num_outputs,
+        name=Path(path).stem,
+        fitted_on_private_data=standardize,
+    )
+
+
+_FEATURE_MEND = "encode the column as numbers (one 0/1 column a value), or name it in data.ignore or data.client"
+
+
+def _names(given: str | Sequence[str], table: Table, key: str) -> list[str]:
+    if isinstance(given, str):
+        # A column whose own name holds a comma is meant as a whole.
+        whole = given in table.columns
+        given = [given] if whole else [name.strip() for name in given.split(",") if name.strip()]
+    names = list(given)
+    for name in names:
+        table.require(name, key)
+    return names
+
+
+def _classes(table: Table, columns: list[str]) -> tuple[Targets, int]:
+    """Index of each row's label among the sorted distinct ones (by number if all are numbers)."""
+    if len(columns) > 1:
+        raise ValueError(
+            f"data.target={','.join(columns)}: one column holds the classes; "
+            "use one, or data.task=multilabel or data.task=regression"
+        )
+    column = columns[0]
+    cells = table.texts(column)
+    numbers = [as_number(cell) for cell in cells]
+    values: npt.NDArray[Any] = np.array(cells)
+    if None not in numbers:
+        values = table.numbers(column, mend="")
+        if (values != np.rint(values)).any():
+            row = int(np.flatnonzero(values != np.rint(values))[0])
+            raise ValueError(f"{table.where(row, column)}: '{cells[row]}' is no class; use data.task=regression")
+    labels, indices = np.unique(values, return_inverse=True)
+    if len(labels) < 2:
+        raise ValueError(
+            f"data.target={column}: every row holds '{cells[0]}', and there must be at least 2 classes; "
+            "name another column"
+        )
+    return indices.astype(np.int64), len(labels)
+
+
+def _values(table: Table, columns: list[str]) -> tuple[Targets, int]:
+    """Float columns as they stand."""
+    mend = "data.task=regression needs numbers; use data.task=classification for labels"
+    values = np.stack([table.numbers(column, mend=mend) for column in columns], axis=1)
+    return values.astype(np.float32), len(columns)
+
+
+def _labels(table: Table, columns: list[str]) -> tuple[Targets, int]:
+    """Columns of 0 and 1."""
+    mend = "data.task=multilabel needs 0 or 1 in each target column"
+    values = np.stack([table.numbers(column, mend=mend) for column in columns], axis=1)
+    wrong = np.argwhere((values != 0) & (values != 1))
+    if len(wrong):
+        row, which = (int(i) for i in wrong[0])
+        cell = table.columns[columns[which]][row]
+        raise ValueError(f"{table.where(row, columns[which])}: '{cell}' is neither 0 nor 1; {mend}")
+    return values.astype(np.float32), len(columns)
+
+
+TASKS: dict[str, Callable[[Table, list[str]], tuple[Targets, int]]] = {
+    "classification": _classes,
+    "regression": _values,
+    "multilabel": _labels,
+}
+
+
+def _standardized(inputs: npt.NDArray[np.float64], *, by: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Mean 0 and deviation 1 in the rows of `by`; a column that is constant there keeps its scale."""
+    # Not `std > 0`: rounding leaves 1e-17 on a constant column, and the held-out rows would blow up.
+    scale: npt.NDArray[np.float64] = np.where(np.ptp(by, axis=0) > 0, by.std(axis=0), 1.0)
+    mean: npt.NDArray[np.float64] = by.mean(axis=0)
+    return (inputs - mean) / scale
+
+
+def _client_keys(table: Table, column: str) -> npt.NDArray[Any]:
+    """Client keys as integers where that keeps all of them apart, so that 10 sorts after 9; else as text."""
+    cells = table.texts(column, refused={""})
+    keys = np.array(cells)
+    if all(cell.isascii() and cell.isdigit() and len(cell) <= 18 for cell in set(cells)):
+        numbers = keys.astype(np.int64)
+        if len(np.unique(numbers)) == len(np.unique(keys)):
+            return numbers
+    return keys

@@ -1,0 +1,234 @@
+"""What a run hands over: the log of its rounds, the model files, the int8 model measured on int8 kernels, result.json.
+
+Knows experiments and results; not messages. Every figure here is measured or counted, none is copied from the config.
+"""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from fedq import wire
+from fedq.client.state import EVIDENCE
+from fedq.config import rules
+from fedq.experiment import Experiment
+from fedq.results import Result, RoundLog, RoundRow, save_curves, write_model
+from fedq.server import Outcome
+from fedq.server.loop import Round
+from fedq.server.total import Traffic
+from fedq.training import load_vector, state_arrays
+from fedq.training.numerics import fingerprint
+
+PRIVACY_UNIT = {"example": "one training example of one client (add or remove)"}
+MODEL, INT8_MODEL = "model.safetensors", "model.onnx"
+
+
+class Delivery:
+    """Turns rounds into rows as they end, on disk first and then on the screen; closes with the result."""
+
+    def __init__(self, experiment: Experiment, folder: Path, watch: Callable[[RoundRow], None]) -> None:
+        self._experiment, self._folder, self._watch = experiment, folder, watch
+        self._log = RoundLog(folder / "rounds.jsonl")
+        self._rows: list[RoundRow] = []
+        self._traffic = Traffic()
+        self._accepted: list[tuple[str, int]] = []  # (client, round)
+
+    def __enter__(self) -> "Delivery":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._log.close()
+
+    def round(self, what: Round) -> None:
+        """One round ended."""
+        evaluation, validation = what.scores.evaluation, what.scores.validation
+        is_accuracy = self._experiment.trainer.metric.is_accuracy
+        row = RoundRow(
+            round=what.number,
+            status=what.status,
+            accuracy=evaluation.metric if is_accuracy else None,
+            metric_value=evaluation.metric,
+            loss=evaluation.loss,
+            validation_accuracy=validation.metric if is_accuracy else None,
+            train_loss=what.train_loss,
+            epsilon=epsilon_after(self._experiment, what.participations),
+            bytes_up=what.traffic.up,
+            bytes_down=what.traffic.down,
+            float32_bytes_up=what.traffic.float32_up,
+            float32_bytes_down=what.traffic.float32_down,
+            seconds=round(what.seconds, 4),
+            clients=len(what.accepted),
+            lost=len(what.rejected),
+            reasons=dict(sorted(Counter(r.reason for r in what.rejected).items())),
+            rejected=[{"client": r.client, "reason": r.reason} for r in what.rejected],
+        )
+        self._log.append(row)
+        self._rows.append(row)
+        self._traffic.add(what.traffic)
+        self._accepted += [(client, what.number) for client in what.accepted]
+        self._watch(row)
+
+    def close(self, outcome: Outcome, *, begun: float) -> Result:
+        """Write the model, the int8 model, the curves and the result; `begun`: time.monotonic() at the start."""
+        e, config = self._experiment, self._experiment.config
+        scores = outcome.scores.evaluation
+        if scores.metric is None and e.dataset.test is not None:
+            evaluation = e.trainer.evaluate(outcome.master, e.dataset.test)
+            value: float | None = evaluation.metric
+        else:
+            value = scores.metric
+        load_vector(e.trainer.model, e.layout, outcome.master)
+        arrays = state_arrays(e.trainer.model)
+        write_model(self._folder / MODEL, arrays)
+        int8 = self._int8()
+        privacy = self._privacy()
+        is_accuracy = e.trainer.metric.is_accuracy
+        result = Result(
+            name=config.name,
+            status=outcome.status,
+            status_reason=outcome.reason or None,
+            rounds=outcome.rounds,
+            seed=config.seed,
+            accuracy=value if is_accuracy else None,
+            accuracy_source=e.accuracy_source if value is not None else "none",
+            metric=config.train.metric,
+            metric_value=value,
+            int8_accuracy=int8.get("value") if is_accuracy else None,
+            int8_metric_value=int8.get("value"),
+            int8_agreement=int8.get("agreement"),
+            int8_ops=int8.get("int8_ops", {}),
+            float_ops=int8.get("float_ops", {}),
+            **privacy,
+            bytes_up=self._traffic.up,
+            bytes_down=self._traffic.down,
+            float32_bytes_up=self._traffic.float32_up,
+            float32_bytes_down=self._traffic.float32_down,
+            model_bytes=(self._folder / MODEL).stat().st_size,
+            int8_model_bytes=int8.get("bytes"),
+            clients_lost=sum(row.lost for row in self._rows),
+            wall_seconds=round(time.monotonic() - begun, 3),
+            fingerprint=fingerprint(),
+            config_hash=rules.config_hash(config),
+            config=rules.identity(config),
+            history=self._rows,
+            arrays=arrays,
+            folder=self._folder,
+        )
+        result.write(self._folder)
+        save_curves(result, self._folder / "curves.png")
+        return result
+
+    def _int8(self) -> dict[str, Any]:
+        """The delivered int8 model, and how it does on the kernels that really run; empty with quant off."""
+        e = self._experiment
+        if e.quantized is None or e.config.quant.activations == "off":
+            return {}
+        from fedq.quant import Int8Model, export_onnx
+
+        path = self._folder / INT8_MODEL
+        export_onnx(e.trainer.model, e.dataset.input_shape, path)
+        model = Int8Model(path)
+        found: dict[str, Any] = {
+            "bytes": path.stat().st_size,
+            "int8_ops": model.int8_ops,
+            "float_ops": model.float_ops,
+        }
+        if e.dataset.test is not None:
+            outputs = model(e.dataset.test.inputs)
+            found["value"] = e.trainer.score_outputs(outputs, e.dataset.test).metric
+            if e.trainer.metric.is_accuracy and e.dataset.test.targets.ndim == 1:
+                fake_quant = e.trainer.model_outputs(e.dataset.test.inputs).numpy()
+                found["agreement"] = float(np.mean(outputs.argmax(1) == fake_quant.argmax(1)))
+        return found
+
+    def _privacy(self) -> dict[str, Any]:
+        """What the clients' own ledgers and evidence say. In simulation they lie beside the run."""
+        e = self._experiment
+        if e.plan is None:
+            return {
+                "epsilon": None,
+                "delta": None,
+                "privacy_unit": None,
+                "private": False,
+                "privacy_reasons": [],
+            }
+        from fedq.privacy import is_private
+
+        evidence = gather_evidence(e, self._folder, self._accepted, self._traffic.fields)
+        private, reasons = is_private(evidence)
+        return {
+            "epsilon": evidence.epsilon,
+            "delta": e.plan.delta,
+            "privacy_unit": PRIVACY_UNIT[e.config.privacy.unit],
+            "private": private,
+            "privacy_reasons": reasons,
+        }
+
+
+def epsilon_after(experiment: Experiment, participations: int) -> float | None:
+    """What a client has spent after so many rounds: a function of public numbers alone."""
+    if experiment.plan is None:
+        return None
+    if participations == 0:
+        return 0.0
+    from fedq.privacy import epsilon
+
+    plan = experiment.plan
+    return epsilon([plan.mechanism] * participations, plan.delta, accountant=plan.accountant)
+
+
+def client_folder(run: Path, identity: str) -> Path:
+    """Where a simulated client keeps its ledger, evidence and log."""
+    return run / "clients" / identity
+
+
+def gather_evidence(experiment: Experiment, folder: Path, accepted: list[tuple[str, int]], fields: list[str]) -> Any:
+    """Every participation's evidence and ledger row, read back from the clients' folders.
+
+    Participations whose reply the server dropped count too: their updates left the client all the same.
+    """
+    from fedq.privacy import ClientRound, DPEvidence, Ledger, LedgerError, RunEvidence, Spend
+
+    options = experiment.config.privacy
+    rounds: list[ClientRound] = []
+    spent, verified = 0.0, True
+    for identity in experiment.identities:
+        home = client_folder(folder, identity)
+        done: dict[int, DPEvidence] = {}
+        if (home / EVIDENCE).exists():
+            for line in (home / EVIDENCE).read_text().splitlines():
+                row = json.loads(line)
+                number = row.pop("round")
+                done[number] = DPEvidence(**row)
+        spends: dict[int, Spend] = {}
+        path = (Path(options.ledger) / identity if options.ledger else home) / "ledger.sqlite"
+        if path.exists():
+            try:
+                ledger = Ledger(path, access="read")
+                ledger.verify()
+                spends = {row.id: row.spend for row in ledger.rows()}
+                spent = max(spent, ledger.epsilon(experiment.plan.delta, accountant=experiment.plan.accountant))
+            except LedgerError:
+                verified = False
+        for number in sorted({r for client, r in accepted if client == identity} | set(done)):
+            evidence = done.get(number)
+            spend = spends.get(evidence.spend_row_id) if evidence is not None else None
+            rounds.append(ClientRound(identity, number, evidence, spend, experiment.layout.size))
+    return RunEvidence(
+        rounds=rounds,
+        epsilon=spent,
+        target_epsilon=experiment.plan.target_epsilon,
+        ledgers_verified=verified,
+        reply_fields_checked=bool(fields),
+        nonpublic_reply_fields=sorted(set(fields) - wire.PUBLIC_FIELDS),
+        data_fitted_on_private=experiment.dataset.fitted_on_private_data,
+        activation_ranges_observed=experiment.config.quant.name != "off"
+        and experiment.config.quant.activations == "observed",
+    )

@@ -1,0 +1,91 @@
+"""Reference models for small inputs, each a plain `nn.Sequential`. Knows shapes; not how a model is used.
+
+Weights are torch's default initialisation from torch's global generator: whoever builds a model seeds it.
+"""
+
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+from itertools import pairwise
+
+from torch import nn
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
+
+# (kernel 1, kernel 2, stride, padding) of `cnn`. The second row is the first at half the scale, for
+# images under 14 pixels: on 8x8 it ends in the same 32 maps of 4x4 as the first does on 28x28.
+FULL_SCALE, HALF_SCALE = (8, 4, 2, 3), (4, 2, 1, 1)
+SMALLEST_FULL, SMALLEST_HALF = 14, 5  # pixels: the least side that leaves one value after the last pooling
+
+
+def linear(input_shape: Sequence[int], num_outputs: int) -> nn.Module:
+    """One linear layer on the flattened input: softmax or linear regression, with a suitable loss."""
+    _check(input_shape, num_outputs)
+    return nn.Sequential(
+        OrderedDict(flatten=nn.Flatten(), output=nn.Linear(math.prod(input_shape), num_outputs)),
+    )
+
+
+def mlp(
+    input_shape: Sequence[int], num_outputs: int, *, hidden: Sequence[int] = (64,), activation: str = "relu"
+) -> nn.Module:
+    """Fully connected layers of `hidden` widths, with an activation after each but the last."""
+    _check(input_shape, num_outputs)
+    if not hidden or any(width < 1 for width in hidden):
+        raise ValueError(f"model.hidden={list(hidden)}: must be one or more widths of at least 1; try [64]")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"model.activation={activation}: must be one of {', '.join(ACTIVATIONS)}; try relu")
+    layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
+    widths = [math.prod(input_shape), *hidden]
+    for i, (before, after) in enumerate(pairwise(widths), start=1):
+        layers[f"hidden{i}"] = nn.Linear(before, after)
+        layers[f"{activation}{i}"] = ACTIVATIONS[activation]()
+    layers["output"] = nn.Linear(widths[-1], num_outputs)
+    return nn.Sequential(layers)
+
+
+def cnn(input_shape: Sequence[int], num_outputs: int) -> nn.Module:
+    """The tanh CNN of Papernot et al. 2021, Table 1 (arXiv:2007.14191): 26,010 parameters on Fashion-MNIST.
+
+    The first convolution's "same" padding on 28x28 is 3, as in the authors' TensorFlow Privacy and in Opacus'
+    MNIST example. Images of 5 to 13 pixels (digits: 8) get the same net at half the kernel size and stride 1.
+    """
+    _check(input_shape, num_outputs)
+    if len(input_shape) != 3:
+        raise ValueError(
+            f"model=cnn takes images (channels, height, width), and the input is {tuple(input_shape)}; "
+            "add a channel axis to the data, or use model=mlp"
+        )
+    channels, height, width = input_shape
+    if min(height, width) < SMALLEST_HALF:
+        raise ValueError(
+            f"model=cnn needs images of at least {SMALLEST_HALF}x{SMALLEST_HALF} pixels, and the input is "
+            f"{height}x{width}; use model=mlp"
+        )
+    kernel1, kernel2, stride, padding = FULL_SCALE if min(height, width) >= SMALLEST_FULL else HALF_SCALE
+
+    def after_pooling(side: int) -> int:
+        pooled1 = (side + 2 * padding - kernel1) // stride
+        return (pooled1 - kernel2) // stride  # + 1 of the convolution and - 1 of the pooling cancel
+
+    return nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv2d(channels, 16, kernel1, stride=stride, padding=padding),
+            tanh1=nn.Tanh(),
+            pool1=nn.MaxPool2d(2, stride=1),
+            conv2=nn.Conv2d(16, 32, kernel2, stride=stride),
+            tanh2=nn.Tanh(),
+            pool2=nn.MaxPool2d(2, stride=1),
+            flatten=nn.Flatten(),
+            hidden=nn.Linear(32 * after_pooling(height) * after_pooling(width), 32),
+            tanh3=nn.Tanh(),
+            output=nn.Linear(32, num_outputs),
+        )
+    )
+
+
+def _check(input_shape: Sequence[int], num_outputs: int) -> None:
+    if not input_shape or any(side < 1 for side in input_shape):
+        raise ValueError(f"input shape {tuple(input_shape)}: each axis must be at least 1; check the data")
+    if num_outputs < 1:
+        raise ValueError(f"num_outputs={num_outputs}: must be at least 1; check the data's targets")

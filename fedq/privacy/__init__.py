@@ -1,0 +1,37 @@
+"""Differential privacy on the client: noise, accounting, the ledger, admission, DP-SGD and the verdict.
+Knows models, tensors and its ledger file; not quantization, codecs, messages, servers or configuration files.
+"""
+
+from fedq.privacy.accounting import ACCOUNTANTS, Accountant, Mechanism, calibrate, epsilon
+from fedq.privacy.admission import REASONS, Declined, admit, budget_guard
+from fedq.privacy.dpsgd import DPSGD, DPEvidence
+from fedq.privacy.evidence import ClientRound, RunEvidence, is_private
+from fedq.privacy.ledger import Ledger, LedgerError, Row, Spend
+from fedq.privacy.noise import RandomSource, SecureRandom, SeededRandom
+from fedq.privacy.plan import DPPlan, SpendContext
+
+__all__ = [
+    "ACCOUNTANTS",
+    "DPSGD",
+    "REASONS",
+    "Accountant",
+    "ClientRound",
+    "DPEvidence",
+    "DPPlan",
+    "Declined",
+    "Ledger",
+    "LedgerError",
+    "Mechanism",
+    "RandomSource",
+    "Row",
+    "RunEvidence",
+    "SecureRandom",
+    "SeededRandom",
+    "Spend",
+    "SpendContext",
+    "admit",
+    "budget_guard",
+    "calibrate",
+    "epsilon",
+    "is_private",
+]

@@ -1,0 +1,57 @@
+"""Whether a client may take part, decided before its data is opened; a refusal carries a code alone.
+Knows budgets and what was spent; not data, models, messages or the network.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Final, Literal
+
+from fedq.privacy.accounting import Mechanism, epsilon
+from fedq.privacy.ledger import Ledger, LedgerError
+from fedq.privacy.plan import DPPlan
+
+Reason = Literal["budget", "ledger"]
+# The closed set that may reach the server. Each is a function of public configuration and of the client's own
+# history of public requests, never of its data.
+REASONS: Final[dict[Reason, str]] = {
+    "budget": "the spend would take this client's data beyond its epsilon",
+    "ledger": "this client's ledger cannot be read, trusted or written",
+}
+
+
+class Declined(Exception):  # noqa: N818  a decision, not an error
+    """The client will not take part. Only `reason` may leave it; the text is for its own operator."""
+
+    def __init__(self, reason: Reason, detail: str = "") -> None:
+        if reason not in REASONS:
+            raise ValueError(f"reason={reason!r}: must be one of {', '.join(REASONS)}")
+        super().__init__(f"{reason}: {detail or REASONS[reason]}")
+        self.reason: Reason = reason
+
+
+def admit(ledger: Ledger, plan: DPPlan) -> None:
+    """Return if the plan fits into what is left of the budget, else raise Declined.
+
+    An early answer, so that no data is opened in vain; DPSGD asks again under the ledger's lock.
+    """
+    try:
+        spent = ledger.mechanisms()
+    except LedgerError as error:
+        raise Declined("ledger", str(error)) from error
+    budget_guard(plan)(spent)
+
+
+def budget_guard(plan: DPPlan) -> Callable[[Sequence[Mechanism]], None]:
+    """The same check as a guard for `Ledger.spend`."""
+
+    def guard(spent: Sequence[Mechanism]) -> None:
+        if plan.target_epsilon == math.inf:  # no limit: nothing to reckon
+            return
+        after = epsilon([*spent, plan.mechanism], plan.delta, accountant=plan.accountant)
+        # Written so that a NaN declines.
+        if not after <= plan.target_epsilon:
+            raise Declined(
+                "budget", f"epsilon would be {after:.4g} of {plan.target_epsilon:g} at delta {plan.delta:g}"
+            )
+
+    return guard

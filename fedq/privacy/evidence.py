@@ -1,0 +1,92 @@
+"""Whether a run may call itself private: one pure function of what was really done.
+Knows evidence; not files, models or messages. Anything missing, unknown or not a number counts against.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fedq.privacy.dpsgd import DPEvidence
+from fedq.privacy.ledger import Spend
+
+
+@dataclass(frozen=True)
+class ClientRound:
+    """One training reply: what the client's mechanism says it did, and the row that its ledger holds."""
+
+    client: str
+    round: int
+    done: DPEvidence | None  # None: trained without the mechanism
+    spend: Spend | None  # None: no such row
+    trained_scalars: int  # values of the reply that training may have changed
+
+
+@dataclass(frozen=True)
+class RunEvidence:
+    """What one run is judged by. Every default is the damning one, so a forgotten field cannot help."""
+
+    rounds: Sequence[ClientRound] = ()
+    epsilon: float = math.inf  # largest that any client's ledger says
+    target_epsilon: float = 0.0
+    ledgers_verified: bool = False
+    reply_fields_checked: bool = False
+    nonpublic_reply_fields: Sequence[str] = ("unknown",)  # names of what left beside the allow-list
+    data_fitted_on_private: bool = True  # scaler, vocabulary or the like, fitted on the private examples
+    activation_ranges_observed: bool = True
+
+
+def is_private(evidence: RunEvidence) -> tuple[bool, list[str]]:
+    """(True, []) if every piece is there, else (False, the reasons)."""
+    reasons: list[str] = []
+    if not evidence.rounds:
+        reasons.append("no client round is on record")
+    for client_round in evidence.rounds:
+        reasons += [
+            f"client {client_round.client}, round {client_round.round}: {why}"
+            for why in _faults(client_round)
+        ]
+    rows = [(r.client, r.done.spend_row_id) for r in evidence.rounds if r.done is not None]
+    if len(set(rows)) != len(rows):
+        reasons.append("one row of a ledger stands for several rounds")
+    if not evidence.ledgers_verified:
+        reasons.append("the ledgers were not verified")
+    # Written so that a NaN fails, and no target (inf) still needs a finite epsilon.
+    if not (math.isfinite(evidence.epsilon) and evidence.epsilon <= evidence.target_epsilon):
+        reasons.append(f"epsilon {evidence.epsilon:g} is beyond the target {evidence.target_epsilon:g}")
+    if not evidence.reply_fields_checked:
+        reasons.append("the fields of the replies were not checked")
+    if evidence.nonpublic_reply_fields:
+        reasons.append(f"left a client without noise: {', '.join(evidence.nonpublic_reply_fields)}")
+    if evidence.data_fitted_on_private:
+        reasons.append("the data was scaled by statistics of the private examples")
+    if evidence.activation_ranges_observed:
+        reasons.append("activation ranges were observed on private examples")
+    return not reasons, reasons
+
+
+def _faults(r: ClientRound) -> list[str]:
+    if r.done is None:
+        return ["no noise was added"]
+    if r.spend is None:
+        return ["no spend in the ledger"]
+    done, spend = r.done, r.spend
+    faults = []
+    if done.noise_source != "os" or spend.noise_source != "os":
+        faults.append(f"noise that others can reproduce ({done.noise_source}; ledger: {spend.noise_source})")
+    if not done.noise_multiplier > 0:
+        faults.append(f"noise multiplier {done.noise_multiplier}")
+    if done.steps_noised != spend.steps or done.steps_noised < 1:
+        faults.append(f"{done.steps_noised} steps noised, {spend.steps} spent")
+    if done.noise_multiplier != spend.noise_multiplier:
+        faults.append(f"noise multiplier {done.noise_multiplier}, {spend.noise_multiplier} spent")
+    if done.sample_rate != spend.sample_rate:
+        faults.append(f"sampling rate {done.sample_rate}, {spend.sample_rate} spent")
+    if done.clip_norm != spend.clip_norm:
+        faults.append(f"clip norm {done.clip_norm}, {spend.clip_norm} spent")
+    if done.noised_scalars < r.trained_scalars or r.trained_scalars < 1:
+        faults.append(f"{done.noised_scalars} values noised of {r.trained_scalars} trained")
+    if spend.round != r.round:
+        faults.append(f"the spend is for round {spend.round}")
+    if (spend.unit, spend.adjacency, spend.mechanism) != ("example", "add-or-remove-one", "gaussian"):
+        faults.append(f"the spend is of another kind: {spend.unit}, {spend.adjacency}, {spend.mechanism}")
+    return faults

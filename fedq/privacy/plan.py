@@ -1,0 +1,68 @@
+"""What a client is asked to do under DP, and what for: public numbers only.
+Knows mechanisms; not tensors, ledgers or anything that depends on data.
+"""
+
+import math
+from dataclasses import dataclass
+
+from fedq.privacy.accounting import ACCOUNTANTS, Accountant, Mechanism
+
+
+@dataclass(frozen=True)
+class DPPlan:
+    """One round's plan, the same for every client whatever its data.
+
+    `nominal_examples` is a public stand-in for the number of examples. It sets the divisor, hence the length
+    of a step, and nothing else: the guarantee does not depend on it.
+    """
+
+    noise_multiplier: float  # noise std / clip_norm
+    clip_norm: float  # largest L2 norm of one example's gradient
+    sample_rate: float  # chance of each example to be in a batch
+    steps: int  # noised steps in this round
+    nominal_examples: int
+    target_epsilon: float  # of all that this data ever spends; inf: no limit
+    delta: float
+    accountant: Accountant = "prv"
+
+    def __post_init__(self) -> None:
+        Mechanism(self.noise_multiplier, self.sample_rate, self.steps)  # checks these three
+        if self.steps < 1:
+            raise ValueError(f"steps={self.steps}: must be 1 or more")
+        if not (math.isfinite(self.clip_norm) and self.clip_norm > 0):
+            raise ValueError(f"clip_norm={self.clip_norm}: must be a finite number above 0, e.g. 1")
+        if self.nominal_examples < 1:
+            raise ValueError(
+                f"nominal_examples={self.nominal_examples}: must be 1 or more; use a shard's expected size"
+            )
+        if not self.target_epsilon > 0:
+            raise ValueError(f"target_epsilon={self.target_epsilon}: must be above 0, e.g. 8")
+        if not 0 < self.delta < 1:
+            raise ValueError(f"delta={self.delta}: must lie between 0 and 1, e.g. 1e-5")
+        if self.accountant not in ACCOUNTANTS:
+            raise ValueError(f"accountant={self.accountant!r}: must be one of {', '.join(ACCOUNTANTS)}")
+
+    @property
+    def mechanism(self) -> Mechanism:
+        return Mechanism(self.noise_multiplier, self.sample_rate, self.steps)
+
+    @property
+    def divisor(self) -> float:
+        """Expected batch size of a shard of the nominal size."""
+        return self.sample_rate * self.nominal_examples
+
+    @property
+    def noise_std(self) -> float:
+        """Of the noise on each coordinate of a summed gradient, before the division."""
+        return self.noise_multiplier * self.clip_norm
+
+
+@dataclass(frozen=True)
+class SpendContext:
+    """What a spend was for: labels in the ledger, without influence on what it costs."""
+
+    data: str
+    run: str
+    round: int
+    attempt: int = 0
+    bundle: str = ""  # digest of the code that ran

@@ -1,0 +1,130 @@
+"""Run an int8 ONNX model and say which kernels ran. Knows numpy, ONNX and onnxruntime; not torch."""
+
+import os
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import onnx
+
+# Operators that multiply matrices, in ONNX and in onnxruntime's own fusions of them.
+_PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_BATCH = 1024  # examples a call: bounds memory, and is large enough to cost nothing
+
+
+class Int8Model:
+    """A model on disk as a function of arrays: float32 (n, ...) to float32 (n, ...).
+
+    `int8_ops` and `float_ops` (operator -> count) are of the graph that onnxruntime really runs, after its
+    own optimisation for this processor. An operator is int8 if its data input is; QuantizeLinear and
+    DequantizeLinear touch floats and are counted there. Arithmetic on shapes is in neither.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, threads: int = 1) -> None:
+        import onnx
+        import onnxruntime
+
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"{path}: there is no model file; a finished run writes model.onnx")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3  # else it warns that the optimised file below is for this machine only
+        with tempfile.TemporaryDirectory() as folder:
+            optimised = str(Path(folder) / "optimised.onnx")
+            options.optimized_model_filepath = optimised
+            self._session = onnxruntime.InferenceSession(
+                os.fspath(path), options, providers=["CPUExecutionProvider"]
+            )
+            ran = onnx.load(optimised)
+        self._input = self._session.get_inputs()[0]
+        self.int8_ops, self.float_ops = _count(ran)
+        self.float_products = [f"{node.name} ({node.op_type})" for node in float_products(ran)]
+
+    def __call__(self, inputs: np.ndarray) -> np.ndarray:
+        """Outputs for inputs of shape (n, *input_shape), in batches."""
+        shape = tuple(self._input.shape[1:])
+        if inputs.shape[1:] != shape or inputs.ndim != 1 + len(shape):
+            raise ValueError(
+                f"inputs have shape {inputs.shape}: the model takes (n, {', '.join(map(str, shape))})"
+            )
+        inputs = np.ascontiguousarray(inputs, dtype=np.float32)
+        # At least one call, so that no examples give an output of the right width.
+        starts = range(0, max(len(inputs), 1), _BATCH)
+        parts = [self._session.run(None, {self._input.name: inputs[i : i + _BATCH]})[0] for i in starts]
+        return np.concatenate(parts)
+
+
+def float_products(model: "onnx.ModelProto") -> list["onnx.NodeProto"]:
+    """Nodes that multiply float matrices."""
+    types = _tensor_types(model)
+    return [
+        node for node in model.graph.node if _is_product(node.op_type) and types[node.input[0]] in _floats()
+    ]
+
+
+def _is_product(op_type: str) -> bool:
+    # Fusions are called FusedConv, FusedMatMul, NhwcFusedConv, MatMulNBits, ...
+    return any(name in op_type for name in _PRODUCTS)
+
+
+def _count(model: "onnx.ModelProto") -> tuple[dict[str, int], dict[str, int]]:
+    """(int8 operators, float operators) -> count."""
+    from onnx import TensorProto
+
+    types = _tensor_types(model)
+    int8: Counter[str] = Counter()
+    floats: Counter[str] = Counter()
+    for node in model.graph.node:
+        data = types[node.input[0]] if node.input else None
+        if node.op_type in ("Shape", "Size"):
+            continue
+        if node.op_type == "DequantizeLinear" or data in _floats():
+            floats[node.op_type] += 1
+        elif data in (TensorProto.INT8, TensorProto.UINT8):
+            int8[node.op_type] += 1
+    return dict(sorted(int8.items())), dict(sorted(floats.items()))
+
+
+def _floats() -> tuple[int, ...]:
+    from onnx import TensorProto
+
+    return (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+
+
+def _tensor_types(model: "onnx.ModelProto") -> dict[str, int]:
+    """Element type by tensor name. ONNX cannot infer it for onnxruntime's own operators, hence the rules."""
+    from onnx import TensorProto
+
+    graph = model.graph
+    types = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    types |= {value.name: value.type.tensor_type.elem_type for value in [*graph.input, *graph.value_info]}
+    types[""] = TensorProto.UNDEFINED
+    for node in graph.node:  # in the order of computation, as ONNX demands
+        out = _output_type(node, types)
+        types |= dict.fromkeys(node.output, out)
+    return types
+
+
+def _output_type(node: "onnx.NodeProto", types: dict[str, int]) -> int:
+    from onnx import TensorProto, helper
+
+    attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    if node.op_type == "Constant":
+        value = attributes.get("value")
+        return int(TensorProto.INT64 if value is None else value.data_type)
+    if node.op_type in ("Shape", "Size"):
+        return int(TensorProto.INT64)
+    if node.op_type == "Cast":
+        return int(attributes["to"])
+    if node.op_type == "QuantizeLinear":
+        return types[node.input[2]] if len(node.input) > 2 else int(TensorProto.UINT8)
+    if node.op_type == "QGemm":  # float32 unless the output's zero point is given
+        return types[node.input[8]] if len(node.input) > 8 else int(TensorProto.FLOAT)
+    if node.op_type.startswith("Dequantize") or node.op_type.endswith("ToFloat"):
+        return int(TensorProto.FLOAT)
+    return types[node.input[0]] if node.input else int(TensorProto.FLOAT)

@@ -1,0 +1,198 @@
+"""Decide which grid each layer needs, from the model's graph where torch.fx can trace it. Knows torch and fx.
+
+Changes nothing: it returns plans, and `swap` carries them out. Knows no Opacus and no ONNX.
+"""
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn import functional
+
+
+@dataclass(frozen=True)
+class GridPlan:
+    """A grid to be made: [-limit, limit] or [0, limit]."""
+
+    limit: float
+    signed: bool
+    bounded: bool = False  # the values cannot leave it, whatever the data (tanh, sigmoid)
+    of_data: bool = False  # holds the model's own input
+
+    def covering(self, other: "GridPlan") -> "GridPlan":
+        """The grid that holds the values of both."""
+        return GridPlan(
+            max(self.limit, other.limit),
+            self.signed or other.signed,
+            bounded=self.bounded and other.bounded,
+            of_data=self.of_data or other.of_data,
+        )
+
+
+# A convolution's output on its way into tanh: tanh(4) rounds to 127 / 127, so nothing is lost beyond.
+TANH_GRID = GridPlan(4.0, signed=True)
+
+
+@dataclass
+class LayerPlan:
+    """Where one layer's input comes from and what its output needs."""
+
+    input: GridPlan | None = None  # None: the input is on `producer`'s output grid already
+    producer: nn.Module | None = None
+    output: GridPlan | None = None
+
+
+@dataclass
+class Placement:
+    """Plans by layer, in the order of the graph; `absorbed`: ReLUs that a grid makes idle."""
+
+    plans: dict[nn.Module, LayerPlan] = field(default_factory=dict)
+    absorbed: list[nn.Module] = field(default_factory=list)
+    untraceable: str | None = None  # why there was no graph
+
+
+@dataclass(frozen=True)
+class _Value:
+    """What is known of a tensor: the grid that would hold it, and the layer on whose output grid it is."""
+
+    fits: GridPlan
+    producer: nn.Module | None = None
+
+
+# Modules, functions and methods of tensors by what they do to values.
+_RELU = (nn.ReLU, torch.relu, torch.relu_, functional.relu, functional.relu_, "relu", "relu_")
+_TANH = (nn.Tanh, torch.tanh, functional.tanh, "tanh", "tanh_")
+_SIGMOID = (nn.Sigmoid, torch.sigmoid, functional.sigmoid, "sigmoid", "sigmoid_", nn.Softmax, torch.softmax,
+            functional.softmax, "softmax")  # fmt: skip
+# Move or drop values, or choose among them: what lies on a grid stays on it. Dropout does in eval mode; in
+# training mode it rescales, and its noise is far above the grid's.
+_KEEPS_GRID = (
+    nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.Flatten,
+    nn.Unflatten, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, functional.max_pool1d,
+    functional.max_pool2d, functional.adaptive_max_pool2d, functional.dropout, functional.dropout2d,
+    torch.flatten, torch.reshape, torch.squeeze, torch.unsqueeze, torch.permute, torch.transpose, "flatten",
+    "view", "reshape", "contiguous", "squeeze", "unsqueeze", "permute", "transpose", "clone",
+)  # fmt: skip
+# Averages: values stay within the range, but leave the grid.
+_KEEPS_RANGE = (
+    nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, functional.avg_pool2d,
+    functional.adaptive_avg_pool2d, torch.mean, "mean",
+)  # fmt: skip
+_SHAPE_ONLY = ("size", "dim", "numel", getattr)  # read no values
+
+
+def place(
+    model: nn.Module, layers: list[nn.Module], *, input_range: float, activation_range: float
+) -> Placement:
+    """Plan the grids of `layers` in `model`; without a graph every layer looks after itself."""
+    try:
+        graph = trace(model)
+    except Exception as error:  # whatever a user's forward raises when it meets a proxy
+        plans = {layer: _alone(layer, activation_range) for layer in layers}
+        return Placement(plans, untraceable=f"{type(error).__name__}: {error}".splitlines()[0])
+    return _Placer(graph, layers, input_range, activation_range).placement()
+
+
+def trace(model: nn.Module) -> fx.GraphModule:
+    """The model's graph, in which every module of torch.nn is one node; a lone layer is seen from outside."""
+    return fx.symbolic_trace(nn.Sequential(model) if isinstance(model, nn.Linear | nn.Conv2d) else model)
+
+
+def _alone(layer: nn.Module, activation_range: float) -> LayerPlan:
+    """For a layer of which nothing is known but its type."""
+    signed = GridPlan(activation_range, signed=True)
+    return LayerPlan(input=signed, output=None if isinstance(layer, nn.Linear) else signed)
+
+
+class _Placer:
+    """One walk over the graph in the order of computation."""
+
+    def __init__(
+        self, graph: fx.GraphModule, layers: list[nn.Module], input_range: float, activation_range: float
+    ) -> None:
+        self.modules = dict(graph.named_modules())
+        self.nodes = list(graph.graph.nodes)
+        self.layers = set(layers)
+        self.input_fits = GridPlan(input_range, signed=True, of_data=True)
+        self.signed = GridPlan(activation_range, signed=True)
+        self.positive = GridPlan(activation_range, signed=False)
+        self.calls: dict[nn.Module, list[fx.Node]] = {}
+        for node in self.nodes:
+            if node.op == "call_module":
+                self.calls.setdefault(self.modules[node.target], []).append(node)
+
+    def placement(self) -> Placement:
+        result = Placement()
+        for layer, nodes in self.calls.items():
+            if layer in self.layers:
+                ends = [end for node in nodes for end in self._ends(node)]
+                result.plans[layer] = LayerPlan(output=self._output(layer, ends))
+                if ends and all(self._is(end, _RELU) for end in ends):
+                    result.absorbed += [m for end in ends if (m := self._sole_module(end)) is not None]
+        self._plan_inputs(result.plans)
+        return result
+
+    def _output(self, layer: nn.Module, ends: list[fx.Node]) -> GridPlan | None:
+        """The grid of a layer's output, or None to leave it float."""
+        if ends and all(self._is(end, _RELU) for end in ends):
+            return self.positive
+        if isinstance(layer, nn.Linear):
+            # The int8 Gemm kernel gives its int32 sums as float32 at no cost: logits and tanh get them whole.
+            return None
+        # For a convolution there is no such kernel.
+        return TANH_GRID if ends and all(self._is(end, _TANH) for end in ends) else self.signed
+
+    def _plan_inputs(self, plans: dict[nn.Module, LayerPlan]) -> None:
+        values: dict[fx.Node, _Value] = {}
+        inputs: dict[nn.Module, list[_Value]] = {}
+        for node in self.nodes:
+            arguments = node.all_input_nodes
+            source = values[arguments[0]] if arguments else _Value(self.signed)
+            layer = self.modules.get(str(node.target)) if node.op == "call_module" else None
+            if node.op == "placeholder":
+                values[node] = _Value(self.input_fits)
+            elif layer in plans:
+                inputs.setdefault(layer, []).append(source)
+                output = plans[layer].output
+                values[node] = _Value(self.signed) if output is None else _Value(output, layer)
+            elif self._is(node, _RELU):
+                values[node] = _Value(self.positive, source.producer)  # at 0 every grid has a level
+            elif self._is(node, _TANH):
+                values[node] = _Value(GridPlan(1.0, signed=True, bounded=True))
+            elif self._is(node, _SIGMOID):
+                values[node] = _Value(GridPlan(1.0, signed=False, bounded=True))
+            elif self._is(node, _KEEPS_GRID):
+                values[node] = source
+            elif self._is(node, _KEEPS_RANGE):
+                values[node] = _Value(source.fits)
+            else:
+                values[node] = _Value(self.signed)
+        for layer, sources in inputs.items():
+            producers = {value.producer for value in sources}
+            if len(producers) == 1 and None not in producers:
+                plans[layer].producer = producers.pop()
+            else:
+                plans[layer].input = functools.reduce(GridPlan.covering, [value.fits for value in sources])
+
+    def _ends(self, node: fx.Node) -> Iterator[fx.Node]:
+        """The first nodes that do more with a value than move it."""
+        for user in node.users:
+            if self._is(user, _SHAPE_ONLY):
+                continue
+            if self._is(user, _KEEPS_GRID):
+                yield from self._ends(user)
+            else:
+                yield user
+
+    def _sole_module(self, node: fx.Node) -> nn.Module | None:
+        """The module that a node calls, if nothing else calls it."""
+        module = self.modules.get(str(node.target)) if node.op == "call_module" else None
+        return module if module is not None and len(self.calls[module]) == 1 else None
+
+    def _is(self, node: fx.Node, kinds: tuple[Any, ...]) -> bool:
+        if node.op == "call_module":
+            return type(self.modules[str(node.target)]) in kinds
+        return node.op in ("call_function", "call_method") and node.target in kinds

@@ -1,0 +1,225 @@
+"""Make a model quantization-aware in place, and say what was quantized and what was not. Knows torch modules.
+
+Knows no training, Opacus or ONNX.
+"""
+
+import fnmatch
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from fedq.quant.grids import RANGES, FixedGrid, Grid
+from fedq.quant.layers import LAYERS, QuantizedLayer
+from fedq.quant.placement import GridPlan, Placement, place
+
+# Layers with weights that a later version may quantize; named in the report instead of passed over.
+_OTHER_WEIGHTS = (
+    nn.modules.conv._ConvNd, nn.Bilinear, nn.Embedding, nn.EmbeddingBag, nn.RNNBase, nn.RNNCellBase,
+    nn.MultiheadAttention, nn.Linear,
+)  # fmt: skip
+
+
+class AbsorbedReLU(nn.Identity):
+    """A ReLU whose work the grid of the layer before it does: a grid from 0 has no negative level."""
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What became of one layer."""
+
+    name: str
+    kind: str  # class of the float layer: "Linear", "Conv2d", ...
+    quantized: bool
+    reason: str = ""  # why it stays float
+    input: str = ""  # its input's grid, e.g. "[-4, 4] fixed", or "float"
+    output: str = ""
+
+
+@dataclass(frozen=True)
+class QuantReport:
+    """What `quantize` did, in the order of the model's modules."""
+
+    layers: tuple[LayerReport, ...]
+    ranges: str
+    weight_range: int
+    untraceable: str | None  # why placement could not see the model's graph; None if it could
+
+    @property
+    def quantized(self) -> tuple[str, ...]:
+        return tuple(layer.name for layer in self.layers if layer.quantized)
+
+    @property
+    def left_float(self) -> dict[str, str]:
+        """Name -> reason."""
+        return {layer.name: layer.reason for layer in self.layers if not layer.quantized}
+
+    def __str__(self) -> str:
+        lines = [
+            f"{layer.name} ({layer.kind}): int8 weights, input {layer.input}, output {layer.output}"
+            if layer.quantized
+            else f"{layer.name} ({layer.kind}): float32, {layer.reason}"
+            for layer in self.layers
+        ]
+        if self.untraceable is not None:
+            lines.append(f"placed without the model's graph, one layer at a time: {self.untraceable}")
+        return "\n".join(lines)
+
+
+def quantize(
+    model: nn.Module,
+    *,
+    weights: int = 8,
+    activations: int | None = 8,
+    ranges: str = "fixed",
+    weight_range: int = 63,
+    activation_range: float = 8.0,
+    input_range: float = 4.0,
+    skip: Sequence[str] = (),
+) -> QuantReport:
+    """Make every Linear and Conv2d of `model` quantization-aware, in place.
+
+    `activation_range` is the top of a ReLU's grid, [0, activation_range], and of any grid about whose
+    values nothing is known; `input_range` is that of the model's input, [-input_range, input_range].
+    `skip`: shell patterns of module names that stay float. Keys of the state dict stay those of the float
+    model; `learned` adds parameters (`log_range`), `observed` adds buffers (`range`).
+
+    >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    >>> print(quantize(model))
+    0 (Linear): int8 weights, input [-4, 4] fixed, output [0, 8] fixed
+    2 (Linear): int8 weights, input [0, 8] fixed, output float
+    """
+    _check(weights, activations, ranges, weight_range, activation_range, input_range)
+    reasons = _reasons_to_stay_float(model, skip)
+    chosen = {
+        module: name
+        for name, module in model.named_modules()
+        if type(module) in LAYERS and name not in reasons
+    }
+    if not chosen:
+        raise ValueError(_nothing_to_do(reasons))
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise ValueError(
+                f"model: parameter {name!r} holds NaN or infinity; give the model finite weights"
+            )
+    if activations is None:
+        for layer in chosen:
+            LAYERS[type(layer)].adopt(layer, weight_range=weight_range)
+        return _report(model, chosen, reasons, Placement(), ranges="off", weight_range=weight_range)
+    placement = place(model, list(chosen), input_range=input_range, activation_range=activation_range)
+    for layer, name in chosen.items():
+        if layer not in placement.plans:
+            reasons[name] = "forward never calls it"
+    if not placement.plans:
+        raise ValueError(_nothing_to_do(reasons))
+    _carry_out(placement, ranges, weight_range)
+    return _report(model, chosen, reasons, placement, ranges=ranges, weight_range=weight_range)
+
+
+def _carry_out(placement: Placement, ranges: str, weight_range: int) -> None:
+    for layer, plan in placement.plans.items():
+        LAYERS[type(layer)].adopt(
+            layer,
+            weight_range=weight_range,
+            input_grid=_make(plan.input, ranges, layer),
+            output_grid=_make(plan.output, ranges, layer),
+        )
+    for layer, plan in placement.plans.items():
+        if plan.producer is not None:
+            assert isinstance(layer, QuantizedLayer)
+            assert isinstance(plan.producer, QuantizedLayer)
+            assert plan.producer.output_grid is not None  # as planned: it is on that grid
+            layer.source = (plan.producer.output_grid,)
+    for relu in placement.absorbed:
+        relu.__class__ = AbsorbedReLU
+
+
+def _make(plan: GridPlan | None, ranges: str, layer: nn.Module) -> Grid | None:
+    if plan is None:
+        return None
+    if plan.bounded:
+        return FixedGrid(plan.limit, signed=plan.signed, bounded=True)
+    if plan.of_data and ranges == "learned":
+        # Its gradient would need that of the first layer's input, which plain training never computes: on the
+        # cnn it cost two thirds of a step. A public constant serves.
+        return FixedGrid(plan.limit, signed=plan.signed)
+    grid: Grid = RANGES[ranges](plan.limit, signed=plan.signed)
+    return grid.to(next(layer.parameters()).device)
+
+
+def _check(
+    weights: int,
+    activations: int | None,
+    ranges: str,
+    weight_range: int,
+    activation_range: float,
+    input_range: float,
+) -> None:
+    if weights != 8:
+        raise ValueError(f"quant.weights={weights}: only 8 bits are supported; use quant.weights=8")
+    if activations not in (8, None):
+        raise ValueError(f"quant.activations={activations}: only 8 bits or null (float) are supported; use 8")
+    if ranges not in RANGES:
+        raise ValueError(f"quant.ranges={ranges}: must be one of {', '.join(RANGES)}; try fixed")
+    if not 1 <= weight_range <= 127:
+        raise ValueError(f"quant.weight_range={weight_range}: must be 1..127 levels to each side; try 63")
+    for key, value in {"activation_range": activation_range, "input_range": input_range}.items():
+        if not (math.isfinite(value) and 1e-3 <= value <= 1e6):
+            raise ValueError(f"quant.{key}={value}: must be a number from 0.001 to 1e6; try 8")
+
+
+def _reasons_to_stay_float(model: nn.Module, skip: Sequence[str]) -> dict[str, str]:
+    """Name -> reason, for every layer with weights that is not going to be quantized."""
+    names = [name for name, _ in model.named_modules()]
+    for pattern in skip:
+        if not fnmatch.filter(names, pattern):
+            raise ValueError(
+                f"quant.skip={pattern!r}: matches no module; the model has {', '.join(filter(None, names))}"
+            )
+    reasons = {}
+    for name, module in model.named_modules():
+        if isinstance(module, QuantizedLayer):
+            raise ValueError(
+                f"model: {name or 'it'} is quantized already; quantize a model once, from its float form"
+            )
+        if isinstance(module, _OTHER_WEIGHTS):
+            if any(fnmatch.fnmatch(name, pattern) for pattern in skip):
+                reasons[name] = "named in quant.skip"
+            elif type(module) not in LAYERS:
+                reasons[name] = f"{type(module).__name__} is not supported"
+    return reasons
+
+
+def _nothing_to_do(reasons: dict[str, str]) -> str:
+    why = "; ".join(f"{name or 'it'}: {reason}" for name, reason in reasons.items())
+    return f"model has no Linear or Conv2d layer to quantize{f' ({why})' if why else ''}; use quant=off"
+
+
+def _report(
+    model: nn.Module,
+    chosen: dict[nn.Module, str],
+    reasons: dict[str, str],
+    placement: Placement,
+    *,
+    ranges: str,
+    weight_range: int,
+) -> QuantReport:
+    reports = []
+    for name, module in model.named_modules():
+        if name in reasons:
+            reports.append(LayerReport(name, type(module).__name__, quantized=False, reason=reasons[name]))
+        elif module in chosen and isinstance(module, QuantizedLayer):
+            source, output = module.source, module.output_grid
+            reports.append(
+                LayerReport(
+                    name,
+                    type(module).__name__.removeprefix("Q"),
+                    quantized=True,
+                    input="float" if source is None else source[0].describe(),
+                    output="float" if output is None else output.describe(),
+                )
+            )
+    return QuantReport(tuple(reports), ranges, weight_range, placement.untraceable)

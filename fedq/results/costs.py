@@ -1,0 +1,51 @@
+"""What a part of a run cost, if the same run without it is known. Knows result files; runs nothing."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from fedq.results.report import PartCost
+from fedq.results.result import Result, read_summary
+
+# part -> (group and key that switch it, the value that means off)
+PARTS = {
+    "quantization-aware training": ("quant", "name", "off"),
+    "differential privacy": ("privacy", "unit", "off"),
+    "compressed packets": ("codec", "name", "float32"),
+}
+_LATEST = 500  # run folders looked at, newest first
+
+
+def known_costs(result: Result, folders: Iterable[Path]) -> list[PartCost]:
+    """For each part that is on: the accuracy of runs that differ in that part alone, found under the folders."""
+    if result.accuracy is None:
+        return []
+    found: list[PartCost] = []
+    others = list(_summaries(folders))
+    for part, (group, key, off) in PARTS.items():
+        if result.config[group][key] == off:
+            continue
+        without = [
+            (other["accuracy"], where)
+            for other, where in others
+            if other["config"].get(group, {}).get(key) == off and _same_but(group, other["config"], result.config)
+        ]
+        if without:
+            count = f"mean of {len(without)} runs" if len(without) > 1 else without[0][1]
+            found.append(PartCost(part, fmean(a for a, _ in without), result.accuracy, count))
+    return found
+
+
+def _same_but(group: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    return all(one.get(k) == other.get(k) for k in {*one, *other} - {group})
+
+
+def _summaries(folders: Iterable[Path]) -> Iterable[tuple[dict[str, Any], str]]:
+    """Finished runs with an accuracy: (their result.json, where it lies)."""
+    for folder in folders:
+        files = sorted(folder.glob("**/result*.json"), key=lambda f: f.stat().st_mtime, reverse=True)
+        for file in files[:_LATEST]:
+            summary = read_summary(file)
+            if summary is not None and summary.get("status") == "finished" and summary.get("accuracy") is not None:
+                yield summary, str(file.parent)

@@ -1,0 +1,86 @@
+"""Where a run's files lie. Knows names, paths and arrays; not what the files mean."""
+
+import hashlib
+import re
+import secrets
+import urllib.parse
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+
+from fedq.results import atomic
+from fedq.results.wording import one_line
+
+
+def new_run_folder(root: Path | str, name: str, *, now: datetime | None = None) -> Path:
+    """Make and return `root/DATE/TIME-NAME-ID`, this run's alone even if two start in the same second."""
+    moment = now or datetime.now()
+    day = Path(root) / moment.strftime("%Y-%m-%d")
+    try:
+        day.mkdir(parents=True, exist_ok=True)
+        for _ in range(100):
+            folder = day / f"{moment:%H-%M-%S}-{_safe_name(name)}-{secrets.token_hex(3)}"
+            try:
+                folder.mkdir()  # atomic: of two runs with one name, one fails here and draws another id
+            except FileExistsError:
+                continue
+            return folder
+    except OSError as problem:
+        reason = problem.strerror or str(problem)
+        raise type(problem)(f"{root}: cannot make a run folder here ({reason}); choose another root") from None
+    raise FileExistsError(f"{day}: 100 run folders of this second exist already; start again")
+
+
+def _safe_name(name: str) -> str:
+    """At most 40 characters that every file system takes: 'my run/../x' -> 'my-run-x'."""
+    words = re.sub(r"[^A-Za-z0-9_.=-]+", "-", name)
+    return re.sub(r"[-.]{2,}", "-", words)[:40].strip("-.") or "run"
+
+
+def write_model(path: Path | str, arrays: Mapping[str, np.ndarray]) -> None:
+    """`model.safetensors`: arrays only, no metadata, written whole or not at all."""
+    from safetensors.numpy import save
+
+    plain: dict[str, np.ndarray] = {}
+    for name, value in arrays.items():
+        # safetensors 0.8 writes memory as it lies, which would scramble a transposed array: rows first.
+        array = np.asarray(value, order="C")
+        if name == "__metadata__" or array.dtype.kind not in "biuf":
+            raise ValueError(
+                f"array {name!r} of dtype {array.dtype}: safetensors holds named arrays of numbers; drop it"
+            )
+        plain[name] = array
+    atomic.write_bytes(Path(path), save(plain))
+
+
+def read_model(path: Path | str) -> dict[str, np.ndarray]:
+    """The arrays of `model.safetensors`; nothing is unpickled."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        return dict(load(Path(path).read_bytes()))
+    except SafetensorError as problem:
+        raise ValueError(f"{path}: not a safetensors file ({problem}); restore it or run again") from None
+
+
+def client_log(folder: Path | str, client: str | int, text: str) -> Path:
+    """Append one time-stamped line to the log of `client` in the run folder; returns the log's path."""
+    path = Path(folder) / "clients" / _client_folder(str(client)) / "log.txt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line = f"{datetime.now().astimezone().isoformat(timespec='seconds')}  {one_line(text, limit=10_000)}\n"
+    with open(path, "ab") as log:
+        log.write(line.encode())
+    return path
+
+
+def _client_folder(client: str) -> str:
+    """Injective, and path-safe for any id claimed: 'site a/7' -> 'site%20a%2F7', '..' -> '%2E%2E'."""
+    quoted = urllib.parse.quote(client, safe="", errors="surrogatepass")
+    if not quoted.strip("."):
+        quoted = quoted.replace(".", "%2E") or "%"  # a bare % is never written by quote: the empty id's own
+    if len(quoted) > 100:
+        quoted = quoted[:60] + "%" + hashlib.sha256(client.encode(errors="surrogatepass")).hexdigest()[:32]
+    return quoted

@@ -1,0 +1,60 @@
+"""What a run will cost, as numbers and as a table. Knows numbers; not how they were found."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fedq.results.wording import percent, plural, size, spent
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The cost of a run in which every client answers. Bytes are those of the very messages it would send."""
+
+    name: str
+    rounds: int
+    cohort: int
+    clients: int
+    parameters: int
+    bytes_up: int
+    bytes_down: int
+    float32_bytes_up: int
+    float32_bytes_down: int
+    participations: int  # the most rounds that any client is asked in
+    epsilon: float | None
+    delta: float | None
+    noise_multiplier: float | None
+    steps: int | None  # noised steps in one participation
+    sample_rate: float | None
+    memory_bytes: int  # arrays of one process at its peak, without interpreter and libraries
+
+
+def forecast_table(forecast: Forecast) -> "RenderableType":
+    """All that is known before the first round."""
+    from rich.table import Table
+
+    f = forecast
+    table = Table.grid(padding=(0, 2, 0, 1))
+    table.add_column(style="cyan", no_wrap=True)
+    table.add_column(justify="right", no_wrap=True, style="bold")
+    table.add_column()
+    table.add_row("forecast", f.name, "nothing was trained, no folder was made")
+    asked = f"{f.cohort} of {plural(f.clients, 'client')} in each, any of them in at most {f.participations}"
+    table.add_row("rounds", str(f.rounds), asked)
+    table.add_row("model", f"{f.parameters:,}", "parameters")
+    for way, sent, plain in (
+        ("up", f.bytes_up, f.float32_bytes_up),
+        ("down", f.bytes_down, f.float32_bytes_down),
+    ):
+        share = f"{percent(sent / plain)} of {size(plain)} with float32 packets, if every client answers"
+        table.add_row(way, size(sent), share)
+    if f.epsilon is None:
+        table.add_row("privacy", "off", "no privacy claimed")
+    else:
+        noise = f"noise multiplier {f.noise_multiplier:.4g}, rate {f.sample_rate:.4g}, {f.steps} steps a participation"
+        table.add_row("epsilon", spent(f.epsilon), f"at delta {f.delta:g}, for each client's examples")
+        table.add_row("", "", noise)
+    table.add_row("memory", size(f.memory_bytes), "of arrays at the peak of a process, beside its libraries")
+    return table

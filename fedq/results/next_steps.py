@@ -1,0 +1,61 @@
+"""What to try after a run. Knows a result and the words that started it; runs nothing."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from fedq.results.result import Result
+
+FOLD = 76  # characters of a command's line
+
+
+class Step(NamedTuple):
+    """A command a user can paste, and what it would tell."""
+
+    command: str
+    why: str
+
+
+def next_steps(result: Result, overrides: Sequence[str] = ()) -> list[Step]:
+    """The same run without its dearest part, the same with another seed, and the model in use."""
+    again = list(overrides)
+    steps = []
+    if result.epsilon is not None:
+        steps.append(Step(_fedq_run(again, privacy="off"), "the same run without privacy: what its noise costs"))
+    elif result.int8_model_bytes is not None or 2 * result.bytes_up < result.float32_bytes_up:
+        off = _fedq_run(again, quant="off", codec="float32")
+        steps.append(Step(off, "the same run as plain float32 FedAvg: what int8 costs"))
+    else:
+        steps.append(Step(_fedq_run(again, codec="int8"), "the same run with int8 updates: a quarter of the bytes"))
+    steps.append(Step(_fedq_run(again, seed=str(result.seed + 1)), "another seed: how far chance alone moves it"))
+    if result.folder is not None and result.int8_model_bytes is not None:
+        call = f"fedq.load({shown_path(result.folder)!r})"
+        steps.append(Step(call, "in Python: the int8 model, a callable over arrays"))
+    return steps
+
+
+def _fedq_run(overrides: Sequence[str], **changed: str) -> str:
+    # A part that is replaced takes its options along: privacy=off privacy.target_epsilon=8 is an error.
+    kept = [word for word in overrides if word.split("=")[0].lstrip("+~").split(".")[0].split("@")[0] not in changed]
+    return _folded(
+        [shlex.quote(word) for word in ["fedq", "run", *kept, *(f"{key}={value}" for key, value in changed.items())]]
+    )
+
+
+def shown_path(path: Path) -> str:
+    """As short as it still works when pasted: relative where it lies below the current directory."""
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+
+
+def _folded(words: Sequence[str]) -> str:
+    """One shell command over as many lines as it needs, each of which fits a screen of 80."""
+    lines = [words[0]]
+    for word in words[1:]:
+        if len(lines[-1]) + len(word) > FOLD - 3:  # a blank before the word, a blank and a backslash behind it
+            lines[-1] += " \\"
+            lines.append(f"    {word}")
+        else:
+            lines[-1] += f" {word}"
+    return "\n".join(lines)

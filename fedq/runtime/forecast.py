@@ -1,0 +1,124 @@
+"""What a run will cost, before it starts: its messages rehearsed with empty updates. Knows the loop; trains nothing."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from fedq import __version__, codec, wire
+from fedq.config import rules
+from fedq.delivery import epsilon_after
+from fedq.experiment import Experiment
+from fedq.results import Forecast
+from fedq.runtime.grid import InProcessGrid
+from fedq.runtime.meter import Meter
+from fedq.server import Dealer, Roster
+from fedq.server.strategy import UPDATE
+from fedq.server.total import Traffic
+
+_DP_BATCH = 256  # DPSGD.run's max_batch: the per-example gradients that are held at once
+
+
+def forecast(experiment: Experiment) -> Forecast:
+    """Rehearse every message of the run, with updates of zeros, and count."""
+    config, plan = experiment.config, experiment.plan
+    participations = rules.participation_cap(config)
+    traffic = _rehearse(experiment)
+    return Forecast(
+        name=config.name,
+        rounds=config.rounds,
+        cohort=rules.cohort_size(config),
+        clients=config.clients,
+        parameters=experiment.layout.size,
+        bytes_up=traffic.up,
+        bytes_down=traffic.down,
+        float32_bytes_up=traffic.float32_up,
+        float32_bytes_down=traffic.float32_down,
+        participations=participations,
+        epsilon=epsilon_after(experiment, participations),
+        delta=None if plan is None else plan.delta,
+        noise_multiplier=None if plan is None else plan.noise_multiplier,
+        steps=None if plan is None else plan.steps,
+        sample_rate=None if plan is None else plan.sample_rate,
+        memory_bytes=_memory(experiment),
+    )
+
+
+def _rehearse(experiment: Experiment) -> Traffic:
+    config, strategy = experiment.config, experiment.strategy()
+    meter = Meter(experiment.layout)
+    grid = InProcessGrid(_silent_clients(experiment), experiment.identities, meter)
+    roster = Roster(dict(zip(experiment.identities, grid.contexts, strict=True)))
+    for node in grid.contexts:
+        for _ in grid.stream([Message(wire.empty(), dst_node_id=node, message_type=wire.HELLO)]):
+            pass
+    broadcast = strategy.broadcast(np.zeros(experiment.layout.size, np.float32), 1)
+    dealer, last = Dealer(experiment.identities, seed=config.seed), dict.fromkeys(experiment.identities, -1)
+    for round in range(config.rounds + 1):
+        if round:
+            cohort = dealer.cohort(round, rules.cohort_size(config))
+            _send(grid, strategy.messages(round, broadcast, {c: last[c] for c in cohort}, roster))
+            last.update(dict.fromkeys(cohort, round))
+        if experiment.accuracy_source == "clients" and rules.evaluation_due(config, round):
+            everyone = dict.fromkeys(experiment.identities, -1)
+            _send(grid, strategy.messages(round, broadcast, everyone, roster, task=wire.EVALUATE))
+    return meter.take()
+
+
+def _send(grid: InProcessGrid, messages: list[Message]) -> None:
+    for _ in grid.stream(messages):
+        pass
+
+
+def _silent_clients(experiment: Experiment) -> ClientApp:
+    """Clients whose replies have the size of real ones and no content."""
+    app = ClientApp()
+    zeros = np.zeros(experiment.layout.size, np.float32)
+    update = codec.encode(zeros, experiment.codec, layout=experiment.layout)
+    private = experiment.plan is not None
+    sizes = dict(_shard_sizes(experiment))
+
+    @app.query("hello")
+    def hello(message: Message, context: Context) -> Message:
+        told = wire.Hello(
+            str(context.node_config["partition-id"]), __version__, codec.FORMATS, experiment.layout.digest
+        )
+        return Message(wire.write_hello(told), reply_to=message)
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        round, size = (
+            wire.read_request(message.content).round,
+            sizes[str(context.node_config["partition-id"])][0],
+        )
+        reply = wire.Reply(round, {UPDATE: update}) if private else wire.Reply(round, {UPDATE: update}, size, 0.0)
+        return Message(wire.write_reply(reply), reply_to=message)
+
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        round, size = (
+            wire.read_request(message.content).round,
+            sizes[str(context.node_config["partition-id"])][1],
+        )
+        return Message(wire.write_reply(wire.Reply(round, {}, size, 0.0, 0.0)), reply_to=message)
+
+    return app
+
+
+def _shard_sizes(experiment: Experiment) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Identity -> (examples trained on, examples held out)."""
+    for identity in experiment.identities:
+        held = experiment.held_out(identity)
+        yield identity, (len(experiment.shards[int(identity)]) - held, held)
+
+
+def _memory(experiment: Experiment) -> int:
+    """Data, and the vectors that a process holds at once; under DP the per-example gradients of a batch."""
+    data = experiment.dataset
+    arrays = sum(s.inputs.nbytes + s.targets.nbytes for s in (data.train, data.validation, data.test) if s is not None)
+    vector = 4 * experiment.layout.size
+    # master, broadcast, base, local weights, update (float32), accumulator (int64), optimizer state at both ends
+    vectors = 5 * vector + 2 * vector + 4 * vector
+    private = _DP_BATCH * vector if experiment.plan is not None else 0
+    return arrays + vectors + private

@@ -1,0 +1,109 @@
+"""Clients in worker processes that share the broadcast and pre-sum. Knows frames and totals; not what workers train.
+
+A worker is `python -m fedq.runtime.worker`, given overrides and bytes: `fork` after a threaded torch operation
+hangs, and `spawn` runs a user's script without a main guard again, for ever.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+
+from fedq import wire
+from fedq.experiment import Experiment
+from fedq.runtime.frames import read_frame, write_frame
+from fedq.runtime.local import InProcess
+from fedq.server import Roster, Total
+from fedq.server.strategy import QuantizedFedAvg
+from fedq.server.total import Traffic
+
+
+class WorkerDiedError(RuntimeError):
+    """A worker process ended; its clients' state ended with it, so the run cannot go on."""
+
+
+class Pool:
+    """`workers` processes. A client is served by the same one in every round: its residual lives there."""
+
+    def __init__(self, experiment: Experiment, strategy: QuantizedFedAvg, folder: Path, *, workers: int) -> None:
+        self._layout, self._local = experiment.layout, InProcess(experiment, strategy, folder)
+        self._strategy = strategy
+        home = {name: i % workers for i, name in enumerate(experiment.identities)}
+        self._home = home
+        setup = {
+            "overrides": experiment.config.overrides,
+            "overlay": str(experiment.config.overlay) if experiment.config.overlay else None,
+            "path": sys.path,
+            "folder": str(folder.absolute()),
+        }
+        # One OpenMP thread in each: the bits must not depend on how many workers there are.
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        self._workers: list[subprocess.Popen[bytes]] = []
+        for _ in range(workers):
+            command = [sys.executable, "-m", "fedq.runtime.worker"]
+            worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+            self._workers.append(worker)
+            assert worker.stdin is not None
+            write_frame(worker.stdin, setup)
+
+    def __enter__(self) -> "Pool":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for worker in self._workers:
+            assert worker.stdin is not None
+            with suppress(BrokenPipeError):
+                worker.stdin.close()  # a worker ends at the end of its input
+            if kind is not None:
+                worker.terminate()
+        for worker in self._workers:
+            try:
+                worker.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                worker.kill()
+                worker.wait()
+            assert worker.stdout is not None
+            worker.stdout.close()
+
+    def meet(self) -> tuple[Roster, Traffic]:
+        """The hellos are answered here: they need no data and no training."""
+        return self._local.meet()
+
+    def gather(
+        self,
+        round: int,
+        broadcast: Mapping[str, bytes],
+        accepted: Mapping[str, int],
+        *,
+        task: str = wire.TRAIN,
+    ) -> Total:
+        busy = []
+        for number, worker in enumerate(self._workers):
+            share = {name: last for name, last in accepted.items() if self._home[name] == number}
+            if share:
+                assert worker.stdin is not None
+                try:
+                    write_frame(worker.stdin, {"round": round, "task": task, "accepted": share}, broadcast)
+                except BrokenPipeError:
+                    raise self._death(number) from None
+                busy.append(number)
+        total = Total(self._layout)
+        for number in busy:
+            stdout = self._workers[number].stdout
+            assert stdout is not None
+            answer = read_frame(stdout)
+            if answer is None:
+                raise self._death(number)
+            total.merge(Total.from_bytes(answer[1]["total"], self._layout))
+        return total
+
+    def _death(self, number: int) -> WorkerDiedError:
+        status = self._workers[number].wait()
+        return WorkerDiedError(
+            f"worker {number} ended with status {status}; what it said stands above, rounds so far are in the log"
+        )

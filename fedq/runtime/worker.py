@@ -1,0 +1,38 @@
+"""A worker process: builds the experiment from overrides, trains its share of each cohort, answers with a pre-sum.
+
+python -m fedq.runtime.worker      reads frames on stdin, writes frames on stdout; ends when stdin does
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+
+def main() -> None:
+    frames_in, frames_out = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a user's model prints must not end up between frames
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the run's process decides
+    from fedq.runtime.frames import read_frame, write_frame
+
+    setup = read_frame(frames_in)
+    if setup is None:
+        return
+    sys.path[:] = setup[0]["path"]
+    from fedq.config import compose
+    from fedq.experiment import build
+    from fedq.runtime.local import InProcess
+    from fedq.training.numerics import one_thread
+
+    overlay = setup[0]["overlay"]
+    with one_thread():
+        experiment = build(compose(setup[0]["overrides"], overlay=Path(overlay) if overlay else None))
+        link = InProcess(experiment, experiment.strategy(), Path(setup[0]["folder"]))
+        while (frame := read_frame(frames_in)) is not None:
+            head, broadcast = frame
+            total = link.gather(head["round"], broadcast, head["accepted"], task=head["task"])
+            write_frame(frames_out, {}, {"total": total.to_bytes()})
+
+
+if __name__ == "__main__":
+    main()

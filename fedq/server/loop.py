@@ -1,0 +1,156 @@
+"""The rounds: sample, send, fold, step, evaluate, log. Knows the strategy; not how replies travel or what a model is.
+
+The loop is ours, not Flower's `Strategy.start`, which waits for all replies, ends the run on a malformed
+one, and can neither stop early nor leave a readable trace when it is interrupted.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import numpy as np
+
+from fedq.server.sampling import Dealer
+from fedq.server.strategy import QuantizedFedAvg
+from fedq.server.total import Rejected, Total, Traffic
+
+
+class Gather(Protocol):
+    """Carries one round to the clients and brings back the checked, folded total."""
+
+    def __call__(self, round: int, broadcast: Mapping[str, bytes], accepted: Mapping[str, int]) -> Total: ...
+
+
+@dataclass(frozen=True)
+class Score:
+    """A model on one set of examples."""
+
+    loss: float | None = None
+    metric: float | None = None
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A model on the evaluation set (the server's test set, or what clients hold out) and on the validation set."""
+
+    evaluation: Score = Score()
+    validation: Score = Score()
+    traffic: Traffic = field(default_factory=Traffic)  # of asking the clients
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How long the loop goes on, and what it keeps."""
+
+    rounds: int
+    cohort: int
+    min_clients: int = 1
+    due: Callable[[int], bool] = lambda round: True  # whether the model is evaluated after a round
+    keep: str = "last"
+    greater_is_better: bool = True
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one round did, as the log and the display get it."""
+
+    number: int
+    status: Literal["initial", "ok", "skipped"]
+    scores: Scores
+    train_loss: float | None
+    participations: int  # largest number of rounds that any one client was asked in
+    traffic: Traffic
+    seconds: float
+    accepted: Sequence[str] = ()
+    rejected: Sequence[Rejected] = ()
+
+
+@dataclass
+class Outcome:
+    """The model at the end, and why it ended."""
+
+    master: np.ndarray
+    scores: Scores  # of that very model; empty where it was not evaluated
+    rounds: int = 0  # rounds that ended, skipped ones too
+    status: Literal["finished", "ended", "interrupted"] = "finished"
+    reason: str = ""
+    participations: dict[str, int] = field(default_factory=dict)
+
+
+def run_rounds(
+    *,
+    strategy: QuantizedFedAvg,
+    dealer: Dealer,
+    master: np.ndarray,
+    gather: Gather,
+    score: Callable[[int, np.ndarray], Scores],
+    watch: Callable[[Round], None],
+    rules: Rules,
+    hello: Traffic,
+    refused: Sequence[Rejected] = (),
+) -> Outcome:
+    """Train for `rules.rounds` rounds from `master`, float32 of shape (layout.size,).
+
+    `score` judges a flat model after a round; `watch` sees every round as it ends. After Ctrl-C the outcome
+    holds the last whole round.
+    """
+    outcome = Outcome(master, Scores())
+    best = _Best(rules)
+    begun = time.monotonic()
+    try:
+        scores = outcome.scores = score(0, master)
+        hello.add(scores.traffic)
+        watch(Round(0, "initial", scores, None, 0, hello, time.monotonic() - begun, (), refused))
+        for number in range(1, rules.rounds + 1):
+            begun = time.monotonic()
+            cohort = dealer.cohort(number, rules.cohort)
+            for client in cohort:
+                outcome.participations[client] = outcome.participations.get(client, 0) + 1
+            total = gather(number, strategy.broadcast(master, number), strategy.last_accepted(cohort))
+            enough = len(total.accepted) >= rules.min_clients
+            if enough:
+                strategy.accept(number, total)
+                master = strategy.apply(master, strategy.finish(total))
+                scores = score(number, master) if rules.due(number) else Scores()
+                total.traffic.add(scores.traffic)
+                outcome.master, outcome.scores = best.offer(master, scores)
+            outcome.rounds = number
+            watch(
+                Round(
+                    number,
+                    "ok" if enough else "skipped",
+                    scores,  # a skipped round leaves the model, and so its scores, as they were
+                    total.mean("loss"),
+                    max(outcome.participations.values()),
+                    total.traffic,
+                    time.monotonic() - begun,
+                    [a.client for a in total.accepted],
+                    total.rejected,
+                )
+            )
+            if not total.accepted and {r.reason for r in total.rejected} == {"budget"}:
+                outcome.status = "ended"
+                outcome.reason = f"round {number}: every client of the cohort has spent its privacy budget"
+                break
+    except KeyboardInterrupt:
+        outcome.status, outcome.reason = "interrupted", f"stopped by the user after round {outcome.rounds}"
+    return outcome
+
+
+class _Best:
+    """The model to deliver: the last one, or the best on the validation set (never on the test set)."""
+
+    def __init__(self, rules: Rules) -> None:
+        self._sign = 1.0 if rules.greater_is_better else -1.0
+        self._by_validation = rules.keep == "best"
+        self._score = -np.inf
+        self._kept: tuple[np.ndarray, Scores] | None = None
+
+    def offer(self, master: np.ndarray, scores: Scores) -> tuple[np.ndarray, Scores]:
+        """The model to keep so far, and its scores."""
+        metric = scores.validation.metric
+        value = -np.inf if metric is None else self._sign * metric
+        if self._kept is None or not self._by_validation or value > self._score:
+            self._score, self._kept = value, (master, scores)
+        return self._kept

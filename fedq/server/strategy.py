@@ -1,0 +1,229 @@
+"""Federated averaging of packets: send, check, decode, sum exactly, step. Knows wire and codec; not models or data.
+
+One class, two ways to run it: `fedq.server.run_rounds` drives its parts and can resume, stop early and let
+worker processes pre-sum; Flower's own `strategy.start(grid)` calls `configure_train` and `aggregate_train`, which are
+the same parts in the same order, so both give the same bits.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp.strategy import FedAvg
+
+from fedq import codec as packets
+from fedq import wire
+from fedq.randomness import key64
+from fedq.server.roster import Exchange, Roster, grid_exchange, say_hello
+from fedq.server.sampling import Dealer
+from fedq.server.total import Accepted, Rejected, Total
+
+MODEL, UPDATE = "model", "update"
+Optimizer = Callable[[list[torch.Tensor]], torch.optim.Optimizer]
+
+
+class QuantizedFedAvg(FedAvg):
+    """FedAvg over quantized packets (arXiv:1602.05629), with a server optimizer (arXiv:2003.00295).
+
+    The master copy stays float32 at the server. What clients get is `encode(master)`; what they return is
+    their change against what they decoded, so the rounding of the broadcast never accumulates.
+
+    Under DP (`private=True`) all weights are equal and a reply that carries anything but its packet is dropped.
+    """
+
+    def __init__(
+        self,
+        layout: packets.Layout,
+        codec: Any,
+        *,
+        optimizer: Optimizer | None = None,
+        private: bool = False,
+        weighting: str = "examples",
+        max_weight: float = 1e6,
+        fraction: float = 1.0,
+        min_clients: int = 1,
+        seed: int = 0,
+        timeout: float = 3600.0,
+        version: str = "",
+    ) -> None:
+        super().__init__(fraction_train=fraction, min_train_nodes=1, min_available_nodes=1)
+        self.fraction_evaluate, self.min_evaluate_nodes = (
+            0.0,
+            0,
+        )  # passed to Flower, it would be a warning in each run
+        self.layout, self.codec, self.private = layout, codec, private
+        self.by_examples = weighting == "examples" and not private
+        self.max_weight, self.min_clients, self.seed, self.timeout, self.version = (
+            max_weight,
+            min_clients,
+            seed,
+            timeout,
+            version,
+        )
+        self._make_optimizer = optimizer or (lambda parameters: torch.optim.SGD(parameters, lr=1.0))
+        self._optimizer: torch.optim.Optimizer | None = None
+        self._last_accepted: dict[str, int] = {}
+        self._flower: tuple[Roster, Dealer] | None = None  # only under Flower's own `start`
+        self._master: np.ndarray | None = None
+        self._asked: list[str] = []
+        self._broadcast: dict[str, bytes] = {}
+
+    # --- what one round is made of -----------------------------------------------------------------
+
+    def broadcast(self, master: np.ndarray, round: int) -> dict[str, bytes]:
+        """The packets that every client of the round gets: the same bytes, encoded once."""
+        key = key64(self.seed, "broadcast", round)
+        return {MODEL: packets.encode(master, self.codec, layout=self.layout, kind="weights", round=round, key=key)}
+
+    def last_accepted(self, cohort: Sequence[str]) -> dict[str, int]:
+        """Client -> last round whose update of it was accepted; -1: none. A client needs it for error feedback."""
+        return {client: self._last_accepted.get(client, -1) for client in cohort}
+
+    def messages(
+        self,
+        round: int,
+        broadcast: Mapping[str, bytes],
+        accepted: Mapping[str, int],
+        roster: Roster,
+        *,
+        task: str = wire.TRAIN,
+    ) -> list[Message]:
+        """One request for each client in `accepted`; `task`: `wire.TRAIN` or `wire.EVALUATE`."""
+        return [
+            Message(
+                wire.write_request(wire.Request(round, last, broadcast)),
+                dst_node_id=roster.nodes[client],
+                message_type=task,
+            )
+            for client, last in accepted.items()
+        ]
+
+    def collect(
+        self,
+        round: int,
+        replies: Iterable[Message],
+        cohort: Sequence[str],
+        roster: Roster,
+        broadcast: Mapping[str, bytes],
+        *,
+        task: str = wire.TRAIN,
+    ) -> Total:
+        """Check and fold replies as they come. Whatever fails a check leaves no trace but its reason."""
+        total = Total(self.layout)
+        base = packets.digest(packets.decode(broadcast[MODEL], self.layout))
+        waiting = set(cohort)
+        for message in replies:
+            client = roster.identity_of(message.metadata.src_node_id)
+            if client is None or client not in cohort:
+                total.rejected.append(Rejected(client or str(message.metadata.src_node_id), "unknown_node"))
+                continue
+            if client not in waiting:
+                total.rejected.append(Rejected(client, "duplicate"))
+                continue
+            waiting.discard(client)
+            try:
+                reply = self._checked(message, round, task)
+                weight = float(reply.num_examples or 1) if self.by_examples else 1.0
+                if reply.packets:
+                    self.fold(total, reply.packets, weight, round=round, base=base)
+                total.accepted.append(Accepted(client, weight, reply.num_examples, reply.loss, reply.metric))
+            except (wire.MalformedReply, packets.MalformedUpdate) as error:
+                codec_says = isinstance(error, packets.MalformedUpdate)
+                total.rejected.append(Rejected(client, f"packet_{error.reason}" if codec_says else error.reason))
+        total.rejected += [Rejected(client, "no_reply") for client in waiting]
+        total.accepted.sort(key=lambda a: a.client)
+        total.rejected.sort(key=lambda r: (r.client, r.reason))
+        return total
+
+    def fold(self, total: Total, update: Mapping[str, bytes], weight: float, *, round: int, base: bytes) -> None:
+        """Add checked packets to the sums; a packet that does not decode changes nothing."""
+        for name, data in update.items():
+            total.sums.setdefault(name, packets.Accumulator(self.layout)).add(
+                data, weight, round=round, base=base, kind="delta"
+            )
+
+    def finish(self, total: Total) -> np.ndarray:
+        """Pseudo-gradient: minus the weighted mean update, float32, shape (layout.size,)."""
+        return -total.sums[UPDATE].mean()
+
+    def apply(self, master: np.ndarray, pseudo_gradient: np.ndarray) -> np.ndarray:
+        """One step of the server optimizer on the flat master. FedAvg is SGD with lr 1; momentum and Adam come free."""
+        parameter = torch.nn.Parameter(torch.from_numpy(master.copy()))
+        if self._optimizer is None:
+            self._optimizer = self._make_optimizer([parameter])
+        else:
+            # The state belongs to the parameter object: hand the optimizer the same one, with the new values.
+            parameter = self._optimizer.param_groups[0]["params"][0]
+            with torch.no_grad():
+                parameter.copy_(torch.from_numpy(master))
+        parameter.grad = torch.from_numpy(pseudo_gradient)
+        self._optimizer.step()
+        parameter.grad = None
+        return parameter.detach().numpy().copy()
+
+    def accept(self, round: int, total: Total) -> None:
+        """Remember whose update counted: their next request says so."""
+        self._last_accepted.update({a.client: round for a in total.accepted})
+
+    def _checked(self, message: Message, round: int, task: str) -> wire.Reply:
+        if message.has_error():
+            raise wire.MalformedReply("error", "Flower's error reply")
+        training = task == wire.TRAIN
+        metrics = {"num_examples", "loss"} if training else {"num_examples", "loss", "metric"}
+        reply = wire.read_reply(
+            message.content,
+            round=round,
+            packets=frozenset({UPDATE} if training else ()),
+            metrics=frozenset(() if self.private else metrics),
+            max_weight=self.max_weight,
+        )
+        if isinstance(reply, wire.Refusal):
+            raise wire.MalformedReply(reply.reason, "the client refused")
+        return reply
+
+    # --- Flower's own loop -------------------------------------------------------------------------
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Any
+    ) -> Iterable[Message]:
+        """Flower's seam: the requests of the round. `config` is not sent: the bundle holds the configuration."""
+        if self._flower is None:
+            self._flower = self._meet(grid_exchange(grid), grid.get_node_ids())
+        roster, dealer = self._flower
+        size = max(1, int(self.fraction_train * len(roster.nodes) + 1e-9))
+        self._master = self.layout.flatten(arrays_of(arrays))
+        self._asked = dealer.cohort(server_round, size)
+        self._broadcast = self.broadcast(self._master, server_round)
+        return self.messages(server_round, self._broadcast, self.last_accepted(self._asked), roster)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Flower's seam: the new model, or None where too few replies were good."""
+        if self._flower is None or self._master is None:
+            raise RuntimeError("aggregate_train before configure_train")
+        total = self.collect(server_round, replies, self._asked, self._flower[0], self._broadcast)
+        if len(total.accepted) < self.min_clients:
+            return None, None
+        self.accept(server_round, total)
+        master = self.apply(self._master, self.finish(total))
+        metrics = MetricRecord({"clients": len(total.accepted), "lost": len(total.rejected)})
+        return ArrayRecord({n: torch.from_numpy(a) for n, a in self.layout.unflatten(master).items()}), metrics
+
+    def _meet(self, exchange: Exchange, node_ids: Iterable[int]) -> tuple[Roster, Dealer]:
+        roster = say_hello(
+            exchange,
+            node_ids,
+            version=self.version,
+            formats=packets.FORMATS,
+            layout=self.layout.digest,
+            timeout=self.timeout,
+        )
+        return roster, Dealer(list(roster.nodes), seed=self.seed)
+
+
+def arrays_of(record: ArrayRecord) -> dict[str, np.ndarray]:
+    """Name -> array of a Flower record."""
+    return {name: array.numpy() for name, array in record.items()}

@@ -1,0 +1,106 @@
+"""What one round brought: exact sums, and what became of every client that was asked. Knows the codec; not Flower.
+
+A worker process makes one for its share of the cohort, and `merge` of the shares is, to the bit, what one
+process would have made of all: the sums are integers and the rest is sorted by name.
+"""
+
+import json
+import struct
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+
+from fedq.codec import Accumulator, Layout
+
+
+@dataclass(frozen=True)
+class Accepted:
+    client: str
+    weight: float
+    num_examples: int | None
+    loss: float | None
+    metric: float | None = None
+
+
+@dataclass(frozen=True)
+class Rejected:
+    client: str
+    reason: str
+
+
+@dataclass
+class Traffic:
+    """Bytes of serialized messages, of the same messages under `codec=float32`, and what the uplink held."""
+
+    up: int = 0
+    down: int = 0
+    float32_up: int = 0
+    float32_down: int = 0
+    fields: list[str] = field(default_factory=list)  # "record.key" of everything that clients sent
+
+    def add(self, other: "Traffic") -> None:
+        self.up += other.up
+        self.down += other.down
+        self.float32_up += other.float32_up
+        self.float32_down += other.float32_down
+        self.fields = sorted({*self.fields, *other.fields})
+
+
+@dataclass
+class Total:
+    """The state that `fold` adds to and `finish` closes."""
+
+    layout: Layout
+    sums: dict[str, Accumulator] = field(default_factory=dict)
+    accepted: list[Accepted] = field(default_factory=list)
+    rejected: list[Rejected] = field(default_factory=list)
+    traffic: Traffic = field(default_factory=Traffic)
+
+    @property
+    def reasons(self) -> dict[str, int]:
+        return dict(sorted(Counter(r.reason for r in self.rejected).items()))
+
+    def mean(self, name: str) -> float | None:
+        """Mean `loss` or `metric` over the clients' examples; None under DP, where clients keep them."""
+        told = [
+            (a.num_examples, value) for a in self.accepted if a.num_examples and (value := getattr(a, name)) is not None
+        ]
+        examples = sum(n for n, _ in told)
+        return sum(n * value for n, value in told) / examples if examples else None
+
+    def merge(self, other: "Total") -> None:
+        for name, total in other.sums.items():
+            if name in self.sums:
+                self.sums[name].merge(total)
+            else:
+                self.sums[name] = total
+        self.accepted = sorted([*self.accepted, *other.accepted], key=lambda a: a.client)
+        self.rejected = sorted([*self.rejected, *other.rejected], key=lambda r: (r.client, r.reason))
+        self.traffic.add(other.traffic)
+
+    def to_bytes(self) -> bytes:
+        sums = {name: total.to_bytes() for name, total in sorted(self.sums.items())}
+        head = json.dumps(
+            {
+                "accepted": [asdict(a) for a in self.accepted],
+                "rejected": [asdict(r) for r in self.rejected],
+                "traffic": asdict(self.traffic),
+                "sums": [[name, len(data)] for name, data in sums.items()],
+            }
+        ).encode()
+        return b"".join([struct.pack("<I", len(head)), head, *sums.values()])
+
+    @classmethod
+    def from_bytes(cls, data: bytes, layout: Layout) -> "Total":
+        (length,) = struct.unpack_from("<I", data)
+        head = json.loads(data[4 : 4 + length])
+        sums, at = {}, 4 + length
+        for name, size in head["sums"]:
+            sums[name] = Accumulator.from_bytes(data[at : at + size], layout)
+            at += size
+        return cls(
+            layout,
+            sums,
+            [Accepted(**a) for a in head["accepted"]],
+            [Rejected(**r) for r in head["rejected"]],
+            Traffic(**head["traffic"]),
+        )

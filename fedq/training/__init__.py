@@ -1,0 +1,20 @@
+"""Fit and evaluate one model on one shard: the only place where quant and privacy meet. Not Flower or files."""
+
+from fedq.training.arrays import layout_of, load_vector, read_vector, state_arrays
+from fedq.training.objectives import LOSSES, METRICS, Metric
+from fedq.training.trainer import Evaluation, Fitted, PrivateFit, Recipe, Trainer
+
+__all__ = [
+    "LOSSES",
+    "METRICS",
+    "Evaluation",
+    "Fitted",
+    "Metric",
+    "PrivateFit",
+    "Recipe",
+    "Trainer",
+    "layout_of",
+    "load_vector",
+    "read_vector",
+    "state_arrays",
+]

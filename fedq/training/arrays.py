@@ -1,0 +1,62 @@
+"""An `nn.Module` <-> the flat float32 vector of a `Layout`. Knows torch and the layout; not packets or rounds."""
+
+import hashlib
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import nn
+
+from fedq.codec import Layout, Segment
+from fedq.codec.layout import Role
+
+
+def layout_of(model: nn.Module) -> Layout:
+    """One segment for each array of the state, in the model's own order.
+
+    Float parameters that are trained and float buffers are averaged; parameters that are not trained are
+    frozen, named by a digest of their content and never sent; integer buffers (counters) stay local.
+    """
+    trained = {name: p.requires_grad for name, p in model.named_parameters(remove_duplicate=False)}
+    segments = []
+    for name, tensor in _state(model):
+        role: Role
+        role = "averaged" if trained.get(name, True) else "frozen"
+        if not tensor.is_floating_point():
+            role = "local"
+        content = hashlib.blake2b(_numpy(tensor).tobytes(), digest_size=16).digest() if role == "frozen" else b""
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        segments.append(Segment(name, tuple(tensor.shape), dtype, role, content=content))
+    return Layout(segments)
+
+
+def read_vector(model: nn.Module, layout: Layout) -> np.ndarray:
+    """The averaged values of the model, float32, shape (layout.size,)."""
+    state = dict(_state(model))
+    return layout.flatten({s.name: _numpy(state[s.name].float()) for s in layout.segments if s.role == "averaged"})
+
+
+def load_vector(model: nn.Module, layout: Layout, vector: np.ndarray) -> None:
+    """Write the values into the model, in place; its other arrays stay as they are."""
+    state = dict(_state(model))
+    with torch.no_grad():
+        for name, array in layout.unflatten(vector).items():
+            state[name].copy_(torch.from_numpy(np.ascontiguousarray(array)))
+
+
+def state_arrays(model: nn.Module) -> dict[str, np.ndarray]:
+    """A copy of every array of the model's state, a tied weight once."""
+    return {name: _numpy(tensor).copy() for name, tensor in _state(model)}
+
+
+def _state(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Name and storage of each array, a tied weight once (under its first name)."""
+    seen: set[int] = set()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            yield name, tensor.detach()
+
+
+def _numpy(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.detach().cpu().contiguous().numpy()

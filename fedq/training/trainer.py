@@ -1,0 +1,183 @@
+"""One model, fitted or evaluated on one shard from given weights. Knows torch and DP-SGD; not rounds' order.
+
+The same object serves every client of a process: whatever a client may change is written from the given
+vector first, and random numbers come from the generators that are passed in.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from fedq.codec import Layout
+from fedq.data import Examples
+from fedq.privacy import DPSGD, DPEvidence, DPPlan, Ledger, RandomSource, SpendContext
+from fedq.quant import register_grad_samplers
+from fedq.training.arrays import load_vector, read_vector
+from fedq.training.objectives import LOSSES, METRICS, Metric
+
+_EVALUATION_BATCH = 1000
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a client trains in one round. Exactly one of `epochs` and `steps` is set."""
+
+    batch_size: int
+    optimizer: str
+    lr: float
+    rounds: int
+    epochs: float | None = None
+    steps: int | None = None
+    optimizer_options: dict[str, Any] = field(default_factory=dict)
+    schedule: str = "constant"
+    clip_grad: float | None = None
+    loss: str = "cross_entropy"
+    metric: str = "accuracy"
+
+    def lr_in(self, round: int) -> float:
+        """Learning rate of round 1, 2, ... `rounds`."""
+        progress = (round - 1) / self.rounds
+        factor = {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}
+        return self.lr * factor[self.schedule]
+
+    def make_optimizer(self, parameters: Any, round: int) -> torch.optim.Optimizer:
+        kind = getattr(torch.optim, self.optimizer)
+        return kind(parameters, lr=self.lr_in(round), **self.optimizer_options)  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class PrivateFit:
+    """What a fit under DP needs beside the data: all of it public but the random source."""
+
+    plan: DPPlan
+    random: RandomSource
+    ledger: Ledger
+    context: SpendContext
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Weights after local training. Under DP `num_examples` and `loss` are for the client's own log only."""
+
+    vector: np.ndarray
+    num_examples: int
+    loss: float | None
+    evidence: DPEvidence | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    loss: float
+    metric: float
+    num_examples: int
+
+
+class Trainer:
+    """Fits and evaluates `model` (float or quantization-aware) by `recipe`."""
+
+    def __init__(self, model: nn.Module, layout: Layout, recipe: Recipe) -> None:
+        self.model, self.layout, self.recipe = model, layout, recipe
+        self.metric: Metric = METRICS[recipe.metric]
+        self._loss = LOSSES[recipe.loss]
+        if any(isinstance(m, nn.Conv2d) for m in model.modules()):
+            # NCHW max-pooling is slow on CPUs: channels_last halves a CNN's training time.
+            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def fit(
+        self,
+        weights: np.ndarray,
+        examples: Examples,
+        *,
+        round: int,
+        batches: np.random.Generator,
+        torch_seed: int,
+        private: PrivateFit | None = None,
+    ) -> Fitted:
+        """Train from `weights` (float32, shape (layout.size,)) on the shard; the weights themselves are not changed.
+
+        `batches` orders the examples and `torch_seed` seeds layers that draw, such as dropout. Under DP the
+        batches come from the private source instead, and the spend is on disk before the first step.
+        """
+        load_vector(self.model, self.layout, weights)
+        self.model.train()
+        with _seeded(torch_seed):
+            if private is None:
+                loss = self._descend(examples, round, batches)
+                return Fitted(read_vector(self.model, self.layout), len(examples), loss)
+            register_grad_samplers()  # without them Opacus cannot tell a quantized layer's per-example gradients
+            mechanism = DPSGD(private.plan, random=private.random, ledger=private.ledger)
+            evidence = mechanism.run(
+                self.model,
+                torch.from_numpy(examples.inputs),
+                torch.from_numpy(examples.targets),
+                loss=lambda outputs, targets: self._loss(outputs, targets).sum(),
+                make_optimizer=lambda parameters: self.recipe.make_optimizer(parameters, round),
+                context=private.context,
+            )
+        return Fitted(read_vector(self.model, self.layout), len(examples), None, evidence)
+
+    def evaluate(self, weights: np.ndarray, examples: Examples) -> Evaluation:
+        """Mean loss and the metric of a flat model on a set of examples."""
+        load_vector(self.model, self.layout, weights)
+        return score(self.model_outputs(examples.inputs), examples, self._loss, self.metric)
+
+    def model_outputs(self, inputs: np.ndarray) -> torch.Tensor:
+        """Outputs (n, k) of the model as it stands, in evaluation mode."""
+        self.model.eval()
+        with torch.inference_mode():
+            parts = [
+                self.model(torch.from_numpy(inputs[i : i + _EVALUATION_BATCH]))
+                for i in range(0, len(inputs), _EVALUATION_BATCH)
+            ]
+        return torch.cat(parts)
+
+    def score_outputs(self, outputs: np.ndarray, examples: Examples) -> Evaluation:
+        """The same figures for outputs that another engine computed."""
+        return score(torch.from_numpy(outputs), examples, self._loss, self.metric)
+
+    def _descend(self, examples: Examples, round: int, batches: np.random.Generator) -> float:
+        optimizer = self.recipe.make_optimizer(self.model.parameters(), round)
+        inputs, targets = torch.from_numpy(examples.inputs), torch.from_numpy(examples.targets)
+        seen, total = 0, 0.0
+        for chosen in _batches(len(examples), self.recipe, batches):
+            rows = torch.from_numpy(chosen)
+            optimizer.zero_grad(set_to_none=True)
+            loss = self._loss(self.model(inputs[rows]), targets[rows]).mean()
+            loss.backward()  # type: ignore[no-untyped-call]
+            if self.recipe.clip_grad is not None:
+                nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_grad)
+            optimizer.step()
+            seen, total = seen + len(chosen), total + float(loss.detach()) * len(chosen)
+        return total / max(seen, 1)
+
+
+def score(outputs: torch.Tensor, examples: Examples, loss: Any, metric: Metric) -> Evaluation:
+    targets = torch.from_numpy(examples.targets)
+    return Evaluation(float(loss(outputs, targets).double().mean()), metric.of(outputs, targets), len(examples))
+
+
+def _batches(examples: int, recipe: Recipe, random: np.random.Generator) -> Iterator[np.ndarray]:
+    """Batches without replacement, a new order in each epoch, for the recipe's number of epochs or steps."""
+    size = min(recipe.batch_size, examples)
+    steps = recipe.steps or math.ceil((recipe.epochs or 1.0) * math.ceil(examples / size))
+    while steps > 0:
+        order = random.permutation(examples)
+        for start in range(0, examples, size):
+            if steps == 0:
+                return
+            steps -= 1
+            yield order[start : start + size]
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Dropout and its kin draw from torch's global generator: seed it here and put it back after."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield

@@ -1,0 +1,56 @@
+"""What the privacy tests share: a tiny plan, a ledger of its own, two small models."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from fedq.privacy import DPPlan, Ledger, SpendContext
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger(tmp_path / "ledger.sqlite")
+
+
+@pytest.fixture
+def plan() -> DPPlan:
+    return DPPlan(
+        noise_multiplier=4.0,
+        clip_norm=1.0,
+        sample_rate=0.5,
+        steps=2,
+        nominal_examples=20,
+        target_epsilon=8.0,
+        delta=1e-5,
+    )
+
+
+@pytest.fixture
+def context() -> SpendContext:
+    return SpendContext(data="digits, client 3", run="demo-1", round=1)
+
+
+@pytest.fixture
+def tiny_mlp() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
+
+
+@pytest.fixture
+def tiny_cnn() -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1),
+        nn.GroupNorm(2, 4),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(4 * 3 * 3, 3),
+    )

@@ -1,0 +1,130 @@
+"""The verdict: true with every piece there; each piece taken away turns it false and is named."""
+
+import math
+import re
+from dataclasses import fields, replace
+
+import pytest
+
+from fedq.privacy import ClientRound, DPEvidence, RunEvidence, Spend, is_private
+
+DONE = DPEvidence(
+    noise_source="os",
+    steps_noised=5,
+    clip_norm=0.5,
+    noise_multiplier=4.0,
+    sample_rate=0.25,
+    spend_row_id=1,
+    noised_scalars=100,
+)
+SPEND = Spend(
+    noise_multiplier=4.0,
+    clip_norm=0.5,
+    sample_rate=0.25,
+    steps=5,
+    delta=1e-5,
+    nominal_examples=144,
+    noise_source="os",
+    data="digits",
+    run="demo",
+    round=1,
+)
+ROUND = ClientRound(client="a", round=1, done=DONE, spend=SPEND, trained_scalars=100)
+WHOLE = RunEvidence(
+    rounds=(
+        ROUND,
+        replace(ROUND, client="b"),
+        replace(ROUND, round=2, done=replace(DONE, spend_row_id=2), spend=replace(SPEND, round=2)),
+    ),
+    epsilon=7.9,
+    target_epsilon=8.0,
+    ledgers_verified=True,
+    reply_fields_checked=True,
+    nonpublic_reply_fields=(),
+    data_fitted_on_private=False,
+    activation_ranges_observed=False,
+)
+
+
+def with_last_round(**changes) -> RunEvidence:
+    return replace(WHOLE, rounds=(*WHOLE.rounds[:-1], replace(WHOLE.rounds[-1], **changes)))
+
+
+def with_last_done(**changes) -> RunEvidence:
+    return with_last_round(done=replace(WHOLE.rounds[-1].done, **changes))
+
+
+def with_last_spend(**changes) -> RunEvidence:
+    return with_last_round(spend=replace(WHOLE.rounds[-1].spend, **changes))
+
+
+def test_a_run_with_every_piece_is_private():
+    assert is_private(WHOLE) == (True, [])
+
+
+def test_no_target_needs_a_finite_epsilon_all_the_same():
+    assert is_private(replace(WHOLE, target_epsilon=math.inf)) == (True, [])
+
+
+@pytest.mark.parametrize(
+    ("evidence", "reason"),
+    [
+        (replace(WHOLE, rounds=()), "no client round"),
+        (replace(WHOLE, epsilon=8.001), "epsilon 8.001 is beyond the target 8"),
+        (replace(WHOLE, epsilon=math.nan), "epsilon nan"),
+        (replace(WHOLE, epsilon=math.inf, target_epsilon=math.inf), "epsilon inf"),
+        (replace(WHOLE, target_epsilon=math.nan), "target nan"),
+        (replace(WHOLE, ledgers_verified=False), "not verified"),
+        (replace(WHOLE, reply_fields_checked=False), "fields of the replies"),
+        (
+            replace(WHOLE, nonpublic_reply_fields=("loss", "num_examples")),
+            "left a client.*loss, num_examples",
+        ),
+        (replace(WHOLE, data_fitted_on_private=True), "statistics of the private"),
+        (replace(WHOLE, activation_ranges_observed=True), "activation ranges"),
+        (with_last_round(done=None), "client a, round 2: no noise"),
+        (with_last_round(spend=None), "client a, round 2: no spend"),
+        (with_last_done(noise_source="seeded"), "others can reproduce"),
+        (with_last_spend(noise_source="seeded"), "others can reproduce"),
+        (with_last_done(noise_multiplier=0.0), "noise multiplier 0.0"),
+        (with_last_done(noise_multiplier=math.nan), "noise multiplier nan"),
+        (with_last_done(noise_multiplier=3.9), "noise multiplier 3.9, 4.0 spent"),
+        (with_last_done(steps_noised=4), "4 steps noised, 5 spent"),
+        (with_last_done(steps_noised=6), "6 steps noised, 5 spent"),
+        (with_last_spend(steps=4), "5 steps noised, 4 spent"),
+        (with_last_spend(steps=0), "5 steps noised, 0 spent"),
+        (with_last_done(sample_rate=0.5), "sampling rate 0.5, 0.25 spent"),
+        (with_last_done(clip_norm=1.0), "clip norm 1.0, 0.5 spent"),
+        (with_last_done(noised_scalars=99), "99 values noised of 100"),
+        (with_last_round(trained_scalars=0), "100 values noised of 0"),
+        (with_last_spend(round=1), "the spend is for round 1"),
+        (with_last_done(spend_row_id=1), "one row of a ledger stands for several"),
+        (with_last_spend(unit="client"), "another kind: client"),
+        (with_last_spend(adjacency="replace-one"), "another kind"),
+        (with_last_spend(mechanism="none"), "another kind"),
+    ],
+)
+def test_each_missing_piece_is_named(evidence, reason):
+    private, reasons = is_private(evidence)
+    assert private is False
+    assert len(reasons) >= 1
+    assert any(re.search(reason, text) for text in reasons)
+
+
+def test_a_run_with_no_step_at_all_is_not_private():
+    nothing = with_last_round(
+        done=replace(DONE, spend_row_id=2, steps_noised=0), spend=replace(SPEND, steps=0, round=2)
+    )
+    assert is_private(nothing) == (False, ["client a, round 2: 0 steps noised, 0 spent"])
+
+
+def test_every_default_is_the_damning_one():
+    assert is_private(RunEvidence())[0] is False
+    for field in fields(RunEvidence):
+        default = getattr(RunEvidence(), field.name)
+        assert is_private(replace(WHOLE, **{field.name: default}))[0] is False, field.name
+
+
+def test_all_faults_are_reported_at_once():
+    evidence = replace(with_last_done(noise_source="seeded", steps_noised=4), ledgers_verified=False)
+    assert len(is_private(evidence)[1]) == 3

@@ -1,0 +1,126 @@
+"""Per-sample gradients against the only oracle that cannot be wrong: one example at a time."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from quant_models import Residual, mlp, relu_cnn, tanh_cnn
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fedq.quant import quantize, register_grad_samplers
+from fedq.quant.grids import LearnedGrid
+
+# Tight ranges, so that values are clamped and the masks matter.
+TIGHT = {"input_range": 1.0, "activation_range": 0.3}
+MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "mlp": (mlp, (64,)),
+    "tanh_cnn": (tanh_cnn, (1, 28, 28)),
+    "relu_cnn": (relu_cnn, (1, 12, 12)),
+    "residual": (Residual, (1, 8, 8)),
+    "tokens": (lambda: nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4), nn.Flatten()), (5, 6)),
+    "reflected": (
+        lambda: nn.Sequential(
+            nn.Conv2d(1, 4, 3, dilation=2, padding=2, padding_mode="reflect"),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(256, 10),
+        ),
+        (1, 8, 8),
+    ),
+}
+
+pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook is firing")  # torch's, of the first layer
+
+
+@pytest.fixture(autouse=True)
+def _registered() -> None:
+    register_grad_samplers()
+
+
+def summed_loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    return functional.cross_entropy(model(x), y, reduction="sum")
+
+
+def one_at_a_time(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+    rows: dict[str, list[Tensor]] = {name: [] for name, _ in model.named_parameters()}
+    for i in range(len(x)):
+        model.zero_grad()
+        summed_loss(model, x[i : i + 1], y[i : i + 1]).backward()
+        for name, parameter in model.named_parameters():
+            assert parameter.grad is not None
+            rows[name].append(parameter.grad.clone())
+    model.zero_grad()
+    return {name: torch.stack(gradients) for name, gradients in rows.items()}
+
+
+def per_sample(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+    from opacus import GradSampleModule
+
+    hooked = GradSampleModule(model, loss_reduction="sum", strict=True)
+    summed_loss(hooked, x, y).backward()
+    samples = {name: parameter.grad_sample for name, parameter in model.named_parameters()}
+    hooked.remove_hooks()
+    return samples
+
+
+@pytest.mark.parametrize("ranges", ["fixed", "learned"])
+@pytest.mark.parametrize("batch", [1, 5])
+@pytest.mark.parametrize("name", MODELS)
+def test_per_sample_gradients_are_those_of_one_example_at_a_time(name: str, batch: int, ranges: str):
+    torch.manual_seed(3)
+    make, shape = MODELS[name]
+    model = make()
+    quantize(model, ranges=ranges, **TIGHT)
+    x, y = torch.randn(batch, *shape), torch.randint(0, 10, (batch,))
+    expected, got = one_at_a_time(model, x, y), per_sample(model, x, y)
+    assert got.keys() == expected.keys()
+    for key, gradients in expected.items():
+        assert got[key].shape == gradients.shape
+        # Relative to the largest, which is below 1: stricter than the 1e-5 that is promised.
+        assert 0 < (largest := gradients.abs().max()) < 10, f"{key}: zeros would prove nothing"
+        assert (got[key] - gradients).abs().max() < 1e-5 * min(largest, 1.0), key
+
+
+@pytest.mark.parametrize("ranges", ["fixed", "learned"])
+def test_an_empty_batch_has_no_gradients(ranges: str):
+    model = tanh_cnn()
+    quantize(model, ranges=ranges)
+    samples = per_sample(model, torch.zeros(0, 1, 28, 28), torch.zeros(0, dtype=torch.int64))
+    shapes = {name: (0, *parameter.shape) for name, parameter in model.named_parameters()}
+    assert {name: tuple(sample.shape) for name, sample in samples.items()} == shapes
+
+
+def test_channels_last_changes_no_gradient():
+    torch.manual_seed(0)
+    model = relu_cnn()
+    quantize(model, **TIGHT)
+    x, y = torch.randn(4, 1, 12, 12), torch.randint(0, 10, (4,))
+    expected = one_at_a_time(model, x, y)
+    got = per_sample(model.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last), y)
+    for key, gradients in expected.items():
+        assert (got[key] - gradients).abs().max() < 1e-5, key
+
+
+def test_a_frozen_layer_has_no_gradients_and_the_others_do():
+    torch.manual_seed(0)
+    model = mlp()
+    quantize(model, ranges="learned", **TIGHT)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("2." in name)
+    x, y = torch.randn(3, 64), torch.randint(0, 10, (3,))
+    from opacus import GradSampleModule
+
+    summed_loss(GradSampleModule(model, loss_reduction="sum"), x, y).backward()
+    assert {name for name, p in model.named_parameters() if getattr(p, "grad_sample", None) is not None} == {
+        "2.weight",
+        "2.bias",
+    }
+
+
+def test_a_learned_range_stays_positive_under_any_noise():
+    grid = LearnedGrid(8.0, signed=False)
+    with torch.no_grad():
+        grid.log_range.sub_(50.0)
+    assert 0 < grid.step.item() < 1e-20
+    assert torch.isfinite(grid(torch.randn(3, 4))).all()

@@ -1,0 +1,245 @@
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from quant_models import Residual, Untraceable, mlp, relu_cnn, tanh_cnn
+from torch import Tensor, nn
+
+from fedq.quant import QConv2d, QLinear, quantize
+from fedq.quant.layers import QuantizedLayer
+
+
+def placed(model: nn.Module, **options: object) -> dict[str, tuple[str, str]]:
+    """Name -> (input grid, output grid)."""
+    return {layer.name: (layer.input, layer.output) for layer in quantize(model, **options).layers}
+
+
+def quantized_layers(model: nn.Module) -> list[QuantizedLayer]:
+    return [module for module in model.modules() if isinstance(module, QuantizedLayer)]
+
+
+def test_a_relu_becomes_the_grid_of_the_layer_before_it():
+    model = mlp()
+    assert placed(model, input_range=2.0, activation_range=6.0) == {
+        "0": ("[-2, 2] fixed", "[0, 6] fixed"),
+        "2": ("[0, 6] fixed", "float"),
+    }
+    assert quantized_layers(model)[1].input_grid is None  # on the grid already: no second rounding
+
+
+def test_a_convolution_into_tanh_has_a_grid_before_and_after_the_tanh():
+    assert placed(tanh_cnn(), input_range=2.0) == {
+        "0": ("[-2, 2] fixed", "[-4, 4] fixed"),
+        "3": ("[-1, 1] fixed", "[-4, 4] fixed"),
+        "7": ("[-1, 1] fixed", "float"),
+        "9": ("[-1, 1] fixed", "float"),
+    }
+
+
+def test_pooling_and_reshaping_keep_the_grid():
+    layers = placed(relu_cnn())
+    assert [layers[name][0] for name in ("3", "5", "8")] == ["[0, 8] fixed"] * 3
+
+
+def test_functional_relu_and_an_addition_are_seen():
+    assert placed(Residual()) == {
+        "first": ("[-4, 4] fixed", "[0, 8] fixed"),
+        "second": ("[0, 8] fixed", "[-8, 8] fixed"),
+        "out": ("[0, 8] fixed", "float"),  # a sum after ReLU is not negative either
+    }
+
+
+def test_sigmoid_is_known_to_lie_between_0_and_1():
+    model = nn.Sequential(nn.Linear(3, 4), nn.Sigmoid(), nn.Linear(4, 2))
+    assert placed(model, ranges="learned")["2"][0] == "[0, 1] fixed"
+
+
+def test_a_layer_called_twice_gets_a_grid_for_both_inputs():
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(5, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(torch.tanh(self.layer(x)))
+
+    assert placed(Twice(), input_range=3.0)["layer"] == ("[-3, 3] fixed", "float")
+
+
+def test_a_model_that_is_one_layer_is_swapped_in_place():
+    model = nn.Linear(3, 2)
+    quantize(model)
+    assert isinstance(model, QLinear)
+    assert model(torch.zeros(4, 3)).shape == (4, 2)
+
+
+def test_tied_weights_stay_tied():
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    model[2].weight = model[0].weight
+    quantize(model)
+    assert model[2].weight is model[0].weight
+
+
+def test_without_a_graph_every_layer_has_its_own_input_grid():
+    model = Untraceable()
+    report = quantize(model)
+    assert report.untraceable is not None
+    assert "symbolically traced variables cannot be used as inputs to control flow" in report.untraceable
+    assert all(layer.input_grid is not None for layer in quantized_layers(model))
+    assert model(torch.randn(2, 1, 8, 8)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("ranges", ["fixed", "learned", "observed"])
+@pytest.mark.parametrize(
+    ("make", "shape"), [(mlp, (64,)), (tanh_cnn, (1, 28, 28)), (relu_cnn, (1, 12, 12)), (Residual, (1, 8, 8))]
+)
+def test_every_input_and_weight_of_a_layer_is_on_an_int8_grid(
+    make: Callable[[], nn.Module], shape: tuple[int, ...], ranges: str
+):
+    torch.manual_seed(0)
+    model = make()
+    quantize(model, ranges=ranges)
+    model.eval()
+    seen: list[tuple[QuantizedLayer, Tensor]] = []
+    for layer in quantized_layers(model):
+        layer.register_forward_hook(lambda layer, inputs, _: seen.append((layer, inputs[0])))
+    model(torch.randn(3, *shape) * 3)
+    assert len(seen) == len(quantized_layers(model))
+    for layer, x in seen:
+        assert layer.source is not None
+        grid = layer.source[0]
+        levels = x.double() / float(grid.step)
+        assert (levels - levels.round()).abs().max() < 1e-4
+        assert grid.lowest <= levels.round().min() <= levels.round().max() <= grid.highest
+        weight = layer.snapped_parameters()[0].detach()
+        for channel in weight.flatten(start_dim=1):
+            assert len(channel.unique()) <= 2 * 63 + 1
+
+
+def test_keys_of_the_state_dict_stay_those_of_the_float_model():
+    model = tanh_cnn()
+    keys = list(model.state_dict())
+    quantize(model)
+    assert list(model.state_dict()) == keys
+
+
+def test_learned_ranges_are_parameters_and_observed_ones_buffers():
+    learned, observed = mlp(), mlp()
+    quantize(learned, ranges="learned")
+    quantize(observed, ranges="observed")
+    assert {name for name, _ in learned.named_parameters()} - {name for name, _ in mlp().named_parameters()} == {
+        "0.output_grid.log_range"
+    }
+    assert {name for name, _ in observed.named_buffers()} == {"0.input_grid.range", "0.output_grid.range"}
+
+
+def test_an_observed_range_follows_the_data_in_training_only():
+    model = mlp()
+    quantize(model, ranges="observed", input_range=4.0)
+    x = torch.full((2, 64), -14.0)
+    model.eval()
+    model(x)
+    assert model[0].input_grid.range.item() == 4.0
+    model.train()
+    model(x)
+    assert model[0].input_grid.range.item() == pytest.approx(4.0 + 0.1 * (14.0 - 4.0))
+    model(torch.zeros(2, 64))  # says nothing about a range
+    assert model[0].input_grid.range.item() == pytest.approx(5.0)
+
+
+def test_float_activations_leave_weights_alone_quantized():
+    model = mlp()
+    report = quantize(model, activations=None)
+    assert [(layer.input, layer.output) for layer in report.layers] == [("float", "float")] * 2
+    x = torch.randn(3, 64)
+    first = torch.relu(x @ model[0].snapped_parameters()[0].T + model[0].bias)
+    assert torch.allclose(model(x), first @ model[2].snapped_parameters()[0].T + model[2].bias, atol=1e-5)
+
+
+def test_a_skipped_layer_stays_float_and_the_report_says_why():
+    model = tanh_cnn()
+    report = quantize(model, skip=["7", "9*"])
+    assert report.left_float == {"7": "named in quant.skip", "9": "named in quant.skip"}
+    assert report.quantized == ("0", "3")
+    assert type(model[7]) is nn.Linear
+    assert "7 (Linear): float32, named in quant.skip" in str(report)
+
+
+def test_unsupported_layers_are_reported():
+    model = nn.Sequential(nn.Conv1d(3, 4, 2), nn.Flatten(), nn.Linear(8, 2))
+    assert quantize(model).left_float == {"0": "Conv1d is not supported"}
+
+
+def test_a_layer_that_forward_never_calls_is_reported():
+    class Idle(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.idle = nn.Linear(3, 2), nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.used(x)
+
+    assert quantize(Idle()).left_float == {"idle": "forward never calls it"}
+
+
+def test_a_copy_has_grids_of_its_own():
+    model = mlp()
+    quantize(model, ranges="learned")
+    twin = copy.deepcopy(model)
+    assert twin[2].source[0] is twin[0].output_grid
+    with torch.no_grad():
+        twin[0].output_grid.log_range.add_(1.0)
+    assert model[2].source[0].describe() == "[0, 8] learned"
+
+
+def test_any_stride_padding_and_grouping_computes_what_conv2d_does():
+    torch.manual_seed(0)
+    layer = nn.Conv2d(4, 8, (3, 2), stride=2, padding=(2, 1), dilation=(1, 2), groups=2, padding_mode="circular")
+    plain = copy.deepcopy(layer)
+    quantize(layer, input_range=4.0, activation_range=8.0)
+    assert isinstance(layer, QConv2d)
+    x = torch.randn(2, 4, 9, 9)
+    # Steps: input 4/127, weights up to 0.25/63 with 12 products, output 8/127.
+    bound = 12 * (4 / 127 / 2 * 0.3 + 0.3 / 63 / 2 * 4) + 8 / 127 / 2
+    error = (layer(x) - plain(x)).abs().max().item()
+    assert 0 < error < bound
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"weights": 4}, r"quant\.weights=4: only 8 bits"),
+        ({"activations": 4}, r"quant\.activations=4: only 8 bits or null"),
+        ({"ranges": "dynamic"}, r"quant\.ranges=dynamic: must be one of fixed, learned, observed"),
+        ({"weight_range": 128}, r"quant\.weight_range=128: must be 1\.\.127"),
+        ({"input_range": 0.0}, r"quant\.input_range=0\.0: must be a number from 0\.001"),
+        ({"activation_range": float("nan")}, r"quant\.activation_range=nan: must be"),
+        ({"skip": ["conv*"]}, r"quant\.skip='conv\*': matches no module; the model has 0, 1, 2"),
+        ({"skip": ["*"]}, r"no Linear or Conv2d layer to quantize \(0: named in quant\.skip.*use quant=off"),
+    ],
+)
+def test_a_bad_option_names_key_value_and_rule(options: dict[str, object], message: str):
+    model = mlp()
+    with pytest.raises(ValueError, match=message):
+        quantize(model, **options)
+    assert type(model[0]) is nn.Linear  # nothing half done
+
+
+def test_a_model_without_layers_to_quantize_is_refused():
+    with pytest.raises(ValueError, match="no Linear or Conv2d layer to quantize; use quant=off"):
+        quantize(nn.Sequential(nn.Flatten(), nn.ReLU()))
+
+
+def test_nan_weights_are_refused():
+    model = mlp()
+    model[2].bias.data[3] = float("nan")
+    with pytest.raises(ValueError, match=r"parameter '2\.bias' holds NaN"):
+        quantize(model)
+
+
+def test_quantizing_twice_is_refused():
+    model = mlp()
+    quantize(model)
+    with pytest.raises(ValueError, match="0 is quantized already"):
+        quantize(model)
