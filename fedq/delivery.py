@@ -201,12 +201,12 @@ def gather_evidence(experiment: Experiment, folder: Path, accepted: list[tuple[s
     spent, verified = 0.0, True
     for identity in experiment.identities:
         home = client_folder(folder, identity)
-        done: dict[int, DPEvidence] = {}
+        done: list[tuple[int, DPEvidence]] = []  # a round may have been asked for twice
         if (home / EVIDENCE).exists():
-            for line in (home / EVIDENCE).read_text().splitlines():
+            for line in (home / EVIDENCE).read_text(encoding="utf-8").splitlines():
                 row = json.loads(line)
                 number = row.pop("round")
-                done[number] = DPEvidence(**row)
+                done.append((number, DPEvidence(**row)))
         spends: dict[int, Spend] = {}
         path = (Path(options.ledger) / identity if options.ledger else home) / "ledger.sqlite"
         if path.exists():
@@ -217,10 +217,12 @@ def gather_evidence(experiment: Experiment, folder: Path, accepted: list[tuple[s
                 spent = max(spent, ledger.epsilon(experiment.plan.delta, accountant=experiment.plan.accountant))
             except LedgerError:
                 verified = False
-        for number in sorted({r for client, r in accepted if client == identity} | set(done)):
-            evidence = done.get(number)
-            spend = spends.get(evidence.spend_row_id) if evidence is not None else None
+        for number, evidence in done:
+            spend = spends.get(evidence.spend_row_id)
             rounds.append(ClientRound(identity, number, evidence, spend, experiment.layout.size))
+        trained = {number for number, _ in done}
+        unproven = [number for client, number in accepted if client == identity and number not in trained]
+        rounds += [ClientRound(identity, number, None, None, experiment.layout.size) for number in unproven]
     return RunEvidence(
         rounds=rounds,
         epsilon=spent,

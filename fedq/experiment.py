@@ -23,7 +23,7 @@ from fedq.client import Client, ClientState, Privacy
 from fedq.codec import CODECS, Layout
 from fedq.config import Config, ConfigError, Problem, problems, rules
 from fedq.data import PARTITIONERS, Dataset, as_dataset
-from fedq.privacy.dpsgd import refuse_cross_example_layers
+from fedq.privacy import refuse_cross_example_layers
 from fedq.quant import QuantReport, quantize
 from fedq.randomness import generator, key64
 from fedq.server import QuantizedFedAvg

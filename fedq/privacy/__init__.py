@@ -6,9 +6,11 @@ from fedq.privacy.accounting import ACCOUNTANTS, Accountant, Mechanism, calibrat
 from fedq.privacy.admission import REASONS, Declined, admit, budget_guard
 from fedq.privacy.dpsgd import DPSGD, DPEvidence
 from fedq.privacy.evidence import ClientRound, RunEvidence, is_private
-from fedq.privacy.ledger import Ledger, LedgerError, Row, Spend
+from fedq.privacy.ledger import Ledger, LedgerError, Row
 from fedq.privacy.noise import RandomSource, SecureRandom, SeededRandom
 from fedq.privacy.plan import DPPlan, SpendContext
+from fedq.privacy.spend import Spend
+from fedq.privacy.suitable import refuse_cross_example_layers
 
 __all__ = [
     "ACCOUNTANTS",
@@ -34,4 +36,5 @@ __all__ = [
     "calibrate",
     "epsilon",
     "is_private",
+    "refuse_cross_example_layers",
 ]

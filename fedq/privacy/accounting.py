@@ -102,9 +102,7 @@ def calibrate(
     _check_rate(sample_rate)
     _check_steps(steps)
     if steps == 0:
-        raise ValueError(
-            "steps=0: nothing to calibrate; give the steps that one client may take in all, e.g. 200"
-        )
+        raise ValueError("steps=0: nothing to calibrate; give the steps that one client may take in all, e.g. 200")
     _check_accountant(accountant)
     return _calibrate(float(target_epsilon), float(delta), float(sample_rate), int(steps), accountant)
 
@@ -203,9 +201,7 @@ def _horizon(steps: int) -> int:
 
 
 @lru_cache(maxsize=64)
-def _discretised(
-    horizons: tuple[tuple[float, float, int], ...], error: float, delta_error: float
-) -> tuple[Any, ...]:
+def _discretised(horizons: tuple[tuple[float, float, int], ...], error: float, delta_error: float) -> tuple[Any, ...]:
     """One discretised privacy loss per mechanism, on one domain that is safe up to the given step counts."""
     from opacus.accountants.analysis.prv import (
         Domain,
@@ -225,9 +221,7 @@ def _discretised(
     domain = Domain.create_aligned(-half_width, half_width, mesh)
     return tuple(
         discretize(
-            TruncatedPrivacyRandomVariable(
-                PoissonSubsampledGaussianPRV(rate, noise), domain.t_min, domain.t_max
-            ),
+            TruncatedPrivacyRandomVariable(PoissonSubsampledGaussianPRV(rate, noise), domain.t_min, domain.t_max),
             domain,
         )
         for noise, rate, _ in horizons
@@ -242,9 +236,7 @@ def _rdp(noise: float, rate: float, orders: tuple[float, ...]) -> tuple[float, .
     from opacus.accountants.analysis.rdp import compute_rdp
 
     with np.errstate(all="ignore"):
-        return tuple(
-            float(v) for v in compute_rdp(q=rate, noise_multiplier=noise, steps=1, orders=list(orders))
-        )
+        return tuple(float(v) for v in compute_rdp(q=rate, noise_multiplier=noise, steps=1, orders=list(orders)))
 
 
 def _convert(rdp: np.ndarray, orders: tuple[float, ...], delta: float) -> float:
@@ -264,9 +256,7 @@ def _check_delta(delta: float) -> None:
 
 def _check_rate(rate: float) -> None:
     if not 0 < rate <= 1:
-        raise ValueError(
-            f"sample_rate={rate}: must be above 0 and at most 1 (1: every example in every step)"
-        )
+        raise ValueError(f"sample_rate={rate}: must be above 0 and at most 1 (1: every example in every step)")
 
 
 def _check_steps(steps: int) -> None:
@@ -276,9 +266,7 @@ def _check_steps(steps: int) -> None:
 
 def _check_target(target: float) -> None:
     if not (math.isfinite(target) and target > 0):
-        raise ValueError(
-            f"target_epsilon={target}: must be a finite number above 0, e.g. 8; or use privacy=off"
-        )
+        raise ValueError(f"target_epsilon={target}: must be a finite number above 0, e.g. 8; or use privacy=off")
 
 
 def _check_accountant(accountant: str) -> None:

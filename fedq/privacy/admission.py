@@ -50,8 +50,6 @@ def budget_guard(plan: DPPlan) -> Callable[[Sequence[Mechanism]], None]:
         after = epsilon([*spent, plan.mechanism], plan.delta, accountant=plan.accountant)
         # Written so that a NaN declines.
         if not after <= plan.target_epsilon:
-            raise Declined(
-                "budget", f"epsilon would be {after:.4g} of {plan.target_epsilon:g} at delta {plan.delta:g}"
-            )
+            raise Declined("budget", f"epsilon would be {after:.4g} of {plan.target_epsilon:g} at delta {plan.delta:g}")
 
     return guard

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from fedq.privacy.admission import budget_guard
-from fedq.privacy.ledger import Ledger, Spend
+from fedq.privacy.ledger import Ledger
 from fedq.privacy.noise import RandomSource
 from fedq.privacy.plan import DPPlan, SpendContext
+from fedq.privacy.spend import Spend
 from fedq.privacy.suitable import check_loss_sums, check_unchanged, refuse_cross_example_layers
 
 # Norms are float32: aim a hair under the bound, so that their round-off (about 1e-7 relative) cannot exceed
@@ -112,6 +113,7 @@ class DPSGD:
 def _per_example_gradients(model: nn.Module) -> Iterator[nn.Module]:
     """Opacus' hooks for a while; afterwards no trace of them: the next client may use the same module."""
     from opacus import GradSampleModule
+    from opacus.grad_sample.gsm_base import OPACUS_PARAM_MONKEYPATCH_ATTRS
 
     was_training = {module: module.training for module in model.modules()}
     try:
@@ -128,13 +130,14 @@ def _per_example_gradients(model: nn.Module) -> Iterator[nn.Module]:
             warnings.filterwarnings("ignore", message="Full backward hook is firing", category=UserWarning)
             yield wrapped
     finally:
-        # Not to_standard_module(): there is no wrapper if its constructor failed, nor does it remove everything
-        # after an error between forward and backward pass.
+        # Not to_standard_module(): there is no wrapper if its constructor failed, and after an error between
+        # forward and backward pass it does not remove everything.
         for handle in model.__dict__.pop("autograd_grad_sample_hooks", ()):
             handle.remove()
         for parameter in model.parameters():
             parameter.grad = None
-            parameter.__dict__.clear()
+            for leftover in OPACUS_PARAM_MONKEYPATCH_ATTRS:
+                parameter.__dict__.pop(leftover, None)
         for module, training in was_training.items():
             for leftover in ("activations", "max_batch_len", "ft_compute_sample_grad"):
                 module.__dict__.pop(leftover, None)

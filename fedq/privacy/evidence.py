@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedq.privacy.dpsgd import DPEvidence
-from fedq.privacy.ledger import Spend
+from fedq.privacy.spend import Spend
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,7 @@ def is_private(evidence: RunEvidence) -> tuple[bool, list[str]]:
     if not evidence.rounds:
         reasons.append("no client round is on record")
     for client_round in evidence.rounds:
-        reasons += [
-            f"client {client_round.client}, round {client_round.round}: {why}"
-            for why in _faults(client_round)
-        ]
+        reasons += [f"client {client_round.client}, round {client_round.round}: {why}" for why in _faults(client_round)]
     rows = [(r.client, r.done.spend_row_id) for r in evidence.rounds if r.done is not None]
     if len(set(rows)) != len(rows):
         reasons.append("one row of a ledger stands for several rounds")

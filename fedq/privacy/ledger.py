@@ -14,7 +14,6 @@ Reading always checks, and nothing is appended to a ledger that does not check o
 import datetime
 import hashlib
 import json
-import math
 import os
 import sqlite3
 import tempfile
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from fedq.privacy.accounting import Accountant, Mechanism, epsilon
+from fedq.privacy.spend import Spend
 
 SCHEMA_VERSION: Final = 1
 # Long enough for another process to account and sync its own spend, short enough to say that one hangs.
@@ -33,47 +33,6 @@ _LOCK_SECONDS: Final = 60.0
 
 class LedgerError(Exception):
     """The ledger cannot be read, trusted or written. Nothing was spent; a person has to look at it."""
-
-
-@dataclass(frozen=True)
-class Spend:
-    """What is about to be spent: enough to recompute its epsilon, and to say what it was for."""
-
-    noise_multiplier: float  # noise std / clip_norm
-    clip_norm: float
-    sample_rate: float
-    steps: int
-    delta: float  # the delta that the run reports at; the mechanism itself has none
-    nominal_examples: int  # public; sample_rate * nominal_examples divides the noised sum
-    noise_source: str  # "os" or "seeded"
-    data: str
-    run: str
-    round: int
-    attempt: int = 0
-    bundle: str = ""  # digest of the code that ran
-    unit: str = "example"
-    adjacency: str = "add-or-remove-one"
-    mechanism: str = "gaussian"  # Poisson-subsampled, float64 from `noise_source`
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            # Stored as plain Python numbers: what comes back from SQLite must hash as it did going in.
-            if field.type is float and isinstance(value, int | float):
-                object.__setattr__(self, field.name, float(value))
-            elif type(value) is not field.type:
-                kind = getattr(field.type, "__name__", field.type)
-                raise ValueError(f"{field.name}={value!r}: must be of type {kind}")
-        if self.noise_source not in ("os", "seeded"):
-            raise ValueError(f"noise_source={self.noise_source!r}: must be os or seeded")
-        if not (math.isfinite(self.clip_norm) and self.clip_norm > 0):
-            raise ValueError(f"clip_norm={self.clip_norm}: must be a finite number above 0")
-        if not 0 < self.delta < 1:
-            raise ValueError(f"delta={self.delta}: must lie between 0 and 1")
-        self.as_mechanism()  # checks noise, rate and steps
-
-    def as_mechanism(self) -> Mechanism:
-        return Mechanism(self.noise_multiplier, self.sample_rate, self.steps)
 
 
 @dataclass(frozen=True)
@@ -215,9 +174,7 @@ class Ledger:
             finally:
                 connection.close()
         except sqlite3.OperationalError as error:
-            raise LedgerError(
-                f"{self.path}: {error}; is it held by another process, or not writable?"
-            ) from error
+            raise LedgerError(f"{self.path}: {error}; is it held by another process, or not writable?") from error
         except sqlite3.DatabaseError as error:
             raise LedgerError(f"{self.path}: no whole ledger: {error}") from error
 
@@ -281,9 +238,7 @@ def _read(connection: sqlite3.Connection, path: Path) -> tuple[list[Row], str]:
         except ValueError as error:
             raise LedgerError(f"{path}: row {row_id} holds an impossible value: {error}") from error
         if chained != previous:
-            raise LedgerError(
-                f"{path}: row {row_id} does not follow the row before it (its `previous` differs)"
-            )
+            raise LedgerError(f"{path}: row {row_id} does not follow the row before it (its `previous` differs)")
         if digest != _hash(row_id, schema, time, spend, chained):
             raise LedgerError(f"{path}: row {row_id} was changed after it was written (its hash differs)")
         rows.append(Row(row_id, schema, time, spend, chained, digest))

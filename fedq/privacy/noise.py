@@ -98,9 +98,7 @@ class _Keystream:
 
     def __reduce__(self) -> NoReturn:
         # A copy would repeat the same noise, and two updates under one noise subtract to the bare difference.
-        raise TypeError(
-            f"{type(self).__name__} cannot be copied or pickled: make a new one where it is needed"
-        )
+        raise TypeError(f"{type(self).__name__} cannot be copied or pickled: make a new one where it is needed")
 
 
 class SecureRandom(_Keystream):

@@ -126,19 +126,28 @@ class _Placer:
 
     def placement(self) -> Placement:
         result = Placement()
-        for layer, nodes in self.calls.items():
-            if layer in self.layers:
-                ends = [end for node in nodes for end in self._ends(node)]
-                result.plans[layer] = LayerPlan(output=self._output(layer, ends))
-                if ends and all(self._is(end, _RELU) for end in ends):
-                    result.absorbed += [m for end in ends if (m := self._sole_module(end)) is not None]
+        calls = {layer: nodes for layer, nodes in self.calls.items() if layer in self.layers}
+        ends = {layer: [end for node in nodes for end in self._ends(node)] for layer, nodes in calls.items()}
+        into_relu = {layer for layer in calls if ends[layer] and all(self._is(e, _RELU) for e in ends[layer])}
+        idle = self._modules_called_only_at({end for layer in into_relu for end in ends[layer]})
+        for layer in calls:
+            output = self._output(layer, ends[layer], idle)
+            result.plans[layer] = LayerPlan(output=output)
+        gridded = {end for layer in into_relu if result.plans[layer].output for end in ends[layer]}
+        result.absorbed = list(self._modules_called_only_at(gridded))
         self._plan_inputs(result.plans)
         return result
 
-    def _output(self, layer: nn.Module, ends: list[fx.Node]) -> GridPlan | None:
+    def _output(self, layer: nn.Module, ends: list[fx.Node], idle: dict[nn.Module, None]) -> GridPlan | None:
         """The grid of a layer's output, or None to leave it float."""
         if ends and all(self._is(end, _RELU) for end in ends):
-            return self.positive
+            # The grid takes the ReLU's place, where that is a module to take the place of. A function
+            # stays, and behind a grid it would block the gradient of values that round to 0: then better a
+            # grid at the readers, whose kernels' outputs are the same, unless one of them has none.
+            taken = all(self._called(end) in idle for end in ends)
+            readers = [reader for end in ends for reader in self._ends(end)]
+            gridded = bool(readers) and all(self._called(reader) in self.layers for reader in readers)
+            return None if gridded and not taken else self.positive
         if isinstance(layer, nn.Linear):
             # The int8 Gemm kernel gives its int32 sums as float32 at no cost: logits and tanh get them whole.
             return None
@@ -151,7 +160,7 @@ class _Placer:
         for node in self.nodes:
             arguments = node.all_input_nodes
             source = values[arguments[0]] if arguments else _Value(self.signed)
-            layer = self.modules.get(str(node.target)) if node.op == "call_module" else None
+            layer = self._called(node)
             if node.op == "placeholder":
                 values[node] = _Value(self.input_fits)
             elif layer in plans:
@@ -187,10 +196,12 @@ class _Placer:
             else:
                 yield user
 
-    def _sole_module(self, node: fx.Node) -> nn.Module | None:
-        """The module that a node calls, if nothing else calls it."""
-        module = self.modules.get(str(node.target)) if node.op == "call_module" else None
-        return module if module is not None and len(self.calls[module]) == 1 else None
+    def _called(self, node: fx.Node) -> nn.Module | None:
+        return self.modules[str(node.target)] if node.op == "call_module" else None
+
+    def _modules_called_only_at(self, nodes: set[fx.Node]) -> dict[nn.Module, None]:
+        """In the order of the graph."""
+        return {module: None for module, calls in self.calls.items() if nodes.issuperset(calls)}
 
     def _is(self, node: fx.Node, kinds: tuple[Any, ...]) -> bool:
         if node.op == "call_module":

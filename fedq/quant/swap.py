@@ -48,6 +48,14 @@ class QuantReport:
     untraceable: str | None  # why placement could not see the model's graph; None if it could
 
     @property
+    def portable(self) -> bool:
+        """Whether int8 kernels are exact on every processor.
+
+        x86 without VNNI adds two products of uint8 and int8 in 16 bits, saturating: 2 * 255 * 64 is the most.
+        """
+        return 2 * 255 * self.weight_range <= 2**15 - 1
+
+    @property
     def quantized(self) -> tuple[str, ...]:
         return tuple(layer.name for layer in self.layers if layer.quantized)
 
@@ -63,6 +71,10 @@ class QuantReport:
             else f"{layer.name} ({layer.kind}): float32, {layer.reason}"
             for layer in self.layers
         ]
+        if not self.portable:
+            lines.append(
+                f"weight levels up to {self.weight_range} can saturate on x86 without VNNI; 63 cannot"
+            )
         if self.untraceable is not None:
             lines.append(f"placed without the model's graph, one layer at a time: {self.untraceable}")
         return "\n".join(lines)

@@ -57,6 +57,21 @@ class Residual(nn.Module):
         return self.out(h.view(h.size(0), -1))
 
 
+class Functional(nn.Module):
+    """ReLUs as functions, one of them read by two layers; for 1x16x16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(1, 4, 3)
+        self.left, self.right = nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3)
+        self.hidden, self.out = nn.Linear(4 * 25, 20), nn.Linear(20, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = functional.max_pool2d(functional.relu(self.first(x)), 2)
+        h = torch.flatten(self.left(h) + self.right(h), 1)
+        return self.out(functional.relu(self.hidden(h)))
+
+
 class Untraceable(nn.Module):
     """Its path depends on its data, which no graph can hold."""
 

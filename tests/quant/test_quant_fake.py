@@ -19,11 +19,16 @@ def test_values_beyond_the_range_go_to_its_ends():
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.floats(-4, 4, width=32), min_size=1, max_size=50), st.sampled_from([1e-3, 4 / 127, 8 / 255, 1.0]))
+@given(
+    st.lists(st.floats(-4, 4, width=32), min_size=1, max_size=50),
+    st.sampled_from([1e-3, 4 / 127, 8 / 255, 1.0]),
+)
 def test_within_the_range_the_error_is_at_most_half_a_step(values: list[float], step: float):
     x = torch.tensor(values).clamp(-127 * step, 127 * step)
     error = (snap(x, step, -128, 127) - x).abs().max().item()
-    assert error <= step / 2 + 127 * step * 2**-23  # and one rounding of float32 in x / step and in level * step
+    assert (
+        error <= step / 2 + 127 * step * 2**-23
+    )  # and one rounding of float32 in x / step and in level * step
 
 
 def test_gradient_passes_inside_the_range_only():

@@ -3,7 +3,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from quant_models import Residual, Untraceable, mlp, relu_cnn, tanh_cnn
+from quant_models import Functional, Residual, Untraceable, mlp, relu_cnn, tanh_cnn
 from torch import Tensor, nn
 
 from fedq.quant import QConv2d, QLinear, quantize
@@ -92,7 +92,14 @@ def test_without_a_graph_every_layer_has_its_own_input_grid():
 
 @pytest.mark.parametrize("ranges", ["fixed", "learned", "observed"])
 @pytest.mark.parametrize(
-    ("make", "shape"), [(mlp, (64,)), (tanh_cnn, (1, 28, 28)), (relu_cnn, (1, 12, 12)), (Residual, (1, 8, 8))]
+    ("make", "shape"),
+    [
+        (mlp, (64,)),
+        (tanh_cnn, (1, 28, 28)),
+        (relu_cnn, (1, 12, 12)),
+        (Residual, (1, 8, 8)),
+        (Functional, (1, 16, 16)),
+    ],
 )
 def test_every_input_and_weight_of_a_layer_is_on_an_int8_grid(
     make: Callable[[], nn.Module], shape: tuple[int, ...], ranges: str
@@ -128,9 +135,9 @@ def test_learned_ranges_are_parameters_and_observed_ones_buffers():
     learned, observed = mlp(), mlp()
     quantize(learned, ranges="learned")
     quantize(observed, ranges="observed")
-    assert {name for name, _ in learned.named_parameters()} - {name for name, _ in mlp().named_parameters()} == {
-        "0.output_grid.log_range"
-    }
+    assert {name for name, _ in learned.named_parameters()} - {
+        name for name, _ in mlp().named_parameters()
+    } == {"0.output_grid.log_range"}
     assert {name for name, _ in observed.named_buffers()} == {"0.input_grid.range", "0.output_grid.range"}
 
 
@@ -195,7 +202,9 @@ def test_a_copy_has_grids_of_its_own():
 
 def test_any_stride_padding_and_grouping_computes_what_conv2d_does():
     torch.manual_seed(0)
-    layer = nn.Conv2d(4, 8, (3, 2), stride=2, padding=(2, 1), dilation=(1, 2), groups=2, padding_mode="circular")
+    layer = nn.Conv2d(
+        4, 8, (3, 2), stride=2, padding=(2, 1), dilation=(1, 2), groups=2, padding_mode="circular"
+    )
     plain = copy.deepcopy(layer)
     quantize(layer, input_range=4.0, activation_range=8.0)
     assert isinstance(layer, QConv2d)
@@ -243,3 +252,87 @@ def test_quantizing_twice_is_refused():
     quantize(model)
     with pytest.raises(ValueError, match="0 is quantized already"):
         quantize(model)
+
+
+def test_a_relu_in_place_and_one_used_twice_train_as_well():
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.relu = nn.ReLU(inplace=True)
+            self.first, self.second, self.out = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(self.relu(self.second(self.relu(self.first(x)))))
+
+    torch.manual_seed(0)
+    shared = Shared()
+    apart = nn.Sequential(
+        shared.first, nn.ReLU(inplace=True), shared.second, nn.ReLU(inplace=True), shared.out
+    )
+    apart = copy.deepcopy(apart)
+    x = torch.randn(5, 6)
+    for model in (shared, apart):
+        quantize(model)
+        model(x).square().sum().backward()
+    assert [type(module).__name__ for module in apart] == [
+        "QLinear", "AbsorbedReLU", "QLinear", "AbsorbedReLU", "QLinear"
+    ]  # fmt: skip
+    for ours, theirs in zip(shared.parameters(), apart.parameters(), strict=True):
+        assert ours.grad is not None
+        assert torch.equal(ours.grad, theirs.grad)
+
+
+def test_a_relu_function_has_its_grid_at_its_readers_and_the_gradient_of_the_module():
+    class Called(nn.Module):
+        def __init__(self, layers: nn.Sequential) -> None:
+            super().__init__()
+            self.first, self.out = layers[0], layers[2]
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(torch.relu(self.first(x)))
+
+    torch.manual_seed(0)
+    module = mlp()
+    function, x = Called(copy.deepcopy(module)), torch.randn(50, 64)
+    assert placed(function) == {"first": ("[-4, 4] fixed", "float"), "out": ("[0, 8] fixed", "float")}
+    quantize(module)
+    assert torch.equal(function(x), module(x))
+    for model in (module, function):
+        model(x).square().sum().backward()
+    assert torch.equal(function.first.weight.grad, module[0].weight.grad)
+
+
+def test_two_readers_of_a_relu_function_share_its_grid():
+    assert placed(Functional()) == {
+        "first": ("[-4, 4] fixed", "float"),
+        "left": ("[0, 8] fixed", "[-8, 8] fixed"),
+        "right": ("[0, 8] fixed", "[-8, 8] fixed"),
+        "hidden": ("[-8, 8] fixed", "float"),
+        "out": ("[0, 8] fixed", "float"),
+    }
+
+
+@pytest.mark.parametrize(("weight_range", "portable"), [(63, True), (64, True), (65, False), (127, False)])
+def test_the_report_warns_of_weights_that_can_saturate(weight_range: int, portable: bool):
+    report = quantize(mlp(), weight_range=weight_range)
+    assert report.portable is portable
+    assert ("can saturate on x86 without VNNI" in str(report)) is not portable
+
+
+@pytest.mark.parametrize("ranges", ["fixed", "learned", "observed"])
+def test_the_whole_model_is_one_graph_to_torch_compile(ranges: str):
+    torch.manual_seed(0)
+    model = tanh_cnn()
+    quantize(model, ranges=ranges)
+    twin, x = copy.deepcopy(model), torch.randn(2, 1, 28, 28)
+    compiled = torch.compile(twin, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(x), model(x))
+
+
+def test_examples_in_docstrings_are_true():
+    import doctest
+
+    import fedq.quant.swap
+
+    results = doctest.testmod(fedq.quant.swap, raise_on_error=True)
+    assert results.attempted > 0

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import termios
 import threading
+from contextlib import suppress
 
 import pytest
 from rich.console import Console
@@ -40,9 +41,12 @@ class Terminal:
             self._chunks.append(chunk)
 
     def close(self):
-        self.stream.close()
-        self._reader.join(5)
-        os.close(self.outer)
+        if not self.stream.closed:
+            with suppress(OSError):  # a test may have closed the terminal itself
+                self.stream.close()
+            self._reader.join(5)
+            with suppress(OSError):
+                os.close(self.outer)
         return b"".join(self._chunks).decode()
 
 
@@ -52,7 +56,9 @@ def screen(monkeypatch):
     for name in ("COLUMNS", "LINES", "NO_COLOR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", "xterm-256color")
-    return Terminal()
+    terminal = Terminal()
+    yield terminal
+    terminal.close()
 
 
 def plain(text):

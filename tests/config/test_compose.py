@@ -1,0 +1,75 @@
+import pytest
+
+from fedq.config import ConfigError, compose, conf_folder
+from fedq.config.compose import known_keys
+from fedq.config.schema import GROUPS
+
+
+def refused(*overrides):
+    with pytest.raises(ConfigError) as caught:
+        compose(overrides)
+    return {p.key: p for p in caught.value.problems}
+
+
+def test_the_demo_is_what_its_file_says():
+    config = compose(["experiment=demo"])
+    assert (config.rounds, config.clients, config.name) == (40, 10, "demo")
+    assert (config.quant.name, config.privacy.unit, config.codec.name) == ("int8", "example", "int8")
+
+
+def test_the_command_line_wins_over_an_experiment():
+    config = compose(["experiment=demo", "privacy=off", "rounds=3", "codec=float32"])
+    assert (config.privacy.unit, config.rounds, config.codec.name) == ("off", 3, "float32")
+
+
+def test_a_mistyped_key_is_named_with_its_neighbour():
+    assert "Did you mean fraction?" in str(refused("fractoin=1")["fractoin"])
+
+
+def test_a_key_without_its_group_finds_the_group():
+    assert "privacy.target_epsilon" in refused("target_epsilon=1")["target_epsilon"].mend
+
+
+def test_an_unknown_choice_lists_the_choices():
+    problem = refused("partition=nosuch")["partition"]
+    assert "by_column, dirichlet, iid" in problem.rule
+
+
+def test_every_mistake_is_reported_at_once():
+    found = refused("nosuch.key=1", "rounds=abc", "privacy=nosuch", "codec.blok=3")
+    assert set(found) == {"nosuch.key", "rounds", "privacy", "codec.blok"}
+    assert "codec.block" in found["codec.blok"].mend
+
+
+def test_what_must_be_set_is_asked_for():
+    assert set(refused("data=csv")) == {"data.path", "data.target"}
+
+
+def test_a_user_s_callable_takes_new_arguments_without_a_plus():
+    config = compose(["model._target_=my.Net", "model.width=3", "train.optimizer_options.momentum=0.9"])
+    assert config.model == {"_target_": "my.Net", "width": 3}
+    assert config.train.optimizer_options == {"momentum": 0.9}
+
+
+def test_a_user_s_callable_does_not_inherit_the_arguments_of_what_it_replaces():
+    assert compose(["data=fashion_mnist", "data._target_=my.load"]).data == {"_target_": "my.load"}
+
+
+def test_a_folder_of_the_user_s_own_adds_choices(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine.yaml").write_text("_target_: my.Net\ndepth: 2\n")
+    assert compose(["model=mine"], overlay=tmp_path).model == {"_target_": "my.Net", "depth": 2}
+
+
+@pytest.mark.parametrize(
+    ("group", "choice"),
+    [(g, p.stem) for g in GROUPS for p in sorted((conf_folder() / g).glob("*.yaml"))],
+)
+def test_every_choice_composes(group, choice):
+    needed = ["data.path=x.csv", "data.target=y"] if choice == "csv" else []
+    assert compose([f"{group}={choice}", *needed])
+
+
+def test_every_key_has_a_meaning():
+    assert all(len(meaning) > 10 for meaning in known_keys().values())
+    assert {"rounds", "clients", "fraction", "seed", "name", "quant.activations"} <= set(known_keys())

@@ -1,0 +1,144 @@
+import dataclasses
+import math
+
+import pytest
+
+from fedq.codec import CODECS
+from fedq.config import Config, compose, problems, rules
+from fedq.data import PARTITIONERS
+from fedq.privacy import ACCOUNTANTS
+from fedq.training import LOSSES, METRICS
+
+
+def keys(*overrides):
+    return [p.key for p in problems(compose(overrides))]
+
+
+def private(*overrides):
+    return ["privacy=example", "privacy.nominal_examples=100", *overrides]
+
+
+def test_the_default_and_the_demo_have_no_problem():
+    assert keys() == []
+    assert keys("experiment=demo") == []
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("rounds=0", "rounds"),
+        ("clients=0", "clients"),
+        ("fraction=0", "fraction"),
+        ("fraction=1.5", "fraction"),
+        ("seed=-1", "seed"),
+        ("train.lr=0", "train.lr"),
+        ("train.batch_size=0", "train.batch_size"),
+        ("train.schedule=step", "train.schedule"),
+        ("codec.block=8", "codec.block"),
+        ("quant.weight_range=128", "quant.weight_range"),
+        ("quant.weight_bits=4", "quant.weight_bits"),
+        ("runtime.workers=0", "runtime.workers"),
+        ("strategy.keep=first", "strategy.keep"),
+    ],
+)
+def test_a_value_outside_its_bounds_is_named(override, key):
+    group = ["codec=int8"] if key.startswith("codec") else []
+    assert keys(*group, override) == [key]
+
+
+def test_not_a_number_is_outside_every_bound():
+    config = compose([])
+    config.train.lr = math.nan
+    assert [p.key for p in problems(config)] == ["train.lr"]
+
+
+def test_several_rules_are_reported_at_once_with_value_rule_and_mend():
+    found = problems(compose([*private("privacy.target_epsilon=-1", "fraction=0"), "quant=int8", "quant.activations=observed"]))
+    assert {p.key for p in found} == {"fraction", "privacy.target_epsilon", "quant.activations"}
+    observed = next(p for p in found if p.key == "quant.activations")
+    assert "not covered by DP-SGD" in observed.rule
+    assert "fixed or learned" in observed.mend
+
+
+def test_observed_ranges_are_fine_without_privacy():
+    assert keys("quant=int8", "quant.activations=observed") == []
+
+
+def test_epochs_and_steps_exclude_each_other():
+    assert keys("train.epochs=1", "train.steps=3") == ["train.epochs"]
+    assert keys("train.epochs=null") == ["train.epochs"]
+    assert keys("train.epochs=null", "train.steps=3") == []
+
+
+def test_privacy_needs_a_budget_or_a_noise():
+    assert keys(*private("privacy.target_epsilon=null")) == ["privacy.target_epsilon"]
+    assert keys(*private("privacy.target_epsilon=null", "privacy.noise_multiplier=1")) == []
+
+
+def test_privacy_needs_a_public_number_of_examples():
+    config = compose(["privacy=example", "data._target_=my.load"])
+    assert [p.key for p in problems(config)] == ["privacy.nominal_examples"]
+
+
+def test_the_public_number_is_the_published_one_shared_out():
+    assert rules.nominal_examples(compose(["experiment=demo"])) == compose([]).data["nominal_examples"] // 10
+
+
+def test_gradient_clipping_of_batches_is_no_bound_under_dp():
+    assert keys(*private("train.clip_grad=1")) == ["train.clip_grad"]
+
+
+def test_an_option_that_the_choice_lacks_is_an_error_only_if_the_user_set_it():
+    assert keys("experiment=demo", "codec=float32") == []
+    assert keys("codec=float32", "codec.block=64") == ["codec.block"]
+    assert keys("experiment=demo", "privacy=off") == []
+    assert keys("privacy.target_epsilon=3") == ["privacy.target_epsilon"]
+
+
+def test_a_round_cannot_need_more_clients_than_it_asks():
+    assert keys("clients=10", "fraction=0.3", "strategy.min_clients=4") == ["strategy.min_clients"]
+
+
+@pytest.mark.parametrize(("clients", "fraction", "size"), [(10, 1, 10), (10, 0.35, 3), (3, 0.1, 1), (10, 0.3, 3)])
+def test_cohort_is_the_floor_of_the_fraction_and_at_least_one(clients, fraction, size):
+    assert rules.cohort_size(compose([f"clients={clients}", f"fraction={fraction}"])) == size
+
+
+@pytest.mark.parametrize(
+    ("clients", "fraction", "rounds", "cap"), [(10, 1, 7, 7), (10, 0.5, 7, 4), (100, 0.1, 100, 10), (100, 0.1, 101, 11)]
+)
+def test_the_cap_covers_the_client_that_takes_part_most_often(clients, fraction, rounds, cap):
+    config = compose([f"clients={clients}", f"fraction={fraction}", f"rounds={rounds}"])
+    assert rules.participation_cap(config) == cap
+
+
+def test_epochs_become_public_steps_under_dp():
+    config = compose(private("train.epochs=3", "train.batch_size=25"))
+    assert rules.sample_rate(config) == 0.25
+    assert rules.dp_steps(config) == 12
+
+
+def test_identity_ignores_where_and_how_it_runs():
+    one, other = compose(["runtime.workers=2", "name=a"]), compose(["name=b", "runtime.timeout=5"])
+    assert rules.config_hash(one) == rules.config_hash(other)
+    assert rules.config_hash(one) != rules.config_hash(compose(["seed=1"]))
+
+
+@pytest.mark.parametrize(
+    ("key", "owned"),
+    [
+        ("codec.name", CODECS),
+        ("partition.name", PARTITIONERS),
+        ("train.loss", LOSSES),
+        ("train.metric", METRICS),
+        ("privacy.accountant", ACCOUNTANTS),
+    ],
+)
+def test_the_rules_name_exactly_what_the_rooms_own(key, owned):
+    assert set(rules.CHOICES[key]) == set(owned)
+
+
+def test_every_bounded_key_exists():
+    for key in [*rules.BOUNDS, *rules.CHOICES]:
+        rules.value_of(Config(), key)
+    assert dataclasses.is_dataclass(Config)

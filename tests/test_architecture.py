@@ -1,0 +1,128 @@
+"""The rules of the house: imports point down, the bottom rooms stay light, private names stay in one file."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "fedq"
+# From the roof to the floor; a room imports rooms of lower floors only. `codec`, `data` and `models` share one.
+FLOORS = [
+    {"cli"},
+    {"runtime"},
+    {"loading"},
+    {"app"},
+    {"delivery"},
+    {"experiment"},
+    {"client", "server"},
+    {"wire", "training", "results"},
+    {"quant", "privacy", "codec", "data", "models"},
+    {"randomness"},
+]
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+READS_CONFIG = {"cli", "runtime", "app", "delivery", "experiment"}
+FORBIDDEN = {
+    "codec": {"torch", "flwr", "hydra", "omegaconf", "opacus"},
+    "data": {"flwr", "hydra", "omegaconf", "opacus"},
+    "models": {"flwr", "hydra", "omegaconf", "opacus"},
+    "quant": {"flwr", "hydra", "omegaconf"},
+    "privacy": {"flwr", "hydra", "omegaconf"},
+    "training": {"flwr", "hydra", "omegaconf"},
+    "results": {"flwr", "hydra", "omegaconf", "torch"},
+    "config": {"flwr", "torch", "opacus"},
+    "client": {"hydra", "omegaconf"},
+    "server": {"hydra", "omegaconf"},
+}
+
+
+def files():
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def room_of(path):
+    inside = path.relative_to(PACKAGE)
+    return inside.parts[0].removesuffix(".py")
+
+
+def imports(path):
+    """Top-level names of other packages, and fedq's own rooms, that a file imports anywhere in its code."""
+    others, own = set(), set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module]
+            if node.module == "fedq":
+                names = [f"fedq.{alias.name}" for alias in node.names]
+        for name in names:
+            if name.startswith("fedq."):
+                own.add(name.split(".")[1])
+            else:
+                others.add(name.split(".")[0])
+    return others, own - {"__version__"}
+
+
+def test_every_room_has_its_floor():
+    rooms = {room_of(path) for path in files()} - {"__init__", "config"}
+    assert rooms == set(FLOOR)
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_down(path):
+    room = room_of(path)
+    if room == "__init__":
+        return
+    _, own = imports(path)
+    if room == "config":
+        assert own <= {"config"}
+        return
+    if room in READS_CONFIG:
+        own -= {"config"}
+    assert "config" not in own, f"{room} takes values, never a config"
+    upwards = {other for other in own - {room} if FLOOR[other] <= FLOOR[room]}
+    assert not upwards, f"{room} must not import {upwards}"
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_room_knows_only_its_libraries(path):
+    others, _ = imports(path)
+    assert not others & FORBIDDEN.get(room_of(path), set())
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_flower_s_private_names_stay_in_one_file(path):
+    private = ("flwr.supercore", "flwr.common.serde", "flwr.proto", "flwr.server", "flwr.client.", "flwr.simulation")
+    found = [
+        node.module
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(private)
+        if not node.module.startswith("flwr.serverapp")
+    ]
+    assert not found or path.relative_to(PACKAGE).as_posix() == "runtime/flower.py"
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_file_says_its_job_and_stays_readable(path):
+    text = path.read_text()
+    assert ast.get_docstring(ast.parse(text)), "the first line says the job"
+    assert text.count("\n") <= 420, "which second job moved in?"
+
+
+def loaded_by(statement):
+    code = f"import sys; {statement}; print(' '.join(sorted(m for m in sys.modules if '.' not in m)))"
+    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+
+
+def test_importing_the_codec_loads_neither_torch_nor_flower():
+    assert not loaded_by("import fedq.codec") & {"torch", "flwr", "hydra", "opacus", "onnx"}
+
+
+def test_importing_fedq_and_its_command_line_loads_nothing_heavy():
+    assert not loaded_by("import fedq, fedq.cli") & {"torch", "flwr", "hydra", "numpy", "matplotlib"}
+
+
+def test_a_run_without_privacy_does_not_load_opacus():
+    assert not loaded_by("import fedq.runtime") & {"opacus", "onnx", "onnxruntime", "sklearn", "matplotlib"}
