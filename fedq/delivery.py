@@ -88,6 +88,8 @@ class Delivery:
         arrays = state_arrays(e.trainer.model)
         write_model(self._folder / MODEL, arrays)
         int8 = self._int8()
+        if "error" in int8:  # what was trained is kept all the same
+            outcome.status, outcome.reason = "ended", f"the int8 model could not be delivered: {int8['error']}"
         privacy = self._privacy()
         is_accuracy = e.trainer.metric.is_accuracy
         result = Result(
@@ -130,10 +132,13 @@ class Delivery:
         e = self._experiment
         if e.quantized is None or e.config.quant.activations == "off":
             return {}
-        from fedq.quant import Int8Model, export_onnx
+        from fedq.quant import ExportError, Int8Model, export_onnx
 
         path = self._folder / INT8_MODEL
-        export_onnx(e.trainer.model, e.dataset.input_shape, path)
+        try:
+            export_onnx(e.trainer.model, e.dataset.input_shape, path)
+        except ExportError as error:
+            return {"error": str(error)}
         model = Int8Model(path)
         found: dict[str, Any] = {
             "bytes": path.stat().st_size,

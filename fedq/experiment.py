@@ -8,6 +8,8 @@ import difflib
 import importlib
 import inspect
 import math
+import re
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,7 +26,7 @@ from fedq.codec import CODECS, Layout
 from fedq.config import Config, ConfigError, Problem, problems, rules
 from fedq.data import PARTITIONERS, Dataset, as_dataset
 from fedq.privacy import refuse_cross_example_layers
-from fedq.quant import QuantReport, quantize
+from fedq.quant import ExportError, QuantReport, export_onnx, quantize
 from fedq.randomness import generator, key64
 from fedq.server import QuantizedFedAvg
 from fedq.training import LOSSES, METRICS, Recipe, Trainer, layout_of, read_vector
@@ -135,8 +137,12 @@ def build(config: Config, *, model: Any = None, data: Any = None) -> Experiment:
     dataset = _load_data(config, data, found)
     factory = _import(config.model.get("_target_"), "model", found) if model is None else model
     shards = _partition(config, dataset, found) if dataset is not None else None
-    net = _make_model(config, factory, dataset, found) if dataset is not None and factory is not None else None
-    report = _quantize(config, net, found) if net is not None and config.quant.name != "off" else None
+    net = _make_model(config, factory, model, dataset, found) if dataset is not None and factory is not None else None
+    report = (
+        _quantize(config, net, dataset.input_shape, found)
+        if dataset is not None and net is not None and config.quant.name != "off"
+        else None
+    )
     _check_training(config, dataset, net, found)
     if found or dataset is None or net is None or shards is None:
         raise ConfigError(found)
@@ -211,21 +217,17 @@ def _plan(config: Config) -> Any:
 
 
 def _load_data(config: Config, data: Any, found: list[Problem]) -> Dataset | None:
-    options = {k: v for k, v in config.data.items() if k not in ("_target_", "nominal_examples")}
+    options = _arguments(config, "data", data)
     source = _import(config.data.get("_target_"), "data", found) if data is None else data
     if source is None:
         return None
     name = str(config.data.get("_target_")) if data is None else getattr(data, "__qualname__", "data")
     try:
-        loaded = (
-            source(**_bound(source, options if data is None else {}, "data", found)) if callable(source) else source
-        )
+        loaded = source(**_bound(source, options, "data", found)) if callable(source) else source
         dataset = as_dataset(loaded, name)
     except Exception as error:  # a user's own loader may raise anything; say what, before any work starts
         where = "data.path" if "path" in options else "data"
-        found.append(
-            Problem(where, options.get("path", name), _told(error), "Mend the data or choose another data=...")
-        )
+        found.append(Problem(where, options.get("path", name), _told(error), "Or choose another data=NAME"))
         return None
     if config.privacy.unit != "off" and dataset.fitted_on_private_data:
         rule = "a statistic of the training examples is baked into the inputs and DP-SGD does not cover it"
@@ -255,8 +257,8 @@ def _partition(config: Config, dataset: Dataset, found: list[Problem]) -> list[n
         return None
 
 
-def _make_model(config: Config, factory: Any, dataset: Dataset, found: list[Problem]) -> nn.Module | None:
-    options = {k: v for k, v in config.model.items() if k != "_target_"}
+def _make_model(config: Config, factory: Any, given: Any, dataset: Dataset, found: list[Problem]) -> nn.Module | None:
+    options = _arguments(config, "model", given)
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(key64(config.seed, "initialisation"))
@@ -279,7 +281,7 @@ def _make_model(config: Config, factory: Any, dataset: Dataset, found: list[Prob
                 "model",
                 config.model.get("_target_", factory),
                 _told(error),
-                "Mend the model or choose another",
+                "Or choose another model=NAME",
             )
         )
         return None
@@ -323,10 +325,16 @@ def _answers(config: Config, net: nn.Module, dataset: Dataset, found: list[Probl
     return True
 
 
-def _quantize(config: Config, net: nn.Module, found: list[Problem]) -> QuantReport | None:
+def _rehearse_export(net: nn.Module, input_shape: tuple[int, ...]) -> None:
+    """A user's own model may hold what cannot be exported: better known before the training than after it."""
+    with tempfile.TemporaryDirectory() as folder:
+        export_onnx(net, input_shape, Path(folder) / "model.onnx")
+
+
+def _quantize(config: Config, net: nn.Module, input_shape: tuple[int, ...], found: list[Problem]) -> QuantReport | None:
     q = config.quant
     try:
-        return quantize(
+        report = quantize(
             net,
             weights=q.weight_bits,
             activations=None if q.activations == "off" else q.activation_bits,
@@ -336,7 +344,10 @@ def _quantize(config: Config, net: nn.Module, found: list[Problem]) -> QuantRepo
             input_range=q.input_range,
             skip=tuple(q.skip),
         )
-    except ValueError as error:
+        if q.activations != "off" and not str(config.model.get("_target_")).startswith("fedq.models."):
+            _rehearse_export(net, input_shape)
+        return report
+    except (ValueError, ExportError) as error:
         found.append(Problem("quant", q.name, _told(error), "Use quant=off to train the float model"))
         return None
 
@@ -372,6 +383,14 @@ def _check_training(config: Config, dataset: Dataset | None, net: nn.Module | No
             fit = "classes (integer targets)" if integer else "real-valued targets"
             use = ("cross_entropy" if integer else "mse") if key == "train.loss" else ("accuracy" if integer else "r2")
             found.append(Problem(key, name, f"the data has {fit}", f"Use {key}={use}"))
+
+
+def _arguments(config: Config, group: str, given: Any) -> dict[str, Any]:
+    """What the callable of an open group is called with; for an object of the caller, what the command line says."""
+    options = {k: v for k, v in getattr(config, group).items() if k not in ("_target_", "nominal_examples")}
+    if given is not None:
+        options = {k: v for k, v in options.items() if rules.set_by_user(config, f"{group}.{k}")}
+    return options
 
 
 def _import(path: Any, group: str, found: list[Problem]) -> Factory | None:
@@ -414,4 +433,5 @@ def _bound(target: Any, options: Mapping[str, Any], group: str, found: list[Prob
 
 def _told(error: Exception) -> str:
     text = str(error).strip() or type(error).__name__
-    return text.rstrip(".")
+    # The rooms name the value themselves ("data.path=X: no such file"), and so does a Problem: once is enough.
+    return re.sub(r"^[a-z_.]+=\S+: ", "", text).rstrip(".")

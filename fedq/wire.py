@@ -38,7 +38,11 @@ REJECTIONS = {
     "round": "an answer to another round",
     "weight": "a weight that is not a number in (0, strategy.max_weight]",
     "metric": "a metric that is not finite",
+    "version": "a client of another version of fedq",
+    "format": "a client that reads none of this server's packet formats",
+    "layout": "a client that holds another model",
 }
+LONGEST_IDENTITY = 64
 
 
 # All that may leave a client under DP: noise, public configuration and codes.
@@ -115,8 +119,12 @@ def read_hello(content: RecordDict) -> Hello:
     formats = record["formats"]
     if not isinstance(formats, list) or not all(type(f) is int for f in formats):
         raise MalformedReply("wrong_type", "formats must be integers")
+    identity = _typed(record, "identity", str)
+    # Names are sorted, logged and shown: 5,000 digits are no number to Python, and an escape moves a cursor.
+    if not 0 < len(identity) <= LONGEST_IDENTITY or not identity.isprintable():
+        raise MalformedReply("wrong_type", f"identity must be 1 to {LONGEST_IDENTITY} printable characters")
     return Hello(
-        _typed(record, "identity", str),
+        identity,
         _typed(record, "version", str),
         tuple(formats),
         _typed(record, "layout", bytes),
@@ -131,8 +139,11 @@ def write_request(request: Request) -> RecordDict:
 def read_request(content: RecordDict) -> Request:
     records = _records(content, {_REQUEST: ConfigRecord, _PACKETS: ConfigRecord})
     _keys(records[_REQUEST], {"round", "accepted"})
+    round = _typed(records[_REQUEST], "round", int)
+    if not 0 <= round < 2**32:  # what a packet's header can hold
+        raise MalformedReply("round", f"round {round} is out of range")
     return Request(
-        _typed(records[_REQUEST], "round", int),
+        round,
         _typed(records[_REQUEST], "accepted", int),
         _packets(records[_PACKETS]),
     )
@@ -206,8 +217,10 @@ def fields_of(content: RecordDict) -> set[str]:
 
 
 def with_packets(content: RecordDict, packets: Mapping[str, bytes]) -> RecordDict:
-    """The same message with other packets, to ask what it would have cost."""
-    return RecordDict({**content, _PACKETS: ConfigRecord(dict(packets))})
+    """The same message with other packets, to ask what it would have cost. What else it holds stays, hostile or not."""
+    record = content.get(_PACKETS)
+    others = dict(record) if isinstance(record, ConfigRecord) else {}
+    return RecordDict({**content, _PACKETS: ConfigRecord({**others, **packets})})
 
 
 def _records(content: RecordDict, expected: Mapping[str, type]) -> dict[str, Any]:

@@ -44,7 +44,7 @@ class Client:
     def train(self, request: wire.Request) -> wire.Reply:
         """The update for one request. Raises `Declined` or `MalformedUpdate` before any data is opened."""
         layout = self.trainer.layout
-        weights = packets.decode(request.packets[MODEL], layout, round=request.round, kind="weights")
+        weights = packets.decode(_model(request), layout, round=request.round, kind="weights")
         private = self._admit(request)
         fitted = self.trainer.fit(  # under DP the spend is written, and noise is added, in here
             weights,
@@ -78,7 +78,7 @@ class Client:
         """Loss and metric of the sent model on the examples that this client holds out. Never under DP."""
         if self.privacy is not None:
             raise PermissionError("an evaluation is not covered by this client's privacy plan")
-        weights = packets.decode(request.packets[MODEL], self.trainer.layout, round=request.round, kind="weights")
+        weights = packets.decode(_model(request), self.trainer.layout, round=request.round, kind="weights")
         result = self.trainer.evaluate(weights, self.held_out())
         return wire.Reply(request.round, {}, result.num_examples, result.loss, result.metric)
 
@@ -89,6 +89,12 @@ class Client:
         admit(ledger, self.privacy.plan)
         context = SpendContext(data=self.privacy.data_name, run=self.privacy.run, round=request.round)
         return PrivateFit(self.privacy.plan, self.privacy.random, ledger, context)
+
+
+def _model(request: wire.Request) -> bytes:
+    if MODEL not in request.packets:
+        raise wire.MalformedReply("missing_key", f"no {MODEL} packet in the request")
+    return request.packets[MODEL]
 
 
 def _line(round: int, examples: int, loss: float | None, packet_bytes: int) -> str:

@@ -11,6 +11,7 @@ from itertools import pairwise
 from torch import nn
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
+STANDARDIZE = ("none", "example")
 
 # (kernel 1, kernel 2, stride, padding) of `cnn`. The second row is the first at half the scale, for
 # images under 14 pixels: on 8x8 it ends in the same 32 maps of 4x4 as the first does on 28x28.
@@ -27,16 +28,29 @@ def linear(input_shape: Sequence[int], num_outputs: int) -> nn.Module:
 
 
 def mlp(
-    input_shape: Sequence[int], num_outputs: int, *, hidden: Sequence[int] = (64,), activation: str = "relu"
+    input_shape: Sequence[int],
+    num_outputs: int,
+    *,
+    hidden: Sequence[int] = (64,),
+    activation: str = "relu",
+    standardize: str = "none",
 ) -> nn.Module:
-    """Fully connected layers of `hidden` widths, with an activation after each but the last."""
+    """Fully connected layers of `hidden` widths, with an activation after each but the last.
+
+    `standardize="example"` gives each input mean 0 and variance 1 over its own values: no other example takes part,
+    so it costs no epsilon, and gradients of like size lose less to DP-SGD's clipping.
+    """
     _check(input_shape, num_outputs)
     if not hidden or any(width < 1 for width in hidden):
         raise ValueError(f"model.hidden={list(hidden)}: must be one or more widths of at least 1; try [64]")
     if activation not in ACTIVATIONS:
         raise ValueError(f"model.activation={activation}: must be one of {', '.join(ACTIVATIONS)}; try relu")
+    if standardize not in STANDARDIZE:
+        raise ValueError(f"model.standardize={standardize}: must be one of {', '.join(STANDARDIZE)}; try none")
     layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
     widths = [math.prod(input_shape), *hidden]
+    if standardize == "example":
+        layers["standardize"] = nn.LayerNorm(widths[0], elementwise_affine=False)
     for i, (before, after) in enumerate(pairwise(widths), start=1):
         layers[f"hidden{i}"] = nn.Linear(before, after)
         layers[f"{activation}{i}"] = ACTIVATIONS[activation]()

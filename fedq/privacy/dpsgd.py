@@ -23,7 +23,7 @@ from fedq.privacy.ledger import Ledger
 from fedq.privacy.noise import RandomSource
 from fedq.privacy.plan import DPPlan, SpendContext
 from fedq.privacy.spend import Spend
-from fedq.privacy.suitable import check_loss_sums, check_unchanged, refuse_cross_example_layers
+from fedq.privacy.suitable import check_loss_sums, check_unchanged, refuse_channels_last, refuse_cross_example_layers
 
 # Norms are float32: aim a hair under the bound, so that their round-off (about 1e-7 relative) cannot exceed
 # it.
@@ -73,6 +73,7 @@ class DPSGD:
         if max_batch < 1:
             raise ValueError(f"max_batch={max_batch}: must be 1 or more")
         refuse_cross_example_layers(model)
+        refuse_channels_last(model)
         check_loss_sums(model, loss, inputs, targets)
         parameters = [p for p in model.parameters() if p.requires_grad]
         if not parameters:

@@ -23,9 +23,7 @@ def register_grad_samplers() -> None:
     register_grad_sampler(LearnedGrid)(learned_grid_grad_sample)
 
 
-def conv2d_grad_sample(
-    layer: QConv2d, activations: list[Tensor], backprops: Tensor
-) -> dict[nn.Parameter, Tensor]:
+def conv2d_grad_sample(layer: QConv2d, activations: list[Tensor], backprops: Tensor) -> dict[nn.Parameter, Tensor]:
     """Gradients of each example's loss for weight and bias, shape (n, *parameter).
 
     Opacus' own sampler asks for the type nn.Conv2d itself, takes zero padding for granted and multiplies

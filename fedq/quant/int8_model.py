@@ -37,9 +37,7 @@ class Int8Model:
         with tempfile.TemporaryDirectory() as folder:
             optimised = str(Path(folder) / "optimised.onnx")
             options.optimized_model_filepath = optimised
-            self._session = onnxruntime.InferenceSession(
-                os.fspath(path), options, providers=["CPUExecutionProvider"]
-            )
+            self._session = onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
             ran = onnx.load(optimised)
         self._input = self._session.get_inputs()[0]
         self.int8_ops, self.float_ops = _count(ran)
@@ -49,9 +47,7 @@ class Int8Model:
         """Outputs for inputs of shape (n, *input_shape), in batches."""
         shape = tuple(self._input.shape[1:])
         if inputs.shape[1:] != shape or inputs.ndim != 1 + len(shape):
-            raise ValueError(
-                f"inputs have shape {inputs.shape}: the model takes (n, {', '.join(map(str, shape))})"
-            )
+            raise ValueError(f"inputs have shape {inputs.shape}: the model takes (n, {', '.join(map(str, shape))})")
         inputs = np.ascontiguousarray(inputs, dtype=np.float32)
         # At least one call, so that no examples give an output of the right width.
         starts = range(0, max(len(inputs), 1), _BATCH)
@@ -62,9 +58,7 @@ class Int8Model:
 def float_products(model: "onnx.ModelProto") -> list["onnx.NodeProto"]:
     """Nodes that multiply float matrices."""
     types = _tensor_types(model)
-    return [
-        node for node in model.graph.node if _is_product(node.op_type) and types[node.input[0]] in _floats()
-    ]
+    return [node for node in model.graph.node if _is_product(node.op_type) and types[node.input[0]] in _floats()]
 
 
 def _is_product(op_type: str) -> bool:

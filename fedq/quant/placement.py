@@ -84,9 +84,7 @@ _KEEPS_RANGE = (
 _SHAPE_ONLY = ("size", "dim", "numel", getattr)  # read no values
 
 
-def place(
-    model: nn.Module, layers: list[nn.Module], *, input_range: float, activation_range: float
-) -> Placement:
+def place(model: nn.Module, layers: list[nn.Module], *, input_range: float, activation_range: float) -> Placement:
     """Plan the grids of `layers` in `model`; without a graph every layer looks after itself."""
     try:
         graph = trace(model)
@@ -97,8 +95,15 @@ def place(
 
 
 def trace(model: nn.Module) -> fx.GraphModule:
-    """The model's graph, in which every module of torch.nn is one node; a lone layer is seen from outside."""
-    return fx.symbolic_trace(nn.Sequential(model) if isinstance(model, nn.Linear | nn.Conv2d) else model)
+    """The model's graph in evaluation mode, in which every module of torch.nn is one node; a lone layer is seen from
+    outside. Evaluation mode, since that is what is delivered: what a forward does in training only is passed over.
+    """
+    modes = {module: module.training for module in model.modules()}
+    try:
+        return fx.symbolic_trace((nn.Sequential(model) if isinstance(model, nn.Linear | nn.Conv2d) else model).eval())
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 def _alone(layer: nn.Module, activation_range: float) -> LayerPlan:

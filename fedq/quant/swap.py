@@ -72,9 +72,7 @@ class QuantReport:
             for layer in self.layers
         ]
         if not self.portable:
-            lines.append(
-                f"weight levels up to {self.weight_range} can saturate on x86 without VNNI; 63 cannot"
-            )
+            lines.append(f"weight levels up to {self.weight_range} can saturate on x86 without VNNI; 63 cannot")
         if self.untraceable is not None:
             lines.append(f"placed without the model's graph, one layer at a time: {self.untraceable}")
         return "\n".join(lines)
@@ -105,18 +103,12 @@ def quantize(
     """
     _check(weights, activations, ranges, weight_range, activation_range, input_range)
     reasons = _reasons_to_stay_float(model, skip)
-    chosen = {
-        module: name
-        for name, module in model.named_modules()
-        if type(module) in LAYERS and name not in reasons
-    }
+    chosen = {module: name for name, module in model.named_modules() if type(module) in LAYERS and name not in reasons}
     if not chosen:
         raise ValueError(_nothing_to_do(reasons))
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
-            raise ValueError(
-                f"model: parameter {name!r} holds NaN or infinity; give the model finite weights"
-            )
+            raise ValueError(f"model: parameter {name!r} holds NaN or infinity; give the model finite weights")
     if activations is None:
         for layer in chosen:
             LAYERS[type(layer)].adopt(layer, weight_range=weight_range)
@@ -194,9 +186,7 @@ def _reasons_to_stay_float(model: nn.Module, skip: Sequence[str]) -> dict[str, s
     reasons = {}
     for name, module in model.named_modules():
         if isinstance(module, QuantizedLayer):
-            raise ValueError(
-                f"model: {name or 'it'} is quantized already; quantize a model once, from its float form"
-            )
+            raise ValueError(f"model: {name or 'it'} is quantized already; quantize a model once, from its float form")
         if isinstance(module, _OTHER_WEIGHTS):
             if any(fnmatch.fnmatch(name, pattern) for pattern in skip):
                 reasons[name] = "named in quant.skip"

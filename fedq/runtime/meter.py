@@ -1,5 +1,7 @@
 """Counts the bytes of messages, and what the same messages would weigh with float32 packets. Knows wire."""
 
+from typing import Any
+
 import numpy as np
 from flwr.app import Message
 
@@ -13,7 +15,7 @@ class Meter:
     """Adds up every message that passes, as Flower serializes it.
 
     A protobuf message's length is a function of the lengths of its parts, so a message of a shape that was
-    measured before (same small parts, same packet lengths) is not serialized again: its length is known exactly.
+    measured before is not serialized again: its length is known exactly.
     """
 
     def __init__(self, layout: Layout) -> None:
@@ -41,29 +43,67 @@ class Meter:
         return taken
 
     def _size(self, message: Message) -> tuple[int, int]:
-        if not message.has_content():
-            size = len(serialized(message))
-            return size, size
-        packets = wire.packets_of(message.content)
+        try:
+            shape = _shape(message)
+        except KeyError:  # a value whose length only Flower can tell
+            return self._measured(message)
+        if shape not in self._known:
+            self._known[shape] = self._measured(message)
+        return self._known[shape]
+
+    def _measured(self, message: Message) -> tuple[int, int]:
+        size = len(serialized(message))
+        packets = wire.packets_of(message.content) if message.has_content() else {}
         if not packets:
-            size = len(serialized(message))
             return size, size
         content = message.content
-        message.content = wire.with_packets(content, dict.fromkeys(packets, b""))
+        message.content = wire.with_packets(content, dict.fromkeys(packets, self._float32_packet()))
         try:
-            small = len(serialized(message))
-            key = (small, *((name, len(data)) for name, data in packets.items()))
-            if key not in self._known:
-                message.content = wire.with_packets(content, dict.fromkeys(packets, self._float32_packet()))
-                float32 = len(serialized(message))
-                message.content = content
-                self._known[key] = (len(serialized(message)), float32)
+            return size, len(serialized(message))
         finally:
             message.content = content
-        return self._known[key]
 
     def _float32_packet(self) -> bytes:
         """A float32 packet of this layout: all have the same length."""
         if self._float32 is None:
             self._float32 = encode(np.zeros(self._layout.size, np.float32), "float32", layout=self._layout)
         return self._float32
+
+
+def _shape(message: Message) -> tuple[object, ...]:
+    """All that the serialized length depends on, whatever the values; KeyError for a value of another type."""
+    shape: list[object] = []
+    for value in vars(message.metadata).values():
+        shape.append(type(value))
+        shape.append(_LENGTH[type(value)](value))
+    if not message.has_content():
+        raise KeyError("error")
+    for name, record in message.content.items():
+        shape.append(name)
+        shape.append(type(record))
+        for key, value in record.items():
+            shape.append(key)
+            shape.append(type(value))
+            shape.append(_LENGTH[type(value)](value))
+    return tuple(shape)
+
+
+def _bits(value: int) -> int:
+    """Decides the bytes of an integer in each of protobuf's encodings: its bits, and its sign."""
+    return value.bit_length() if value >= 0 else ~(~value).bit_length()
+
+
+def _of_list(values: list[Any]) -> tuple[object, ...]:
+    return tuple((type(value), _LENGTH[type(value)](value)) for value in values)
+
+
+# The type of a value -> what of it decides how many bytes it takes.
+_LENGTH: dict[type, Any] = {
+    int: _bits,
+    float: bool,  # 8 bytes, or none for a zero outside of records
+    bool: lambda value: 0,
+    str: lambda value: len(value) if value.isascii() else len(value.encode()),
+    bytes: len,
+    list: _of_list,
+    type(None): lambda value: 0,
+}

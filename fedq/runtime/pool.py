@@ -41,6 +41,9 @@ class Pool:
         }
         # One OpenMP thread in each: the bits must not depend on how many workers there are.
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        # The very fedq that runs here, however it came onto the path.
+        paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
         self._workers: list[subprocess.Popen[bytes]] = []
         for _ in range(workers):
             command = [sys.executable, "-m", "fedq.runtime.worker"]

@@ -97,6 +97,7 @@ def run_rounds(
     """
     outcome = Outcome(master, Scores())
     best = _Best(rules)
+    spent: set[str] = set()  # a client without budget has none in any later round
     begun = time.monotonic()
     try:
         scores = outcome.scores = score(0, master)
@@ -129,9 +130,11 @@ def run_rounds(
                     total.rejected,
                 )
             )
-            if not total.accepted and {r.reason for r in total.rejected} == {"budget"}:
+            spent.update(r.client for r in total.rejected if r.reason == "budget")
+            # Not the cohort alone: one client, or one that lies, must not end the run of the others.
+            if spent.issuperset(dealer.clients):
                 outcome.status = "ended"
-                outcome.reason = f"round {number}: every client of the cohort has spent its privacy budget"
+                outcome.reason = f"round {number}: every client has spent its privacy budget"
                 break
     except KeyboardInterrupt:
         outcome.status, outcome.reason = "interrupted", f"stopped by the user after round {outcome.rounds}"

@@ -37,13 +37,18 @@ def say_hello(
     layout: bytes,
     timeout: float,
 ) -> Roster:
-    """Ask every node who it is; refuse one that speaks another version, packet format or model."""
+    """Ask every node who it is; refuse one that is silent, or speaks another version, packet format or model."""
     asked = list(node_ids)
     messages = [Message(wire.empty(), dst_node_id=n, message_type=wire.HELLO) for n in asked]
     found: dict[str, int] = {}
     refused: list[Rejected] = []
+    waiting = set(asked)
     for reply in exchange(messages, timeout):
         node = reply.metadata.src_node_id
+        if node not in waiting:  # one node, one name: a second answer must not bring a second client in
+            refused.append(Rejected(str(node), "duplicate" if node in asked else "unknown_node"))
+            continue
+        waiting.discard(node)
         try:
             if reply.has_error():
                 raise wire.MalformedReply("error", "no hello")
@@ -57,7 +62,8 @@ def say_hello(
         if reason is None:
             found[hello.identity] = node
         else:
-            refused.append(Rejected(hello.identity[:64], reason))
+            refused.append(Rejected(hello.identity, reason))
+    refused += [Rejected(str(node), "no_reply") for node in sorted(waiting)]
     return Roster(found, refused)
 
 

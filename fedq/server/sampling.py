@@ -16,23 +16,23 @@ class Dealer:
     """
 
     def __init__(self, clients: Sequence[str], *, seed: int) -> None:
-        self._clients = sorted(clients, key=_natural)
+        self.clients = sorted(clients, key=_natural)
         self._seed = seed
         self._dealt: list[str] = []  # the decks so far, one after the other
         self._decks = 0
 
     def cohort(self, round: int, size: int) -> list[str]:
         """The `size` clients of round 1, 2, ... in the order of their names; no client twice."""
-        if not 1 <= size <= len(self._clients):
-            raise ValueError(f"cohort of {size} among {len(self._clients)} clients: must be 1 to all of them")
+        if not 1 <= size <= len(self.clients):
+            raise ValueError(f"cohort of {size} among {len(self.clients)} clients: must be 1 to all of them")
         first = (round - 1) * size
         while len(self._dealt) < first + size:
             self._dealt += self._next_deck(size)
         return sorted(self._dealt[first : first + size], key=_natural)
 
     def _next_deck(self, size: int) -> list[str]:
-        order = generator(self._seed, "deal", self._decks).permutation(len(self._clients))
-        deck = [self._clients[i] for i in order]
+        order = generator(self._seed, "deal", self._decks).permutation(len(self.clients))
+        deck = [self.clients[i] for i in order]
         self._decks += 1
         # A cohort may straddle two decks: those that it already holds go to the end of the new one.
         begun = set(self._dealt[len(self._dealt) - len(self._dealt) % size :])

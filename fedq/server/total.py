@@ -68,11 +68,9 @@ class Total:
         return sum(n * value for n, value in told) / examples if examples else None
 
     def merge(self, other: "Total") -> None:
+        """Add what another share of the cohort brought; `other` stays as it is."""
         for name, total in other.sums.items():
-            if name in self.sums:
-                self.sums[name].merge(total)
-            else:
-                self.sums[name] = total
+            self.sums.setdefault(name, Accumulator(self.layout)).merge(total)
         self.accepted = sorted([*self.accepted, *other.accepted], key=lambda a: a.client)
         self.rejected = sorted([*self.rejected, *other.rejected], key=lambda r: (r.client, r.reason))
         self.traffic.add(other.traffic)

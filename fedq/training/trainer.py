@@ -85,9 +85,11 @@ class Trainer:
         self.model, self.layout, self.recipe = model, layout, recipe
         self.metric: Metric = METRICS[recipe.metric]
         self._loss = LOSSES[recipe.loss]
-        if any(isinstance(m, nn.Conv2d) for m in model.modules()):
-            # NCHW max-pooling is slow on CPUs: channels_last halves a CNN's training time.
-            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        convolutions = [type(m) for m in model.modules() if isinstance(m, nn.Conv2d)]
+        # NCHW max-pooling is slow on CPUs: channels_last halves a CNN's training time.
+        self._format = torch.channels_last if convolutions else torch.contiguous_format
+        # Opacus' per-example gradients of nn.Conv2d are wrong on channels_last tensors; QConv2d has its own.
+        self._private_format = torch.contiguous_format if nn.Conv2d in convolutions else self._format
 
     def fit(
         self,
@@ -106,6 +108,7 @@ class Trainer:
         """
         load_vector(self.model, self.layout, weights)
         self.model.train()
+        self.model.to(memory_format=self._format if private is None else self._private_format)  # type: ignore[call-overload]
         with _seeded(torch_seed):
             if private is None:
                 loss = self._descend(examples, round, batches)

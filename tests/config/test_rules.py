@@ -53,7 +53,9 @@ def test_not_a_number_is_outside_every_bound():
 
 
 def test_several_rules_are_reported_at_once_with_value_rule_and_mend():
-    found = problems(compose([*private("privacy.target_epsilon=-1", "fraction=0"), "quant=int8", "quant.activations=observed"]))
+    found = problems(
+        compose([*private("privacy.target_epsilon=-1", "fraction=0"), "quant=int8", "quant.activations=observed"])
+    )
     assert {p.key for p in found} == {"fraction", "privacy.target_epsilon", "quant.activations"}
     observed = next(p for p in found if p.key == "quant.activations")
     assert "not covered by DP-SGD" in observed.rule
@@ -81,7 +83,15 @@ def test_privacy_needs_a_public_number_of_examples():
 
 
 def test_the_public_number_is_the_published_one_shared_out():
-    assert rules.nominal_examples(compose(["experiment=demo"])) == compose([]).data["nominal_examples"] // 10
+    assert rules.nominal_examples(compose(["privacy=example", "clients=10"])) == 125  # 1,258 published
+
+
+def test_the_published_numbers_are_those_of_the_data():
+    from fedq.data import digits
+
+    assert compose([]).data["nominal_examples"] == len(digits().train)
+    demo = compose(["experiment=demo"]).data
+    assert demo["nominal_examples"] == len(digits(validation_fraction=demo["validation_fraction"]).train)
 
 
 def test_gradient_clipping_of_batches_is_no_bound_under_dp():

@@ -158,3 +158,17 @@ def test_mlp_has_the_activation_between_all_layers(activation):
 def test_impossible_sizes_are_refused(build, shape, num_outputs, message):
     with pytest.raises(ValueError, match=message):
         build(shape, num_outputs)
+
+
+def test_standardize_gives_each_example_mean_0_and_variance_1_of_its_own():
+    net = mlp((1, 4, 4), 3, standardize="example")
+    x = torch.randn(5, 1, 4, 4) * 7 + 3
+    standardized = net[:2](x)
+    assert torch.allclose(standardized.mean(1), torch.zeros(5), atol=1e-5)
+    assert torch.allclose(standardized.var(1, unbiased=False), torch.ones(5), atol=1e-3)
+    assert torch.allclose(net[:2](x[:1]), standardized[:1], atol=1e-6)
+
+
+def test_an_unknown_standardization_is_named():
+    with pytest.raises(ValueError, match=r"model\.standardize=batch: must be one of none, example"):
+        mlp((4,), 2, standardize="batch")

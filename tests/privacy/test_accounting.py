@@ -129,12 +129,8 @@ def test_hardly_any_noise_costs_a_huge_finite_epsilon_at_once(noise):
 
 @pytest.mark.parametrize("accountant", ["prv", "rdp"])
 @pytest.mark.parametrize(("target", "rate", "steps"), [(8.0, 0.25, 200), (1.0, 1.0, 30)])
-def test_calibrated_noise_meets_its_target_and_a_third_of_a_percent_less_does_not(
-    target, rate, steps, accountant
-):
-    noise = calibrate(
-        target_epsilon=target, delta=DELTA, sample_rate=rate, steps=steps, accountant=accountant
-    )
+def test_calibrated_noise_meets_its_target_and_a_third_of_a_percent_less_does_not(target, rate, steps, accountant):
+    noise = calibrate(target_epsilon=target, delta=DELTA, sample_rate=rate, steps=steps, accountant=accountant)
     assert epsilon([Mechanism(noise, rate, steps)], DELTA, accountant=accountant) <= target
     assert epsilon([Mechanism(noise / 1.003, rate, steps)], DELTA, accountant=accountant) > target
 

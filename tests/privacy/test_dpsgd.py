@@ -113,9 +113,7 @@ def test_a_large_batch_is_processed_in_parts_and_nothing_is_dropped(
     assert (seen - expected).norm() <= 1e-5 * expected.norm()
 
 
-def test_every_step_starts_from_the_weights_of_the_step_before(
-    tiny_mlp, flat_examples, plan, context, ledger
-):
+def test_every_step_starts_from_the_weights_of_the_step_before(tiny_mlp, flat_examples, plan, context, ledger):
     inputs, targets = flat_examples
     oracle = copy.deepcopy(tiny_mlp)
     batches = [[0, 1, 2], [3, 4], [0, 19]]
@@ -138,9 +136,7 @@ def test_every_step_starts_from_the_weights_of_the_step_before(
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf, 1e38])  # 1e38: finite, its norm is not
 @pytest.mark.parametrize("max_batch", [1, 4, 20])
-def test_a_nonfinite_example_contributes_zero(
-    poison, max_batch, tiny_cnn, image_examples, plan, context, ledger
-):
+def test_a_nonfinite_example_contributes_zero(poison, max_batch, tiny_cnn, image_examples, plan, context, ledger):
     inputs, targets = image_examples
     rest = [i for i in range(20) if i != 7]
     expected = one_at_a_time(tiny_cnn, inputs[rest], targets[rest], 1.0) / 10
@@ -199,9 +195,7 @@ def test_neighbouring_data_under_the_same_randomness_differ_by_at_most_one_clip(
     for pair in range(50):
         inputs = torch.randn(12, 6, generator=generator) * 10.0 ** (pair % 5)
         targets = torch.randint(0, 3, (12,), generator=generator)
-        (whole,), _ = train(
-            tiny_mlp, inputs, targets, plan, context, random=Quiet(list(range(12))), ledger=NoLedger()
-        )
+        (whole,), _ = train(tiny_mlp, inputs, targets, plan, context, random=Quiet(list(range(12))), ledger=NoLedger())
         (fewer,), _ = train(
             tiny_mlp,
             inputs[:-1],
@@ -279,9 +273,7 @@ def test_noise_is_added_to_the_sum_before_the_division(tiny_mlp, flat_examples, 
 def test_each_example_is_drawn_on_its_own_at_the_public_rate(plan, context, ledger):
     """The gradient of example i is 1 at coordinate i, so the step shows which were drawn."""
     model = nn.Linear(50, 1, bias=False)
-    plan = replace(
-        plan, sample_rate=0.3, steps=400, noise_multiplier=1e-9, target_epsilon=math.inf, clip_norm=2.0
-    )
+    plan = replace(plan, sample_rate=0.3, steps=400, noise_multiplier=1e-9, target_epsilon=math.inf, clip_norm=2.0)
     seen, _ = train(
         model,
         torch.eye(50),
@@ -341,10 +333,7 @@ def test_shards_of_n_and_n_minus_one_train_by_the_same_public_numbers(plan, cont
         )
         return [g.tolist() for g in gradients], evidence, ledger.spends, list(seen_rates)
 
-    settings = [
-        (float(draw.uniform(1, 5)), float(draw.uniform(0.01, 1)), int(draw.integers(1, 999)))
-        for _ in range(8)
-    ]
+    settings = [(float(draw.uniform(1, 5)), float(draw.uniform(0.01, 1)), int(draw.integers(1, 999))) for _ in range(8)]
     for pair in range(1000):
         n = int(draw.integers(1, 2000))
         setting = settings[pair % 8]
@@ -401,17 +390,13 @@ def test_rounds_are_admitted_until_the_next_would_exceed_the_budget(tiny_mlp, fl
         )
         before = copy.deepcopy(tiny_mlp.state_dict())
     with pytest.raises(Declined, match="budget"):
-        train(
-            tiny_mlp, *flat_examples, plan, SpendContext("d", "r", 4), random=Quiet(), ledger=ledger, lr=1.0
-        )
+        train(tiny_mlp, *flat_examples, plan, SpendContext("d", "r", 4), random=Quiet(), ledger=ledger, lr=1.0)
     assert len(ledger.rows()) == 3
     assert ledger.epsilon(1e-5) == budget <= plan.target_epsilon
     assert all(torch.equal(before[name], value) for name, value in tiny_mlp.state_dict().items())
 
 
-def test_a_ledger_that_does_not_check_out_stops_the_run_before_any_draw(
-    tiny_mlp, flat_examples, plan, context, ledger
-):
+def test_a_ledger_that_does_not_check_out_stops_the_run_before_any_draw(tiny_mlp, flat_examples, plan, context, ledger):
     import sqlite3
 
     train(tiny_mlp, *flat_examples, plan, context, random=SeededRandom(1), ledger=ledger)
@@ -439,9 +424,7 @@ def test_a_frozen_parameter_stays_as_it_is(tiny_mlp, flat_examples, plan, contex
     assert torch.equal(tiny_mlp[0].weight, before)
 
 
-def test_a_parameter_that_the_forward_pass_leaves_out_gets_its_noise_too(
-    flat_examples, plan, context, ledger
-):
+def test_a_parameter_that_the_forward_pass_leaves_out_gets_its_noise_too(flat_examples, plan, context, ledger):
     class Spare(nn.Module):
         def __init__(self):
             super().__init__()
@@ -480,11 +463,7 @@ def traces(model: nn.Module) -> list[str]:
     left = [name for name, p in model.named_parameters() if p.grad is not None or set(vars(p))]
     for name, module in model.named_modules():
         left += [name] * (len(module._forward_hooks) + len(module._backward_hooks))
-        left += [
-            key
-            for key in vars(module)
-            if key in ("activations", "max_batch_len", "autograd_grad_sample_hooks")
-        ]
+        left += [key for key in vars(module) if key in ("activations", "max_batch_len", "autograd_grad_sample_hooks")]
     return left
 
 
@@ -521,9 +500,7 @@ def test_the_model_is_left_clean_after_an_error_too(tiny_mlp, flat_examples, pla
 @pytest.mark.parametrize(
     "layer", [nn.BatchNorm1d(5), nn.SyncBatchNorm(5), nn.InstanceNorm1d(5, track_running_stats=True)]
 )
-def test_layers_that_mix_examples_are_refused_before_anything_is_spent(
-    layer, flat_examples, plan, context, ledger
-):
+def test_layers_that_mix_examples_are_refused_before_anything_is_spent(layer, flat_examples, plan, context, ledger):
     model = nn.Sequential(nn.Linear(6, 5), layer, nn.Linear(5, 3))
     with pytest.raises(ValueError, match=r"layer 1 is .*GroupNorm"):
         train(model, *flat_examples, plan, context, random=Quiet(), ledger=ledger)
@@ -572,9 +549,7 @@ class Scale(nn.Module):
         return x * self.factor
 
 
-def test_what_opacus_cannot_differentiate_is_refused_before_anything_is_spent(
-    flat_examples, plan, context, ledger
-):
+def test_what_opacus_cannot_differentiate_is_refused_before_anything_is_spent(flat_examples, plan, context, ledger):
     class ScaledLinear(nn.Linear):
         def __init__(self):
             super().__init__(6, 3)
@@ -599,9 +574,7 @@ def test_a_constant_buffer_is_fine(flat_examples, plan, context, ledger):
     assert (seen - expected).norm() <= 1e-5 * expected.norm()
 
 
-def test_arguments_that_do_not_fit_are_refused_before_anything_is_spent(
-    tiny_mlp, flat_examples, plan, context, ledger
-):
+def test_arguments_that_do_not_fit_are_refused_before_anything_is_spent(tiny_mlp, flat_examples, plan, context, ledger):
     inputs, targets = flat_examples
     with pytest.raises(ValueError, match="20 inputs and 19 targets"):
         train(tiny_mlp, inputs, targets[:-1], plan, context, random=Quiet(), ledger=ledger)
@@ -624,3 +597,13 @@ def test_a_little_noise_still_learns(plan, context, ledger):
     plan = DPPlan(1.0, 1.0, 0.5, 30, 200, math.inf, 1e-5)
     train(model, inputs, targets, plan, context, random=SeededRandom(1), ledger=ledger, lr=1.0)
     assert (model(inputs).argmax(1) == targets).double().mean() > 0.97
+
+
+def test_a_plain_convolution_in_channels_last_is_refused_before_any_spend(ledger, plan, context):
+    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(3 * 4 * 4, 2)).to(
+        memory_format=torch.channels_last
+    )
+    inputs, targets = torch.randn(4, 2, 6, 6), torch.zeros(4, dtype=torch.int64)
+    with pytest.raises(ValueError, match="channels_last"):
+        train(model, inputs, targets, plan, context, random=Quiet(), ledger=ledger)
+    assert ledger.rows() == []

@@ -83,9 +83,7 @@ def test_rounds_compose_to_one_run_of_all_their_steps(ledger):
     spend_three(ledger)
     assert ledger.mechanisms() == [Mechanism(4.0, 0.25, 5)] * 3
     assert ledger.epsilon(1e-5) == epsilon([Mechanism(4.0, 0.25, 15)], 1e-5)
-    assert ledger.epsilon(1e-5, accountant="rdp") == epsilon(
-        [Mechanism(4.0, 0.25, 15)], 1e-5, accountant="rdp"
-    )
+    assert ledger.epsilon(1e-5, accountant="rdp") == epsilon([Mechanism(4.0, 0.25, 15)], 1e-5, accountant="rdp")
 
 
 def test_a_second_experiment_over_the_same_data_adds_to_the_first(ledger):
@@ -364,15 +362,11 @@ for round in range(8):
 def test_two_processes_that_make_and_use_one_ledger_are_chained(tmp_path):
     path = tmp_path / "new" / "ledger.sqlite"
     root = str(Path(fedq.__path__[0]).parent)
-    processes = [
-        subprocess.Popen([sys.executable, "-c", PROCESS, str(path), name], cwd=root) for name in "ab"
-    ]
+    processes = [subprocess.Popen([sys.executable, "-c", PROCESS, str(path), name], cwd=root) for name in "ab"]
     assert [process.wait(timeout=60) for process in processes] == [0, 0]
     rows = Ledger(path, access="read").rows()
     assert [row.id for row in rows] == list(range(1, 17))
-    assert sorted((row.spend.run, row.spend.round) for row in rows) == [
-        (n, r) for n in "ab" for r in range(8)
-    ]
+    assert sorted((row.spend.run, row.spend.round) for row in rows) == [(n, r) for n in "ab" for r in range(8)]
 
 
 def test_a_spend_from_a_process_that_died_right_after_is_there(tmp_path):

@@ -26,9 +26,7 @@ def test_values_beyond_the_range_go_to_its_ends():
 def test_within_the_range_the_error_is_at_most_half_a_step(values: list[float], step: float):
     x = torch.tensor(values).clamp(-127 * step, 127 * step)
     error = (snap(x, step, -128, 127) - x).abs().max().item()
-    assert (
-        error <= step / 2 + 127 * step * 2**-23
-    )  # and one rounding of float32 in x / step and in level * step
+    assert error <= step / 2 + 127 * step * 2**-23  # and one rounding of float32 in x / step and in level * step
 
 
 def test_gradient_passes_inside_the_range_only():

@@ -95,9 +95,7 @@ def test_per_sample_gradients_are_those_of_one_example_at_a_time(name: str, batc
     mode=st.sampled_from(["zeros", "replicate"]),
     seed=st.integers(0, 1000),
 )
-def test_per_sample_gradients_are_exact_for_any_convolution(
-    kernel, stride, padding, dilation, groups, mode, seed
-):
+def test_per_sample_gradients_are_exact_for_any_convolution(kernel, stride, padding, dilation, groups, mode, seed):
     torch.manual_seed(seed)
     layer = nn.Conv2d(4, 8, kernel, stride, padding, dilation, groups, padding_mode=mode)
     model = nn.Sequential(layer, nn.ReLU(), nn.Flatten())

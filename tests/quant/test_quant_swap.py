@@ -135,9 +135,9 @@ def test_learned_ranges_are_parameters_and_observed_ones_buffers():
     learned, observed = mlp(), mlp()
     quantize(learned, ranges="learned")
     quantize(observed, ranges="observed")
-    assert {name for name, _ in learned.named_parameters()} - {
-        name for name, _ in mlp().named_parameters()
-    } == {"0.output_grid.log_range"}
+    assert {name for name, _ in learned.named_parameters()} - {name for name, _ in mlp().named_parameters()} == {
+        "0.output_grid.log_range"
+    }
     assert {name for name, _ in observed.named_buffers()} == {"0.input_grid.range", "0.output_grid.range"}
 
 
@@ -202,9 +202,7 @@ def test_a_copy_has_grids_of_its_own():
 
 def test_any_stride_padding_and_grouping_computes_what_conv2d_does():
     torch.manual_seed(0)
-    layer = nn.Conv2d(
-        4, 8, (3, 2), stride=2, padding=(2, 1), dilation=(1, 2), groups=2, padding_mode="circular"
-    )
+    layer = nn.Conv2d(4, 8, (3, 2), stride=2, padding=(2, 1), dilation=(1, 2), groups=2, padding_mode="circular")
     plain = copy.deepcopy(layer)
     quantize(layer, input_range=4.0, activation_range=8.0)
     assert isinstance(layer, QConv2d)
@@ -266,9 +264,7 @@ def test_a_relu_in_place_and_one_used_twice_train_as_well():
 
     torch.manual_seed(0)
     shared = Shared()
-    apart = nn.Sequential(
-        shared.first, nn.ReLU(inplace=True), shared.second, nn.ReLU(inplace=True), shared.out
-    )
+    apart = nn.Sequential(shared.first, nn.ReLU(inplace=True), shared.second, nn.ReLU(inplace=True), shared.out)
     apart = copy.deepcopy(apart)
     x = torch.randn(5, 6)
     for model in (shared, apart):

@@ -1,0 +1,6 @@
+"""Benchmarks: ours against a peer, on this machine, now.   python -m simulations.bench NAME [--json] [--full]"""
+
+# Name -> module whose `rows(effort)` yields `Row`s. Imported when asked for: threads must be pinned before torch is.
+BENCHMARKS = {
+    "runtime": "simulations.bench.runtime",
+}

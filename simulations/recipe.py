@@ -1,0 +1,80 @@
+"""Run what is missing of a table, keep small result files, read them back. Knows fedq's Python API and files.
+
+A result file is keyed by the experiment (its config hash) and by the code that decides its figures (a digest of
+those rooms), so a finished run is not run again, and one of older code is.
+"""
+
+import hashlib
+import json
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import fedq
+from fedq.config import compose, rules
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "simulations" / "results"
+# What can change a figure. Display, command line, plots and documents cannot.
+DECISIVE = ("client", "codec", "data", "models", "privacy", "quant", "server", "training", "randomness.py")
+
+
+def code_version() -> str:
+    """12 hex digits over the source of the rooms that decide figures."""
+    digest = hashlib.sha256()
+    for room in DECISIVE:
+        place = ROOT / "fedq" / room
+        for file in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
+            digest.update(file.relative_to(ROOT).as_posix().encode())
+            digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def outcomes(table: str, runs: Mapping[str, Sequence[str]]) -> dict[str, dict[str, Any]]:
+    """Label -> result of every run of a table; those that are not there yet are run now, one after the other.
+
+    With `--table` on the command line nothing is run: the newest result of each experiment is read, and one whose
+    code has changed since is said to be so.
+    """
+    version = code_version()
+    found: dict[str, dict[str, Any]] = {}
+    for label, overrides in runs.items():
+        experiment = rules.config_hash(compose(overrides))
+        path = RESULTS / table / f"result-{label}-{experiment}.json"
+        kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        if kept is not None and kept["code_version"] != version and "--table" in sys.argv:
+            print(f"{label}: of code {kept['code_version']}, today's is {version}", file=sys.stderr)
+        elif "--table" not in sys.argv and (kept is None or kept["code_version"] != version):
+            kept = _run(label, overrides, version)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+        if kept is None:
+            raise SystemExit(f"{path} is not there; run the recipe without --table")
+        found[label] = kept
+    return found
+
+
+def _run(label: str, overrides: Sequence[str], version: str) -> dict[str, Any]:
+    print(f"{label}: fedq run {' '.join(overrides)}", file=sys.stderr, flush=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        result = fedq.run(overrides, root=scratch)
+    history = [{k: asdict(row)[k] for k in ("round", "accuracy", "loss", "epsilon")} for row in result.history]
+    return {**result.to_dict(), "code_version": version, "overrides": list(overrides), "history": history}
+
+
+def last_rounds(result: Mapping[str, Any], count: int = 5) -> float:
+    """Mean accuracy over the last rounds."""
+    known = [row["accuracy"] for row in result["history"] if row["accuracy"] is not None]
+    return float(sum(known[-count:]) / len(known[-count:]))
+
+
+def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+    """Mean and half-width of Student's interval for it."""
+    import numpy as np
+    from scipy import stats
+
+    spread = np.std(values, ddof=1) / len(values) ** 0.5
+    return float(np.mean(values)), float(stats.t.ppf((1 + confidence) / 2, len(values) - 1) * spread)

@@ -1,0 +1,224 @@
+"""One client's part of a round: what it sends, what it keeps, and what it refuses before any data is opened."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fedq import codec, wire
+from fedq.client import ClientState, Privacy
+from fedq.codec import Float32, MalformedUpdate
+from fedq.privacy import Declined, DPPlan, Ledger, LedgerError, SeededRandom
+from fedq.randomness import generator, key64
+
+
+class OpenedError(Exception):
+    """The shard was opened."""
+
+
+def locked_shard():
+    raise OpenedError
+
+
+def fitted(trainer, examples, weights, round, identity="3"):
+    """Local training apart from the client: the oracle for what it sends."""
+    return trainer.fit(
+        weights,
+        examples,
+        round=round,
+        batches=generator(0, "batches", round, identity),
+        torch_seed=key64(0, "torch", round, identity),
+    ).vector
+
+
+def sent(reply, layout):
+    return codec.decode(reply.packets["update"], layout)
+
+
+# --- what is sent -----------------------------------------------------------------------------------------
+
+
+def test_the_update_is_what_training_changed(make_client, ask, trainer, examples, start):
+    reply = make_client(codec=Float32()).train(ask(1))
+    assert np.array_equal(sent(reply, trainer.layout), fitted(trainer, examples, start, 1) - start)
+
+
+def test_the_update_is_against_what_was_decoded_not_what_the_server_holds(make_client, ask, trainer, examples, start):
+    """The broadcast is lossy: its rounding error is not the client's change."""
+    lossy = wire.Request(1, -1, {"model": codec.encode(start, "int8", layout=trainer.layout, kind="weights", round=1)})
+    decoded = codec.decode(lossy.packets["model"], trainer.layout)
+    reply = make_client(codec=Float32()).train(lossy)
+    assert not np.array_equal(decoded, start)
+    assert np.array_equal(sent(reply, trainer.layout), fitted(trainer, examples, decoded, 1) - decoded)
+
+
+def test_the_packet_names_its_round_its_kind_and_its_base(make_client, ask, start):
+    header = codec.peek(make_client().train(ask(4)).packets["update"])
+    assert (header.round, header.kind, header.base) == (4, "delta", codec.digest(start))
+
+
+def test_examples_and_loss_are_told(make_client, ask):
+    reply = make_client().train(ask(1))
+    assert reply.num_examples == 40
+    assert math.isfinite(reply.loss)
+
+
+def test_the_same_request_gives_the_same_bytes(make_client, ask):
+    assert make_client().train(ask(1)) == make_client().train(ask(1))
+
+
+@pytest.mark.parametrize("different", [{"identity": "4"}, {"seed": 1}])
+def test_clients_and_seeds_draw_differently(make_client, ask, different):
+    assert make_client().train(ask(1)).packets != make_client(**different).train(ask(1)).packets
+
+
+def test_an_evaluation_is_on_what_is_held_out(make_client, ask, trainer, examples, start):
+    reply = make_client().evaluate(ask(1))
+    expected = trainer.evaluate(start, examples[np.arange(10)])
+    assert reply == wire.Reply(1, {}, 10, expected.loss, expected.metric)
+
+
+# --- error feedback ---------------------------------------------------------------------------------------
+
+
+def lost(update, packet, layout):
+    return update - codec.decode(packet, layout)
+
+
+def test_what_rounding_lost_is_added_to_the_next_update(make_client, ask, trainer, examples, start):
+    client, layout = make_client(feedback=True), trainer.layout
+    first = client.train(ask(1))
+    residual = lost(fitted(trainer, examples, start, 1) - start, first.packets["update"], layout)
+    second = client.train(ask(2, accepted=1))
+    update = fitted(trainer, examples, start, 2) - start + residual
+    scale = np.abs(update).max() / 127  # no block has a larger one
+    assert np.abs(residual).max() > 0
+    assert np.array_equal(client.state.residual(2), lost(update, second.packets["update"], layout))
+    assert np.abs(sent(second, layout) - update).max() <= 1.001 * scale
+
+
+def test_a_dropped_update_is_not_counted_twice(make_client, ask, trainer, examples, start):
+    """Round 2 was dropped: in round 3 the client adds what round 1 lost, as if round 2 had never been."""
+    dropped, absent = make_client(feedback=True), make_client(feedback=True, state=ClientState())
+    for client in (dropped, absent):
+        client.train(ask(1))
+    dropped.train(ask(2, accepted=1))
+    assert dropped.train(ask(3, accepted=1)) == absent.train(ask(3, accepted=1))
+
+
+def test_a_dropped_first_update_leaves_no_residual(make_client, ask):
+    dropped, absent = make_client(feedback=True), make_client(feedback=True, state=ClientState())
+    dropped.train(ask(1))
+    assert dropped.train(ask(2, accepted=-1)) == absent.train(ask(2, accepted=-1))
+
+
+def test_accepted_updates_and_the_last_residual_add_up_to_all_training(make_client, ask, trainer, examples, start):
+    """What feedback promises: nothing is lost for good, over 6 rounds of which one is dropped."""
+    client, layout = make_client(feedback=True), trainer.layout
+    accepted, counted = -1, np.zeros(layout.size, np.float64)
+    trained = np.zeros(layout.size, np.float64)
+    for round in range(1, 7):
+        reply = client.train(ask(round, accepted=accepted))
+        if round != 3:
+            counted += sent(reply, layout)
+            trained += fitted(trainer, examples, start, round) - start
+            accepted = round
+    # Float32 additions of values below 2: 6 rounds of 2^-23 each.
+    assert np.abs(counted + client.state.residual(6) - trained).max() < 6 * 2.0**-22
+
+
+def test_without_feedback_nothing_is_kept(make_client, ask):
+    client = make_client()
+    client.train(ask(1))
+    assert client.state.residual(1) is None
+
+
+def test_a_failed_encoding_keeps_the_residual(make_client, ask, trainer):
+    """An update that never left must not replace what the last one lost."""
+    client = make_client(feedback=True)
+    client.train(ask(1))
+    before = client.state.residual(1).copy()
+    huge = np.full(trainer.layout.size, 3e38, np.float32)
+    with pytest.raises(ValueError, match="must be finite"):
+        client.train(ask(2, accepted=1, weights=huge))
+    assert np.array_equal(client.state.residual(1), before)
+
+
+# --- what is refused before data is opened ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", ["train", "evaluate"])
+@pytest.mark.parametrize(
+    ("header", "reason"),
+    [({"round": 9}, "round"), ({"kind": "delta"}, "kind"), ({"layout": codec.Layout.flat(530)}, "layout")],
+)
+def test_a_broadcast_that_does_not_fit_is_refused_unopened(make_client, ask, task, header, reason):
+    request = ask(1, weights=np.zeros(530, np.float32), header=header)
+    client = make_client(shard=locked_shard, held_out=locked_shard)
+    with pytest.raises(MalformedUpdate, match=f"^{reason}: "):
+        getattr(client, task)(request)
+
+
+@pytest.mark.parametrize("task", ["train", "evaluate"])
+def test_a_request_without_a_model_is_refused_unopened(make_client, task):
+    client = make_client(shard=locked_shard, held_out=locked_shard)
+    with pytest.raises(wire.MalformedReply, match=r"^missing_key: no model packet"):
+        getattr(client, task)(wire.Request(1, -1, {"weights": b""}))
+
+
+PLAN = DPPlan(
+    noise_multiplier=4.0,
+    clip_norm=1.0,
+    sample_rate=0.5,
+    steps=2,
+    nominal_examples=40,
+    target_epsilon=8.0,
+    delta=1e-5,
+    accountant="rdp",
+)
+
+
+@pytest.fixture
+def private(tmp_path):
+    return Privacy(PLAN, tmp_path / "ledger.sqlite", SeededRandom(1), "forty examples", "run-1")
+
+
+def test_a_client_without_budget_declines_unopened(make_client, ask, private):
+    # One round at this noise costs far more than 0.01.
+    spent = replace(private, plan=replace(PLAN, target_epsilon=0.01))
+    with pytest.raises(Declined, match=r"^budget: "):
+        make_client(privacy=spent, shard=locked_shard).train(ask(1))
+    assert Ledger(private.ledger).rows() == []
+
+
+def test_a_client_whose_ledger_is_damaged_declines_unopened(make_client, ask, private):
+    private.ledger.write_bytes(b"not a ledger" * 100)
+    with pytest.raises(LedgerError, match="no whole ledger"):
+        make_client(privacy=private, shard=locked_shard).train(ask(1))
+
+
+def test_the_model_is_looked_at_before_the_budget_is_touched(make_client, private):
+    with pytest.raises(wire.MalformedReply, match=r"^missing_key"):
+        make_client(privacy=private).train(wire.Request(1, -1, {}))
+    assert not private.ledger.exists()
+
+
+def test_under_dp_only_the_packet_is_sent(make_client, ask, private):
+    reply = make_client(privacy=private).train(ask(1))
+    assert (reply.num_examples, reply.loss, reply.metric) == (None, None, None)
+    assert wire.fields_of(wire.write_reply(reply)) <= wire.PUBLIC_FIELDS
+
+
+def test_the_spend_is_in_the_ledger_and_the_evidence_points_to_it(make_client, ask, private, tmp_path):
+    make_client(privacy=private).train(ask(1))
+    (row,) = Ledger(private.ledger).rows()
+    (line,) = (tmp_path / "3" / "evidence.jsonl").read_text().splitlines()
+    assert json.loads(line)["spend_row_id"] == row.id
+    assert (row.spend.round, row.spend.run, row.spend.data) == (1, "run-1", "forty examples")
+
+
+def test_an_evaluation_is_refused_under_dp(make_client, ask, private):
+    with pytest.raises(PermissionError, match="not covered by this client's privacy plan"):
+        make_client(privacy=private, held_out=locked_shard).evaluate(ask(1))

@@ -1,0 +1,28 @@
+"""A real experiment through fedq's own loop, without files, display or evaluation."""
+
+from pathlib import Path
+
+import numpy as np
+
+from fedq.experiment import Experiment
+from fedq.runtime.local import InProcess
+from fedq.server import Dealer, Rules, run_rounds
+from fedq.server.loop import Scores
+
+
+def trained(experiment: Experiment, folder: Path, *, cohort: int) -> np.ndarray:
+    """The model after `config.rounds` rounds of fedq's own loop."""
+    strategy = experiment.strategy()
+    link = InProcess(experiment, strategy, folder)
+    roster, hello = link.meet()
+    outcome = run_rounds(
+        strategy=strategy,
+        dealer=Dealer(list(roster.nodes), seed=experiment.config.seed),
+        master=experiment.initial,
+        gather=link.gather,
+        score=lambda round, master: Scores(),
+        watch=lambda round: None,
+        rules=Rules(experiment.config.rounds, cohort),
+        hello=hello,
+    )
+    return outcome.master

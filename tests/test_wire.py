@@ -1,0 +1,228 @@
+"""Records and keys of every message, and what a reader refuses."""
+
+import math
+
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+
+from fedq import wire
+from fedq.runtime import flower
+
+PACKET = b"\x00\x01"
+TRAINED = frozenset({"num_examples", "loss"})
+HELLO = wire.Hello("7", "0.1", (1, 2), bytes(range(16)))
+GOOD = wire.Reply(3, {"update": PACKET}, 12, 0.5)
+
+
+def over_a_network(content):
+    """The same content after Flower's own serialization."""
+    flower.enter()
+    message = Message(content, dst_node_id=1, message_type="train")
+    return flower.deserialized(flower.serialized(message)).content
+
+
+def read(content, *, round=3, packets=frozenset({"update"}), metrics=TRAINED, max_weight=100.0):
+    return wire.read_reply(content, round=round, packets=packets, metrics=metrics, max_weight=max_weight)
+
+
+def reason_of(call, *arguments, **named):
+    with pytest.raises(wire.MalformedReply, match=r"^\w+: ") as caught:
+        call(*arguments, **named)
+    assert caught.value.reason in wire.REJECTIONS
+    return caught.value.reason
+
+
+def with_record(name, record):
+    return RecordDict({**wire.write_reply(GOOD), name: record})
+
+
+# --- there and back ---------------------------------------------------------------------------------------
+
+
+def test_a_hello_comes_back():
+    assert wire.read_hello(over_a_network(wire.write_hello(HELLO))) == HELLO
+
+
+@pytest.mark.parametrize("accepted", [-1, 0, 41])
+def test_a_request_comes_back(accepted):
+    request = wire.Request(42, accepted, {"model": PACKET})
+    assert wire.read_request(over_a_network(wire.write_request(request))) == request
+
+
+def test_a_reply_comes_back():
+    assert read(over_a_network(wire.write_reply(GOOD))) == GOOD
+
+
+def test_a_reply_under_dp_comes_back_without_numbers():
+    reply = wire.Reply(3, {"update": PACKET})
+    assert read(over_a_network(wire.write_reply(reply)), metrics=frozenset()) == reply
+
+
+def test_an_evaluation_comes_back_without_packets():
+    reply = wire.Reply(3, {}, 12, 0.5, 0.9)
+    content = over_a_network(wire.write_reply(reply))
+    assert read(content, packets=frozenset(), metrics=frozenset({"num_examples", "loss", "metric"})) == reply
+
+
+@pytest.mark.parametrize("reason", wire.REFUSALS)
+def test_a_refusal_comes_back(reason):
+    assert read(over_a_network(wire.write_refusal(wire.Refusal(3, reason)))) == wire.Refusal(3, reason)
+
+
+def test_a_hello_request_holds_nothing():
+    assert wire.fields_of(wire.empty()) == set()
+
+
+# --- what leaves a client under DP ------------------------------------------------------------------------
+
+
+def test_everything_that_a_client_sends_under_dp_is_public():
+    contents = [
+        wire.write_hello(HELLO),
+        wire.write_reply(wire.Reply(3, {"update": PACKET})),
+        wire.write_refusal(wire.Refusal(3, "budget")),
+    ]
+    assert set.union(*map(wire.fields_of, contents)) == wire.PUBLIC_FIELDS
+
+
+@pytest.mark.parametrize("field", ["num_examples", "loss", "metric"])
+def test_no_number_of_a_client_is_public(field):
+    content = wire.write_reply(wire.Reply(3, {"update": PACKET}, **{field: 1}))
+    assert wire.fields_of(content) - wire.PUBLIC_FIELDS == {f"fedq.metrics.{field}"}
+
+
+def test_a_refusal_holds_a_code_and_a_round_and_no_text():
+    assert {name: dict(record) for name, record in wire.write_refusal(wire.Refusal(3, "ledger")).items()} == {
+        "fedq.refusal": {"round": 3, "reason": "ledger"}
+    }
+
+
+# --- a reply that must not be used ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weight", [0, -1, 100.5, 101, math.nan, math.inf, -math.inf])
+def test_a_weight_outside_its_range_is_refused(weight):
+    assert reason_of(read, wire.write_reply(wire.Reply(3, {"update": PACKET}, weight, 0.5))) == "weight"
+
+
+@pytest.mark.parametrize("weight", [1, 100, 100.0, 0.5])
+def test_a_weight_up_to_the_largest_is_read(weight):
+    assert read(wire.write_reply(wire.Reply(3, {"update": PACKET}, weight, 0.5))).num_examples == weight
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
+def test_a_loss_that_is_not_finite_is_refused(loss):
+    assert reason_of(read, wire.write_reply(wire.Reply(3, {"update": PACKET}, 12, loss))) == "metric"
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (RecordDict(), "missing_key"),
+        (RecordDict({"fedq.reply": ConfigRecord({"round": 3})}), "missing_key"),
+        (with_record("note", ConfigRecord()), "extra_key"),
+        (with_record("fedq.reply", ConfigRecord({"round": 3, "host": "x"})), "extra_key"),
+        (with_record("fedq.reply", ConfigRecord({"round": 4})), "round"),
+        (with_record("fedq.reply", ConfigRecord({"round": True})), "wrong_type"),
+        (with_record("fedq.reply", ConfigRecord({"round": "3"})), "wrong_type"),
+        (with_record("fedq.reply", MetricRecord({"round": 3})), "wrong_type"),
+        (with_record("fedq.packets", ConfigRecord({"control": PACKET})), "extra_key"),
+        (with_record("fedq.packets", ConfigRecord()), "missing_key"),
+        (with_record("fedq.packets", ConfigRecord({"update": "text"})), "wrong_type"),
+        (with_record("fedq.packets", ConfigRecord({"update": [PACKET]})), "wrong_type"),
+        (with_record("fedq.packets", ArrayRecord({"update": Array("u1", (2,), "", PACKET)})), "wrong_type"),
+        (with_record("fedq.metrics", MetricRecord({"num_examples": 12})), "missing_key"),
+        (with_record("fedq.metrics", MetricRecord({"num_examples": 12, "loss": 0.5, "age": 1})), "extra_key"),
+        (with_record("fedq.metrics", MetricRecord({"num_examples": [12], "loss": 0.5})), "wrong_type"),
+        (with_record("fedq.metrics", ConfigRecord({"num_examples": True, "loss": 0.5})), "wrong_type"),
+        (with_record("fedq.refusal", ConfigRecord({"round": 3, "reason": "budget"})), "extra_key"),
+    ],
+)
+def test_a_reply_of_another_form_is_refused(content, reason):
+    assert reason_of(read, content) == reason
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        (ConfigRecord({"round": 3, "reason": "the patient in row 41"}), "wrong_type"),
+        (ConfigRecord({"round": 3, "reason": b"budget"}), "wrong_type"),
+        (ConfigRecord({"round": 2, "reason": "budget"}), "round"),
+        (ConfigRecord({"round": 3, "reason": "budget", "text": "x"}), "extra_key"),
+        (ConfigRecord({"reason": "budget"}), "missing_key"),
+        (MetricRecord({"round": 3}), "wrong_type"),
+    ],
+)
+def test_a_refusal_of_another_form_is_refused(record, reason):
+    assert reason_of(read, RecordDict({"fedq.refusal": record})) == reason
+
+
+def test_under_dp_a_reply_with_numbers_is_refused():
+    assert reason_of(read, wire.write_reply(GOOD), metrics=frozenset()) == "extra_key"
+
+
+def test_what_a_refused_reply_held_is_not_repeated():
+    """The text of the error goes to the server's log."""
+    content = with_record("row 41 of patients", ConfigRecord())
+    with pytest.raises(wire.MalformedReply, match=r"^extra_key: ") as caught:
+        read(content)
+    assert "41" not in str(caught.value)
+
+
+# --- a request, a hello -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("round", [-1, 2**32])
+def test_a_round_that_no_packet_can_name_is_refused(round):
+    assert reason_of(wire.read_request, wire.write_request(wire.Request(round, -1))) == "round"
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (RecordDict(), "missing_key"),
+        (RecordDict({"config": ConfigRecord({"server-round": 1})}), "extra_key"),
+        (RecordDict({"fedq.request": ConfigRecord({"round": 1}), "fedq.packets": ConfigRecord()}), "missing_key"),
+        (
+            RecordDict({"fedq.request": ConfigRecord({"round": 1.5, "accepted": 0}), "fedq.packets": ConfigRecord()}),
+            "wrong_type",
+        ),
+    ],
+)
+def test_a_request_of_another_form_is_refused(content, reason):
+    assert reason_of(wire.read_request, content) == reason
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"identity": 7}, "wrong_type"),
+        ({"identity": ""}, "wrong_type"),
+        ({"identity": "x" * 65}, "wrong_type"),
+        ({"identity": "a\x1b[2Jb"}, "wrong_type"),
+        ({"version": b"1"}, "wrong_type"),
+        ({"formats": 1}, "wrong_type"),
+        ({"formats": ["1"]}, "wrong_type"),
+        ({"formats": [True]}, "wrong_type"),
+        ({"layout": "digest"}, "wrong_type"),
+        ({"cpu": "x"}, "extra_key"),
+    ],
+)
+def test_a_hello_of_another_form_is_refused(changes, reason):
+    record = {**wire.write_hello(HELLO)["fedq.hello"], **changes}
+    assert reason_of(wire.read_hello, RecordDict({"fedq.hello": ConfigRecord(record)})) == reason
+
+
+# --- for the meter ----------------------------------------------------------------------------------------
+
+
+def test_packets_of_a_message_are_its_byte_values():
+    assert wire.packets_of(wire.write_request(wire.Request(1, -1, {"model": PACKET}))) == {"model": PACKET}
+    assert wire.packets_of(wire.write_hello(HELLO)) == {}
+    assert wire.packets_of(RecordDict({"fedq.packets": ArrayRecord()})) == {}
+
+
+def test_other_packets_leave_the_rest_of_the_message():
+    swapped = wire.with_packets(wire.write_reply(GOOD), {"update": b"other"})
+    assert read(swapped) == wire.Reply(3, {"update": b"other"}, 12, 0.5)
+    assert wire.packets_of(wire.write_reply(GOOD)) == {"update": PACKET}
