@@ -31,6 +31,7 @@ bench: $(DEV_STAMP)
 tables: $(DEV_STAMP)
 	$(BIN)/python -m simulations.demo_ablation
 	$(BIN)/python -m simulations.fashion_mnist
+	$(BIN)/python -m simulations.demo_picture
 
 $(RUN_STAMP): $(LOCK)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -1,7 +1,7 @@
 """What each part of the demo costs: float32 FedAvg, then QAT, then int8 packets, then DP, each over 5 seeds.
 
-    python -m simulations.demo_ablation            runs what is missing, writes the table of README.md
-    python -m simulations.demo_ablation --table    writes the table from the committed results
+python -m simulations.demo_ablation            runs what is missing, writes the table of README.md
+python -m simulations.demo_ablation --table    writes the table from the committed results
 """
 
 from statistics import fmean

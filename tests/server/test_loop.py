@@ -184,4 +184,5 @@ def test_a_skipped_round_has_the_scores_of_the_model_that_it_leaves():
     late = {name: (lambda told: honest(told) if told.round == 1 else refusing("declined")(told)) for name in "0123"}
     first, second = run(late, score=score).rounds[1:]
     assert second.status == "skipped"
+    assert first.scores.evaluation.metric is not None
     assert second.scores == first.scores
