@@ -7,6 +7,7 @@ sends the type and text of an uncaught exception, paths and data values included
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -32,27 +33,37 @@ def client_app(client_of: Callable[[Context], Client]) -> ClientApp:
 
     @app.query("hello")
     def hello(message: Message, context: Context) -> Message:
-        client = client_of(context)
-        told = wire.Hello(client.identity, __version__, codec.FORMATS, client.trainer.layout.digest)
-        return Message(wire.write_hello(told), reply_to=message)
+        try:
+            client = client_of(context)
+            told = wire.Hello(client.identity, __version__, codec.FORMATS, client.trainer.layout.digest)
+            return Message(wire.write_hello(told), reply_to=message)
+        except (Exception, SystemExit):
+            return Message(wire.write_refusal(wire.Refusal(0, "client_error")), reply_to=message)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        return _guarded(message, client_of(context), lambda client, request: client.train(request))
+        return _guarded(message, context, client_of, lambda client, request: client.train(request))
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
-        return _guarded(message, client_of(context), lambda client, request: client.evaluate(request))
+        return _guarded(message, context, client_of, lambda client, request: client.evaluate(request))
 
     return app
 
 
-def _guarded(message: Message, client: Client, work: Callable[[Client, wire.Request], wire.Reply]) -> Message:
-    """The reply, or a refusal that holds a code and nothing else."""
+def _guarded(
+    message: Message,
+    context: Context,
+    client_of: Callable[[Context], Client],
+    work: Callable[[Client, wire.Request], wire.Reply],
+) -> Message:
+    """The reply, or a refusal that holds a code and nothing else, whatever fails and wherever."""
     from fedq.privacy import Declined, LedgerError
 
-    round, reason = -1, "client_error"
+    client: Client | None = None
+    round, reason, told = -1, "client_error", ""
     try:
+        client = client_of(context)
         request = wire.read_request(message.content)
         round = request.round
         return Message(wire.write_reply(work(client, request)), reply_to=message)
@@ -62,9 +73,13 @@ def _guarded(message: Message, client: Client, work: Callable[[Client, wire.Requ
         reason, told = "ledger", str(error)
     except (wire.MalformedReply, codec.MalformedUpdate):
         reason, told = "bad_request", traceback.format_exc()
-    except Exception:
-        reason, told = "client_error", traceback.format_exc()
-    client.state.log(f"round={round} refused: {reason}\n{told}")
+    except (Exception, SystemExit):  # a user's code may end the process; Ctrl-C still does
+        told = traceback.format_exc()
+        if client is not None and client.privacy is not None:
+            reason = "declined"  # whether this data makes the code fail is private too, as far as a code can hide it
+    with suppress(OSError):  # a full disk must not turn the log's own error into a message
+        if client is not None:
+            client.state.log(f"round={round} refused: {reason}\n{told}")
     return Message(wire.write_refusal(wire.Refusal(round, reason)), reply_to=message)
 
 
@@ -98,10 +113,13 @@ def serve(
     """The server's whole job: meet the clients, run the rounds, deliver and measure the int8 model, fill the folder."""
     config, begun = experiment.config, time.monotonic()
     roster, hello = link.meet()
-    cohort = rules.cohort_size(config)
-    if len(roster.nodes) < cohort:
+    roster.keep(experiment.identities)
+    # The share of those who are there: the cap on participations, to which noise is calibrated, is kept.
+    cohort = rules.cohort_size(config, clients=len(roster.nodes))
+    if len(roster.nodes) < config.strategy.min_clients:
         refused = ", ".join(f"{r.client}: {r.reason}" for r in roster.refused[:5]) or "no answer"
-        raise TooFewClientsError(f"{len(roster.nodes)} clients answered, a round needs {cohort} ({refused})")
+        needed = config.strategy.min_clients
+        raise TooFewClientsError(f"{len(roster.nodes)} clients answered, a round needs {needed} ({refused})")
     judge = _Judge(experiment, strategy, link, roster)
     with Delivery(experiment, folder, watch) as delivery:
         outcome = run_rounds(

@@ -65,7 +65,8 @@ class Delivery:
             float32_bytes_down=what.traffic.float32_down,
             seconds=round(what.seconds, 4),
             clients=len(what.accepted),
-            lost=len(what.rejected),
+            # A second reply, or a reply of somebody who was not asked, is rejected without a client being lost.
+            lost=len({r.client for r in what.rejected if r.reason != "unknown_node"} - set(what.accepted)),
             reasons=dict(sorted(Counter(r.reason for r in what.rejected).items())),
             rejected=[{"client": r.client, "reason": r.reason} for r in what.rejected],
         )

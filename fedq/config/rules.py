@@ -188,9 +188,9 @@ def _together(config: Config) -> Iterator[Problem]:
         )
 
 
-def cohort_size(config: Config) -> int:
+def cohort_size(config: Config, *, clients: int | None = None) -> int:
     """Clients in a round: floor(fraction * clients), at least one."""
-    return max(1, int(config.fraction * config.clients + 1e-9))
+    return max(1, int(config.fraction * (config.clients if clients is None else clients) + 1e-9))
 
 
 def participation_cap(config: Config) -> int:

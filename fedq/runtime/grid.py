@@ -33,6 +33,7 @@ class InProcessGrid(Grid):
             node: flower.new_context(node, {"partition-id": int(name)}) for node, name in enumerate(identities, start=1)
         }
         self._replies: dict[str, Message] = {}
+        self._pushed = 0
         self._run: Run | None = None
 
     def stream(self, messages: Iterable[Message]) -> Iterator[Message]:
@@ -58,9 +59,10 @@ class InProcessGrid(Grid):
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         sent = []
-        for number, message in enumerate(messages, start=len(self._replies)):
-            self._replies[str(number)] = next(self.stream([message]))
-            sent.append(str(number))
+        for message in messages:
+            self._pushed += 1
+            self._replies[str(self._pushed)] = next(self.stream([message]))
+            sent.append(str(self._pushed))
         return sent
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:

@@ -15,6 +15,9 @@ from fedq.server.sampling import Dealer
 from fedq.server.strategy import QuantizedFedAvg
 from fedq.server.total import Rejected, Total, Traffic
 
+# Refusals that come before a client's ledger is written.
+SPENT_NOTHING = frozenset({"budget", "ledger"})
+
 
 class Gather(Protocol):
     """Carries one round to the clients and brings back the checked, folded total."""
@@ -108,11 +111,19 @@ def run_rounds(
             cohort = dealer.cohort(number, rules.cohort)
             for client in cohort:
                 outcome.participations[client] = outcome.participations.get(client, 0) + 1
-            total = gather(number, strategy.broadcast(master, number), strategy.last_accepted(cohort))
-            enough = len(total.accepted) >= rules.min_clients
-            if enough:
-                strategy.accept(number, total)
-                master = strategy.apply(master, strategy.finish(total))
+            try:
+                broadcast = strategy.broadcast(master, number)
+            except ValueError as error:  # float16 holds nothing beyond 65504
+                outcome.status, outcome.reason = "ended", f"round {number}: the model cannot be sent: {error}"
+                break
+            total = gather(number, broadcast, strategy.last_accepted(cohort))
+            for refusal in total.rejected:
+                if refusal.reason in SPENT_NOTHING:
+                    outcome.participations[refusal.client] -= 1
+            stepped = strategy.step(number, master, total) if len(total.accepted) >= rules.min_clients else None
+            enough = stepped is not None and bool(np.isfinite(stepped).all())
+            if stepped is not None and enough:
+                master = stepped
                 scores = score(number, master) if rules.due(number) else Scores()
                 total.traffic.add(scores.traffic)
                 outcome.master, outcome.scores = best.offer(master, scores)
@@ -130,6 +141,10 @@ def run_rounds(
                     total.rejected,
                 )
             )
+            if stepped is not None and not enough:
+                outcome.status = "ended"
+                outcome.reason = f"round {number}: the step is not finite; lower strategy.server_lr or train.lr"
+                break
             spent.update(r.client for r in total.rejected if r.reason == "budget")
             # Not the cohort alone: one client, or one that lies, must not end the run of the others.
             if spent.issuperset(dealer.clients):

@@ -21,6 +21,13 @@ class Roster:
     nodes: dict[str, int] = field(default_factory=dict)
     refused: list[Rejected] = field(default_factory=list)
 
+    def keep(self, expected: Iterable[str]) -> None:
+        """Refuse whoever the experiment does not know by name."""
+        strangers = set(self.nodes) - set(expected)
+        self.refused += [Rejected(name, "unknown_node") for name in sorted(strangers)]
+        for name in strangers:
+            del self._by_node[self.nodes.pop(name)]
+
     def identity_of(self, node_id: int) -> str | None:
         return self._by_node.get(node_id)
 

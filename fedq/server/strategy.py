@@ -163,9 +163,11 @@ class QuantizedFedAvg(FedAvg):
         parameter.grad = None
         return parameter.detach().numpy().copy()
 
-    def accept(self, round: int, total: Total) -> None:
-        """Remember whose update counted: their next request says so."""
+    def step(self, round: int, master: np.ndarray, total: Total) -> np.ndarray:
+        """The next master, and a note of whose update counted: their next request says so."""
+        stepped = self.apply(master, self.finish(total))
         self._last_accepted.update({a.client: round for a in total.accepted})
+        return stepped
 
     def _checked(self, message: Message, round: int, task: str) -> wire.Reply:
         if message.has_error():
@@ -207,8 +209,7 @@ class QuantizedFedAvg(FedAvg):
         total = self.collect(server_round, replies, self._asked, self._flower[0], self._broadcast)
         if len(total.accepted) < self.min_clients:
             return None, None
-        self.accept(server_round, total)
-        master = self.apply(self._master, self.finish(total))
+        master = self.step(server_round, self._master, total)
         metrics = MetricRecord({"clients": len(total.accepted), "lost": len(total.rejected)})
         return ArrayRecord({n: torch.from_numpy(a) for n, a in self.layout.unflatten(master).items()}), metrics
 

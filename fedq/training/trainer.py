@@ -42,7 +42,7 @@ class Recipe:
 
     def lr_in(self, round: int) -> float:
         """Learning rate of round 1, 2, ... `rounds`."""
-        progress = (round - 1) / self.rounds
+        progress = min(1.0, (round - 1) / self.rounds)
         factor = {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}
         return self.lr * factor[self.schedule]
 
@@ -85,6 +85,8 @@ class Trainer:
         self.model, self.layout, self.recipe = model, layout, recipe
         self.metric: Metric = METRICS[recipe.metric]
         self._loss = LOSSES[recipe.loss]
+        averaged = {s.name for s in layout.segments if s.role == "averaged"}
+        self._local = {name: b.clone() for name, b in model.named_buffers() if name not in averaged}
         convolutions = [type(m) for m in model.modules() if isinstance(m, nn.Conv2d)]
         # NCHW max-pooling is slow on CPUs: channels_last halves a CNN's training time.
         self._format = torch.channels_last if convolutions else torch.contiguous_format
@@ -107,6 +109,7 @@ class Trainer:
         batches come from the private source instead, and the spend is on disk before the first step.
         """
         load_vector(self.model, self.layout, weights)
+        self._reset_local()
         self.model.train()
         self.model.to(memory_format=self._format if private is None else self._private_format)  # type: ignore[call-overload]
         with _seeded(torch_seed):
@@ -143,6 +146,13 @@ class Trainer:
     def score_outputs(self, outputs: np.ndarray, examples: Examples) -> Evaluation:
         """The same figures for outputs that another engine computed."""
         return score(torch.from_numpy(outputs), examples, self._loss, self.metric)
+
+    def _reset_local(self) -> None:
+        """What is no part of the vector (counters and the like) starts anew: clients share this model object."""
+        with torch.no_grad():
+            for name, buffer in self.model.named_buffers():
+                if name in self._local:
+                    buffer.copy_(self._local[name])
 
     def _descend(self, examples: Examples, round: int, batches: np.random.Generator) -> float:
         optimizer = self.recipe.make_optimizer(self.model.parameters(), round)

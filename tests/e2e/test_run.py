@@ -275,3 +275,15 @@ def test_a_run_leaves_the_caller_s_threads_and_generators_alone(workplace):
     run(*SMALL)
     assert torch.equal(torch.rand(3), expected)
     assert torch.get_num_threads() == threads
+
+
+def test_a_step_that_is_not_finite_ends_the_run_with_the_last_good_model(workplace):
+    result = run(*SMALL, "strategy.server_lr=1e38", "rounds=5")
+    assert result.status == "ended"
+    assert "not finite" in result.status_reason
+    assert all(np.isfinite(a).all() for a in result.arrays.values())
+
+
+def test_an_optimizer_that_needs_more_than_a_gradient_is_refused(workplace):
+    with pytest.raises(fedq.ConfigError, match=r"strategy\.server=LBFGS"):
+        run(*SMALL, "strategy.server=LBFGS")

@@ -126,7 +126,6 @@ def test_a_reply_is_pulled_once(grid):
     assert grid.pull_messages(ids) == []
 
 
-@pytest.mark.xfail(strict=True, reason="push_messages numbers from len(self._replies), which shrinks with every pull")
 def test_ids_of_replies_that_wait_are_not_given_again(grid):
     first, second = grid.push_messages([request(1), request(2)])
     grid.pull_messages([first])

@@ -1,0 +1,64 @@
+"""A user's callable and the arguments it is given: the one place that imports by dotted path."""
+
+import difflib
+import importlib
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from fedq.config import Config, Problem, rules
+
+Factory = Callable[..., Any]
+
+
+def arguments(config: Config, group: str, given: Any) -> dict[str, Any]:
+    """What the callable of an open group is called with; for an object of the caller, what the command line says."""
+    options = {k: v for k, v in getattr(config, group).items() if k not in ("_target_", "nominal_examples")}
+    if given is not None:
+        options = {k: v for k, v in options.items() if rules.set_by_user(config, f"{group}.{k}")}
+    return options
+
+
+def imported(path: Any, group: str, found: list[Problem]) -> Factory | None:
+    """The callable behind a dotted path; what cannot be imported becomes a problem."""
+    if not isinstance(path, str) or "." not in path:
+        return None  # the rules report it
+    module, _, name = path.rpartition(".")
+    try:
+        target = getattr(importlib.import_module(module), name)
+    except Exception as error:
+        rule = f"cannot be imported: {told(error)}"
+        found.append(
+            Problem(f"{group}._target_", path, rule, "It must be importable from the folder where fedq is started")
+        )
+        return None
+    if not callable(target):
+        found.append(Problem(f"{group}._target_", path, "is not callable", "Name a class or a function"))
+        return None
+    return target  # type: ignore[no-any-return]
+
+
+def bound(target: Any, options: Mapping[str, Any], group: str, found: list[Problem]) -> dict[str, Any]:
+    """The options, if the callable takes them all; each one that it lacks becomes a problem with the nearest name."""
+    accepted = inspect.signature(target).parameters
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in accepted.values()):
+        return dict(options)
+    for name in set(options) - set(accepted):
+        near = difflib.get_close_matches(name, accepted, n=1)
+        mend = f"Did you mean {group}.{near[0]}?" if near else f"It takes: {', '.join(accepted) or 'nothing'}"
+        found.append(
+            Problem(
+                f"{group}.{name}",
+                options[name],
+                f"{getattr(target, '__qualname__', target)} takes no such argument",
+                mend,
+            )
+        )
+    return {k: v for k, v in options.items() if k in accepted}
+
+
+def told(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    # The rooms name the value themselves ("data.path=X: no such file"), and so does a Problem: once is enough.
+    return re.sub(r"^[a-z_.]+=\S+: ", "", text).rstrip(".")

@@ -1,0 +1,113 @@
+"""A config becomes an experiment, or `ConfigError` with all that is wrong with it, before any work starts."""
+
+import inspect
+import math
+from typing import Any, Literal, cast
+
+from fedq.codec import CODECS
+from fedq.config import Config, ConfigError, Problem, problems, rules
+from fedq.experiment.binding import imported
+from fedq.experiment.data import deal, load_data
+from fedq.experiment.experiment import Experiment
+from fedq.experiment.model import make_model, make_quantized
+from fedq.experiment.optimizers import check_training
+from fedq.training import Recipe, Trainer, layout_of, read_vector
+
+
+def build(config: Config, *, model: Any = None, data: Any = None) -> Experiment:
+    """Every part of the experiment, ready to run, or `ConfigError` with all that is wrong with it.
+
+    `model` (a factory or an `nn.Module`) and `data` (a function or what it may return) stand in for the config's
+    `_target_` where the caller has objects; such an experiment runs in this process only.
+    """
+    found = list(problems(config))
+    if config.runtime.workers > 1 and not (model is None and data is None):
+        mend = "Use runtime.workers=1, or name the callable: model._target_=my.module.Net"
+        found.append(
+            Problem(
+                "runtime.workers",
+                config.runtime.workers,
+                "other processes cannot get objects of this one",
+                mend,
+            )
+        )
+    dataset = load_data(config, data, found)
+    factory = imported(config.model.get("_target_"), "model", found) if model is None else model
+    shards = deal(config, dataset, found) if dataset is not None else None
+    net = make_model(config, factory, model, dataset, found) if dataset is not None and factory is not None else None
+    report = (
+        make_quantized(config, net, dataset.input_shape, found)
+        if dataset is not None and net is not None and config.quant.name != "off"
+        else None
+    )
+    check_training(config, dataset, found)
+    if found or dataset is None or net is None or shards is None:
+        raise ConfigError(found)
+    layout = layout_of(net)
+    trainer = Trainer(net, layout, _recipe(config))
+    return Experiment(
+        config,
+        dataset,
+        shards,
+        trainer,
+        read_vector(net, layout),
+        _codec(config),
+        report,
+        _plan(config),
+        shippable=model is None and data is None,
+    )
+
+
+def _recipe(config: Config) -> Recipe:
+    t = config.train
+    return Recipe(
+        t.batch_size,
+        t.optimizer,
+        t.lr,
+        config.rounds,
+        t.epochs,
+        t.steps,
+        t.optimizer_options,
+        t.schedule,
+        t.clip_grad,
+        t.loss,
+        t.metric,
+    )
+
+
+def _codec(config: Config) -> Any:
+    kind = CODECS[config.codec.name]
+    accepted = inspect.signature(kind).parameters
+    return kind(**{name: getattr(config.codec, name) for name in accepted})
+
+
+def _plan(config: Config) -> Any:
+    """The public plan of every client: noise is calibrated to the cap on participations, not to their mean."""
+    if config.privacy.unit == "off":
+        return None
+    from fedq.privacy import DPPlan, calibrate
+
+    p = config.privacy
+    accountant = cast(Literal["prv", "rdp"], p.accountant)  # the rules have seen to it, and to nominal
+    rate, steps, nominal = rules.sample_rate(config), rules.dp_steps(config), rules.nominal_examples(config)
+    noise = p.noise_multiplier
+    assert nominal is not None
+    if noise is None:
+        assert p.target_epsilon is not None
+        noise = calibrate(
+            target_epsilon=p.target_epsilon,
+            delta=p.target_delta,
+            sample_rate=rate,
+            steps=steps * rules.participation_cap(config),
+            accountant=accountant,
+        )
+    return DPPlan(
+        noise_multiplier=noise,
+        clip_norm=p.clip_norm,
+        sample_rate=rate,
+        steps=steps,
+        nominal_examples=nominal,
+        target_epsilon=math.inf if p.target_epsilon is None else p.target_epsilon,
+        delta=p.target_delta,
+        accountant=accountant,
+    )

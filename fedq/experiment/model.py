@@ -1,0 +1,115 @@
+"""The model of an experiment, float or quantization-aware; what is wrong with it becomes problems."""
+
+import copy
+import inspect
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from fedq.config import Config, Problem
+from fedq.data import Dataset
+from fedq.experiment.binding import arguments, bound, told
+from fedq.privacy import refuse_cross_example_layers
+from fedq.quant import ExportError, QuantReport, export_onnx, quantize
+from fedq.randomness import key64
+
+
+def make_model(config: Config, factory: Any, given: Any, dataset: Dataset, found: list[Problem]) -> nn.Module | None:
+    options = arguments(config, "model", given)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(key64(config.seed, "initialisation"))
+            if isinstance(factory, nn.Module):
+                net = copy.deepcopy(factory)
+            else:
+                own = {"input_shape": dataset.input_shape, "num_outputs": dataset.num_outputs}
+                accepted = inspect.signature(factory).parameters
+                own = {k: v for k, v in own.items() if k in accepted}
+                before = len(found)
+                given_arguments = bound(factory, options, "model", found)
+                if len(found) > before:
+                    return None
+                net = factory(**{**own, **given_arguments})
+        if not isinstance(net, nn.Module):
+            raise TypeError(f"returned a {type(net).__name__}, not a torch.nn.Module")
+    except Exception as error:  # a user's own model may raise anything
+        found.append(
+            Problem(
+                "model",
+                config.model.get("_target_", factory),
+                told(error),
+                "Or choose another model=NAME",
+            )
+        )
+        return None
+    bad = [name for name, p in net.state_dict().items() if p.is_floating_point() and not torch.isfinite(p).all()]
+    if bad:
+        found.append(Problem("model", bad[0], "holds NaN or infinite values at the start", "Mend its initialisation"))
+        return None
+    if config.privacy.unit != "off":
+        try:
+            refuse_cross_example_layers(net)
+        except ValueError as error:
+            mend = "Use GroupNorm in the model, or privacy=off"
+            found.append(Problem("model", config.model.get("_target_", "object"), told(error), mend))
+            return None
+    return net if _answers(config, net, dataset, found) else None
+
+
+def _answers(config: Config, net: nn.Module, dataset: Dataset, found: list[Problem]) -> bool:
+    """One forward pass over two examples: the shape must fit before a round is started."""
+    sample = torch.from_numpy(np.ascontiguousarray(dataset.train.inputs[:2]))
+    try:
+        net.eval()
+        with torch.no_grad():
+            shape = tuple(net(sample).shape)
+        net.train()
+    except Exception as error:
+        rule = f"fails on inputs of shape {tuple(sample.shape)}: {told(error)}"
+        found.append(Problem("model", config.model.get("_target_", "object"), rule, "Choose a model for this data"))
+        return False
+    if shape != (len(sample), dataset.num_outputs):
+        rule = f"gives outputs of shape {shape} where the data needs ({len(sample)}, {dataset.num_outputs})"
+        found.append(
+            Problem(
+                "model",
+                config.model.get("_target_", "object"),
+                rule,
+                "Take num_outputs as an argument of the model",
+            )
+        )
+        return False
+    return True
+
+
+def _rehearse_export(net: nn.Module, input_shape: tuple[int, ...]) -> None:
+    """A user's own model may hold what cannot be exported: better known before the training than after it."""
+    with tempfile.TemporaryDirectory() as folder:
+        export_onnx(net, input_shape, Path(folder) / "model.onnx")
+
+
+def make_quantized(
+    config: Config, net: nn.Module, input_shape: tuple[int, ...], found: list[Problem]
+) -> QuantReport | None:
+    q = config.quant
+    try:
+        report = quantize(
+            net,
+            weights=q.weight_bits,
+            activations=None if q.activations == "off" else q.activation_bits,
+            ranges="fixed" if q.activations == "off" else q.activations,
+            weight_range=q.weight_range,
+            activation_range=q.activation_range,
+            input_range=q.input_range,
+            skip=tuple(q.skip),
+        )
+        if q.activations != "off" and not str(config.model.get("_target_")).startswith("fedq.models."):
+            _rehearse_export(net, input_shape)
+        return report
+    except (ValueError, ExportError) as error:
+        found.append(Problem("quant", q.name, told(error), "Use quant=off to train the float model"))
+        return None
