@@ -24,7 +24,7 @@ class Effort:
     repeats: int
 
 
-QUICK, FULL = Effort(repeats=9), Effort(repeats=45)
+QUICK, FULL = Effort(repeats=7), Effort(repeats=35)
 
 
 def medians(contenders: Mapping[str, Contender], *, repeats: int, warmups: int = 1) -> dict[str, float]:
@@ -35,7 +35,7 @@ def medians(contenders: Mapping[str, Contender], *, repeats: int, warmups: int =
     """
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for repeat in range(warmups + repeats):
-        for name in list(contenders) if repeat % 2 else reversed(contenders):
+        for name in list(contenders)[:: 1 if repeat % 2 == 0 else -1]:
             taken = _seconds(contenders[name])
             if repeat >= warmups:
                 seconds[name].append(taken)
