@@ -4,6 +4,7 @@ Exit statuses: 0 done; 1 the run failed; 2 it was refused before it started; 130
 Heavy imports stand inside the commands: `fedq --help` answers in a fraction of a second.
 """
 
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,11 +46,16 @@ _WITH_VALUE = {
 
 def main() -> None:
     """Entry point of the `fedq` command."""
+    signal.signal(signal.SIGTERM, _interrupt)  # a scheduler's stop ends a run as cleanly as Ctrl-C
     try:
         app()
     except KeyboardInterrupt:
         _say("stopped by the user")
         sys.exit(INTERRUPTED)
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 def _version(shown: bool) -> None:
@@ -125,8 +131,7 @@ def _jobs(overrides: list[str]) -> list[list[str]]:
 
 
 def _composed(overrides: Sequence[str]) -> None:
-    from fedq.config import ConfigError, compose, problems
-    from fedq.runtime.start import own_conf
+    from fedq.config import ConfigError, compose, own_conf, problems
 
     try:
         config = compose([o for o in overrides if not o.lstrip("+~").startswith("hydra")], overlay=own_conf())
@@ -150,9 +155,8 @@ def _hydra(flags: list[str], overrides: list[str], task: Any) -> None:
     """Hand over to Hydra's own main: its pages, its sweeper, its launchers."""
     import hydra
 
-    from fedq.config import conf_folder
+    from fedq.config import conf_folder, own_conf
     from fedq.config.compose import hydra_arguments, register
-    from fedq.runtime.start import own_conf
 
     register()
     sys.argv = ["fedq run", *flags, *hydra_arguments(overrides, own_conf())]
@@ -166,10 +170,9 @@ def _nothing(node: Any) -> None:
 def _sweep_job(node: Any) -> None:
     from hydra.core.hydra_config import HydraConfig
 
-    from fedq.config import ConfigError
+    from fedq.config import ConfigError, own_conf
     from fedq.config.compose import finished, typed
     from fedq.experiment import build
-    from fedq.runtime.start import own_conf
 
     overrides = list(HydraConfig.get().overrides.task)
     try:
@@ -186,7 +189,7 @@ def _run(experiment: "Experiment", overrides: Sequence[str]) -> None:
     from fedq.runtime.pool import WorkerDiedError
 
     try:
-        result = execute(experiment)
+        result = execute(experiment, folder=_chosen_folder())
     except (TooFewClientsError, WorkerDiedError) as error:
         _say(f"fedq: {error}")
         sys.exit(FAILED)
@@ -197,6 +200,19 @@ def _run(experiment: "Experiment", overrides: Sequence[str]) -> None:
     if not _moved(result):
         _say(f"fedq: no round succeeded; clients' logs: {result.folder}/clients")
         sys.exit(FAILED)
+
+
+def _chosen_folder() -> Path | None:
+    """The run folder that the user gave Hydra, if any; else fedq makes its own."""
+    from hydra.core.hydra_config import HydraConfig
+
+    chosen = any(o.lstrip("+").startswith(("hydra.run.dir=", "hydra.sweep.dir=")) for o in sys.argv[1:])
+    if not chosen:
+        return None
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    if (folder / "rounds.jsonl").exists():
+        _refuse_text(f"{folder}: holds a run already. Give hydra.run.dir (or hydra.sweep.subdir) a folder of its own")
+    return folder
 
 
 def _moved(result: "Result") -> bool:

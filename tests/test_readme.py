@@ -5,6 +5,7 @@ import shlex
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fedq.results import read_table
@@ -52,7 +53,7 @@ def test_the_example_of_an_own_model_and_data_runs_as_it_stands(elsewhere):
 
     (command,) = [c for c in commands() if "mine.Net" in c]
     by_name = fedq.run(words(command), progress=False)
-    assert by_name.accuracy > 0.7
+    assert by_name.accuracy > 0.8
     assert by_name.int8_ops
 
 
@@ -67,7 +68,7 @@ def test_the_python_example_runs_as_it_stands(elsewhere):
     (block,) = [b for b in blocks("python") if "fedq.load" in b]
     names = {}
     exec(block, names)
-    assert names["model"](names["result"].arrays["conv1.weight"].reshape(-1, 1, 4, 4)[:0].repeat(1, 0)) is not None
+    assert names["model"](np.zeros((3, 1, 8, 8), np.float32)).shape == (3, 10)
 
 
 @pytest.mark.parametrize("recipe", ["demo_ablation", "fashion_mnist"])

@@ -18,6 +18,12 @@ def conf_folder() -> Path:
     return inside if inside.is_dir() else package.parent / "conf"
 
 
+def own_conf() -> Path | None:
+    """`conf/` of the folder where fedq is started: a user's own choices for any group."""
+    folder = Path.cwd() / "conf"
+    return folder if folder.is_dir() and folder.resolve() != conf_folder().resolve() else None
+
+
 def compose(overrides: Sequence[str] = (), *, overlay: Path | None = None) -> Config:
     """The config that the overrides make.
 

@@ -5,7 +5,7 @@ Every step is one Poisson-subsampled Gaussian mechanism; neighbours differ by on
 Two accountants, both from Opacus, both upper bounds:
 
 - `prv` (the default): numerical composition of privacy loss random variables (Gopi et al. 2021,
-  arXiv:2106.02848). 6 to 12 % tighter than `rdp` at the settings we run. The reported value is the upper end
+  arXiv:2106.02848). `rdp` says 5 to 26 % more at ten settings tried. The reported value is the upper end
   of its error interval, never the estimate. Opacus composes the direction "remove" only; that "add" is not
   worse is checked against dp-accounting, which composes both (tests/privacy/test_accounting.py).
 - `rdp`: Renyi accounting (Mironov et al. 2019, arXiv:1908.10530), conversion of Balle et al. 2020.

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fedq.app import Link, serve
-from fedq.config import Config, compose, rules
+from fedq.config import Config, compose, own_conf, rules
 from fedq.experiment import Experiment, build
 from fedq.results import Display, Result, new_run_folder
 from fedq.runtime.local import InProcess
@@ -42,14 +42,6 @@ def run(
 def check(overrides: Sequence[str], *, model: Any = None, data: Any = None) -> Experiment:
     """The experiment, built and ready, or `ConfigError` with everything that is wrong; touches no folder."""
     return build(compose(overrides, overlay=own_conf()), model=model, data=data)
-
-
-def own_conf() -> Path | None:
-    """`conf/` of the folder where fedq is started: a user's own choices for any group."""
-    from fedq.config import conf_folder
-
-    folder = Path.cwd() / "conf"
-    return folder if folder.is_dir() and folder.resolve() != conf_folder().resolve() else None
 
 
 def execute(

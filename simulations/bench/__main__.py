@@ -26,6 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             show(list(rows), Console(highlight=False))
     except PeerAbsentError as absent:
         notices.print(str(absent), markup=False)
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 

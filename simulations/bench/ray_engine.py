@@ -61,12 +61,12 @@ class RayEngine:
         assert self._process.stdout is not None
         with suppress(BrokenPipeError):
             self._process.stdin.close()  # the peer's loop ends with its input, and takes Ray down
-        try:
+        with suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)  # Ray's daemons die with the one who started them
-            self._process.wait()
+        # Ray's daemons are of the peer's group and end with it, but for two agents if it was killed.
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
         self._process.stdout.close()
         self._folder.cleanup()
 

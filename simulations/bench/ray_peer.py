@@ -47,7 +47,7 @@ def main() -> None:
         client,
         settings["nodes"],
         backend_config={
-            # One actor for each core. Half a core or two for each was as fast or slower.
+            # One actor for each core. A quarter, a half or two cores for each was no faster, within the noise.
             "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
             "init_args": {"num_cpus": settings["num_cpus"], "_temp_dir": settings["folder"]},
         },

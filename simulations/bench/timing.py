@@ -64,7 +64,11 @@ def machine() -> str:
     flags = " ".join(flag for flag in _TELLING_FLAGS if flag in about.get("flags", about.get("Features", "")).split())
     threads = os.environ.get(_THREADS[0], "not pinned")
     name = about.get("model name", platform.processor() or platform.machine())
-    return f"{num_cores()} cores of {name} ({flags}), {threads} numerical thread(s), load {os.getloadavg()[0]:.1f}"
+    cores, load = num_cores(), os.getloadavg()[0]
+    told = f"{cores} cores of {name} ({flags}), {threads} numerical thread(s), load {load:.1f}"
+    if load > cores / 4:
+        told += "\nOther programs are at work: a contender of one process loses more by it than one of many."
+    return told
 
 
 def _cpuinfo() -> dict[str, str]:

@@ -47,9 +47,14 @@ def test_a_run_ends_with_a_table_a_person_can_read(workplace):
 
 
 def test_the_cost_of_a_part_is_told_once_the_run_without_it_is_known(workplace):
-    assert fedq_run(*SMALL, "quant=int8").returncode == 0
-    done = fedq_run(*SMALL, "quant=int8", "codec=int8")
-    assert "compressed packets" in done.stdout
+    from fedq.results import known_costs
+
+    without = fedq.run([*SMALL, "rounds=4"], progress=False)
+    result = fedq.run([*SMALL, "rounds=4", "codec=int8"], progress=False)
+    (cost,) = known_costs(result, [Path("outputs")])
+    assert cost.part == "compressed packets"
+    assert (cost.accuracy_without, cost.accuracy_with) == (without.accuracy, result.accuracy)
+    assert known_costs(fedq.run([*SMALL, "codec=int8", "seed=9"], progress=False), [Path("outputs")]) == []
 
 
 def test_the_forecast_is_what_the_run_then_sends(workplace):
@@ -144,7 +149,7 @@ def test_version():
 
 
 def test_a_sweep_runs_every_combination(workplace):
-    done = fedq_run("-m", *SMALL, "seed=1,2", "codec=float32,int8", timeout=120)
+    done = fedq_run("-m", *SMALL, "rounds=1", "seed=1,2", "codec=float32,int8", timeout=120)
     assert done.returncode == 0, done.stderr
     results = [json.loads(p.read_text()) for p in Path("outputs").glob("*/*/result.json")]
     assert {(r["seed"], r["config"]["codec"]["name"]) for r in results} == {
