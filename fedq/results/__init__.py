@@ -5,7 +5,7 @@ Knows numbers and files; not torch, Flower or Hydra. Importing it loads neither 
 
 from fedq.results.costs import known_costs
 from fedq.results.display import Display
-from fedq.results.folder import client_log, new_run_folder, read_model, write_model
+from fedq.results.folder import new_run_folder, read_model, write_model
 from fedq.results.forecast import Forecast, forecast_table
 from fedq.results.report import PartCost, final_table
 from fedq.results.result import AccuracySource, Result, RunStatus, read_result, save_curves
@@ -22,7 +22,6 @@ __all__ = [
     "RoundRow",
     "RoundStatus",
     "RunStatus",
-    "client_log",
     "final_table",
     "forecast_table",
     "known_costs",

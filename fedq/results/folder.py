@@ -1,9 +1,7 @@
 """Where a run's files lie. Knows names, paths and arrays; not what the files mean."""
 
-import hashlib
 import re
 import secrets
-import urllib.parse
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -11,7 +9,6 @@ from pathlib import Path
 import numpy as np
 
 from fedq.results import atomic
-from fedq.results.wording import one_line
 
 
 def new_run_folder(root: Path | str, name: str, *, now: datetime | None = None) -> Path:
@@ -64,23 +61,3 @@ def read_model(path: Path | str) -> dict[str, np.ndarray]:
         return dict(load(Path(path).read_bytes()))
     except SafetensorError as problem:
         raise ValueError(f"{path}: not a safetensors file ({problem}); restore it or run again") from None
-
-
-def client_log(folder: Path | str, client: str | int, text: str) -> Path:
-    """Append one time-stamped line to the log of `client` in the run folder; returns the log's path."""
-    path = Path(folder) / "clients" / _client_folder(str(client)) / "log.txt"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    line = f"{datetime.now().astimezone().isoformat(timespec='seconds')}  {one_line(text, limit=10_000)}\n"
-    with open(path, "ab") as log:
-        log.write(line.encode())
-    return path
-
-
-def _client_folder(client: str) -> str:
-    """Injective, and path-safe for any id claimed: 'site a/7' -> 'site%20a%2F7', '..' -> '%2E%2E'."""
-    quoted = urllib.parse.quote(client, safe="", errors="surrogatepass")
-    if not quoted.strip("."):
-        quoted = quoted.replace(".", "%2E") or "%"  # a bare % is never written by quote: the empty id's own
-    if len(quoted) > 100:
-        quoted = quoted[:60] + "%" + hashlib.sha256(client.encode(errors="surrogatepass")).hexdigest()[:32]
-    return quoted

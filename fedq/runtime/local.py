@@ -1,9 +1,9 @@
 """Clients in this process, or in worker processes of this machine. Knows apps and strategies; not the terminal."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from flwr.app import Context
+from flwr.app import Context, Message
 
 from fedq import __version__, codec, wire
 from fedq.app import client_app
@@ -17,12 +17,20 @@ from fedq.server.roster import grid_exchange
 from fedq.server.strategy import QuantizedFedAvg
 from fedq.server.total import Traffic
 
+Replied = Callable[[int, int], None]  # told after each reply: how many came, how many are expected
+
+
+def nobody(done: int, expected: int) -> None:
+    """For whoever does not watch."""
+
 
 class InProcess:
     """All clients in this process: a debugger and a notebook see everything."""
 
-    def __init__(self, experiment: Experiment, strategy: QuantizedFedAvg, folder: Path) -> None:
-        self._strategy = strategy
+    def __init__(
+        self, experiment: Experiment, strategy: QuantizedFedAvg, folder: Path, *, replied: Replied = nobody
+    ) -> None:
+        self._strategy, self._replied = strategy, replied
         clients: dict[str, Client] = {}  # one for each name, so that its residual lives through the run
 
         def client_of(context: Context) -> Client:
@@ -55,10 +63,14 @@ class InProcess:
         accepted: Mapping[str, int],
         *,
         task: str = wire.TRAIN,
-        replied: Callable[[], None] | None = None,
     ) -> Total:
         messages = self._strategy.messages(round, broadcast, accepted, self._roster, task=task)
-        replies = self._exchange(messages, self._strategy.timeout)
+        replies = self._counted(self._exchange(messages, self._strategy.timeout), len(messages))
         total = self._strategy.collect(round, replies, list(accepted), self._roster, broadcast, task=task)
         total.traffic.add(self._grid.meter.take())
         return total
+
+    def _counted(self, replies: Iterable[Message], expected: int) -> Iterator[Message]:
+        for done, reply in enumerate(replies, start=1):
+            yield reply
+            self._replied(done, expected)

@@ -15,7 +15,7 @@ from types import TracebackType
 from fedq import wire
 from fedq.experiment import Experiment
 from fedq.runtime.frames import read_frame, write_frame
-from fedq.runtime.local import InProcess
+from fedq.runtime.local import InProcess, Replied, nobody
 from fedq.server import Roster, Total
 from fedq.server.strategy import QuantizedFedAvg
 from fedq.server.total import Traffic
@@ -28,9 +28,17 @@ class WorkerDiedError(RuntimeError):
 class Pool:
     """`workers` processes. A client is served by the same one in every round: its residual lives there."""
 
-    def __init__(self, experiment: Experiment, strategy: QuantizedFedAvg, folder: Path, *, workers: int) -> None:
+    def __init__(
+        self,
+        experiment: Experiment,
+        strategy: QuantizedFedAvg,
+        folder: Path,
+        *,
+        workers: int,
+        replied: Replied = nobody,
+    ) -> None:
         self._layout, self._local = experiment.layout, InProcess(experiment, strategy, folder)
-        self._strategy = strategy
+        self._replied = replied
         home = {name: i % workers for i, name in enumerate(experiment.identities)}
         self._home = home
         setup = {
@@ -103,6 +111,7 @@ class Pool:
             if answer is None:
                 raise self._death(number)
             total.merge(Total.from_bytes(answer[1]["total"], self._layout))
+            self._replied(len(total.accepted) + len(total.rejected), len(accepted))
         return total
 
     def _death(self, number: int) -> WorkerDiedError:

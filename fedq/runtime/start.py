@@ -5,11 +5,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fedq import wire
 from fedq.app import Link, serve
 from fedq.config import Config, compose, own_conf, rules
 from fedq.experiment import Experiment, build
-from fedq.results import Display, Result, new_run_folder
-from fedq.runtime.local import InProcess
+from fedq.results import Display, Result, RoundRow, new_run_folder
+from fedq.runtime.local import InProcess, Replied
 from fedq.runtime.pool import Pool
 from fedq.server.strategy import QuantizedFedAvg
 from fedq.training.numerics import one_thread
@@ -61,17 +62,31 @@ def execute(
         metric=config.train.metric,
         enabled=progress,
     )
-    with one_thread(), display, _link(experiment, strategy, home) as link:
-        return serve(experiment, strategy, link, folder=home, watch=display.row)
+    with one_thread(), display, _link(experiment, strategy, home, display.replies) as link:
+        return serve(experiment, strategy, link, folder=home, watch=_Watch(display))
+
+
+class _Watch:
+    """Shows every row, and says why clients were lost the first time that it happens for a reason."""
+
+    def __init__(self, display: Display) -> None:
+        self._display, self._known = display, set[str]()
+
+    def __call__(self, row: RoundRow) -> None:
+        for reason in sorted(set(row.reasons) - self._known):
+            meaning = {**wire.REFUSALS, **wire.REJECTIONS}.get(reason, "a packet that does not decode")
+            self._display.note(f"round {row.round}: {row.reasons[reason]} lost, {reason}: {meaning}")
+        self._known |= set(row.reasons)
+        self._display.row(row)
 
 
 @contextmanager
-def _link(experiment: Experiment, strategy: QuantizedFedAvg, folder: Path) -> Iterator[Link]:
+def _link(experiment: Experiment, strategy: QuantizedFedAvg, folder: Path, replied: Replied) -> Iterator[Link]:
     workers = min(experiment.config.runtime.workers, experiment.config.clients)
     if workers == 1:
-        yield InProcess(experiment, strategy, folder)
+        yield InProcess(experiment, strategy, folder, replied=replied)
         return
-    with Pool(experiment, strategy, folder, workers=workers) as pool:
+    with Pool(experiment, strategy, folder, workers=workers, replied=replied) as pool:
         yield pool
 
 

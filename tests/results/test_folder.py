@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fedq.results.atomic import write_bytes
-from fedq.results.folder import client_log, new_run_folder, read_model, write_model
+from fedq.results.folder import new_run_folder, read_model, write_model
 
 NOON = datetime(2026, 11, 24, 12, 0, 5)
 
@@ -76,30 +76,6 @@ def test_a_damaged_model_file_is_named(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"\x80\x04K\x01.")
     with pytest.raises(ValueError, match=r"model\.safetensors: not a safetensors file"):
         read_model(tmp_path / "model.safetensors")
-
-
-def test_a_client_log_grows_by_one_stamped_line(tmp_path):
-    client_log(tmp_path, 7, "round 1: fitted")
-    path = client_log(tmp_path, 7, "round 2: declined")
-    assert path == tmp_path / "clients" / "7" / "log.txt"
-    stamped = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d\d:\d\d  "
-    assert re.fullmatch(f"{stamped}round 1: fitted\n{stamped}round 2: declined\n", path.read_text())
-
-
-def test_a_client_cannot_forge_a_second_line(tmp_path):
-    path = client_log(tmp_path, "a", "x\n2026-11-24T00:00:00  paid\r\u2028\x1b[2J")
-    assert len(path.read_text().splitlines()) == 1
-    assert "\x1b" not in path.read_text()
-
-
-HOSTILE = ["", ".", "..", "../../x", "/etc/passwd", "a/b", "a b", "a%20b", "%", "\x00", "\n", "ü", "\ud800",
-           "x" * 300, "x" * 299 + "y", "C:\\x"]  # fmt: skip
-
-
-def test_no_two_client_ids_share_a_log_and_none_leaves_the_folder(tmp_path):
-    logs = {client_log(tmp_path, client, "hello") for client in HOSTILE}
-    assert len(logs) == len(HOSTILE)
-    assert all(log.resolve().parent.parent == (tmp_path / "clients").resolve() for log in logs)
 
 
 def test_an_atomic_write_keeps_mode_and_link(tmp_path):
