@@ -34,10 +34,13 @@ def compose(overrides: Sequence[str] = (), *, overlay: Path | None = None) -> Co
     from omegaconf.errors import OmegaConfBaseException
 
     wanted = [_open_key(o) for o in overrides]
+    added = [p for o in wanted if (p := _stranger(o)) is not None]
     try:
         config = _compose(wanted, overlay)
+        if added:
+            raise ConfigError(added)
     except (HydraException, OmegaConfBaseException) as error:
-        found = [p for o in wanted if (p := _problem(o, overlay)) is not None]
+        found = [p for o in wanted if (p := _stranger(o) or _problem(o, overlay)) is not None]
         raise ConfigError(
             found or [Problem("overrides", list(overrides), str(error), "See fedq run --help")]
         ) from error
@@ -100,6 +103,16 @@ def _open_key(override: str) -> str:
     """`model.width=3` -> `++model.width=3`: the arguments of a user's callable need no declaration."""
     opens = any(override.startswith(f"{prefix}.") for prefix in OPEN)
     return f"++{override}" if opens else override
+
+
+def _stranger(override: str) -> Problem | None:
+    """`+foo=1`: Hydra would take any key behind a plus, and fedq would pass over it in silence."""
+    key, _, value = override.partition("=")
+    key = key.lstrip("+").partition("@")[0]
+    fine = key in known_keys() or key in GROUPS or key.startswith(("hydra", "~", *(f"{prefix}." for prefix in OPEN)))
+    if fine or not override.startswith("+"):
+        return None
+    return Problem(key, value, "no such key", _nearest(key, [*known_keys(), *GROUPS]))
 
 
 def _problem(override: str, overlay: Path | None) -> Problem | None:

@@ -58,7 +58,13 @@ def bound(target: Any, options: Mapping[str, Any], group: str, found: list[Probl
     return {k: v for k, v in options.items() if k in accepted}
 
 
+def problem(error: Exception, *, key: str, value: Any, mend: str) -> Problem:
+    """What a room or a user's code said, as a problem of `key`; where the text names a key itself, of that."""
+    text = (str(error).strip() or type(error).__name__).rstrip(".")
+    named = re.match(r"([a-z_]+(?:\.[a-z_]+)+)=(.*?): (.*)", text, re.DOTALL)
+    return Problem(named[1], named[2], named[3], mend) if named else Problem(key, value, text, mend)
+
+
 def told(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    # The rooms name the value themselves ("data.path=X: no such file"), and so does a Problem: once is enough.
-    return re.sub(r"^[a-z_.]+=\S+: ", "", text).rstrip(".")
+    """The text of an error, for the middle of a sentence."""
+    return (str(error).strip() or type(error).__name__).rstrip(".")

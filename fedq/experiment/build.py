@@ -9,6 +9,7 @@ from fedq.config import Config, ConfigError, Problem, problems, rules
 from fedq.experiment.binding import imported
 from fedq.experiment.data import deal, load_data
 from fedq.experiment.experiment import Experiment
+from fedq.experiment.ledgers import check_ledgers
 from fedq.experiment.model import make_model, make_quantized
 from fedq.experiment.optimizers import check_training
 from fedq.training import Recipe, Trainer, layout_of, read_vector
@@ -41,6 +42,7 @@ def build(config: Config, *, model: Any = None, data: Any = None) -> Experiment:
         else None
     )
     check_training(config, dataset, found)
+    check_ledgers(config, found)
     if found or dataset is None or net is None or shards is None:
         raise ConfigError(found)
     layout = layout_of(net)

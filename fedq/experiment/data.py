@@ -7,7 +7,7 @@ import numpy as np
 
 from fedq.config import Config, Problem
 from fedq.data import PARTITIONERS, Dataset, as_dataset
-from fedq.experiment.binding import arguments, bound, imported, told
+from fedq.experiment.binding import arguments, bound, imported, problem
 from fedq.randomness import generator
 
 
@@ -22,7 +22,8 @@ def load_data(config: Config, data: Any, found: list[Problem]) -> Dataset | None
         dataset = as_dataset(loaded, name)
     except Exception as error:  # a user's own loader may raise anything; say what, before any work starts
         where = "data.path" if "path" in options else "data"
-        found.append(Problem(where, options.get("path", name), told(error), "Or choose another data=NAME"))
+        mend = "Or choose another data=NAME"
+        found.append(problem(error, key=where, value=options.get("path", name), mend=mend))
         return None
     if config.privacy.unit != "off" and dataset.fitted_on_private_data:
         rule = "a statistic of the training examples is baked into the inputs and DP-SGD does not cover it"
@@ -48,5 +49,6 @@ def deal(config: Config, dataset: Dataset, found: list[Problem]) -> list[np.ndar
         rng = generator(config.seed, "partition")
         return kind(**options)(dataset.train.targets, dataset.groups, clients=config.clients, rng=rng)
     except ValueError as error:
-        found.append(Problem("partition", config.partition.name, told(error), "fedq run --help lists the partitions"))
+        mend = "fedq run --help lists the partitions"
+        found.append(problem(error, key="partition", value=config.partition.name, mend=mend))
         return None

@@ -12,7 +12,7 @@ from torch import nn
 
 from fedq.config import Config, Problem
 from fedq.data import Dataset
-from fedq.experiment.binding import arguments, bound, told
+from fedq.experiment.binding import arguments, bound, problem, told
 from fedq.privacy import refuse_cross_example_layers
 from fedq.quant import ExportError, QuantReport, export_onnx, quantize
 from fedq.randomness import key64
@@ -37,14 +37,8 @@ def make_model(config: Config, factory: Any, given: Any, dataset: Dataset, found
         if not isinstance(net, nn.Module):
             raise TypeError(f"returned a {type(net).__name__}, not a torch.nn.Module")
     except Exception as error:  # a user's own model may raise anything
-        found.append(
-            Problem(
-                "model",
-                config.model.get("_target_", factory),
-                told(error),
-                "Or choose another model=NAME",
-            )
-        )
+        value = config.model.get("_target_", factory)
+        found.append(problem(error, key="model", value=value, mend="Or choose another model=NAME"))
         return None
     bad = [name for name, p in net.state_dict().items() if p.is_floating_point() and not torch.isfinite(p).all()]
     if bad:
@@ -55,7 +49,7 @@ def make_model(config: Config, factory: Any, given: Any, dataset: Dataset, found
             refuse_cross_example_layers(net)
         except ValueError as error:
             mend = "Use GroupNorm in the model, or privacy=off"
-            found.append(Problem("model", config.model.get("_target_", "object"), told(error), mend))
+            found.append(problem(error, key="model", value=config.model.get("_target_", "object"), mend=mend))
             return None
     return net if _answers(config, net, dataset, found) else None
 
@@ -111,5 +105,5 @@ def make_quantized(
             _rehearse_export(net, input_shape)
         return report
     except (ValueError, ExportError) as error:
-        found.append(Problem("quant", q.name, told(error), "Use quant=off to train the float model"))
+        found.append(problem(error, key="quant", value=q.name, mend="Use quant=off to train the float model"))
         return None

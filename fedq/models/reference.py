@@ -41,6 +41,8 @@ def mlp(
     so it costs no epsilon, and gradients of like size lose less to DP-SGD's clipping.
     """
     _check(input_shape, num_outputs)
+    if isinstance(hidden, int):
+        raise ValueError(f"model.hidden={hidden}: must be a list of widths; try [{hidden}]")
     if not hidden or any(width < 1 for width in hidden):
         raise ValueError(f"model.hidden={list(hidden)}: must be one or more widths of at least 1; try [64]")
     if activation not in ACTIVATIONS:

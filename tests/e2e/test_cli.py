@@ -80,6 +80,9 @@ def test_a_forecast_trains_nothing_and_makes_no_folder(workplace):
     ("overrides", "words"),
     [
         (["nosuch.key=1"], ["nosuch.key"]),
+        (["+foo=1", "++train.foo=2"], ["2 problems", "foo=1", "train.foo=2"]),
+        (["model.hidden=64"], ["model.hidden", "[64]"]),
+        (["privacy=example", "privacy.ledger=mine.py/ledgers"], ["privacy.ledger", "cannot be written"]),
         (["fractoin=1"], ["fractoin", "Did you mean fraction?"]),
         (["privacy=example", "quant=int8", "quant.activations=observed"], ["observed", "fixed or learned"]),
         (["privacy=example", "privacy.target_epsilon=-1"], ["privacy.target_epsilon=-1", "privacy.target_epsilon=8"]),
