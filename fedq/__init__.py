@@ -17,14 +17,15 @@ _LAZY = {
     "QuantizedFedAvg": "fedq.server",
     "Result": "fedq.results",
     "codec": "",
+    "data": "",
     "load": "fedq.loading",
     "quantize": "fedq.quant",
     "run": "fedq.runtime",
 }
-__all__ = ["ConfigError", "QuantizedFedAvg", "Result", "__version__", "codec", "load", "quantize", "run"]
+__all__ = ["ConfigError", "QuantizedFedAvg", "Result", "__version__", "codec", "data", "load", "quantize", "run"]
 
 if TYPE_CHECKING:
-    from fedq import codec
+    from fedq import codec, data
     from fedq.config import ConfigError
     from fedq.loading import load
     from fedq.quant import quantize

@@ -24,7 +24,7 @@ from fedq.results import Result, RoundRow
 from fedq.server import Dealer, Roster, Rules, Total, run_rounds
 from fedq.server.loop import Score, Scores
 from fedq.server.strategy import QuantizedFedAvg
-from fedq.server.total import Traffic
+from fedq.server.total import Rejected, Traffic
 
 
 def client_app(client_of: Callable[[Context], Client]) -> ClientApp:
@@ -88,6 +88,8 @@ class Link(Protocol):
 
     def meet(self) -> tuple[Roster, Traffic]: ...
 
+    def close(self) -> None: ...
+
     def gather(
         self,
         round: int,
@@ -114,12 +116,13 @@ def serve(
     config, begun = experiment.config, time.monotonic()
     roster, hello = link.meet()
     roster.keep(experiment.identities)
-    # The share of those who are there: the cap on participations, to which noise is calibrated, is kept.
-    cohort = rules.cohort_size(config, clients=len(roster.nodes))
-    if len(roster.nodes) < config.strategy.min_clients:
+    present = len(roster.nodes)
+    cohort = rules.cohort_size(config, clients=present)
+    if experiment.plan is not None:  # never a larger share than the one for whose cap the noise was calibrated
+        cohort = rules.cohort_size(config) * present // config.clients
+    if present < config.strategy.min_clients or cohort < 1:
         refused = ", ".join(f"{r.client}: {r.reason}" for r in roster.refused[:5]) or "no answer"
-        needed = config.strategy.min_clients
-        raise TooFewClientsError(f"{len(roster.nodes)} clients answered, a round needs {needed} ({refused})")
+        raise TooFewClientsError(f"{present} of {config.clients} clients answered, too few for a round ({refused})")
     judge = _Judge(experiment, strategy, link, roster)
     with Delivery(experiment, folder, watch) as delivery:
         outcome = run_rounds(
@@ -140,6 +143,7 @@ def serve(
             hello=hello,
             refused=roster.refused,
         )
+        link.close()  # nobody trains, or spends, any more: the evidence is complete
         return delivery.close(outcome, begun=begun)
 
 
@@ -152,14 +156,19 @@ class _Judge:
     def __call__(self, round: int, master: np.ndarray) -> Scores:
         data, trainer = self._experiment.dataset, self._experiment.trainer
         evaluation, validation, traffic = Score(), Score(), Traffic()
+        rejected: list[Rejected] = []
         if data.test is not None:
             on_test = trainer.evaluate(master, data.test)
             evaluation = Score(on_test.loss, on_test.metric)
         elif self._experiment.accuracy_source == "clients":
-            everyone = dict.fromkeys(self._roster.nodes, -1)
-            total = self._link.gather(round, self._strategy.broadcast(master, round), everyone, task=wire.EVALUATE)
+            try:
+                broadcast = self._strategy.broadcast(master, round)
+            except ValueError:  # float16 cannot hold this model: the next round says so
+                return Scores()
+            total = self._link.gather(round, broadcast, dict.fromkeys(self._roster.nodes, -1), task=wire.EVALUATE)
             evaluation, traffic = Score(total.mean("loss"), total.mean("metric")), total.traffic
+            rejected = total.rejected
         if data.validation is not None:
             on_validation = trainer.evaluate(master, data.validation)
             validation = Score(on_validation.loss, on_validation.metric)
-        return Scores(evaluation, validation, traffic)
+        return Scores(evaluation, validation, traffic, rejected)

@@ -84,22 +84,23 @@ def run(context: typer.Context) -> None:
     dry = "--dry-run" in arguments
     arguments = [a for a in arguments if a != "--dry-run"]
     overrides, flags = _split(arguments)
+    overlay = _overlay(flags)
     if _PAGES & set(flags):
         if not {"--help", "-h", "--hydra-help"} & set(flags):
-            _composed(overrides)
-        _hydra(flags, overrides, _nothing)
+            _composed(overrides, overlay)
+        _hydra(flags, overrides, overlay, _nothing)
     elif _SWEEP & set(flags):
         for job in _jobs(overrides):
-            _composed(job)
+            _composed(job, overlay)
         if dry:
             _refuse_text("--dry-run: forecasts one experiment, not a sweep. Leave out -m")
-        _hydra(flags, overrides, _sweep_job)
+        _hydra(flags, overrides, overlay, lambda node: _sweep_job(node, overlay))
     else:
-        experiment = _built(overrides)
+        experiment = _built(overrides, overlay)
         if dry:
             _print_forecast(experiment)
             return
-        _hydra(flags, overrides, lambda node: _run(experiment, overrides))
+        _hydra(flags, overrides, overlay, lambda node: _run(experiment, overrides))
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -117,6 +118,21 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return overrides, flags
 
 
+def _overlay(flags: Sequence[str]) -> Path | None:
+    """The folder of the user's own choices: what --config-dir names, else `conf/` where fedq is started."""
+    from fedq.config import own_conf
+
+    pairs = dict(zip(flags, [*flags, ""][1:], strict=True))
+    if own := pairs.keys() & {"--config-name", "-cn", "--config-path", "-cp"}:
+        _refuse_text(f"{own.pop()}: the main config is fedq's. Use --config-dir DIR or conf/ for choices of your own")
+    named = pairs.get("--config-dir", pairs.get("-cd"))
+    if named is None:
+        return own_conf()
+    if not Path(named).is_dir():
+        _refuse_text(f"--config-dir {named}: no such folder. Name one that holds groups, such as model/mine.yaml")
+    return Path(named).absolute()
+
+
 def _jobs(overrides: list[str]) -> list[list[str]]:
     """Every combination of a sweep, as Hydra's own sweeper makes them."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -130,36 +146,36 @@ def _jobs(overrides: list[str]) -> list[list[str]]:
         _refuse_text(str(error))
 
 
-def _composed(overrides: Sequence[str]) -> None:
-    from fedq.config import ConfigError, compose, own_conf, problems
+def _composed(overrides: Sequence[str], overlay: Path | None) -> None:
+    from fedq.config import ConfigError, compose, problems
 
     try:
-        config = compose([o for o in overrides if not o.lstrip("+~").startswith("hydra")], overlay=own_conf())
+        config = compose([o for o in overrides if not o.lstrip("+~").startswith("hydra")], overlay=overlay)
         if found := problems(config):
             raise ConfigError(found)
     except ConfigError as error:
         _refuse(error)
 
 
-def _built(overrides: Sequence[str]) -> "Experiment":
+def _built(overrides: Sequence[str], overlay: Path | None) -> "Experiment":
     from fedq.config import ConfigError
     from fedq.runtime import check
 
     try:
-        return check([o for o in overrides if not o.lstrip("+~").startswith("hydra")])
+        return check([o for o in overrides if not o.lstrip("+~").startswith("hydra")], overlay=overlay)
     except ConfigError as error:
         _refuse(error)
 
 
-def _hydra(flags: list[str], overrides: list[str], task: Any) -> None:
+def _hydra(flags: list[str], overrides: list[str], overlay: Path | None, task: Any) -> None:
     """Hand over to Hydra's own main: its pages, its sweeper, its launchers."""
     import hydra
 
-    from fedq.config import conf_folder, own_conf
+    from fedq.config import conf_folder
     from fedq.config.compose import hydra_arguments, register
 
     register()
-    sys.argv = ["fedq run", *flags, *hydra_arguments(overrides, own_conf())]
+    sys.argv = ["fedq run", *flags, *hydra_arguments(overrides, overlay)]
     hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(task)()
 
 
@@ -167,16 +183,16 @@ def _nothing(node: Any) -> None:
     """Hydra's pages train nothing."""
 
 
-def _sweep_job(node: Any) -> None:
+def _sweep_job(node: Any, overlay: Path | None) -> None:
     from hydra.core.hydra_config import HydraConfig
 
-    from fedq.config import ConfigError, own_conf
+    from fedq.config import ConfigError
     from fedq.config.compose import finished, typed
     from fedq.experiment import build
 
     overrides = list(HydraConfig.get().overrides.task)
     try:
-        experiment = build(finished(typed(node), overrides, own_conf()))
+        experiment = build(finished(typed(node), overrides, overlay))
     except ConfigError as error:
         _refuse(error)
     _run(experiment, overrides)
@@ -186,17 +202,21 @@ def _run(experiment: "Experiment", overrides: Sequence[str]) -> None:
     from fedq.app import TooFewClientsError
     from fedq.results import final_table, known_costs
     from fedq.runtime import execute
-    from fedq.runtime.pool import WorkerDiedError
 
     try:
         result = execute(experiment, folder=_chosen_folder())
-    except (TooFewClientsError, WorkerDiedError) as error:
+    except TooFewClientsError as error:
         _say(f"fedq: {error}")
         sys.exit(FAILED)
+    except OSError as error:  # no room, or no right, to write the run folder
+        _refuse_text(str(error))
     costs = known_costs(result, [Path("outputs"), Path("simulations/results")])
     _print(final_table(result, costs, overrides=list(overrides)))
     if result.status == "interrupted":
         sys.exit(INTERRUPTED)
+    if result.status == "failed":
+        _say(f"fedq: {result.status_reason}")
+        sys.exit(FAILED)
     if not _moved(result):
         _say(f"fedq: no round succeeded; clients' logs: {result.folder}/clients")
         sys.exit(FAILED)

@@ -6,10 +6,11 @@ Knows experiments and results; not messages. Every figure here is measured or co
 import json
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,10 +22,15 @@ from fedq.results import Result, RoundLog, RoundRow, save_curves, write_model
 from fedq.server import Outcome
 from fedq.server.loop import Round
 from fedq.server.total import Traffic
-from fedq.training import load_vector, state_arrays
+from fedq.training import state_arrays
 from fedq.training.numerics import fingerprint
 
+if TYPE_CHECKING:
+    from fedq.privacy import Mechanism
+
 PRIVACY_UNIT = {"example": "one training example of one client (add or remove)"}
+LEDGER = "ledger.sqlite"
+DATA_DEPENDENT = frozenset({"declined", "client_error", "error"})  # refusals that may tell something of the data
 MODEL, INT8_MODEL = "model.safetensors", "model.onnx"
 
 
@@ -37,6 +43,8 @@ class Delivery:
         self._rows: list[RoundRow] = []
         self._traffic = Traffic()
         self._accepted: list[tuple[str, int]] = []  # (client, round)
+        self._before = spent_before(experiment)
+        self._refusals: set[str] = set()
 
     def __enter__(self) -> "Delivery":
         return self
@@ -58,7 +66,7 @@ class Delivery:
             loss=evaluation.loss,
             validation_accuracy=validation.metric if is_accuracy else None,
             train_loss=what.train_loss,
-            epsilon=epsilon_after(self._experiment, what.participations),
+            epsilon=epsilon_after(self._experiment, what.participations, before=self._before),
             bytes_up=what.traffic.up,
             bytes_down=what.traffic.down,
             float32_bytes_up=what.traffic.float32_up,
@@ -74,6 +82,7 @@ class Delivery:
         self._rows.append(row)
         self._traffic.add(what.traffic)
         self._accepted += [(client, what.number) for client in what.accepted]
+        self._refusals |= {r.reason for r in what.rejected}
         self._watch(row)
 
     def close(self, outcome: Outcome, *, begun: float) -> Result:
@@ -85,12 +94,12 @@ class Delivery:
             value: float | None = evaluation.metric
         else:
             value = scores.metric
-        load_vector(e.trainer.model, e.layout, outcome.master)
+        e.trainer.load(outcome.master)
         arrays = state_arrays(e.trainer.model)
         write_model(self._folder / MODEL, arrays)
         int8 = self._int8()
         if "error" in int8:  # what was trained is kept all the same
-            outcome.status, outcome.reason = "ended", f"the int8 model could not be delivered: {int8['error']}"
+            outcome.status, outcome.reason = "failed", f"the int8 model could not be delivered: {int8['error']}"
         privacy = self._privacy()
         is_accuracy = e.trainer.metric.is_accuracy
         result = Result(
@@ -109,6 +118,7 @@ class Delivery:
             int8_ops=int8.get("int8_ops", {}),
             float_ops=int8.get("float_ops", {}),
             **privacy,
+            quantized=[] if e.quantized is None else str(e.quantized).splitlines(),
             bytes_up=self._traffic.up,
             bytes_down=self._traffic.down,
             float32_bytes_up=self._traffic.float32_up,
@@ -167,7 +177,9 @@ class Delivery:
             }
         from fedq.privacy import is_private
 
-        evidence = gather_evidence(e, self._folder, self._accepted, self._traffic.fields)
+        # Whether a client's code fails may depend on its data: that it said so is a leak, whatever its update was.
+        told = [f"a refusal ({reason})" for reason in sorted(self._refusals & DATA_DEPENDENT)]
+        evidence = gather_evidence(e, self._folder, self._accepted, [*self._traffic.fields, *told])
         private, reasons = is_private(evidence)
         return {
             "epsilon": evidence.epsilon,
@@ -178,16 +190,39 @@ class Delivery:
         }
 
 
-def epsilon_after(experiment: Experiment, participations: int) -> float | None:
-    """What a client has spent after so many rounds: a function of public numbers alone."""
+def epsilon_after(experiment: Experiment, participations: int, *, before: "Sequence[Mechanism]" = ()) -> float | None:
+    """What a client has spent after so many rounds, and before them: a function of public numbers alone."""
     if experiment.plan is None:
         return None
-    if participations == 0:
+    spends = [*before, *[experiment.plan.mechanism] * participations]
+    if not spends:
         return 0.0
     from fedq.privacy import epsilon
 
+    return epsilon(spends, experiment.plan.delta, accountant=experiment.plan.accountant)
+
+
+def spent_before(experiment: Experiment) -> "list[Mechanism]":
+    """What the client that has spent most had spent before this run, where ledgers outlive runs."""
+    options = experiment.config.privacy
+    if experiment.plan is None or options.ledger is None:
+        return []
+    from fedq.privacy import Ledger, LedgerError
+
+    most: list[Mechanism] = []
+    for identity in experiment.identities:
+        path = Path(options.ledger) / identity / LEDGER
+        with suppress(LedgerError):  # one that cannot be read refuses to train; its client says so
+            if path.exists():
+                most = max(most, Ledger(path, access="read").mechanisms(), key=lambda m: epsilon_of(experiment, m))
+    return most
+
+
+def epsilon_of(experiment: Experiment, mechanisms: "Sequence[Mechanism]") -> float:
+    from fedq.privacy import epsilon
+
     plan = experiment.plan
-    return epsilon([plan.mechanism] * participations, plan.delta, accountant=plan.accountant)
+    return epsilon(list(mechanisms), plan.delta, accountant=plan.accountant) if mechanisms else 0.0
 
 
 def client_folder(run: Path, identity: str) -> Path:
@@ -210,11 +245,12 @@ def gather_evidence(experiment: Experiment, folder: Path, accepted: list[tuple[s
         done: list[tuple[int, DPEvidence]] = []  # a round may have been asked for twice
         if (home / EVIDENCE).exists():
             for line in (home / EVIDENCE).read_text(encoding="utf-8").splitlines():
-                row = json.loads(line)
-                number = row.pop("round")
-                done.append((number, DPEvidence(**row)))
+                with suppress(ValueError, TypeError):  # a torn line proves nothing
+                    row = json.loads(line)
+                    number = row.pop("round")
+                    done.append((number, DPEvidence(**row)))
         spends: dict[int, Spend] = {}
-        path = (Path(options.ledger) / identity if options.ledger else home) / "ledger.sqlite"
+        path = (Path(options.ledger) / identity if options.ledger else home) / LEDGER
         if path.exists():
             try:
                 ledger = Ledger(path, access="read")
@@ -225,10 +261,15 @@ def gather_evidence(experiment: Experiment, folder: Path, accepted: list[tuple[s
                 verified = False
         for number, evidence in done:
             spend = spends.get(evidence.spend_row_id)
-            rounds.append(ClientRound(identity, number, evidence, spend, experiment.layout.size))
+            rounds.append(ClientRound(identity, number, evidence, spend, experiment.trainer.trained_scalars))
+        # A spend of this run without evidence: the client's code failed after it, or was stopped.
+        proven = {evidence.spend_row_id for _, evidence in done}
+        for row_id, spend in spends.items():
+            if spend.run == folder.name and row_id not in proven:
+                rounds.append(ClientRound(identity, spend.round, None, spend, experiment.trainer.trained_scalars))
         trained = {number for number, _ in done}
         unproven = [number for client, number in accepted if client == identity and number not in trained]
-        rounds += [ClientRound(identity, number, None, None, experiment.layout.size) for number in unproven]
+        rounds += [ClientRound(identity, number, None, None, experiment.trainer.trained_scalars) for number in unproven]
     return RunEvidence(
         rounds=rounds,
         epsilon=spent,
@@ -237,6 +278,8 @@ def gather_evidence(experiment: Experiment, folder: Path, accepted: list[tuple[s
         reply_fields_checked=bool(fields),
         nonpublic_reply_fields=sorted(set(fields) - wire.PUBLIC_FIELDS),
         data_fitted_on_private=experiment.dataset.fitted_on_private_data,
-        activation_ranges_observed=experiment.config.quant.name != "off"
-        and experiment.config.quant.activations == "observed",
+        activation_ranges_observed=experiment.quantized is not None and experiment.quantized.ranges == "observed",
+        delta=experiment.plan.delta,
+        nominal_examples=experiment.plan.nominal_examples,
+        run=folder.name,
     )

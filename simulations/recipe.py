@@ -18,16 +18,15 @@ from fedq.config import compose, rules
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "simulations" / "results"
-# What can change a figure. Display, command line, plots and documents cannot.
-DECISIVE = ("client", "codec", "data", "models", "privacy", "quant", "server", "training", "randomness.py")
+# What cannot change a figure: display, plots, command line.
+IDLE = ("results", "cli.py", "loading.py")
 
 
 def code_version() -> str:
     """12 hex digits over the source of the rooms that decide figures."""
     digest = hashlib.sha256()
-    for room in DECISIVE:
-        place = ROOT / "fedq" / room
-        for file in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
+    for file in sorted((ROOT / "fedq").rglob("*.py")):
+        if file.relative_to(ROOT / "fedq").parts[0] not in IDLE:
             digest.update(file.relative_to(ROOT).as_posix().encode())
             digest.update(file.read_bytes())
     return digest.hexdigest()[:12]

@@ -86,7 +86,7 @@ class Client:
         if self.privacy is None:
             return None
         ledger = Ledger(self.privacy.ledger)
-        admit(ledger, self.privacy.plan)
+        admit(ledger, self.privacy.plan, data=self.privacy.data_name)
         context = SpendContext(data=self.privacy.data_name, run=self.privacy.run, round=request.round)
         return PrivateFit(self.privacy.plan, self.privacy.random, ledger, context)
 

@@ -39,7 +39,9 @@ def compose(overrides: Sequence[str] = (), *, overlay: Path | None = None) -> Co
         config = _compose(wanted, overlay)
         if added:
             raise ConfigError(added)
-    except (HydraException, OmegaConfBaseException) as error:
+    except ConfigError:
+        raise
+    except (HydraException, OmegaConfBaseException, TypeError, ValueError, AttributeError) as error:
         found = [p for o in wanted if (p := _stranger(o) or _problem(o, overlay)) is not None]
         raise ConfigError(
             found or [Problem("overrides", list(overrides), str(error), "See fedq run --help")]
@@ -101,16 +103,18 @@ def _keep_own_arguments(node: dict[str, Any], group: str, overrides: Sequence[st
 
 def _open_key(override: str) -> str:
     """`model.width=3` -> `++model.width=3`: the arguments of a user's callable need no declaration."""
-    opens = any(override.startswith(f"{prefix}.") for prefix in OPEN)
+    opens = any(override.startswith((f"{prefix}.", f"{prefix}={{")) for prefix in OPEN)
     return f"++{override}" if opens else override
 
 
 def _stranger(override: str) -> Problem | None:
     """`+foo=1`: Hydra would take any key behind a plus, and fedq would pass over it in silence."""
-    key, _, value = override.partition("=")
+    key, sign, value = override.partition("=")
     key = key.lstrip("+").partition("@")[0]
-    fine = key in known_keys() or key in GROUPS or key.startswith(("hydra", "~", *(f"{prefix}." for prefix in OPEN)))
-    if fine or not override.startswith("+"):
+    if key in GROUPS and value.startswith("["):
+        return Problem(key, value, "takes one choice", f"Use {key}=CHOICE")
+    opens = (f"{prefix}." for prefix in OPEN)
+    if not sign or key in known_keys() or key in GROUPS or key.startswith(("hydra", "~", *opens)):
         return None
     return Problem(key, value, "no such key", _nearest(key, [*known_keys(), *GROUPS]))
 
@@ -126,7 +130,7 @@ def _problem(override: str, overlay: Path | None) -> Problem | None:
         _compose([override], overlay)
     except ConfigError:
         return None  # a `???` that another override fills
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, TypeError, ValueError, AttributeError) as error:
         if not sign and not override.startswith("~"):
             return Problem(override, "", "an override has the form key=value", "See fedq run --help")
         if key in GROUPS:

@@ -3,12 +3,14 @@
 import hashlib
 import json
 import math
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, fields
 from typing import Any
 
 from fedq.config.problem import Problem
 from fedq.config.schema import Config
+
+OBJECT = "object:"  # stands before the name of a model or data that is an object of the calling process
 
 # What may stand in a closed option. The rooms own the classes behind the names; a test compares them.
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -47,11 +49,12 @@ BOUNDS: dict[str, tuple[float, float, bool, bool]] = {
     "quant.weight_range": (1, 127, True, True),
     "quant.activation_range": (0, math.inf, False, False),
     "quant.input_range": (0, math.inf, False, False),
-    "privacy.target_epsilon": (0, math.inf, False, False),
-    "privacy.target_delta": (0, 1, False, False),
-    "privacy.noise_multiplier": (0, math.inf, False, False),
-    "privacy.clip_norm": (0, math.inf, False, False),
-    "privacy.sample_rate": (0, 1, False, True),
+    # Below 0.05 the accountants take minutes to find a noise, and above 1e4 the number says nothing.
+    "privacy.target_epsilon": (0.05, 1e4, True, True),
+    "privacy.target_delta": (1e-15, 0.1, True, True),
+    "privacy.noise_multiplier": (0.01, 1e5, True, True),
+    "privacy.clip_norm": (1e-6, 1e6, True, True),
+    "privacy.sample_rate": (1e-6, 1, True, True),
     "privacy.nominal_examples": (1, math.inf, True, False),
     "codec.block": (16, 65536, True, True),
     "strategy.server_lr": (0, math.inf, False, False),
@@ -59,13 +62,19 @@ BOUNDS: dict[str, tuple[float, float, bool, bool]] = {
     "strategy.max_weight": (0, 2**20, False, True),
     "strategy.evaluate_every": (1, math.inf, True, False),
     "runtime.workers": (1, 256, True, True),
-    "runtime.timeout": (0, math.inf, False, False),
 }
 
 
 def problems(config: Config) -> list[Problem]:
     """All that is wrong with the config, in the order of its keys; empty when it may run."""
-    return [*_single(config), *_together(config)]
+    found = list(_single(config))
+    try:
+        for problem in _together(config):
+            found.append(problem)
+    except (ArithmeticError, ValueError, TypeError):
+        if not found:  # a rule may stumble over a value that is reported already
+            raise
+    return found
 
 
 def value_of(config: Config, key: str) -> Any:
@@ -100,6 +109,10 @@ def _single(config: Config) -> Iterator[Problem]:
         value = value_of(config, key)
         if value not in choices:
             yield Problem(key, value, f"must be one of {', '.join(choices)}", f"Use {key}={choices[0]}")
+    published = config.data.get("nominal_examples")
+    if published is not None and (type(published) is not int or published < 1):
+        rule = "must be a whole number of at least 1: the public size of the training part"
+        yield Problem("data.nominal_examples", published, rule, "Try data.nominal_examples=1000")
     for key, (low, high, with_low, with_high) in BOUNDS.items():
         value = value_of(config, key)
         if value is None:
@@ -126,30 +139,14 @@ def _together(config: Config) -> Iterator[Problem]:
             f"a round has {cohort_size(config)} clients (fraction={config.fraction} of clients={config.clients})",
             f"Use strategy.min_clients={cohort_size(config)} or a larger fraction",
         )
-    if config.codec.name != "int8":
-        for key in ("codec.block", "codec.rounding"):
-            if set_by_user(config, key):
-                yield Problem(
-                    key,
-                    value_of(config, key),
-                    f"codec={config.codec.name} has no such option",
-                    "Use codec=int8",
-                )
+    yield from _idle(config)
     for group in ("model", "data"):
         target = getattr(config, group).get("_target_")
-        if not isinstance(target, str) or "." not in target:
+        if not isinstance(target, str) or not ("." in target or target.startswith(OBJECT)):
             yield Problem(
                 f"{group}._target_", target, "must be a dotted path, package.module.name", f"Choose a {group}"
             )
     if not private:
-        for key in ("target_epsilon", "noise_multiplier", "sample_rate"):
-            if set_by_user(config, f"privacy.{key}") and value_of(config, f"privacy.{key}") is not None:
-                yield Problem(
-                    f"privacy.{key}",
-                    value_of(config, f"privacy.{key}"),
-                    "privacy is off, so it would do nothing",
-                    "Add privacy=example",
-                )
         return
     if privacy.target_epsilon is None and privacy.noise_multiplier is None:
         yield Problem(
@@ -179,6 +176,16 @@ def _together(config: Config) -> Iterator[Problem]:
             f"the expected batch is larger than the {nominal_examples(config)} examples that a client is taken to hold",
             f"Use train.batch_size={nominal_examples(config)} or less",
         )
+    elif privacy.target_delta > 1 / float(nominal_examples(config) or 1):
+        yield Problem(
+            "privacy.target_delta",
+            privacy.target_delta,
+            f"must be at most 1 / {nominal_examples(config)} (examples of a client): else one may leak whole",
+            "Use privacy.target_delta=1e-5",
+        )
+    elif dp_steps(config) > 1_000_000:
+        rule = f"gives {dp_steps(config):,} noised steps in a round, at most 1,000,000 are allowed"
+        yield Problem("privacy.sample_rate", sample_rate(config), rule, "Use a larger rate, or set train.steps")
     if train.clip_grad is not None:
         yield Problem(
             "train.clip_grad",
@@ -186,6 +193,49 @@ def _together(config: Config) -> Iterator[Problem]:
             "under DP the bound on each example's gradient is privacy.clip_norm",
             "Use train.clip_grad=null",
         )
+
+
+def _idle(config: Config) -> Iterator[Problem]:
+    """Options that the user set and that would do nothing: (keys, whether they apply, why not, the mend)."""
+    c, private = config, config.privacy.unit != "off"
+    table: list[tuple[Sequence[str], bool, str, str]] = [
+        (_options("privacy", "unit"), private, "privacy is off, so it would do nothing", "Add privacy=example"),
+        (_options("quant", "name"), c.quant.name != "off", "quant is off, so it would do nothing", "Add quant=int8"),
+        (
+            ("partition.alpha", "partition.min_size"),
+            c.partition.name == "dirichlet",
+            f"partition={c.partition.name} has no such option",
+            "Use partition=dirichlet",
+        ),
+        (
+            ("codec.block", "codec.rounding"),
+            c.codec.name == "int8",
+            f"codec={c.codec.name} has no such option",
+            "Use codec=int8",
+        ),
+        (("codec.feedback",), c.codec.name != "float32", "float32 packets lose nothing to feed back", "Use codec=int8"),
+        (
+            ("train.batch_size",),
+            not private or c.privacy.sample_rate is None,
+            f"under DP privacy.sample_rate={c.privacy.sample_rate} decides the size of a batch",
+            "Use privacy.sample_rate=RATE, or set it to null",
+        ),
+        (
+            ("strategy.weighting", "strategy.max_weight"),
+            not private,
+            "under DP all clients weigh the same: a weight would tell how much data a client has",
+            "Leave it out",
+        ),
+    ]
+    for keys, applies, rule, mend in table:
+        for key in keys:
+            if not applies and set_by_user(config, key):
+                yield Problem(key, value_of(config, key), rule, mend)
+
+
+def _options(group: str, switch: str) -> list[str]:
+    """Every key of a group but the one that switches it."""
+    return [f"{group}.{f.name}" for f in fields(getattr(Config(), group)) if f.name != switch]
 
 
 def cohort_size(config: Config, *, clients: int | None = None) -> int:

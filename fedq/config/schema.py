@@ -93,7 +93,6 @@ class Strategy:
 class Runtime:
     name: str = option("local", "where the apps run: local")
     workers: int = option(1, "local: processes that train clients; 1 is this process")
-    timeout: float = option(3600.0, "seconds to wait for the replies of a round")
 
 
 @dataclass

@@ -51,7 +51,8 @@ class Dataset:
     """What an experiment learns from: one training set that clients share out, and two held-out sets.
 
     `groups` holds the natural client of each training example (strings or integers), where one is known.
-    `fitted_on_private_data` says that a statistic of the training examples is baked into the inputs.
+    `fitted_on_private_data` says whether a statistic of the training examples is baked into the inputs; None: the
+    loader does not say, and no run on it is called private.
     """
 
     train: Examples
@@ -60,7 +61,7 @@ class Dataset:
     groups: npt.NDArray[Any] | None = None
     num_outputs: int = 0
     name: str = "data"
-    fitted_on_private_data: bool = False
+    fitted_on_private_data: bool | None = None
 
     def __post_init__(self) -> None:
         if not len(self.train):

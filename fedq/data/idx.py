@@ -38,7 +38,7 @@ def fashion_mnist(path: str = DEBIAN_FOLDER, validation_fraction: float = 0.1) -
     test = _read_split(Path(path).expanduser(), "t10k")
     cut = len(train) - held_out(len(train), validation_fraction)
     validation = train[cut:] if cut < len(train) else None
-    return Dataset(train[:cut], validation, test, None, 10, "fashion_mnist")
+    return Dataset(train[:cut], validation, test, None, 10, "fashion_mnist", fitted_on_private_data=False)
 
 
 def read_idx(path: str | Path, *, largest: int = LARGEST_FILE) -> npt.NDArray[np.uint8]:

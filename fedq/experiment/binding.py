@@ -23,11 +23,11 @@ def arguments(config: Config, group: str, given: Any) -> dict[str, Any]:
 def imported(path: Any, group: str, found: list[Problem]) -> Factory | None:
     """The callable behind a dotted path; what cannot be imported becomes a problem."""
     if not isinstance(path, str) or "." not in path:
-        return None  # the rules report it
+        return None  # the rules report it, or the caller gave an object
     module, _, name = path.rpartition(".")
     try:
         target = getattr(importlib.import_module(module), name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         rule = f"cannot be imported: {told(error)}"
         found.append(
             Problem(f"{group}._target_", path, rule, "It must be importable from the folder where fedq is started")
@@ -58,13 +58,13 @@ def bound(target: Any, options: Mapping[str, Any], group: str, found: list[Probl
     return {k: v for k, v in options.items() if k in accepted}
 
 
-def problem(error: Exception, *, key: str, value: Any, mend: str) -> Problem:
+def problem(error: BaseException, *, key: str, value: Any, mend: str) -> Problem:
     """What a room or a user's code said, as a problem of `key`; where the text names a key itself, of that."""
     text = (str(error).strip() or type(error).__name__).rstrip(".")
     named = re.match(r"([a-z_]+(?:\.[a-z_]+)+)=(.*?): (.*)", text, re.DOTALL)
     return Problem(named[1], named[2], named[3], mend) if named else Problem(key, value, text, mend)
 
 
-def told(error: Exception) -> str:
+def told(error: BaseException) -> str:
     """The text of an error, for the middle of a sentence."""
     return (str(error).strip() or type(error).__name__).rstrip(".")

@@ -2,11 +2,12 @@
 
 import inspect
 import math
+from dataclasses import replace
 from typing import Any, Literal, cast
 
 from fedq.codec import CODECS
 from fedq.config import Config, ConfigError, Problem, problems, rules
-from fedq.experiment.binding import imported
+from fedq.experiment.binding import imported, problem
 from fedq.experiment.data import deal, load_data
 from fedq.experiment.experiment import Experiment
 from fedq.experiment.ledgers import check_ledgers
@@ -21,6 +22,7 @@ def build(config: Config, *, model: Any = None, data: Any = None) -> Experiment:
     `model` (a factory or an `nn.Module`) and `data` (a function or what it may return) stand in for the config's
     `_target_` where the caller has objects; such an experiment runs in this process only.
     """
+    config = _named_objects(config, model=model, data=data)
     found = list(problems(config))
     if config.runtime.workers > 1 and not (model is None and data is None):
         mend = "Use runtime.workers=1, or name the callable: model._target_=my.module.Net"
@@ -42,7 +44,8 @@ def build(config: Config, *, model: Any = None, data: Any = None) -> Experiment:
         else None
     )
     check_training(config, dataset, found)
-    check_ledgers(config, found)
+    check_ledgers(config, dataset, found)
+    plan = _checked_plan(config, found) if not found else None
     if found or dataset is None or net is None or shards is None:
         raise ConfigError(found)
     layout = layout_of(net)
@@ -55,9 +58,22 @@ def build(config: Config, *, model: Any = None, data: Any = None) -> Experiment:
         read_vector(net, layout),
         _codec(config),
         report,
-        _plan(config),
-        shippable=model is None and data is None,
+        plan,
     )
+
+
+def _named_objects(config: Config, **given: Any) -> Config:
+    """The config, saying what really runs: an object of the caller in place of the choice that it replaces.
+
+    Its arguments and its published size were those of other data; two such runs are never taken for the same.
+    """
+    changed: dict[str, Any] = {}
+    for group, thing in given.items():
+        if thing is not None:
+            name = getattr(thing, "__qualname__", type(thing).__qualname__)
+            own = {k: v for k, v in getattr(config, group).items() if rules.set_by_user(config, f"{group}.{k}")}
+            changed[group] = {**own, "_target_": f"{rules.OBJECT}{name}"}
+    return replace(config, **changed)
 
 
 def _recipe(config: Config) -> Recipe:
@@ -81,6 +97,15 @@ def _codec(config: Config) -> Any:
     kind = CODECS[config.codec.name]
     accepted = inspect.signature(kind).parameters
     return kind(**{name: getattr(config.codec, name) for name in accepted})
+
+
+def _checked_plan(config: Config, found: list[Problem]) -> Any:
+    try:
+        return _plan(config)
+    except (ValueError, ArithmeticError) as error:
+        mend = "Try privacy.target_epsilon=8 or privacy.noise_multiplier=1"
+        found.append(problem(error, key="privacy.target_epsilon", value=config.privacy.target_epsilon, mend=mend))
+        return None
 
 
 def _plan(config: Config) -> Any:

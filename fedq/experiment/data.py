@@ -20,7 +20,7 @@ def load_data(config: Config, data: Any, found: list[Problem]) -> Dataset | None
     try:
         loaded = source(**bound(source, options, "data", found)) if callable(source) else source
         dataset = as_dataset(loaded, name)
-    except Exception as error:  # a user's own loader may raise anything; say what, before any work starts
+    except (Exception, SystemExit) as error:  # a user's own loader may raise anything; say what, before work starts
         where = "data.path" if "path" in options else "data"
         mend = "Or choose another data=NAME"
         found.append(problem(error, key=where, value=options.get("path", name), mend=mend))
@@ -47,7 +47,13 @@ def deal(config: Config, dataset: Dataset, found: list[Problem]) -> list[np.ndar
     options = {name: getattr(config.partition, name) for name in inspect.signature(kind).parameters}
     try:
         rng = generator(config.seed, "partition")
-        return kind(**options)(dataset.train.targets, dataset.groups, clients=config.clients, rng=rng)
+        shards = kind(**options)(dataset.train.targets, dataset.groups, clients=config.clients, rng=rng)
+        largest = max(len(shard) for shard in shards)
+        if config.strategy.weighting == "examples" and largest > config.strategy.max_weight:
+            rule = f"a client holds {largest} examples, and its replies would all be refused for their weight"
+            mend = f"Use strategy.max_weight={largest} or more"
+            found.append(Problem("strategy.max_weight", config.strategy.max_weight, rule, mend))
+        return shards
     except ValueError as error:
         mend = "fedq run --help lists the partitions"
         found.append(problem(error, key="partition", value=config.partition.name, mend=mend))

@@ -13,6 +13,7 @@ from fedq.client import Client, ClientState, Privacy
 from fedq.codec import Layout
 from fedq.config import Config
 from fedq.data import Dataset
+from fedq.experiment.ledgers import data_name
 from fedq.quant import QuantReport
 from fedq.randomness import generator, key64
 from fedq.server import QuantizedFedAvg
@@ -31,7 +32,6 @@ class Experiment:
     codec: Any
     quantized: QuantReport | None
     plan: Any  # DPPlan, or None when privacy is off
-    shippable: bool  # False where the model or the data is an object of this process
 
     @property
     def layout(self) -> Layout:
@@ -57,10 +57,10 @@ class Experiment:
             private=self.plan is not None,
             weighting=c.weighting,
             max_weight=c.max_weight,
+            statistics=self.trainer.statistics,
             fraction=self.config.fraction,
             min_clients=c.min_clients,
             seed=self.config.seed,
-            timeout=self.config.runtime.timeout,
             version=__version__,
         )
 
@@ -98,4 +98,4 @@ class Experiment:
             raise ValueError("a client under DP needs a folder for its ledger")
         seeded = options.noise == "seeded"
         random = SeededRandom(key64(self.config.seed, "noise", identity)) if seeded else SecureRandom()
-        return Privacy(self.plan, home / "ledger.sqlite", random, self.dataset.name, run)
+        return Privacy(self.plan, home / "ledger.sqlite", random, data_name(self.config, self.dataset), run)

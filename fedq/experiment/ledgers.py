@@ -1,14 +1,25 @@
-"""Whether the clients' ledgers, where the user keeps them apart from the run, can be read and written."""
+"""The clients' ledgers, where the user keeps them apart from the run: whose they are, and whether they can be written."""
 
+import hashlib
+import json
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 
 from fedq.config import Config, Problem
+from fedq.data import Dataset
 from fedq.experiment.binding import told
 
 
-def check_ledgers(config: Config, found: list[Problem]) -> None:
-    """A problem where the folder cannot be written; leaves no trace."""
+def data_name(config: Config, dataset: Dataset) -> str:
+    """Names the very examples of every shard: the data, and how they were dealt. A ledger takes no other's spends."""
+    deal = {"data": config.data, "partition": asdict(config.partition), "clients": config.clients, "seed": config.seed}
+    text = json.dumps(deal, sort_keys=True, default=str)
+    return f"{dataset.name}#{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def check_ledgers(config: Config, dataset: Dataset | None, found: list[Problem]) -> None:
+    """A problem where the folder cannot be written, or holds the ledgers of another deal; leaves no trace."""
     if config.privacy.unit == "off" or config.privacy.ledger is None:
         return
     folder = Path(config.privacy.ledger)
@@ -18,9 +29,26 @@ def check_ledgers(config: Config, found: list[Problem]) -> None:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         rule = f"the clients' ledgers cannot be written there: {told(error)}"
-        found.append(
-            Problem("privacy.ledger", folder, rule, "Name a folder that can be written, or privacy.ledger=null")
-        )
-    for folder in made:
-        if folder.exists():
-            folder.rmdir()
+        mend = "Name a folder that can be written, or privacy.ledger=null"
+        found.append(Problem("privacy.ledger", folder, rule, mend))
+    for missing in made:
+        if missing.exists():
+            missing.rmdir()
+    if dataset is not None and not made:
+        _check_deal(folder, data_name(config, dataset), found)
+
+
+def _check_deal(folder: Path, data: str, found: list[Problem]) -> None:
+    """Dealt anew, an example may lie with another client, whose account knows nothing of what it has spent."""
+    from fedq.privacy import Ledger, LedgerError
+
+    for path in sorted(folder.glob("*/ledger.sqlite")):
+        try:
+            others = {row.spend.data for row in Ledger(path, access="read").rows()} - {data}
+        except LedgerError:
+            continue  # its client refuses, and says so
+        if others:
+            rule = f"holds ledgers of {others.pop()}, this run is on {data}: examples dealt anew would be spent twice"
+            mend = "Use the data, partition, clients and seed of those runs, or another folder"
+            found.append(Problem("privacy.ledger", folder, rule, mend))
+            return

@@ -1,6 +1,7 @@
 """The model of an experiment, float or quantization-aware; what is wrong with it becomes problems."""
 
 import copy
+import fnmatch
 import inspect
 import tempfile
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import nn
 from fedq.config import Config, Problem
 from fedq.data import Dataset
 from fedq.experiment.binding import arguments, bound, problem, told
-from fedq.privacy import refuse_cross_example_layers
+from fedq.privacy import refuse_cross_example_layers, refuse_mixing
 from fedq.quant import ExportError, QuantReport, export_onnx, quantize
 from fedq.randomness import key64
 
@@ -36,7 +37,7 @@ def make_model(config: Config, factory: Any, given: Any, dataset: Dataset, found
                 net = factory(**{**own, **given_arguments})
         if not isinstance(net, nn.Module):
             raise TypeError(f"returned a {type(net).__name__}, not a torch.nn.Module")
-    except Exception as error:  # a user's own model may raise anything
+    except (Exception, SystemExit) as error:  # a user's own model may raise anything
         value = config.model.get("_target_", factory)
         found.append(problem(error, key="model", value=value, mend="Or choose another model=NAME"))
         return None
@@ -47,6 +48,7 @@ def make_model(config: Config, factory: Any, given: Any, dataset: Dataset, found
     if config.privacy.unit != "off":
         try:
             refuse_cross_example_layers(net)
+            refuse_mixing(net, dataset.input_shape)
         except ValueError as error:
             mend = "Use GroupNorm in the model, or privacy=off"
             found.append(problem(error, key="model", value=config.model.get("_target_", "object"), mend=mend))
@@ -90,6 +92,11 @@ def make_quantized(
     config: Config, net: nn.Module, input_shape: tuple[int, ...], found: list[Problem]
 ) -> QuantReport | None:
     q = config.quant
+    names = [name for name, _ in net.named_modules()]
+    for pattern in q.skip:
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+            mend = f"The layers are {', '.join(filter(None, names))}"
+            found.append(Problem("quant.skip", pattern, "no layer has such a name", mend))
     try:
         report = quantize(
             net,

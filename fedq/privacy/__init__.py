@@ -4,17 +4,19 @@ Knows models, tensors and its ledger file; not quantization, codecs, messages, s
 
 from fedq.privacy.accounting import ACCOUNTANTS, Accountant, Mechanism, calibrate, epsilon
 from fedq.privacy.admission import REASONS, Declined, admit, budget_guard
-from fedq.privacy.dpsgd import DPSGD, DPEvidence
-from fedq.privacy.evidence import ClientRound, RunEvidence, is_private
+from fedq.privacy.dpsgd import DPSGD, MAX_BATCH, DPEvidence
+from fedq.privacy.evidence import MAX_EPSILON, ClientRound, RunEvidence, is_private
 from fedq.privacy.ledger import Ledger, LedgerError, Row
 from fedq.privacy.noise import RandomSource, SecureRandom, SeededRandom
 from fedq.privacy.plan import DPPlan, SpendContext
 from fedq.privacy.spend import Spend
-from fedq.privacy.suitable import refuse_cross_example_layers
+from fedq.privacy.suitable import refuse_cross_example_layers, refuse_mixing
 
 __all__ = [
     "ACCOUNTANTS",
     "DPSGD",
+    "MAX_BATCH",
+    "MAX_EPSILON",
     "REASONS",
     "Accountant",
     "ClientRound",
@@ -37,4 +39,5 @@ __all__ = [
     "epsilon",
     "is_private",
     "refuse_cross_example_layers",
+    "refuse_mixing",
 ]

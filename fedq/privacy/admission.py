@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, Literal
 
 from fedq.privacy.accounting import Mechanism, epsilon
-from fedq.privacy.ledger import Ledger, LedgerError
+from fedq.privacy.ledger import Ledger, LedgerError, check_same_data
 from fedq.privacy.plan import DPPlan
 
 Reason = Literal["budget", "ledger"]
@@ -29,16 +29,20 @@ class Declined(Exception):  # noqa: N818  a decision, not an error
         self.reason: Reason = reason
 
 
-def admit(ledger: Ledger, plan: DPPlan) -> None:
+def admit(ledger: Ledger, plan: DPPlan, *, data: str | None = None) -> None:
     """Return if the plan fits into what is left of the budget, else raise Declined.
+
+    With `data`, a ledger that holds spends of other data is refused too.
 
     An early answer, so that no data is opened in vain; DPSGD asks again under the ledger's lock.
     """
     try:
-        spent = ledger.mechanisms()
+        rows = ledger.rows()
+        if data is not None:
+            check_same_data(ledger.path, rows, data)
     except LedgerError as error:
         raise Declined("ledger", str(error)) from error
-    budget_guard(plan)(spent)
+    budget_guard(plan)([row.spend.as_mechanism() for row in rows])
 
 
 def budget_guard(plan: DPPlan) -> Callable[[Sequence[Mechanism]], None]:

@@ -23,11 +23,20 @@ from fedq.privacy.ledger import Ledger
 from fedq.privacy.noise import RandomSource
 from fedq.privacy.plan import DPPlan, SpendContext
 from fedq.privacy.spend import Spend
-from fedq.privacy.suitable import check_loss_sums, check_unchanged, refuse_channels_last, refuse_cross_example_layers
+from fedq.privacy.suitable import (
+    check_loss_sums,
+    check_unchanged,
+    refuse_channels_last,
+    refuse_cross_example_layers,
+    refuse_mixing,
+    untrained_state,
+)
 
 # Norms are float32: aim a hair under the bound, so that their round-off (about 1e-7 relative) cannot exceed
 # it.
 _MARGIN = 1 - 2.0**-18
+
+MAX_BATCH = 256  # examples whose gradients are held at once
 
 
 @dataclass(frozen=True)
@@ -60,7 +69,7 @@ class DPSGD:
         loss: Callable[[Tensor, Tensor], Tensor],
         make_optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer],
         context: SpendContext,
-        max_batch: int = 256,
+        max_batch: int = MAX_BATCH,
     ) -> DPEvidence:
         """Train `model` in place by `plan.steps` noised steps; Declined or LedgerError come before any.
 
@@ -74,11 +83,12 @@ class DPSGD:
             raise ValueError(f"max_batch={max_batch}: must be 1 or more")
         refuse_cross_example_layers(model)
         refuse_channels_last(model)
+        refuse_mixing(model, tuple(inputs.shape[1:]))
         check_loss_sums(model, loss, inputs, targets)
         parameters = [p for p in model.parameters() if p.requires_grad]
         if not parameters:
             raise ValueError("the model has no trainable parameter: there is nothing for DP-SGD to train")
-        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        untrained = untrained_state(model)
         optimizer = make_optimizer(parameters)
 
         with _per_example_gradients(model) as forward:
@@ -98,7 +108,7 @@ class DPSGD:
                 steps_noised += 1
                 _set_gradients(parameters, noised / plan.divisor)
                 optimizer.step()
-        check_unchanged(model, buffers)
+        check_unchanged(model, untrained)
         return DPEvidence(
             noise_source=self.random.source,
             steps_noised=steps_noised,

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from fedq.privacy.dpsgd import DPEvidence
 from fedq.privacy.spend import Spend
 
+MAX_EPSILON = 20.0  # e^20 is 500 million: a larger odds ratio rules nothing out
+
 
 @dataclass(frozen=True)
 class ClientRound:
@@ -31,8 +33,11 @@ class RunEvidence:
     ledgers_verified: bool = False
     reply_fields_checked: bool = False
     nonpublic_reply_fields: Sequence[str] = ("unknown",)  # names of what left beside the allow-list
-    data_fitted_on_private: bool = True  # scaler, vocabulary or the like, fitted on the private examples
+    data_fitted_on_private: bool | None = None  # a scaler or the like, fitted on the private examples; None: unknown
     activation_ranges_observed: bool = True
+    delta: float = math.inf
+    nominal_examples: int = 0  # public size of a client's data
+    run: str = ""
 
 
 def is_private(evidence: RunEvidence) -> tuple[bool, list[str]]:
@@ -40,7 +45,13 @@ def is_private(evidence: RunEvidence) -> tuple[bool, list[str]]:
     reasons: list[str] = []
     if not evidence.rounds:
         reasons.append("no client round is on record")
+    if not evidence.epsilon <= MAX_EPSILON:
+        reasons.append(f"epsilon {evidence.epsilon:g} is beyond {MAX_EPSILON:g}, where it bounds next to nothing")
+    if not (evidence.nominal_examples >= 1 and evidence.delta * evidence.nominal_examples <= 1):
+        reasons.append(f"delta {evidence.delta:g} allows one example of {evidence.nominal_examples} to leak whole")
     for client_round in evidence.rounds:
+        if client_round.spend is not None and client_round.spend.run != evidence.run:
+            reasons.append(f"client {client_round.client}: the spend is of run {client_round.spend.run!r}")
         reasons += [f"client {client_round.client}, round {client_round.round}: {why}" for why in _faults(client_round)]
     rows = [(r.client, r.done.spend_row_id) for r in evidence.rounds if r.done is not None]
     if len(set(rows)) != len(rows):
@@ -54,7 +65,12 @@ def is_private(evidence: RunEvidence) -> tuple[bool, list[str]]:
         reasons.append("the fields of the replies were not checked")
     if evidence.nonpublic_reply_fields:
         reasons.append(f"left a client without noise: {', '.join(evidence.nonpublic_reply_fields)}")
-    if evidence.data_fitted_on_private:
+    if evidence.data_fitted_on_private is None:
+        reasons.append(
+            "the loader does not say whether a statistic of the private examples is baked into its inputs; "
+            "let it return a fedq.data.Dataset with fitted_on_private_data=False if none is"
+        )
+    elif evidence.data_fitted_on_private is not False:
         reasons.append("the data was scaled by statistics of the private examples")
     if evidence.activation_ranges_observed:
         reasons.append("activation ranges were observed on private examples")

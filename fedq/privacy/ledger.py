@@ -58,6 +58,16 @@ PRAGMA user_version = {SCHEMA_VERSION};
 """
 
 
+def check_same_data(path: Path, rows: Sequence["Row"], data: str) -> None:
+    """LedgerError if a row is of other data: one ledger is the account of one client's examples."""
+    other = {row.spend.data for row in rows} - {data}
+    if other:
+        raise LedgerError(
+            f"{path}: holds spends of {other.pop()!r}, this one is of {data!r}: the same examples may have been dealt "
+            "anew, and would be spent twice; give other data, or another deal of it, a ledger of its own"
+        )
+
+
 class Ledger:
     """A ledger file; made if it is not there, unless `access="read"`. Holds no connection between calls.
 
@@ -93,6 +103,7 @@ class Ledger:
             connection.execute("BEGIN IMMEDIATE")
             try:
                 rows, identity = _read(connection, self.path)
+                check_same_data(self.path, rows, spend.data)
                 strangers = {row.spend.noise_source for row in rows} - {spend.noise_source}
                 if strangers:
                     raise LedgerError(
@@ -150,12 +161,6 @@ class Ledger:
     def epsilon(self, delta: float, *, accountant: Accountant = "prv") -> float:
         """Upper bound on what all rows cost together (seeded noise: what they would cost were it secret)."""
         return epsilon(self.mechanisms(), delta, accountant=accountant)
-
-    def would_exceed(
-        self, mechanism: Mechanism, *, target_epsilon: float, delta: float, accountant: Accountant = "prv"
-    ) -> bool:
-        """Whether this mechanism, after all that was spent, would go beyond the target."""
-        return epsilon([*self.mechanisms(), mechanism], delta, accountant=accountant) > target_epsilon
 
     @contextmanager
     def _connect(self) -> Iterator[sqlite3.Connection]:

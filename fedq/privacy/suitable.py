@@ -55,11 +55,59 @@ def check_loss_sums(
         )
 
 
+def refuse_mixing(model: nn.Module, input_shape: tuple[int, ...]) -> None:
+    """ValueError if one made-up example changes another's output: then no example's share can be bounded.
+
+    A probe, not a proof: it sees `x - x.mean(0)`, not a layer that mixes only where certain values occur.
+    """
+    before = untrained_state(model)
+    was_training = {module: module.training for module in model.modules()}
+    stream = torch.Generator().manual_seed(0)
+    alone, other, another = (torch.randn((1, *input_shape), generator=stream) for _ in range(3))
+    outputs = []
+    try:
+        model.train()
+        for neighbour in (other, 9 * another):
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)  # dropout must draw the same masks twice
+                outputs.append(model(torch.cat([alone, neighbour]))[0].clone())
+    except Exception as error:
+        raise ValueError(f"the model cannot be probed for mixing of examples: {error}") from error
+    finally:
+        restore(model, before)
+        for module, training in was_training.items():
+            module.training = training
+    if not torch.allclose(outputs[0], outputs[1], rtol=1e-4, atol=1e-6):
+        raise ValueError(
+            "the model mixes the examples of a batch (the output for one changes with another), so no example's share "
+            "can be bounded; compute each example's output from that example alone, or use privacy=off"
+        )
+
+
+def untrained_state(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of all that training must leave alone: every buffer, and every parameter that is not trained."""
+    frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad}
+    return {name: tensor.detach().clone() for name, tensor in {**frozen, **dict(model.named_buffers())}.items()}
+
+
+def restore(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Put back what `untrained_state` copied."""
+    held = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    with torch.no_grad():
+        for name, tensor in state.items():
+            held[name].copy_(tensor)
+
+
 def check_unchanged(model: nn.Module, before: dict[str, Tensor]) -> None:
-    """A buffer that moved during training holds statistics of the data, which no noise covers."""
-    for name, buffer in model.named_buffers():
-        if name not in before or not torch.equal(buffer, before[name]):
-            raise ValueError(
-                f"buffer {name} changed during private training: it holds what it saw of the data, "
-                "without noise; use GroupNorm, or quant.activations=learned or fixed"
-            )
+    """What moved during training without being trained holds statistics of the data, which no noise covers.
+
+    All of it is put back first: the next client uses the same module.
+    """
+    after = untrained_state(model)
+    moved = [name for name in after if name not in before or not torch.equal(after[name], before[name])]
+    restore(model, before)
+    if moved:
+        raise ValueError(
+            f"buffer {moved[0]} changed during private training: it holds what it saw of the data, "
+            "without noise; use GroupNorm, or quant.activations=learned or fixed"
+        )

@@ -163,11 +163,11 @@ def _check(
     input_range: float,
 ) -> None:
     if weights != 8:
-        raise ValueError(f"quant.weights={weights}: only 8 bits are supported; use quant.weights=8")
+        raise ValueError(f"weights={weights}: only 8 bits are supported; use weights=8")
     if activations not in (8, None):
-        raise ValueError(f"quant.activations={activations}: only 8 bits or null (float) are supported; use 8")
+        raise ValueError(f"activations={activations}: only 8 bits, or None for float, are supported; use activations=8")
     if ranges not in RANGES:
-        raise ValueError(f"quant.ranges={ranges}: must be one of {', '.join(RANGES)}; try fixed")
+        raise ValueError(f"ranges={ranges}: must be one of {', '.join(RANGES)}; try fixed")
     if not 1 <= weight_range <= 127:
         raise ValueError(f"quant.weight_range={weight_range}: must be 1..127 levels to each side; try 63")
     for key, value in {"activation_range": activation_range, "input_range": input_range}.items():

@@ -24,7 +24,7 @@ def known_costs(result: Result, folders: Iterable[Path]) -> list[PartCost]:
     found: list[PartCost] = []
     others = list(_summaries(folders))
     for part, (group, key, off) in PARTS.items():
-        if result.config[group][key] == off:
+        if result.config[group][key] == off or _of_objects(result.config):
             continue
         without = [
             (other["accuracy"], where)
@@ -37,6 +37,11 @@ def known_costs(result: Result, folders: Iterable[Path]) -> list[PartCost]:
     return found
 
 
+def _of_objects(config: Mapping[str, Any]) -> bool:
+    """Whether model or data were objects of a process: their names do not say what they were."""
+    return any(str(config[group].get("_target_")).startswith("object:") for group in ("model", "data"))
+
+
 def _same_but(group: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     return all(one.get(k) == other.get(k) for k in {*one, *other} - {group})
 
@@ -44,8 +49,8 @@ def _same_but(group: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> b
 def _summaries(folders: Iterable[Path]) -> Iterable[tuple[dict[str, Any], str]]:
     """Finished runs with an accuracy: (their result.json, where it lies)."""
     for folder in folders:
-        files = sorted(folder.glob("**/result*.json"), key=lambda f: f.stat().st_mtime, reverse=True)
-        for file in files[:_LATEST]:
+        # By name, which begins with the date: a file that vanishes meanwhile must not spoil a good run.
+        for file in sorted(folder.glob("**/result*.json"), reverse=True)[:_LATEST]:
             summary = read_summary(file)
             if summary is not None and summary.get("status") == "finished" and summary.get("accuracy") is not None:
                 yield summary, str(file.parent)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 AccuracySource = Literal["server_test", "clients", "none"]
-RunStatus = Literal["finished", "interrupted", "ended"]
+RunStatus = Literal["finished", "interrupted", "ended", "failed"]
 NOT_IN_JSON = ("history", "arrays", "folder")
 
 
@@ -47,6 +47,7 @@ class Result:
     privacy_unit: str | None = None  # what epsilon protects, e.g. "one example of one client"
     private: bool = False  # computed from evidence elsewhere; never from the config
     privacy_reasons: list[str] = field(default_factory=list)  # why not private
+    quantized: list[str] = field(default_factory=list)  # layer by layer: what became int8, what stayed float and why
 
     bytes_up: int
     bytes_down: int

@@ -10,6 +10,7 @@ from fedq import __version__, codec, wire
 from fedq.config import rules
 from fedq.delivery import epsilon_after
 from fedq.experiment import Experiment
+from fedq.privacy import MAX_BATCH
 from fedq.results import Forecast
 from fedq.runtime.grid import InProcessGrid
 from fedq.runtime.meter import Meter
@@ -17,7 +18,7 @@ from fedq.server import Dealer, Roster
 from fedq.server.strategy import UPDATE
 from fedq.server.total import Traffic
 
-_DP_BATCH = 256  # DPSGD.run's max_batch: the per-example gradients that are held at once
+_MESSAGES = 20_000  # rehearsed at most, some seconds; what is left of a longer run is in proportion
 
 
 def forecast(experiment: Experiment) -> Forecast:
@@ -55,7 +56,9 @@ def _rehearse(experiment: Experiment) -> Traffic:
             pass
     broadcast = strategy.broadcast(np.zeros(experiment.layout.size, np.float32), 1)
     dealer, last = Dealer(experiment.identities, seed=config.seed), dict.fromkeys(experiment.identities, -1)
-    for round in range(config.rounds + 1):
+    rehearsed = min(config.rounds, max(1, _MESSAGES // rules.cohort_size(config)))
+    hello = meter.take()
+    for round in range(rehearsed + 1):
         if round:
             cohort = dealer.cohort(round, rules.cohort_size(config))
             _send(grid, strategy.messages(round, broadcast, {c: last[c] for c in cohort}, roster))
@@ -63,7 +66,15 @@ def _rehearse(experiment: Experiment) -> Traffic:
         if experiment.accuracy_source == "clients" and rules.evaluation_due(config, round):
             everyone = dict.fromkeys(experiment.identities, -1)
             _send(grid, strategy.messages(round, broadcast, everyone, roster, task=wire.EVALUATE))
-    return meter.take()
+    sent = meter.take()
+    if rehearsed < config.rounds:  # a message of a later round is a byte longer at most
+        share = config.rounds / rehearsed
+        up, down, plain_up, plain_down = (
+            int(share * n) for n in (sent.up, sent.down, sent.float32_up, sent.float32_down)
+        )
+        sent = Traffic(up, down, plain_up, plain_down)
+    sent.add(hello)
+    return sent
 
 
 def _send(grid: InProcessGrid, messages: list[Message]) -> None:
@@ -120,5 +131,5 @@ def _memory(experiment: Experiment) -> int:
     vector = 4 * experiment.layout.size
     # master, broadcast, base, local weights, update (float32), accumulator (int64), optimizer state at both ends
     vectors = 5 * vector + 2 * vector + 4 * vector
-    private = _DP_BATCH * vector if experiment.plan is not None else 0
+    private = MAX_BATCH * vector if experiment.plan is not None else 0  # per-example gradients held at once
     return arrays + vectors + private

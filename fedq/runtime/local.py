@@ -44,6 +44,9 @@ class InProcess:
         # Node ids follow the order of the names, so every worker knows them without being told.
         self._roster = Roster(dict(zip(experiment.identities, self._grid.contexts, strict=True)))
 
+    def close(self) -> None:
+        """Nothing runs between calls."""
+
     def meet(self) -> tuple[Roster, Traffic]:
         strategy = self._strategy
         self._roster = say_hello(

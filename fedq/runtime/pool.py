@@ -7,6 +7,7 @@ hangs, and `spawn` runs a user's script without a main guard again, for ever.
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -17,12 +18,16 @@ from fedq.experiment import Experiment
 from fedq.runtime.frames import read_frame, write_frame
 from fedq.runtime.local import InProcess, Replied, nobody
 from fedq.server import Roster, Total
+from fedq.server.loop import LinkLostError
 from fedq.server.strategy import QuantizedFedAvg
 from fedq.server.total import Traffic
 
 
-class WorkerDiedError(RuntimeError):
+class WorkerDiedError(LinkLostError):
     """A worker process ended; its clients' state ended with it, so the run cannot go on."""
+
+
+_PATIENCE = 2.0  # seconds that workers have to end by themselves
 
 
 class Pool:
@@ -58,7 +63,8 @@ class Pool:
             worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
             self._workers.append(worker)
             assert worker.stdin is not None
-            write_frame(worker.stdin, setup)
+            with suppress(BrokenPipeError):  # one that died at once is found when it is first needed
+                write_frame(worker.stdin, setup)
 
     def __enter__(self) -> "Pool":
         return self
@@ -66,17 +72,20 @@ class Pool:
     def __exit__(
         self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the workers: idle ones at the end of their input, busy ones by a signal after a moment."""
         for worker in self._workers:
             assert worker.stdin is not None
-            with suppress(BrokenPipeError):
-                worker.stdin.close()  # a worker ends at the end of its input
-            if kind is not None:
-                worker.terminate()
+            with suppress(OSError):
+                worker.stdin.close()
+        end = time.monotonic() + _PATIENCE
         for worker in self._workers:
             try:
-                worker.wait(timeout=10)
+                worker.wait(timeout=max(0.0, end - time.monotonic()))
             except subprocess.TimeoutExpired:
-                worker.kill()
+                worker.kill()  # a ledger's spend is one transaction: it is there or it is not
                 worker.wait()
             assert worker.stdout is not None
             worker.stdout.close()
@@ -107,7 +116,10 @@ class Pool:
         for number in busy:
             stdout = self._workers[number].stdout
             assert stdout is not None
-            answer = read_frame(stdout)
+            try:
+                answer = read_frame(stdout)
+            except EOFError:
+                answer = None
             if answer is None:
                 raise self._death(number)
             total.merge(Total.from_bytes(answer[1]["total"], self._layout))
@@ -116,6 +128,4 @@ class Pool:
 
     def _death(self, number: int) -> WorkerDiedError:
         status = self._workers[number].wait()
-        return WorkerDiedError(
-            f"worker {number} ended with status {status}; what it said stands above, rounds so far are in the log"
-        )
+        return WorkerDiedError(f"worker {number} ended with status {status}; what it said stands above")

@@ -1,5 +1,6 @@
 """One run from overrides to result: check everything, make the folder, run, deliver. Knows the runtimes by name."""
 
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from fedq.app import Link, serve
 from fedq.config import Config, compose, own_conf, rules
 from fedq.experiment import Experiment, build
 from fedq.results import Display, Result, RoundRow, new_run_folder
+from fedq.results.wording import one_line
 from fedq.runtime.local import InProcess, Replied
 from fedq.runtime.pool import Pool
 from fedq.server.strategy import QuantizedFedAvg
@@ -40,9 +42,9 @@ def run(
     return execute(check(overrides, model=model, data=data), root=root, progress=progress)
 
 
-def check(overrides: Sequence[str], *, model: Any = None, data: Any = None) -> Experiment:
+def check(overrides: Sequence[str], *, model: Any = None, data: Any = None, overlay: Path | None = None) -> Experiment:
     """The experiment, built and ready, or `ConfigError` with everything that is wrong; touches no folder."""
-    return build(compose(overrides, overlay=own_conf()), model=model, data=data)
+    return build(compose(overrides, overlay=overlay or own_conf()), model=model, data=data)
 
 
 def execute(
@@ -63,6 +65,10 @@ def execute(
         enabled=progress,
     )
     with one_thread(), display, _link(experiment, strategy, home, display.replies) as link:
+        if experiment.quantized is not None and not experiment.quantized.portable:
+            display.note(
+                "quant.weight_range above 63: x86 without VNNI saturates such sums; the accuracy is this CPU's"
+            )
         return serve(experiment, strategy, link, folder=home, watch=_Watch(display))
 
 
@@ -112,4 +118,7 @@ def write_config(config: Config, path: Path) -> None:
     whole = asdict(config)
     overrides = whole.pop("overrides")
     whole.pop("overlay", None)
-    path.write_text(f"# fedq run {' '.join(overrides)}\n{OmegaConf.to_yaml(OmegaConf.create(whole))}", encoding="utf-8")
+    path.write_text(
+        f"# fedq run {one_line(shlex.join(overrides), limit=10_000)}\n{OmegaConf.to_yaml(OmegaConf.create(whole))}",
+        encoding="utf-8",
+    )

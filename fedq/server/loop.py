@@ -19,6 +19,10 @@ from fedq.server.total import Rejected, Total, Traffic
 SPENT_NOTHING = frozenset({"budget", "ledger"})
 
 
+class LinkLostError(RuntimeError):
+    """The way to the clients is gone; what is done is delivered all the same."""
+
+
 class Gather(Protocol):
     """Carries one round to the clients and brings back the checked, folded total."""
 
@@ -40,6 +44,7 @@ class Scores:
     evaluation: Score = Score()
     validation: Score = Score()
     traffic: Traffic = field(default_factory=Traffic)  # of asking the clients
+    rejected: Sequence[Rejected] = ()  # who was asked to evaluate and could not
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ class Outcome:
     master: np.ndarray
     scores: Scores  # of that very model; empty where it was not evaluated
     rounds: int = 0  # rounds that ended, skipped ones too
-    status: Literal["finished", "ended", "interrupted"] = "finished"
+    status: Literal["finished", "ended", "failed", "interrupted"] = "finished"
     reason: str = ""
     participations: dict[str, int] = field(default_factory=dict)
 
@@ -105,7 +110,7 @@ def run_rounds(
     try:
         scores = outcome.scores = score(0, master)
         hello.add(scores.traffic)
-        watch(Round(0, "initial", scores, None, 0, hello, time.monotonic() - begun, (), refused))
+        watch(Round(0, "initial", scores, None, 0, hello, time.monotonic() - begun, (), [*refused, *scores.rejected]))
         for number in range(1, rules.rounds + 1):
             begun = time.monotonic()
             cohort = dealer.cohort(number, rules.cohort)
@@ -114,7 +119,7 @@ def run_rounds(
             try:
                 broadcast = strategy.broadcast(master, number)
             except ValueError as error:  # float16 holds nothing beyond 65504
-                outcome.status, outcome.reason = "ended", f"round {number}: the model cannot be sent: {error}"
+                outcome.status, outcome.reason = "failed", f"round {number}: the model cannot be sent: {error}"
                 break
             total = gather(number, broadcast, strategy.last_accepted(cohort))
             for refusal in total.rejected:
@@ -138,21 +143,23 @@ def run_rounds(
                     total.traffic,
                     time.monotonic() - begun,
                     [a.client for a in total.accepted],
-                    total.rejected,
+                    [*total.rejected, *(scores.rejected if enough else ())],
                 )
             )
             if stepped is not None and not enough:
-                outcome.status = "ended"
+                outcome.status = "failed"
                 outcome.reason = f"round {number}: the step is not finite; lower strategy.server_lr or train.lr"
                 break
-            spent.update(r.client for r in total.rejected if r.reason == "budget")
+            spent.update(r.client for r in total.rejected if r.reason in SPENT_NOTHING)
             # Not the cohort alone: one client, or one that lies, must not end the run of the others.
             if spent.issuperset(dealer.clients):
                 outcome.status = "ended"
-                outcome.reason = f"round {number}: every client has spent its privacy budget"
+                outcome.reason = f"round {number}: every client has spent its privacy budget, or cannot keep its ledger"
                 break
+    except LinkLostError as error:
+        outcome.status, outcome.reason = "failed", f"after round {outcome.rounds}: {error}"
     except KeyboardInterrupt:
-        outcome.status, outcome.reason = "interrupted", f"stopped by the user after round {outcome.rounds}"
+        outcome.status, outcome.reason = "interrupted", f"Ctrl-C or SIGTERM after round {outcome.rounds}"
     return outcome
 
 

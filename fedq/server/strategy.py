@@ -30,7 +30,9 @@ class QuantizedFedAvg(FedAvg):
     The master copy stays float32 at the server. What clients get is `encode(master)`; what they return is
     their change against what they decoded, so the rounding of the broadcast never accumulates.
 
-    Under DP (`private=True`) all weights are equal and a reply that carries anything but its packet is dropped.
+    `statistics` names averaged segments that are no parameters (running means, observed ranges): they take the
+    plain mean whatever the server optimizer. Under DP (`private=True`) all weights are equal, and a reply that carries
+    anything but its packet is dropped.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class QuantizedFedAvg(FedAvg):
         private: bool = False,
         weighting: str = "examples",
         max_weight: float = 1e6,
+        statistics: Sequence[str] = (),
         fraction: float = 1.0,
         min_clients: int = 1,
         seed: int = 0,
@@ -62,6 +65,11 @@ class QuantizedFedAvg(FedAvg):
             timeout,
             version,
         )
+        self._statistics = [
+            slice(start, start + segment.size)
+            for segment, start in zip(layout.averaged, layout.offsets, strict=True)
+            if segment.name in statistics
+        ]
         self._make_optimizer = optimizer or (lambda parameters: torch.optim.SGD(parameters, lr=1.0))
         self._optimizer: torch.optim.Optimizer | None = None
         self._last_accepted: dict[str, int] = {}
@@ -161,7 +169,10 @@ class QuantizedFedAvg(FedAvg):
         parameter.grad = torch.from_numpy(pseudo_gradient)
         self._optimizer.step()
         parameter.grad = None
-        return parameter.detach().numpy().copy()
+        stepped = parameter.detach().numpy().copy()
+        for part in self._statistics:  # a running variance with momentum may become negative
+            stepped[part] = master[part] - pseudo_gradient[part]
+        return stepped
 
     def step(self, round: int, master: np.ndarray, total: Total) -> np.ndarray:
         """The next master, and a note of whose update counted: their next request says so."""

@@ -22,7 +22,6 @@ def fingerprint() -> dict[str, Any]:
         "machine": platform.machine(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
-        "compile": False,
     }
 
 

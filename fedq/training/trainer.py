@@ -86,7 +86,13 @@ class Trainer:
         self.metric: Metric = METRICS[recipe.metric]
         self._loss = LOSSES[recipe.loss]
         averaged = {s.name for s in layout.segments if s.role == "averaged"}
-        self._local = {name: b.clone() for name, b in model.named_buffers() if name not in averaged}
+        # Counters, frozen weights and the like: no part of the vector, and the same at the start of every fit.
+        self._rest = {n: t for n, t in (*model.named_parameters(), *model.named_buffers()) if n not in averaged}
+        self._at_start = {name: tensor.detach().clone() for name, tensor in self._rest.items()}
+        trained = {name for name, p in model.named_parameters() if p.requires_grad}
+        self.trained_scalars = sum(s.size for s in layout.averaged if s.name in trained)
+        # Averaged, but no parameters: running means, observed ranges. An optimizer's step makes no sense of them.
+        self.statistics = tuple(s.name for s in layout.averaged if s.name not in trained)
         convolutions = [type(m) for m in model.modules() if isinstance(m, nn.Conv2d)]
         # NCHW max-pooling is slow on CPUs: channels_last halves a CNN's training time.
         self._format = torch.channels_last if convolutions else torch.contiguous_format
@@ -105,14 +111,14 @@ class Trainer:
     ) -> Fitted:
         """Train from `weights` (float32, shape (layout.size,)) on the shard; the weights themselves are not changed.
 
-        `batches` orders the examples and `torch_seed` seeds layers that draw, such as dropout. Under DP the
-        batches come from the private source instead, and the spend is on disk before the first step.
+        `batches` orders the examples and `torch_seed` seeds layers that draw, such as dropout. Under DP both come
+        from the private source instead: a mask that others know by its place in the batch would tie every example's
+        gradient to who comes before it. The spend is on disk before the first step.
         """
-        load_vector(self.model, self.layout, weights)
-        self._reset_local()
+        self.load(weights)
         self.model.train()
         self.model.to(memory_format=self._format if private is None else self._private_format)  # type: ignore[call-overload]
-        with _seeded(torch_seed):
+        with _seeded(torch_seed if private is None else int(private.random.uniform((1,))[0] * 2**53)):
             if private is None:
                 loss = self._descend(examples, round, batches)
                 return Fitted(read_vector(self.model, self.layout), len(examples), loss)
@@ -130,7 +136,7 @@ class Trainer:
 
     def evaluate(self, weights: np.ndarray, examples: Examples) -> Evaluation:
         """Mean loss and the metric of a flat model on a set of examples."""
-        load_vector(self.model, self.layout, weights)
+        self.load(weights)
         return score(self.model_outputs(examples.inputs), examples, self._loss, self.metric)
 
     def model_outputs(self, inputs: np.ndarray) -> torch.Tensor:
@@ -147,12 +153,12 @@ class Trainer:
         """The same figures for outputs that another engine computed."""
         return score(torch.from_numpy(outputs), examples, self._loss, self.metric)
 
-    def _reset_local(self) -> None:
-        """What is no part of the vector (counters and the like) starts anew: clients share this model object."""
+    def load(self, weights: np.ndarray) -> None:
+        """Put the model, which clients share, where a fit begins: these weights, all else as at the start."""
+        load_vector(self.model, self.layout, weights)
         with torch.no_grad():
-            for name, buffer in self.model.named_buffers():
-                if name in self._local:
-                    buffer.copy_(self._local[name])
+            for name, tensor in self._rest.items():
+                tensor.copy_(self._at_start[name])
 
     def _descend(self, examples: Examples, round: int, batches: np.random.Generator) -> float:
         optimizer = self.recipe.make_optimizer(self.model.parameters(), round)

@@ -19,11 +19,43 @@ MODULE = """
                 raise RuntimeError("cannot read /home/alice/scan-4711.png: value 9")
             return super().forward(x)
 
+    class Mixing(Net):
+        def forward(self, x):
+            return super().forward(x - x.mean(0))
+
+    class Frozen(Net):
+        # Keeps what it saw of the data in a parameter that is not trained.
+        def __init__(self):
+            super().__init__()
+            self.largest = nn.Parameter(torch.zeros(1), requires_grad=False)
+
+        def forward(self, x):
+            if self.training:
+                with torch.no_grad():
+                    self.largest.copy_(torch.maximum(self.largest, x.max().reshape(1)))
+            return super().forward(x)
+
+    class Dropping(nn.Sequential):
+        def __init__(self):
+            super().__init__(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 10))
+
+    class Peek(Net):
+        # Fails where it meets a full white pixel: whether it does is private.
+        def forward(self, x):
+            if self.training and x.shape[0] > 2 and bool((x[:, 0, 3, 3] == 1).any()):
+                raise RuntimeError("seen")
+            return super().forward(x)
+
     def digits(examples=240):
         from sklearn.datasets import load_digits
         x, y = load_digits(return_X_y=True)
         x = (x / 16).astype(np.float32).reshape(-1, 1, 8, 8)
         return (x[:examples], y[:examples]), (x[1400:], y[1400:])
+
+    def public(examples=240):
+        from dataclasses import replace
+        from fedq.data import as_dataset
+        return replace(as_dataset(digits(examples), "mine.public"), fitted_on_private_data=False)
 
     def marked(examples=240):
         from fedq.data import PARTITIONERS

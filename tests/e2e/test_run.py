@@ -13,6 +13,7 @@ from fedq.results import read_result
 
 SMALL = ["model._target_=mine.Net", "data._target_=mine.digits", "clients=4", "rounds=3", "train.lr=0.5"]
 PRIVATE = [
+    "data._target_=mine.public",
     "privacy=example",
     "privacy.nominal_examples=60",
     "train.epochs=null",
@@ -179,7 +180,7 @@ def test_clients_judge_where_the_server_has_no_test_set(workplace):
 
 
 def test_under_dp_nobody_judges_where_the_server_has_no_test_set(workplace):
-    result = run("model._target_=mine.Net", "data._target_=mine.no_test", "clients=4", "rounds=2", *PRIVATE)
+    result = run("model._target_=mine.Net", "data._target_=mine.no_test", "clients=4", "rounds=2", *PRIVATE[1:])
     assert (result.accuracy_source, result.accuracy) == ("none", None)
 
 
@@ -208,6 +209,51 @@ def test_private_is_what_the_evidence_says(workplace):
     assert result.history[-1].epsilon == pytest.approx(result.epsilon)
     with sqlite3.connect(result.folder / "clients" / "2" / "ledger.sqlite") as ledger:
         assert ledger.execute("select count(*), sum(steps) from spend").fetchone() == (3, 6)
+
+
+def test_a_loader_that_does_not_say_how_it_scales_is_not_private(workplace):
+    result = run(*SMALL, *PRIVATE[1:])
+    assert result.private is False
+    assert any("does not say" in reason for reason in result.privacy_reasons)
+
+
+def test_a_model_that_mixes_examples_is_refused_under_dp(workplace):
+    with pytest.raises(fedq.ConfigError, match="mix"):
+        run(*SMALL[1:], *PRIVATE, "model._target_=mine.Mixing")
+
+
+def test_a_model_that_remembers_its_data_gives_no_update_and_no_privacy(workplace):
+    result = run(*SMALL[1:], *PRIVATE, "model._target_=mine.Frozen", "rounds=1")
+    assert result.private is False
+    assert result.arrays["largest"].tolist() == [0.0]
+
+
+def test_a_failure_that_depends_on_the_data_is_not_private(workplace):
+    result = run(*SMALL[1:], *PRIVATE, "model._target_=mine.Peek")
+    assert "declined" in {reason for row in result.history for reason in row.reasons}
+    assert result.private is False
+    assert any("refusal" in reason for reason in result.privacy_reasons)
+
+
+def test_masks_of_dropout_are_drawn_anew_and_in_secret_under_dp(workplace):
+    quiet = [*SMALL[1:], *PRIVATE, "model._target_=mine.Dropping", "rounds=1", "privacy.target_epsilon=null"]
+    one, two = (run(*quiet, "privacy.noise_multiplier=0.01") for _ in range(2))
+    # Noise of 0.01 * clip / divisor moves a weight by 0.0003 a step; another mask moves it by far more.
+    assert np.abs(one.arrays["2.weight"] - two.arrays["2.weight"]).max() > 0.002
+
+
+def test_a_guarantee_that_says_nothing_is_not_called_private(workplace):
+    result = run(*SMALL, *PRIVATE, "rounds=1", "privacy.target_epsilon=null", "privacy.noise_multiplier=0.05")
+    assert result.epsilon > 20
+    assert result.private is False
+
+
+def test_a_ledger_takes_no_spends_of_another_deal(workplace):
+    shared = [*SMALL, *PRIVATE, "privacy.ledger=ledgers", "rounds=1"]
+    assert run(*shared).private
+    for dealt_anew in ("clients=5", "seed=1", "partition=dirichlet"):
+        with pytest.raises(fedq.ConfigError, match="would be spent twice"):
+            run(*shared, dealt_anew)
 
 
 def test_two_private_runs_differ(workplace):
@@ -250,12 +296,13 @@ def test_a_ledger_of_its_own_composes_over_runs(workplace):
     overrides = [*SMALL, *PRIVATE, "privacy.ledger=ledgers", "privacy.noise_multiplier=2", "privacy.target_epsilon=50"]
     first, second = run(*overrides), run(*overrides)
     assert second.epsilon > first.epsilon > 0
+    assert second.history[-1].epsilon == pytest.approx(second.epsilon)
 
 
 def test_a_table_scaled_by_its_own_statistics_is_refused_under_dp(workplace):
     (workplace / "t.csv").write_text("a,b,y\n" + "\n".join(f"{i},{i % 7},{i % 2}" for i in range(100)) + "\n")
     with pytest.raises(fedq.ConfigError, match=r"data\.standardize"):
-        run("data=csv", "data.path=t.csv", "data.target=y", "clients=2", *PRIVATE)
+        run("data=csv", "data.path=t.csv", "data.target=y", "clients=2", *PRIVATE[1:])
 
 
 def test_a_result_read_back_is_the_result(workplace):
@@ -279,7 +326,7 @@ def test_a_run_leaves_the_caller_s_threads_and_generators_alone(workplace):
 
 def test_a_model_that_diverges_ends_the_run_and_says_so(workplace):
     result = run(*SMALL, "codec=float16", "strategy.server_lr=1e7", "rounds=5")
-    assert result.status == "ended"
+    assert result.status == "failed"
     assert "cannot be sent" in result.status_reason
     assert all(np.isfinite(a).all() for a in result.arrays.values())
 

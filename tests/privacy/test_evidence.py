@@ -43,6 +43,9 @@ WHOLE = RunEvidence(
     nonpublic_reply_fields=(),
     data_fitted_on_private=False,
     activation_ranges_observed=False,
+    delta=1e-5,
+    nominal_examples=100,
+    run="demo",
 )
 
 
@@ -128,3 +131,20 @@ def test_every_default_is_the_damning_one():
 def test_all_faults_are_reported_at_once():
     evidence = replace(with_last_done(noise_source="seeded", steps_noised=4), ledgers_verified=False)
     assert len(is_private(evidence)[1]) == 3
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"epsilon": 21.0, "target_epsilon": 50.0}, "beyond 20"),
+        ({"delta": 0.011}, "leak whole"),
+        ({"nominal_examples": 0}, "leak whole"),
+        ({"run": "another"}, "the spend is of run 'demo'"),
+        ({"data_fitted_on_private": None}, "does not say"),
+        ({"data_fitted_on_private": True}, "statistics of the private examples"),
+    ],
+)
+def test_a_guarantee_that_is_empty_or_of_something_else_is_none(changed, why):
+    private, reasons = is_private(replace(WHOLE, **changed))
+    assert private is False
+    assert any(why in reason for reason in reasons)

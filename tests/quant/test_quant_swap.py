@@ -216,9 +216,9 @@ def test_any_stride_padding_and_grouping_computes_what_conv2d_does():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"weights": 4}, r"quant\.weights=4: only 8 bits"),
-        ({"activations": 4}, r"quant\.activations=4: only 8 bits or null"),
-        ({"ranges": "dynamic"}, r"quant\.ranges=dynamic: must be one of fixed, learned, observed"),
+        ({"weights": 4}, r"weights=4: only 8 bits"),
+        ({"activations": 4}, r"activations=4: only 8 bits, or None"),
+        ({"ranges": "dynamic"}, r"ranges=dynamic: must be one of fixed, learned, observed"),
         ({"weight_range": 128}, r"quant\.weight_range=128: must be 1\.\.127"),
         ({"input_range": 0.0}, r"quant\.input_range=0\.0: must be a number from 0\.001"),
         ({"activation_range": float("nan")}, r"quant\.activation_range=nan: must be"),

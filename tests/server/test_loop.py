@@ -119,7 +119,7 @@ def test_bytes_of_asking_the_clients_belong_to_the_round():
 def test_the_run_ends_when_every_client_has_spent_its_budget():
     ran = run({name: refusing("budget") for name in "0123"}, rounds=9)
     assert (ran.outcome.status, ran.outcome.rounds) == ("ended", 1)
-    assert ran.outcome.reason == "round 1: every client has spent its privacy budget"
+    assert ran.outcome.reason == "round 1: every client has spent its privacy budget, or cannot keep its ledger"
     assert ran.model == START.tobytes()
 
 
@@ -150,7 +150,7 @@ def interrupt(at):
 def test_ctrl_c_between_rounds_keeps_what_is_done():
     ran = run(rounds=5, watch=interrupt(2))
     assert (ran.outcome.status, ran.outcome.rounds) == ("interrupted", 2)
-    assert ran.outcome.reason == "stopped by the user after round 2"
+    assert ran.outcome.reason == "Ctrl-C or SIGTERM after round 2"
     assert ran.model == run(rounds=2).model
 
 
