@@ -1,4 +1,4 @@
-"""The clients' ledgers, where the user keeps them apart from the run: whose they are, and whether they can be written."""
+"""The clients' ledgers, where they are kept apart from the run: whose they are, whether they can be written."""
 
 import hashlib
 import json
