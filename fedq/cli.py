@@ -6,7 +6,7 @@ Heavy imports stand inside the commands: `fedq --help` answers in a fraction of 
 
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -94,7 +94,9 @@ def run(context: typer.Context) -> None:
             _composed(job, overlay)
         if dry:
             _refuse_text("--dry-run: forecasts one experiment, not a sweep. Leave out -m")
-        _hydra(flags, overrides, overlay, lambda node: _sweep_job(node, overlay))
+        runs: list[tuple[list[str], Result]] = []
+        _hydra(flags, overrides, overlay, lambda node: runs.append(_sweep_job(node, overlay)))
+        _print(_sweep_table(runs))
     else:
         experiment = _built(overrides, overlay)
         if dry:
@@ -183,7 +185,7 @@ def _nothing(node: Any) -> None:
     """Hydra's pages train nothing."""
 
 
-def _sweep_job(node: Any, overlay: Path | None) -> None:
+def _sweep_job(node: Any, overlay: Path | None) -> "tuple[list[str], Result]":
     from hydra.core.hydra_config import HydraConfig
 
     from fedq.config import ConfigError
@@ -191,16 +193,33 @@ def _sweep_job(node: Any, overlay: Path | None) -> None:
     from fedq.experiment import build
 
     overrides = list(HydraConfig.get().overrides.task)
+    _say(f"fedq run {' '.join(overrides)}")
     try:
         experiment = build(finished(typed(node), overrides, overlay))
     except ConfigError as error:
         _refuse(error)
-    _run(experiment, overrides)
+    return overrides, _executed(experiment)
+
+
+def _sweep_table(runs: "list[tuple[list[str], Result]]") -> Any:
+    from fedq.results import sweep_table
+
+    return sweep_table(runs)
 
 
 def _run(experiment: "Experiment", overrides: Sequence[str]) -> None:
-    from fedq.app import TooFewClientsError
     from fedq.results import final_table, known_costs
+
+    def report(result: "Result") -> None:
+        costs = known_costs(result, [Path("outputs"), Path("simulations/results")])
+        _print(final_table(result, costs, overrides=list(overrides)))
+
+    _executed(experiment, report)
+
+
+def _executed(experiment: "Experiment", report: "Callable[[Result], None]" = lambda result: None) -> "Result":
+    """Run it and report; a run that did not succeed ends the command with its status."""
+    from fedq.app import TooFewClientsError
     from fedq.runtime import execute
 
     try:
@@ -210,8 +229,7 @@ def _run(experiment: "Experiment", overrides: Sequence[str]) -> None:
         sys.exit(FAILED)
     except OSError as error:  # no room, or no right, to write the run folder
         _refuse_text(str(error))
-    costs = known_costs(result, [Path("outputs"), Path("simulations/results")])
-    _print(final_table(result, costs, overrides=list(overrides)))
+    report(result)
     if result.status == "interrupted":
         sys.exit(INTERRUPTED)
     if result.status == "failed":
@@ -220,6 +238,7 @@ def _run(experiment: "Experiment", overrides: Sequence[str]) -> None:
     if not _moved(result):
         _say(f"fedq: no round succeeded; clients' logs: {result.folder}/clients")
         sys.exit(FAILED)
+    return result
 
 
 def _chosen_folder() -> Path | None:

@@ -10,6 +10,7 @@ from fedq.results.forecast import Forecast, forecast_table
 from fedq.results.report import PartCost, final_table
 from fedq.results.result import AccuracySource, Result, RunStatus, read_result, save_curves
 from fedq.results.rows import RoundLog, RoundRow, RoundStatus, read_rounds
+from fedq.results.sweep import sweep_table
 from fedq.results.tables import markdown_table, read_table, replace_table
 
 __all__ = [
@@ -33,5 +34,6 @@ __all__ = [
     "read_table",
     "replace_table",
     "save_curves",
+    "sweep_table",
     "write_model",
 ]

@@ -5,6 +5,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from fedq.results.next_steps import shown_path
 from fedq.results.report import PartCost
 from fedq.results.result import Result, read_summary
 
@@ -53,4 +54,4 @@ def _summaries(folders: Iterable[Path]) -> Iterable[tuple[dict[str, Any], str]]:
         for file in sorted(folder.glob("**/result*.json"), reverse=True)[:_LATEST]:
             summary = read_summary(file)
             if summary is not None and summary.get("status") == "finished" and summary.get("accuracy") is not None:
-                yield summary, str(file.parent)
+                yield summary, str(shown_path(file.parent))

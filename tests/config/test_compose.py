@@ -13,7 +13,7 @@ def refused(*overrides):
 
 def test_the_demo_is_what_its_file_says():
     config = compose(["experiment=demo"])
-    assert (config.rounds, config.clients, config.name) == (40, 10, "demo")
+    assert (config.rounds, config.clients, config.name) == (100, 10, "demo")
     assert (config.quant.name, config.privacy.unit, config.codec.name) == ("int8", "example", "int8")
 
 

@@ -145,7 +145,7 @@ def test_help_of_run_lists_groups_choices_and_keys_with_their_meaning(workplace)
 
 def test_the_composed_config_can_be_printed(workplace):
     page = fedq_run("--cfg", "job", "experiment=demo").stdout
-    assert "rounds: 40" in page
+    assert "rounds: 100" in page
     assert "unit: example" in page
 
 
@@ -167,6 +167,7 @@ def test_version():
 def test_a_sweep_runs_every_combination(workplace):
     done = fedq_run("-m", *SMALL, "rounds=1", "seed=1,2", "codec=float32,int8", timeout=120)
     assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[:7] == ["run", "score", "int8", "epsilon", "up", "down", "folder"]
     results = [json.loads(p.read_text()) for p in Path("outputs").glob("*/*/result.json")]
     assert {(r["seed"], r["config"]["codec"]["name"]) for r in results} == {
         (1, "float32"), (1, "int8"), (2, "float32"), (2, "int8")
