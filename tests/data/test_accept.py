@@ -44,8 +44,8 @@ def test_dataset_is_handed_on_as_it_is():
     assert as_dataset(data, "mine") is data
 
 
-def test_data_of_own_loader_counts_as_public_until_it_says_otherwise():
-    assert not as_dataset((X, Y), "mine").fitted_on_private_data
+def test_plain_arrays_do_not_say_how_they_were_scaled():
+    assert as_dataset((X, Y), "mine").fitted_on_private_data is None
 
 
 @pytest.mark.parametrize(

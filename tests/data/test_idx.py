@@ -103,7 +103,7 @@ def test_without_validation_all_of_training_trains(tiny_fashion):
 
 
 def test_published_constants_are_not_fitted_on_what_clients_hold(tiny_fashion):
-    assert not fashion_mnist(str(tiny_fashion)).fitted_on_private_data
+    assert fashion_mnist(str(tiny_fashion)).fitted_on_private_data is False
 
 
 def test_missing_file_is_named_with_ways_to_get_it(tiny_fashion):

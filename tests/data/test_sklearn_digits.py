@@ -32,7 +32,7 @@ def test_sizes_follow_the_fractions(data):
 
 
 def test_scale_is_not_fitted_to_the_data(data):
-    assert not data.fitted_on_private_data
+    assert data.fitted_on_private_data is False
 
 
 def test_parts_not_asked_for_are_absent():

@@ -81,8 +81,8 @@ def test_standardised_features_use_the_statistics_of_the_training_part_alone(pat
 
 
 def test_statistics_of_private_rows_are_declared(patients):
-    assert csv(patients, "kind", "ward").fitted_on_private_data
-    assert not csv(patients, "kind", "ward", standardize=False).fitted_on_private_data
+    assert csv(patients, "kind", "ward").fitted_on_private_data is True
+    assert csv(patients, "kind", "ward", standardize=False).fitted_on_private_data is False
 
 
 def test_constant_feature_becomes_zero_not_noise(write):
