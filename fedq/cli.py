@@ -96,7 +96,7 @@ def run(context: typer.Context) -> None:
             _refuse_text("--dry-run: forecasts one experiment, not a sweep. Leave out -m")
         runs: list[tuple[list[str], Result]] = []
         _hydra(flags, overrides, overlay, lambda node: runs.append(_sweep_job(node, overlay)))
-        _print(_sweep_table(runs))
+        _print_sweep(runs)
     else:
         experiment = _built(overrides, overlay)
         if dry:
@@ -148,11 +148,16 @@ def _jobs(overrides: list[str]) -> list[list[str]]:
         _refuse_text(str(error))
 
 
+def _own(overrides: Sequence[str]) -> list[str]:
+    """What defines the experiment: all but Hydra's own settings."""
+    return [o for o in overrides if not o.lstrip("+~").startswith("hydra")]
+
+
 def _composed(overrides: Sequence[str], overlay: Path | None) -> None:
     from fedq.config import ConfigError, compose, problems
 
     try:
-        config = compose([o for o in overrides if not o.lstrip("+~").startswith("hydra")], overlay=overlay)
+        config = compose(_own(overrides), overlay=overlay)
         if found := problems(config):
             raise ConfigError(found)
     except ConfigError as error:
@@ -164,7 +169,7 @@ def _built(overrides: Sequence[str], overlay: Path | None) -> "Experiment":
     from fedq.runtime import check
 
     try:
-        return check([o for o in overrides if not o.lstrip("+~").startswith("hydra")], overlay=overlay)
+        return check(_own(overrides), overlay=overlay)
     except ConfigError as error:
         _refuse(error)
 
@@ -201,10 +206,10 @@ def _sweep_job(node: Any, overlay: Path | None) -> "tuple[list[str], Result]":
     return overrides, _executed(experiment)
 
 
-def _sweep_table(runs: "list[tuple[list[str], Result]]") -> Any:
+def _print_sweep(runs: "list[tuple[list[str], Result]]") -> None:
     from fedq.results import sweep_table
 
-    return sweep_table(runs)
+    _print(sweep_table(runs))
 
 
 def _run(experiment: "Experiment", overrides: Sequence[str]) -> None:
