@@ -15,9 +15,11 @@ import typer
 from fedq import __version__
 
 if TYPE_CHECKING:
-    from fedq.config import ConfigError
+    from fedq.config import Config, ConfigError
     from fedq.experiment import Experiment
     from fedq.results import Result
+
+    Start = Callable[[], Result]
 
 app = typer.Typer(
     name="fedq",
@@ -73,6 +75,10 @@ def _root(
     """Federated quantized training: QAT and DP on the clients, int8 on the wire, a real int8 model at the end."""
 
 
+deploy_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Real SuperLinks and SuperNodes.")
+app.add_typer(deploy_app, name="deploy")
+
+
 @app.command(
     context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []},
     short_help="Run one experiment, or a sweep with -m.   fedq run --help lists every option.",
@@ -98,11 +104,39 @@ def run(context: typer.Context) -> None:
         _hydra(flags, overrides, overlay, lambda node: runs.append(_sweep_job(node, overlay)))
         _print_sweep(runs)
     else:
-        experiment = _built(overrides, overlay)
+        config = _config(overrides, overlay)
         if dry:
-            _print_forecast(experiment)
-            return
-        _hydra(flags, overrides, overlay, lambda node: _run(experiment, overrides))
+            _print_forecast(_built(config))
+        elif config.runtime.name == "deployment":
+            _run(_deployed(config, overrides), overrides)
+        else:
+            experiment = _built(config)
+            _hydra(flags, overrides, overlay, lambda node: _run(_execution(experiment), overrides))
+
+
+@deploy_app.command(
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    short_help="Run the experiment over a real SuperLink and SuperNodes of this machine, with TLS and node keys.",
+)
+def rehearse(
+    context: typer.Context,
+    clients: Annotated[int | None, typer.Option(help="SuperNodes to start; the experiment's clients.")] = None,
+) -> None:
+    """Rehearse a deployment here: `fedq deploy rehearse --clients 3 [KEY=VALUE ...]`.
+
+    Prints every command that it runs, each of which an organisation would run on a machine of its own. Everything but
+    the collected run folder lies in a temporary directory and is gone afterwards.
+    """
+    sys.path.insert(0, str(Path.cwd()))
+    overrides, flags = _split(context.args)
+    if flags:
+        _refuse_text(f"{flags[0]}: fedq deploy rehearse takes --clients N and KEY=VALUE overrides")
+    if clients is not None:
+        overrides = [*overrides, f"clients={clients}"]
+    from fedq.runtime.rehearsal import rehearsal
+
+    config = _config(overrides, _overlay([]))
+    _run(lambda: rehearsal(config, overrides, say=typer.echo), overrides)
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -164,12 +198,21 @@ def _composed(overrides: Sequence[str], overlay: Path | None) -> None:
         _refuse(error)
 
 
-def _built(overrides: Sequence[str], overlay: Path | None) -> "Experiment":
-    from fedq.config import ConfigError
-    from fedq.runtime import check
+def _config(overrides: Sequence[str], overlay: Path | None) -> "Config":
+    from fedq.config import ConfigError, compose
 
     try:
-        return check(_own(overrides), overlay=overlay)
+        return compose(_own(overrides), overlay=overlay)
+    except ConfigError as error:
+        _refuse(error)
+
+
+def _built(config: "Config") -> "Experiment":
+    from fedq.config import ConfigError
+    from fedq.runtime import built
+
+    try:
+        return built(config)
     except ConfigError as error:
         _refuse(error)
 
@@ -193,17 +236,27 @@ def _nothing(node: Any) -> None:
 def _sweep_job(node: Any, overlay: Path | None) -> "tuple[list[str], Result]":
     from hydra.core.hydra_config import HydraConfig
 
-    from fedq.config import ConfigError
     from fedq.config.compose import finished, typed
-    from fedq.experiment import build
 
     overrides = list(HydraConfig.get().overrides.task)
     _say(f"fedq run {' '.join(overrides)}")
-    try:
-        experiment = build(finished(typed(node), overrides, overlay))
-    except ConfigError as error:
-        _refuse(error)
-    return overrides, _executed(experiment)
+    config = finished(typed(node), overrides, overlay)
+    if config.runtime.name == "deployment":
+        return overrides, _executed(_deployed(config, overrides))
+    return overrides, _executed(_execution(_built(config)))
+
+
+def _execution(experiment: "Experiment") -> "Start":
+    from fedq.runtime import execute
+
+    folder = _chosen_folder()
+    return lambda: execute(experiment, folder=folder)
+
+
+def _deployed(config: "Config", overrides: Sequence[str]) -> "Start":
+    from fedq.runtime import deploy
+
+    return lambda: deploy(config, overrides)
 
 
 def _print_sweep(runs: "list[tuple[list[str], Result]]") -> None:
@@ -212,24 +265,27 @@ def _print_sweep(runs: "list[tuple[list[str], Result]]") -> None:
     _print(sweep_table(runs))
 
 
-def _run(experiment: "Experiment", overrides: Sequence[str]) -> None:
+def _run(start: "Start", overrides: Sequence[str]) -> None:
     from fedq.results import final_table, known_costs
 
     def report(result: "Result") -> None:
         costs = known_costs(result, [Path("outputs"), Path("simulations/results")])
         _print(final_table(result, costs, overrides=list(overrides)))
 
-    _executed(experiment, report)
+    _executed(start, report)
 
 
-def _executed(experiment: "Experiment", report: "Callable[[Result], None]" = lambda result: None) -> "Result":
+def _executed(start: "Start", report: "Callable[[Result], None]" = lambda result: None) -> "Result":
     """Run it and report; a run that did not succeed ends the command with its status."""
-    from fedq.app import TooFewClientsError
-    from fedq.runtime import execute
+    from fedq.config import ConfigError
+    from fedq.runtime import DeploymentError
+    from fedq.server.roster import TooFewClientsError
 
     try:
-        result = execute(experiment, folder=_chosen_folder())
-    except TooFewClientsError as error:
+        result = start()
+    except ConfigError as error:
+        _refuse(error)
+    except (TooFewClientsError, DeploymentError) as error:
         _say(f"fedq: {error}")
         sys.exit(FAILED)
     except OSError as error:  # no room, or no right, to write the run folder
@@ -241,7 +297,8 @@ def _executed(experiment: "Experiment", report: "Callable[[Result], None]" = lam
         _say(f"fedq: {result.status_reason}")
         sys.exit(FAILED)
     if not _moved(result):
-        _say(f"fedq: no round succeeded; clients' logs: {result.folder}/clients")
+        logs = f"{result.folder}/clients" if result.folder else "in the state-dir of each"
+        _say(f"fedq: no round succeeded; clients' logs: {logs}")
         sys.exit(FAILED)
     return result
 

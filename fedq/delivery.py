@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from fedq import wire
 from fedq.client.state import EVIDENCE
 from fedq.config import rules
 from fedq.experiment import Experiment
+from fedq.experiment.ledgers import ledger_file
 from fedq.results import Result, RoundLog, RoundRow, save_curves, write_model
 from fedq.server import Outcome
 from fedq.server.loop import Round
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from fedq.privacy import Mechanism
 
 PRIVACY_UNIT = {"example": "one training example of one client (add or remove)"}
-LEDGER = "ledger.sqlite"
+ELSEWHERE = "the clients' ledgers and evidence lie on their own machines, where this server does not see them"
 DATA_DEPENDENT = frozenset({"declined", "client_error", "error"})  # refusals that may tell something of the data
 MODEL, INT8_MODEL = "model.safetensors", "model.onnx"
 
@@ -37,8 +39,10 @@ MODEL, INT8_MODEL = "model.safetensors", "model.onnx"
 class Delivery:
     """Turns rounds into rows as they end, on disk first and then on the screen; closes with the result."""
 
-    def __init__(self, experiment: Experiment, folder: Path, watch: Callable[[RoundRow], None]) -> None:
-        self._experiment, self._folder, self._watch = experiment, folder, watch
+    def __init__(
+        self, experiment: Experiment, folder: Path, watch: Callable[[RoundRow], None], *, clients: "ClientFiles | None"
+    ) -> None:
+        self._experiment, self._folder, self._watch, self._clients = experiment, folder, watch, clients
         self._log = RoundLog(folder / "rounds.jsonl")
         self._rows: list[RoundRow] = []
         self._traffic = Traffic()
@@ -179,10 +183,15 @@ class Delivery:
 
         # Whether a client's code fails may depend on its data: that it said so is a leak, whatever its update was.
         told = [f"a refusal ({reason})" for reason in sorted(self._refusals & DATA_DEPENDENT)]
-        evidence = gather_evidence(e, self._folder, self._accepted, [*self._traffic.fields, *told])
-        private, reasons = is_private(evidence)
+        if self._clients is None:  # what each has spent is a function of public numbers; that it is private is not
+            spent = max((row.epsilon for row in self._rows if row.epsilon is not None), default=0.0)
+            private, reasons = False, [ELSEWHERE, *told]
+        else:
+            evidence = gather_evidence(e, self._clients, self._accepted, [*self._traffic.fields, *told])
+            private, reasons = is_private(evidence)
+            spent = evidence.epsilon
         return {
-            "epsilon": evidence.epsilon,
+            "epsilon": spent,
             "delta": e.plan.delta,
             "privacy_unit": PRIVACY_UNIT[e.config.privacy.unit],
             "private": private,
@@ -204,44 +213,41 @@ def epsilon_after(experiment: Experiment, participations: int, *, before: "Seque
 
 def spent_before(experiment: Experiment) -> "list[Mechanism]":
     """What the client that has spent most had spent before this run, where ledgers outlive runs."""
-    options = experiment.config.privacy
-    if experiment.plan is None or options.ledger is None:
+    if experiment.plan is None or experiment.config.privacy.ledger is None:
         return []
     from fedq.privacy import Ledger, LedgerError
 
     most: list[Mechanism] = []
     for identity in experiment.identities:
-        path = Path(options.ledger) / identity / LEDGER
+        path = ledger_file(experiment.config, Path(), identity)
         with suppress(LedgerError):  # one that cannot be read refuses to train; its client says so
             if path.exists():
-                most = max(most, Ledger(path, access="read").mechanisms(), key=lambda m: epsilon_of(experiment, m))
+                spent = Ledger(path, access="read").mechanisms()
+                most = max(most, spent, key=lambda before: epsilon_after(experiment, 0, before=before) or 0.0)
     return most
 
 
-def epsilon_of(experiment: Experiment, mechanisms: "Sequence[Mechanism]") -> float:
-    from fedq.privacy import epsilon
+@dataclass(frozen=True)
+class ClientFiles:
+    """Where the clients' files of one run lie, if this machine holds them; `run`: its name in their ledgers."""
 
-    plan = experiment.plan
-    return epsilon(list(mechanisms), plan.delta, accountant=plan.accountant) if mechanisms else 0.0
-
-
-def client_folder(run: Path, identity: str) -> Path:
-    """Where a simulated client keeps its ledger, evidence and log."""
-    return run / "clients" / identity
+    root: Path  # root / IDENTITY / evidence.jsonl, and ledger.sqlite unless privacy.ledger names another place
+    run: str
 
 
-def gather_evidence(experiment: Experiment, folder: Path, accepted: list[tuple[str, int]], fields: list[str]) -> Any:
+def gather_evidence(
+    experiment: Experiment, clients: ClientFiles, accepted: list[tuple[str, int]], fields: list[str]
+) -> Any:
     """Every participation's evidence and ledger row, read back from the clients' folders.
 
     Participations whose reply the server dropped count too: their updates left the client all the same.
     """
     from fedq.privacy import ClientRound, DPEvidence, Ledger, LedgerError, RunEvidence, Spend
 
-    options = experiment.config.privacy
     rounds: list[ClientRound] = []
     spent, verified = 0.0, True
     for identity in experiment.identities:
-        home = client_folder(folder, identity)
+        home = clients.root / identity
         done: list[tuple[int, DPEvidence]] = []  # a round may have been asked for twice
         if (home / EVIDENCE).exists():
             for line in (home / EVIDENCE).read_text(encoding="utf-8").splitlines():
@@ -250,7 +256,7 @@ def gather_evidence(experiment: Experiment, folder: Path, accepted: list[tuple[s
                     number = row.pop("round")
                     done.append((number, DPEvidence(**row)))
         spends: dict[int, Spend] = {}
-        path = (Path(options.ledger) / identity if options.ledger else home) / LEDGER
+        path = ledger_file(experiment.config, home, identity)
         if path.exists():
             try:
                 ledger = Ledger(path, access="read")
@@ -265,7 +271,7 @@ def gather_evidence(experiment: Experiment, folder: Path, accepted: list[tuple[s
         # A spend of this run without evidence: the client's code failed after it, or was stopped.
         proven = {evidence.spend_row_id for _, evidence in done}
         for row_id, spend in spends.items():
-            if spend.run == folder.name and row_id not in proven:
+            if spend.run == clients.run and row_id not in proven:
                 rounds.append(ClientRound(identity, spend.round, None, spend, experiment.trainer.trained_scalars))
         trained = {number for number, _ in done}
         unproven = [number for client, number in accepted if client == identity and number not in trained]
@@ -281,5 +287,5 @@ def gather_evidence(experiment: Experiment, folder: Path, accepted: list[tuple[s
         activation_ranges_observed=experiment.quantized is not None and experiment.quantized.ranges == "observed",
         delta=experiment.plan.delta,
         nominal_examples=experiment.plan.nominal_examples,
-        run=folder.name,
+        run=clients.run,
     )

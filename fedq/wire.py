@@ -5,7 +5,7 @@ is trusted: `read_*` checks every key, type and range, and raises `MalformedRepl
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,6 +82,7 @@ class Request:
     round: int
     accepted: int  # last round whose update of this client was accepted; -1: none
     packets: Mapping[str, bytes] = field(default_factory=dict)
+    holdout: float = 0.0  # share of its examples that the client keeps to evaluate on; 0 where the server can judge
 
 
 @dataclass(frozen=True)
@@ -132,21 +133,23 @@ def read_hello(content: RecordDict) -> Hello:
 
 
 def write_request(request: Request) -> RecordDict:
-    numbers = ConfigRecord({"round": request.round, "accepted": request.accepted})
-    return RecordDict({_REQUEST: numbers, _PACKETS: ConfigRecord(dict(request.packets))})
+    values: dict[str, Any] = {"round": request.round, "accepted": request.accepted}
+    if request.holdout:
+        values["holdout"] = request.holdout
+    return RecordDict({_REQUEST: ConfigRecord(values), _PACKETS: ConfigRecord(dict(request.packets))})
 
 
 def read_request(content: RecordDict) -> Request:
     records = _records(content, {_REQUEST: ConfigRecord, _PACKETS: ConfigRecord})
-    _keys(records[_REQUEST], {"round", "accepted"})
-    round = _typed(records[_REQUEST], "round", int)
+    numbers = records[_REQUEST]
+    _keys(numbers, {"round", "accepted"}, optional={"holdout"})
+    round = _typed(numbers, "round", int)
     if not 0 <= round < 2**32:  # what a packet's header can hold
         raise MalformedReply("round", f"round {round} is out of range")
-    return Request(
-        round,
-        _typed(records[_REQUEST], "accepted", int),
-        _packets(records[_PACKETS]),
-    )
+    holdout = _typed(numbers, "holdout", float) if "holdout" in numbers else 0.0
+    if not 0 <= holdout < 1:
+        raise MalformedReply("wrong_type", "holdout must be in [0, 1)")
+    return Request(round, _typed(numbers, "accepted", int), _packets(records[_PACKETS]), holdout)
 
 
 def write_reply(reply: Reply) -> RecordDict:
@@ -231,9 +234,9 @@ def _records(content: RecordDict, expected: Mapping[str, type]) -> dict[str, Any
     return dict(content)
 
 
-def _keys(record: Any, expected: set[str]) -> None:
+def _keys(record: Any, expected: set[str], *, optional: Set[str] = frozenset()) -> None:
     found = set(record)
-    if found - expected:
+    if found - expected - optional:
         raise MalformedReply("extra_key", "the message holds a key that is not on the allow-list")
     if expected - found:
         raise MalformedReply("missing_key", f"no {', '.join(sorted(expected - found))}")

@@ -5,8 +5,7 @@ import math
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
-from fedq import wire
-from fedq.runtime import flower
+from fedq import flower, wire
 
 PACKET = b"\x00\x01"
 TRAINED = frozenset({"num_examples", "loss"})

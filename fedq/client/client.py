@@ -5,10 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fedq import codec as packets
 from fedq import wire
 from fedq.client.state import ClientState
 from fedq.data import Examples
+from fedq.data.split import held_out
 from fedq.privacy import DPPlan, Ledger, RandomSource, SpendContext, admit
 from fedq.randomness import generator, key64
 from fedq.training import PrivateFit, Trainer
@@ -29,13 +32,12 @@ class Privacy:
 
 @dataclass
 class Client:
-    """A data owner. `shard` opens the data; it is called only after the request was admitted."""
+    """A data owner. `shard` opens all its data; it is called only after the request was admitted."""
 
     identity: str
     trainer: Trainer
     codec: Any
     shard: Callable[[], Examples]
-    held_out: Callable[[], Examples]
     state: ClientState
     seed: int
     feedback: bool = False
@@ -43,48 +45,62 @@ class Client:
 
     def train(self, request: wire.Request) -> wire.Reply:
         """The update for one request. Raises `Declined` or `MalformedUpdate` before any data is opened."""
-        layout = self.trainer.layout
-        weights = packets.decode(_model(request), layout, round=request.round, kind="weights")
-        private = self._admit(request)
-        fitted = self.trainer.fit(  # under DP the spend is written, and noise is added, in here
-            weights,
-            self.shard(),
-            round=request.round,
-            batches=generator(self.seed, "batches", request.round, self.identity),
-            torch_seed=key64(self.seed, "torch", request.round, self.identity),
-            private=private,
-        )
-        before = self.state.residual(request.accepted) if self.feedback else None
-        update = fitted.vector - weights if before is None else fitted.vector - weights + before
-        packet = packets.encode(  # post-processing: costs no epsilon
-            update,
-            self.codec,
-            layout=layout,
-            kind="delta",
-            round=request.round,
-            base=packets.digest(weights),
-            key=key64(self.seed, "update", request.round, self.identity),
-        )
-        if self.feedback:
-            after = update - packets.decode(packet, layout)
-            self.state.commit(request.round, before, after)
-        self.state.log(_line(request.round, fitted.num_examples, fitted.loss, len(packet)))
-        if fitted.evidence is not None:
-            self.state.note_evidence(request.round, fitted.evidence)
-            return wire.Reply(request.round, {UPDATE: packet})
-        return wire.Reply(request.round, {UPDATE: packet}, fitted.num_examples, fitted.loss)
+        with self.state.exclusive():
+            layout = self.trainer.layout
+            weights = packets.decode(_model(request), layout, round=request.round, kind="weights")
+            private = self._admit(request)
+            trained_on, _ = self._parts(request.holdout)
+            fitted = self.trainer.fit(  # under DP the spend is written, and noise is added, in here
+                weights,
+                trained_on,
+                round=request.round,
+                batches=generator(self.seed, "batches", request.round, self.identity),
+                torch_seed=key64(self.seed, "torch", request.round, self.identity),
+                private=private,
+            )
+            before = self.state.residual(request.accepted) if self.feedback else None
+            update = fitted.vector - weights if before is None else fitted.vector - weights + before
+            packet = packets.encode(  # post-processing: costs no epsilon
+                update,
+                self.codec,
+                layout=layout,
+                kind="delta",
+                round=request.round,
+                base=packets.digest(weights),
+                key=key64(self.seed, "update", request.round, self.identity),
+            )
+            if self.feedback:
+                after = update - packets.decode(packet, layout)
+                self.state.commit(request.round, before, after)
+            self.state.log(_line(request.round, fitted.num_examples, fitted.loss, len(packet)))
+            if fitted.evidence is not None:
+                self.state.note_evidence(request.round, fitted.evidence)
+                return wire.Reply(request.round, {UPDATE: packet})
+            return wire.Reply(request.round, {UPDATE: packet}, fitted.num_examples, fitted.loss)
 
     def evaluate(self, request: wire.Request) -> wire.Reply:
         """Loss and metric of the sent model on the examples that this client holds out. Never under DP."""
         if self.privacy is not None:
             raise PermissionError("an evaluation is not covered by this client's privacy plan")
         weights = packets.decode(_model(request), self.trainer.layout, round=request.round, kind="weights")
-        result = self.trainer.evaluate(weights, self.held_out())
+        _, held_out = self._parts(request.holdout)
+        result = self.trainer.evaluate(weights, held_out)
         return wire.Reply(request.round, {}, result.num_examples, result.loss, result.metric)
+
+    def _parts(self, holdout: float) -> tuple[Examples, Examples]:
+        """The examples to train on and those to evaluate on: the same cut in every round of a run."""
+        examples = self.shard()
+        held = min(len(examples) - 1, held_out(len(examples), holdout))
+        if held < 1:
+            return examples, examples[[]]
+        order = generator(self.seed, "held out", self.identity).permutation(len(examples))
+        return examples[np.sort(order[held:])], examples[np.sort(order[:held])]
 
     def _admit(self, request: wire.Request) -> PrivateFit | None:
         if self.privacy is None:
             return None
+        if request.holdout:  # which examples are held out depends on how many there are
+            raise wire.MalformedReply("extra_key", "under DP no example is held out: the request asks for it")
         ledger = Ledger(self.privacy.ledger)
         admit(ledger, self.privacy.plan, data=self.privacy.data_name)
         context = SpendContext(data=self.privacy.data_name, run=self.privacy.run, round=request.round)

@@ -1,32 +1,59 @@
 """What a client keeps between rounds. Knows files; not models, packets or messages.
 
-In simulation it lives with the run: the ledger and the evidence on disk, the residual in the process that
-serves the client in every round.
+In simulation it lives with the run: the ledger and the evidence on disk, the residual in the process that serves the
+client in every round. Where each message meets a new process (a deployment, Ray) the residual is on disk too.
 """
 
+import io
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from fedq.privacy import DPEvidence
+from fedq.results import atomic
 
-EVIDENCE, LOG = "evidence.jsonl", "log.txt"
+EVIDENCE, LOG, RESIDUAL = "evidence.jsonl", "log.txt", "residual.npz"
+_VERSION = 1
+
+
+class StateError(RuntimeError):
+    """The client's own files cannot be read or trusted; a person has to look at them."""
 
 
 class ClientState:
-    """One client's residual (what compression lost), evidence of noise, and its log.
+    """One client's residual (what compression lost), evidence of noise, and its log, all of one run.
 
     The server may drop an update that was sent. The residual after that update holds only what compression
     lost of it, so it must not be used then: both residuals are kept until the server says which one counts.
+    `durable`: the residual is written and synced before the update leaves, and read again by the next process.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path | None = None, *, durable: bool = False) -> None:
+        if durable and folder is None:
+            raise ValueError("durable=True needs a folder to write to")
+        self.folder, self._durable = folder, durable
         self._before: np.ndarray | None = None  # if the update of `_round` was dropped
         self._after: np.ndarray | None = None  # if it was accepted
         self._round = -1
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """One message at a time: a redelivered one waits until the first has written its files."""
+        if not self._durable:
+            yield
+            return
+        from filelock import FileLock
+
+        assert self.folder is not None
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.folder / ".lock"):
+            self._load()
+            yield
 
     def residual(self, accepted: int) -> np.ndarray | None:
         """What was lost so far, given the last round in which the server accepted an update of this client."""
@@ -35,6 +62,13 @@ class ClientState:
     def commit(self, round: int, before: np.ndarray | None, after: np.ndarray | None) -> None:
         """Keep both outcomes of the update that is about to leave."""
         self._before, self._after, self._round = before, after, round
+        if self._durable:
+            assert self.folder is not None
+            file = io.BytesIO()
+            parts: dict[str, Any] = {"before": before, "after": after}
+            parts = {name: value for name, value in parts.items() if value is not None}
+            np.savez(file, version=np.int64(_VERSION), round=np.int64(round), **parts)
+            atomic.write_bytes(self.folder / RESIDUAL, file.getvalue())
 
     def note_evidence(self, round: int, evidence: DPEvidence) -> None:
         """What the noise-adding code says that it did, one JSON line a participation. Never leaves the client."""
@@ -45,6 +79,23 @@ class ClientState:
         """For the client's own operator."""
         if self.folder is not None:
             self._append(LOG, line)
+
+    def _load(self) -> None:
+        assert self.folder is not None
+        path = self.folder / RESIDUAL
+        if not path.exists():
+            return
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                version = int(file["version"])
+                self._round = int(file["round"])
+                self._before, self._after = (file.get(k) for k in ("before", "after"))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StateError(
+                f"{path}: not a residual ({error}); move it away to start without error feedback"
+            ) from None
+        if version != _VERSION:
+            raise StateError(f"{path}: version {version}, this fedq reads {_VERSION}; move it away, or use that fedq")
 
     def _append(self, name: str, line: str) -> None:
         assert self.folder is not None

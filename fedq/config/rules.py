@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields
 from typing import Any
@@ -28,7 +29,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "strategy.name": ("fedavg",),
     "strategy.weighting": ("examples", "equal"),
     "strategy.keep": ("last", "best"),
-    "runtime.name": ("local",),
+    "runtime.name": ("local", "ray", "deployment"),
 }
 # key -> (least, largest, whether the bounds themselves are allowed)
 BOUNDS: dict[str, tuple[float, float, bool, bool]] = {
@@ -62,6 +63,9 @@ BOUNDS: dict[str, tuple[float, float, bool, bool]] = {
     "strategy.max_weight": (0, 2**20, False, True),
     "strategy.evaluate_every": (1, math.inf, True, False),
     "runtime.workers": (1, 256, True, True),
+    "runtime.wait": (0, 7 * 86400, True, True),
+    "runtime.timeout": (0, 7 * 86400, False, True),
+    "runtime.min_available": (1, 1_000_000, True, True),
 }
 
 
@@ -139,6 +143,8 @@ def _together(config: Config) -> Iterator[Problem]:
             f"a round has {cohort_size(config)} clients (fraction={config.fraction} of clients={config.clients})",
             f"Use strategy.min_clients={cohort_size(config)} or a larger fraction",
         )
+    yield from _names(config)
+    yield from _runtime(config)
     yield from _idle(config)
     for group in ("model", "data"):
         target = getattr(config, group).get("_target_")
@@ -195,10 +201,48 @@ def _together(config: Config) -> Iterator[Problem]:
         )
 
 
+def _names(config: Config) -> Iterator[Problem]:
+    """A name is a folder and a key of random numbers; it is sorted, logged and shown."""
+    for name in config.names:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+            rule = "a name has 1 to 64 letters, digits, dots, hyphens and underscores, the first a letter or digit"
+            yield Problem("names", name, rule, "Use names such as [clinic-a,clinic-b]")
+            return
+    if config.names and (len(config.names) != config.clients or len(set(config.names)) != config.clients):
+        rule = f"must be {config.clients} different names, one for each client"
+        yield Problem("names", config.names, rule, f"Use clients={len(set(config.names))}, or name them all")
+
+
+def _runtime(config: Config) -> Iterator[Problem]:
+    runtime = config.runtime
+    if runtime.min_available is not None and runtime.min_available > config.clients:
+        rule = f"there are {config.clients} clients"
+        yield Problem("runtime.min_available", runtime.min_available, rule, "Use null to wait for them all")
+    for key, value in runtime.client_resources.items():
+        if key not in ("num_cpus", "num_gpus"):
+            yield Problem(f"runtime.client_resources.{key}", value, "no such resource", "Use num_cpus or num_gpus")
+        elif type(value) not in (int, float) or not 0 <= value < math.inf or (key == "num_cpus" and not value):
+            rule = "must be a number above 0" if key == "num_cpus" else "must be a number, 0 or more"
+            yield Problem(f"runtime.client_resources.{key}", value, rule, f"Try runtime.client_resources.{key}=1")
+    if runtime.name == "deployment" and config.privacy.ledger is not None:
+        rule = "in a deployment every client's ledger lies in the state-dir of its own node config"
+        yield Problem("privacy.ledger", config.privacy.ledger, rule, "Use privacy.ledger=null")
+
+
 def _idle(config: Config) -> Iterator[Problem]:
     """Options that the user set and that would do nothing: (keys, whether they apply, why not, the mend)."""
     c, private = config, config.privacy.unit != "off"
+    engine = f"runtime={c.runtime.name} has no such option"
     table: list[tuple[Sequence[str], bool, str, str]] = [
+        (("runtime.workers",), c.runtime.name == "local", engine, "Use runtime=local"),
+        (("runtime.address",), c.runtime.name == "ray", engine, "Use runtime=ray"),
+        (("runtime.connection",), c.runtime.name == "deployment", engine, "Use runtime=deployment"),
+        (
+            ("runtime.wait", "runtime.min_available", "runtime.timeout"),
+            c.runtime.name != "local",
+            engine,
+            "Use runtime=ray or runtime=deployment",
+        ),
         (_options("privacy", "unit"), private, "privacy is off, so it would do nothing", "Add privacy=example"),
         (_options("quant", "name"), c.quant.name != "off", "quant is off, so it would do nothing", "Add quant=int8"),
         (
@@ -236,6 +280,11 @@ def _idle(config: Config) -> Iterator[Problem]:
 def _options(group: str, switch: str) -> list[str]:
     """Every key of a group but the one that switches it."""
     return [f"{group}.{f.name}" for f in fields(getattr(Config(), group)) if f.name != switch]
+
+
+def identities(config: Config) -> list[str]:
+    """The names of the clients, in the order in which examples are dealt to them."""
+    return list(config.names) or [str(i) for i in range(config.clients)]
 
 
 def cohort_size(config: Config, *, clients: int | None = None) -> int:

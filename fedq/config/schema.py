@@ -91,8 +91,14 @@ class Strategy:
 
 @dataclass
 class Runtime:
-    name: str = option("local", "where the apps run: local")
+    name: str = option("local", "where the apps run: local, ray, deployment")
     workers: int = option(1, "local: processes that train clients; 1 is this process")
+    address: str | None = option(None, "ray: address of an existing cluster; null: a cluster of this run's own, here")
+    client_resources: dict[str, Any] = option({}, "ray: what one client needs; {} means num_cpus: 1, num_gpus: 0")
+    connection: str | None = option(None, "deployment: SuperLink connection in Flower's config.toml; null: its default")
+    wait: float = option(300.0, "ray, deployment: seconds to wait for all clients before round 1")
+    min_available: int | None = option(None, "ray, deployment: clients enough to begin after the wait; null: all")
+    timeout: float = option(3600.0, "ray, deployment: seconds to wait for the replies of a round")
 
 
 @dataclass
@@ -101,6 +107,7 @@ class Config:
 
     rounds: int = option(20, "federated rounds")
     clients: int = option(10, "number of clients")
+    names: list[str] = option([], "names of the clients, as their node configs say them; []: 0, 1, 2, ...")
     fraction: float = option(1.0, "share of the clients that take part in a round")
     seed: int = option(0, "seed of partition, initialisation, sampling, batches and rounding; never of DP noise")
     name: str = option("run", "label in the run folder's name; no part of the experiment's identity")
@@ -133,4 +140,4 @@ GROUPS = (
     "experiment",
 )
 # Mappings whose keys are the arguments of a callable that the user chose: a new key needs no `+`.
-OPEN = ("model", "data", "train.optimizer_options", "strategy.server_options")
+OPEN = ("model", "data", "train.optimizer_options", "strategy.server_options", "runtime.client_resources")

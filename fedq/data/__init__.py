@@ -5,6 +5,7 @@ from fedq.data.errors import DataNotFoundError
 from fedq.data.examples import Dataset, Examples
 from fedq.data.idx import fashion_mnist, read_idx
 from fedq.data.partition import PARTITIONERS, ByColumn, Dirichlet, Iid
+from fedq.data.shard import is_shard, read_shard, write_shard
 from fedq.data.sklearn_digits import digits
 from fedq.data.split import split_indices
 from fedq.data.tabular import csv
@@ -21,6 +22,9 @@ __all__ = [
     "csv",
     "digits",
     "fashion_mnist",
+    "is_shard",
     "read_idx",
+    "read_shard",
     "split_indices",
+    "write_shard",
 ]

@@ -2,5 +2,7 @@
 
 from fedq.experiment.build import build
 from fedq.experiment.experiment import Experiment
+from fedq.experiment.ledgers import client_folder
+from fedq.experiment.owner import SERVER, Owner
 
-__all__ = ["Experiment", "build"]
+__all__ = ["SERVER", "Experiment", "Owner", "build", "client_folder"]

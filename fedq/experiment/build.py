@@ -10,33 +10,31 @@ from fedq.config import Config, ConfigError, Problem, problems, rules
 from fedq.experiment.binding import imported, problem
 from fedq.experiment.data import deal, load_data
 from fedq.experiment.experiment import Experiment
-from fedq.experiment.ledgers import check_ledgers
+from fedq.experiment.ledgers import check_ledgers, data_name
 from fedq.experiment.model import make_model, make_quantized
 from fedq.experiment.optimizers import check_training
+from fedq.experiment.owner import Owner
 from fedq.training import Recipe, Trainer, layout_of, read_vector
 
 
-def build(config: Config, *, model: Any = None, data: Any = None) -> Experiment:
+def build(config: Config, *, model: Any = None, data: Any = None, owner: Owner | None = None) -> Experiment:
     """Every part of the experiment, ready to run, or `ConfigError` with all that is wrong with it.
+
+    `owner`: on whose machine, in a deployment; it opens that owner's data alone.
 
     `model` (a factory or an `nn.Module`) and `data` (a function or what it may return) stand in for the config's
     `_target_` where the caller has objects; such an experiment runs in this process only.
     """
     config = _named_objects(config, model=model, data=data)
     found = list(problems(config))
-    if config.runtime.workers > 1 and not (model is None and data is None):
-        mend = "Use runtime.workers=1, or name the callable: model._target_=my.module.Net"
-        found.append(
-            Problem(
-                "runtime.workers",
-                config.runtime.workers,
-                "other processes cannot get objects of this one",
-                mend,
-            )
-        )
-    dataset = load_data(config, data, found)
+    if not (model is None and data is None):
+        away: list[tuple[str, Any]] = [("runtime.workers", config.runtime.workers)] * (config.runtime.workers > 1)
+        away += [("runtime", config.runtime.name)] * (config.runtime.name != "local")
+        mend = "Use runtime.workers=1 runtime=local, or name the callable: model._target_=my.module.Net"
+        found += [Problem(key, value, "other processes cannot get objects of this one", mend) for key, value in away]
+    dataset = load_data(config, data, found, owner=owner)
     factory = imported(config.model.get("_target_"), "model", found) if model is None else model
-    shards = deal(config, dataset, found) if dataset is not None else None
+    shards = deal(config, dataset, found, owner=owner) if dataset is not None else None
     net = make_model(config, factory, model, dataset, found) if dataset is not None and factory is not None else None
     report = (
         make_quantized(config, net, dataset.input_shape, found)
@@ -44,7 +42,8 @@ def build(config: Config, *, model: Any = None, data: Any = None) -> Experiment:
         else None
     )
     check_training(config, dataset, found)
-    check_ledgers(config, dataset, found)
+    if owner is None:
+        check_ledgers(config, dataset, found)
     plan = _checked_plan(config, found) if not found else None
     if found or dataset is None or net is None or shards is None:
         raise ConfigError(found)
@@ -59,6 +58,7 @@ def build(config: Config, *, model: Any = None, data: Any = None) -> Experiment:
         _codec(config),
         report,
         plan,
+        owner.data_name if owner is not None and owner.data is not None else data_name(config, dataset),
     )
 
 

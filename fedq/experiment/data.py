@@ -1,19 +1,29 @@
 """The data of an experiment and its deal over the clients; what is wrong with them becomes problems."""
 
 import inspect
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fedq.config import Config, Problem
-from fedq.data import PARTITIONERS, Dataset, as_dataset
+from fedq.config import Config, Problem, rules
+from fedq.data import PARTITIONERS, Dataset, as_dataset, is_shard, read_shard
 from fedq.experiment.binding import arguments, bound, imported, problem
+from fedq.experiment.owner import Owner
 from fedq.randomness import generator
 
 
-def load_data(config: Config, data: Any, found: list[Problem]) -> Dataset | None:
+def load_data(config: Config, data: Any, found: list[Problem], *, owner: Owner | None = None) -> Dataset | None:
+    """What the config's loader gives; on a client's machine, of the path that its own node config names."""
     options = arguments(config, "data", data)
-    source = imported(config.data.get("_target_"), "data", found) if data is None else data
+    own = owner.data if owner is not None else None
+    if own is not None and is_shard(own):
+        source: Any = read_shard
+        options = {"path": str(own)}
+    else:
+        source = imported(config.data.get("_target_"), "data", found) if data is None else data
+        if owner is not None and owner.identity is not None and not _own_path(options, own, found):
+            return None
     if source is None:
         return None
     name = str(config.data.get("_target_")) if data is None else getattr(data, "__qualname__", "data")
@@ -36,7 +46,25 @@ def load_data(config: Config, data: Any, found: list[Problem]) -> Dataset | None
     return dataset
 
 
-def deal(config: Config, dataset: Dataset, found: list[Problem]) -> list[np.ndarray] | None:
+def _own_path(options: dict[str, Any], own: Path | None, found: list[Problem]) -> bool:
+    """Put the owner's path in place of the config's: where a client's data lie is never told by the network."""
+    if own is not None:
+        options["path"] = str(own)
+        return True
+    if options.get("path") is None:
+        return True
+    rule = "a path that came over the network is not opened, and this node's config names none"
+    mend = "Start the SuperNode with --node-config '... data-path=\"/path/to/own/data\"'"
+    found.append(Problem("data.path", options["path"], rule, mend))
+    return False
+
+
+def deal(
+    config: Config, dataset: Dataset, found: list[Problem], *, owner: Owner | None = None
+) -> dict[str, np.ndarray] | None:
+    """Client -> indices of its training examples; where a client has data of its own: all of them."""
+    if owner is not None and (owner.identity is None or owner.data is not None):
+        return {} if owner.identity is None else {owner.identity: np.arange(len(dataset.train))}
     if config.partition.name not in PARTITIONERS or config.clients < 1:
         return None
     if config.clients > len(dataset.train):
@@ -53,7 +81,7 @@ def deal(config: Config, dataset: Dataset, found: list[Problem]) -> list[np.ndar
             rule = f"a client holds {largest} examples, and its replies would all be refused for their weight"
             mend = f"Use strategy.max_weight={largest} or more"
             found.append(Problem("strategy.max_weight", config.strategy.max_weight, rule, mend))
-        return shards
+        return dict(zip(rules.identities(config), shards, strict=True))
     except ValueError as error:
         mend = "fedq run --help lists the partitions"
         found.append(problem(error, key="partition", value=config.partition.name, mend=mend))

@@ -11,11 +11,11 @@ import torch
 from fedq import __version__
 from fedq.client import Client, ClientState, Privacy
 from fedq.codec import Layout
-from fedq.config import Config
+from fedq.config import Config, rules
 from fedq.data import Dataset
-from fedq.experiment.ledgers import data_name
+from fedq.experiment.ledgers import ledger_file
 from fedq.quant import QuantReport
-from fedq.randomness import generator, key64
+from fedq.randomness import key64
 from fedq.server import QuantizedFedAvg
 from fedq.training import Trainer
 
@@ -26,12 +26,13 @@ class Experiment:
 
     config: Config
     dataset: Dataset
-    shards: list[np.ndarray]  # indices of the training examples, one array a client
+    shards: dict[str, np.ndarray]  # client -> indices of its training examples; on one owner's machine, its own alone
     trainer: Trainer
     initial: np.ndarray  # float32, shape (layout.size,)
     codec: Any
     quantized: QuantReport | None
     plan: Any  # DPPlan, or None when privacy is off
+    data_name: str  # names the examples in ledgers
 
     @property
     def layout(self) -> Layout:
@@ -39,7 +40,7 @@ class Experiment:
 
     @property
     def identities(self) -> list[str]:
-        return [str(i) for i in range(self.config.clients)]
+        return rules.identities(self.config)
 
     @cached_property
     def accuracy_source(self) -> Literal["server_test", "clients", "none"]:
@@ -61,41 +62,50 @@ class Experiment:
             fraction=self.config.fraction,
             min_clients=c.min_clients,
             seed=self.config.seed,
+            timeout=self.config.runtime.timeout,
+            holdout=self.holdout,
             version=__version__,
         )
 
-    def client(self, identity: str, *, folder: Path | None = None, run: str = "") -> Client:
-        """The client of that name, whose ledger, evidence and log lie under `folder`."""
-        indices = self.shards[int(identity)]
-        held = generator(self.config.seed, "held out", identity).permutation(len(indices))[: self.held_out(identity)]
+    def client(
+        self,
+        identity: str,
+        *,
+        folder: Path | None = None,
+        run: str = "",
+        ledger: Path | None = None,
+        durable: bool = False,
+    ) -> Client:
+        """The client of that name, whose evidence and log of this run lie in `folder`.
+
+        `ledger`: its file, where it outlives the run; `durable`: every message may meet a new process.
+        """
+        indices = self.shards[identity]
         return Client(
             identity,
             self.trainer,
             self.codec,
-            shard=lambda: self.dataset.train[np.delete(indices, held)],
-            held_out=lambda: self.dataset.train[np.sort(indices[held])],
-            state=ClientState(folder),
+            shard=lambda: self.dataset.train[indices],
+            state=ClientState(folder, durable=durable),
             seed=self.config.seed,
             feedback=self.config.codec.feedback,
-            privacy=self._privacy(identity, folder, run),
+            privacy=self._privacy(identity, folder, run, ledger),
         )
 
-    def held_out(self, identity: str) -> int:
-        """How many of its examples a client keeps apart to evaluate on: none where the server has a test set."""
-        if self.accuracy_source != "clients":
-            return 0
-        examples = len(self.shards[int(identity)])
-        return min(examples - 1, max(1, round(self.config.train.holdout * examples)))
+    @property
+    def holdout(self) -> float:
+        """Share of its examples that a client keeps apart to evaluate on: none where the server has a test set."""
+        return self.config.train.holdout if self.accuracy_source == "clients" else 0.0
 
-    def _privacy(self, identity: str, folder: Path | None, run: str) -> Privacy | None:
+    def _privacy(self, identity: str, folder: Path | None, run: str, ledger: Path | None) -> Privacy | None:
         if self.plan is None:
             return None
         from fedq.privacy import SecureRandom, SeededRandom
 
-        options = self.config.privacy
-        home = Path(options.ledger) / identity if options.ledger else folder
-        if home is None:
-            raise ValueError("a client under DP needs a folder for its ledger")
-        seeded = options.noise == "seeded"
+        if ledger is None:
+            if folder is None:
+                raise ValueError("a client under DP needs a folder for its ledger")
+            ledger = ledger_file(self.config, folder, identity)
+        seeded = self.config.privacy.noise == "seeded"
         random = SeededRandom(key64(self.config.seed, "noise", identity)) if seeded else SecureRandom()
-        return Privacy(self.plan, home / "ledger.sqlite", random, data_name(self.config, self.dataset), run)
+        return Privacy(self.plan, ledger, random, self.data_name, run)

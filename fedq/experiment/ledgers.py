@@ -1,4 +1,4 @@
-"""The clients' ledgers, where they are kept apart from the run: whose they are, whether they can be written."""
+"""Where clients keep their files and ledgers: whose they are, whether they can be written."""
 
 import hashlib
 import json
@@ -9,6 +9,18 @@ from pathlib import Path
 from fedq.config import Config, Problem
 from fedq.data import Dataset
 from fedq.experiment.binding import told
+
+LEDGER = "ledger.sqlite"
+
+
+def client_folder(run: Path, identity: str) -> Path:
+    """Where a simulated client keeps its evidence, its log and, unless privacy.ledger says otherwise, its ledger."""
+    return run / "clients" / identity
+
+
+def ledger_file(config: Config, folder: Path, identity: str) -> Path:
+    """The ledger of a simulated client whose other files lie in `folder`."""
+    return (Path(config.privacy.ledger) / identity if config.privacy.ledger else folder) / LEDGER
 
 
 def data_name(config: Config, dataset: Dataset) -> str:
@@ -42,7 +54,7 @@ def _check_deal(folder: Path, data: str, found: list[Problem]) -> None:
     """Dealt anew, an example may lie with another client, whose account knows nothing of what it has spent."""
     from fedq.privacy import Ledger, LedgerError
 
-    for path in sorted(folder.glob("*/ledger.sqlite")):
+    for path in sorted(folder.glob(f"*/{LEDGER}")):
         try:
             others = {row.spend.data for row in Ledger(path, access="read").rows()} - {data}
         except LedgerError:

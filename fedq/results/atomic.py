@@ -18,6 +18,11 @@ def write_bytes(path: Path, content: bytes) -> None:
         if target.exists():
             os.chmod(partial, stat.S_IMODE(target.stat().st_mode))
         os.replace(partial, target)
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the name is on disk too
+        finally:
+            os.close(folder)
     except BaseException:  # Ctrl-C too: nothing half-written is left in the folder
         partial.unlink(missing_ok=True)
         raise

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 AccuracySource = Literal["server_test", "clients", "none"]
 RunStatus = Literal["finished", "interrupted", "ended", "failed"]
-NOT_IN_JSON = ("history", "arrays", "folder")
+NOT_IN_JSON = ("history", "arrays", "folder", "elsewhere")
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -64,6 +64,7 @@ class Result:
     history: list[RoundRow] = field(default_factory=list, compare=False)
     arrays: dict[str, np.ndarray] = field(default_factory=dict, compare=False)
     folder: Path | None = field(default=None, compare=False)
+    elsewhere: str | None = field(default=None, compare=False)  # HOST:PATH of the run folder, if on another machine
 
     def __post_init__(self) -> None:
         for name, allowed in (("status", get_args(RunStatus)), ("accuracy_source", get_args(AccuracySource))):
@@ -107,7 +108,8 @@ class Result:
             "privacy": privacy_text(self),
             "traffic": f"{up} ({percent(sent / plain)} of float32)" if plain else up,
         }
-        return known | ({"folder": str(self.folder)} if self.folder else {})
+        where = self.folder or self.elsewhere
+        return known | ({"folder": str(where)} if where else {})
 
     def __repr__(self) -> str:
         return f"Result({'; '.join(self.facts().values())})"
@@ -135,7 +137,7 @@ def read_result(folder: Path | str) -> Result:
         raise FileNotFoundError(f"{path}: no such file; give the folder of a run that wrote its result")
     try:
         values = strict_json.loads(path.read_text(encoding="utf-8"))
-        result = _from_json(values)
+        result = from_json(values)
     except (ValueError, TypeError) as problem:
         raise ValueError(f"{path}: not a result ({problem}); restore the file or run again") from None
     rounds, model = folder / "rounds.jsonl", folder / "model.safetensors"
@@ -151,13 +153,14 @@ def read_summary(path: Path) -> dict[str, Any] | None:
     """The fields of one `result.json`; None where the file is damaged or no result."""
     try:
         values = strict_json.loads(path.read_text(encoding="utf-8"))
-        _from_json(values)
+        from_json(values)
     except (OSError, ValueError, TypeError):
         return None
     return dict(values)
 
 
-def _from_json(values: Any) -> Result:
+def from_json(values: Any) -> Result:
+    """The result of the fields of `result.json`; ValueError or TypeError where they are none."""
     if not isinstance(values, Mapping):
         raise ValueError(f"it holds a {type(values).__name__}, not an object")
     # Keys of a later fedq are passed over, so that an old one can still read its results.

@@ -1,5 +1,6 @@
 """What a run will cost, before it starts: its messages rehearsed with empty updates. Knows the loop; trains nothing."""
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -8,13 +9,16 @@ from flwr.clientapp import ClientApp
 
 from fedq import __version__, codec, wire
 from fedq.config import rules
+from fedq.data.split import held_out
 from fedq.delivery import epsilon_after
 from fedq.experiment import Experiment
 from fedq.privacy import MAX_BATCH
 from fedq.results import Forecast
 from fedq.runtime.grid import InProcessGrid
-from fedq.runtime.meter import Meter
 from fedq.server import Dealer, Roster
+from fedq.server.link import counted
+from fedq.server.meter import Meter
+from fedq.server.roster import Exchange, grid_exchange
 from fedq.server.strategy import UPDATE
 from fedq.server.total import Traffic
 
@@ -49,11 +53,10 @@ def forecast(experiment: Experiment) -> Forecast:
 def _rehearse(experiment: Experiment) -> Traffic:
     config, strategy = experiment.config, experiment.strategy()
     meter = Meter(experiment.layout)
-    grid = InProcessGrid(_silent_clients(experiment), experiment.identities, meter)
+    grid = InProcessGrid(_silent_clients(experiment), config.clients)
+    exchange = counted(grid_exchange(grid), meter)
     roster = Roster(dict(zip(experiment.identities, grid.contexts, strict=True)))
-    for node in grid.contexts:
-        for _ in grid.stream([Message(wire.empty(), dst_node_id=node, message_type=wire.HELLO)]):
-            pass
+    _send(exchange, [Message(wire.empty(), dst_node_id=node, message_type=wire.HELLO) for node in grid.contexts])
     broadcast = strategy.broadcast(np.zeros(experiment.layout.size, np.float32), 1)
     dealer, last = Dealer(experiment.identities, seed=config.seed), dict.fromkeys(experiment.identities, -1)
     rehearsed = min(config.rounds, max(1, _MESSAGES // rules.cohort_size(config)))
@@ -61,11 +64,11 @@ def _rehearse(experiment: Experiment) -> Traffic:
     for round in range(rehearsed + 1):
         if round:
             cohort = dealer.cohort(round, rules.cohort_size(config))
-            _send(grid, strategy.messages(round, broadcast, {c: last[c] for c in cohort}, roster))
+            _send(exchange, strategy.messages(round, broadcast, {c: last[c] for c in cohort}, roster))
             last.update(dict.fromkeys(cohort, round))
         if experiment.accuracy_source == "clients" and rules.evaluation_due(config, round):
             everyone = dict.fromkeys(experiment.identities, -1)
-            _send(grid, strategy.messages(round, broadcast, everyone, roster, task=wire.EVALUATE))
+            _send(exchange, strategy.messages(round, broadcast, everyone, roster, task=wire.EVALUATE))
     sent = meter.take()
     if rehearsed < config.rounds:  # a message of a later round is a byte longer at most
         share = config.rounds / rehearsed
@@ -77,8 +80,8 @@ def _rehearse(experiment: Experiment) -> Traffic:
     return sent
 
 
-def _send(grid: InProcessGrid, messages: list[Message]) -> None:
-    for _ in grid.stream(messages):
+def _send(exchange: Exchange, messages: list[Message]) -> None:
+    for _ in exchange(messages, math.inf):
         pass
 
 
@@ -88,30 +91,25 @@ def _silent_clients(experiment: Experiment) -> ClientApp:
     zeros = np.zeros(experiment.layout.size, np.float32)
     update = codec.encode(zeros, experiment.codec, layout=experiment.layout)
     private = experiment.plan is not None
-    sizes = dict(_shard_sizes(experiment))
+    sizes, names = dict(_shard_sizes(experiment)), experiment.identities
+
+    def name_of(context: Context) -> str:
+        return names[int(context.node_config["partition-id"])]
 
     @app.query("hello")
     def hello(message: Message, context: Context) -> Message:
-        told = wire.Hello(
-            str(context.node_config["partition-id"]), __version__, codec.FORMATS, experiment.layout.digest
-        )
+        told = wire.Hello(name_of(context), __version__, codec.FORMATS, experiment.layout.digest)
         return Message(wire.write_hello(told), reply_to=message)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        round, size = (
-            wire.read_request(message.content).round,
-            sizes[str(context.node_config["partition-id"])][0],
-        )
+        round, size = wire.read_request(message.content).round, sizes[name_of(context)][0]
         reply = wire.Reply(round, {UPDATE: update}) if private else wire.Reply(round, {UPDATE: update}, size, 0.0)
         return Message(wire.write_reply(reply), reply_to=message)
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
-        round, size = (
-            wire.read_request(message.content).round,
-            sizes[str(context.node_config["partition-id"])][1],
-        )
+        round, size = wire.read_request(message.content).round, sizes[name_of(context)][1]
         return Message(wire.write_reply(wire.Reply(round, {}, size, 0.0, 0.0)), reply_to=message)
 
     return app
@@ -119,9 +117,9 @@ def _silent_clients(experiment: Experiment) -> ClientApp:
 
 def _shard_sizes(experiment: Experiment) -> Iterator[tuple[str, tuple[int, int]]]:
     """Identity -> (examples trained on, examples held out)."""
-    for identity in experiment.identities:
-        held = experiment.held_out(identity)
-        yield identity, (len(experiment.shards[int(identity)]) - held, held)
+    for identity, shard in experiment.shards.items():
+        held = min(len(shard) - 1, held_out(len(shard), experiment.holdout))
+        yield identity, (len(shard) - held, held)
 
 
 def _memory(experiment: Experiment) -> int:

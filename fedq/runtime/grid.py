@@ -8,9 +8,8 @@ from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
-from fedq.runtime import flower
-from fedq.runtime.flower import Run
-from fedq.runtime.meter import Meter
+from fedq import flower
+from fedq.flower import Run
 
 
 class InProcessGrid(Grid):
@@ -22,15 +21,15 @@ class InProcessGrid(Grid):
     def __init__(
         self,
         app: ClientApp,
-        identities: Iterable[str],
-        meter: Meter,
+        nodes: int,
         *,
         on_error: Callable[[int, str], None] | None = None,
     ) -> None:
         flower.enter()
-        self._app, self.meter, self._on_error = app, meter, on_error
+        self._app, self._on_error = app, on_error
         self.contexts = {
-            node: flower.new_context(node, {"partition-id": int(name)}) for node, name in enumerate(identities, start=1)
+            node: flower.new_context(node, {"partition-id": node - 1, "num-partitions": nodes})
+            for node in range(1, nodes + 1)
         }
         self._replies: dict[str, Message] = {}
         self._pushed = 0
@@ -39,10 +38,7 @@ class InProcessGrid(Grid):
     def stream(self, messages: Iterable[Message]) -> Iterator[Message]:
         """Send each message and yield its reply before the next is sent, so that no two are held at once."""
         for message in messages:
-            self.meter.down(message)
-            reply = self._call(message)
-            self.meter.up(reply)
-            yield reply
+            yield self._call(message)
 
     def _call(self, message: Message) -> Message:
         try:

@@ -16,8 +16,9 @@ from types import TracebackType
 from fedq import wire
 from fedq.experiment import Experiment
 from fedq.runtime.frames import read_frame, write_frame
-from fedq.runtime.local import InProcess, Replied, nobody
+from fedq.runtime.local import in_process
 from fedq.server import Roster, Total
+from fedq.server.link import Replied, nobody
 from fedq.server.loop import LinkLostError
 from fedq.server.strategy import QuantizedFedAvg
 from fedq.server.total import Traffic
@@ -42,7 +43,7 @@ class Pool:
         workers: int,
         replied: Replied = nobody,
     ) -> None:
-        self._layout, self._local = experiment.layout, InProcess(experiment, strategy, folder)
+        self._layout, self._local = experiment.layout, in_process(experiment, strategy, folder)
         self._replied = replied
         home = {name: i % workers for i, name in enumerate(experiment.identities)}
         self._home = home

@@ -1,19 +1,21 @@
 """One run from overrides to result: check everything, make the folder, run, deliver. Knows the runtimes by name."""
 
-import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fedq import wire
-from fedq.app import Link, serve
-from fedq.config import Config, compose, own_conf, rules
+from fedq.app.serving import Link, serve
+from fedq.config import Config, ConfigError, compose, own_conf
+from fedq.config.config_file import write_config
+from fedq.delivery import ClientFiles
 from fedq.experiment import Experiment, build
-from fedq.results import Display, Result, RoundRow, new_run_folder
-from fedq.results.wording import one_line
-from fedq.runtime.local import InProcess, Replied
+from fedq.results import Display, Result, new_run_folder
+from fedq.runtime import ray
+from fedq.runtime.deployment import deploy
+from fedq.runtime.local import in_process
 from fedq.runtime.pool import Pool
+from fedq.runtime.watch import Watch, headline
 from fedq.server.strategy import QuantizedFedAvg
 from fedq.training.numerics import one_thread
 
@@ -39,12 +41,22 @@ def run(
     >>> result.accuracy_source, result.rounds
     ('server_test', 1)
     """
-    return execute(check(overrides, model=model, data=data), root=root, progress=progress)
+    config = compose(overrides, overlay=own_conf())
+    if config.runtime.name == "deployment" and model is None and data is None:
+        return deploy(config, progress=progress)
+    return execute(built(config, model=model, data=data), root=root, progress=progress)
 
 
 def check(overrides: Sequence[str], *, model: Any = None, data: Any = None, overlay: Path | None = None) -> Experiment:
     """The experiment, built and ready, or `ConfigError` with everything that is wrong; touches no folder."""
-    return build(compose(overrides, overlay=overlay or own_conf()), model=model, data=data)
+    return built(compose(overrides, overlay=overlay or own_conf()), model=model, data=data)
+
+
+def built(config: Config, *, model: Any = None, data: Any = None) -> Experiment:
+    """The same from a composed config; also what this machine lacks for the config's runtime is a problem."""
+    if config.runtime.name == "ray" and (found := ray.problems()):
+        raise ConfigError(found)
+    return build(config, model=model, data=data)
 
 
 def execute(
@@ -59,66 +71,30 @@ def execute(
     display = Display(
         config.name,
         rounds=config.rounds,
-        detail=headline(experiment),
+        detail=headline(config),
         epsilon_budget=budget,
         metric=config.train.metric,
         enabled=progress,
     )
-    with one_thread(), display, _link(experiment, strategy, home, display.replies) as link:
+    with one_thread(), display, _link(experiment, strategy, home, display) as link:
         if experiment.quantized is not None and not experiment.quantized.portable:
             display.note(
                 "quant.weight_range above 63: x86 without VNNI saturates such sums; the accuracy is this CPU's"
             )
-        return serve(experiment, strategy, link, folder=home, watch=_Watch(display))
-
-
-class _Watch:
-    """Shows every row, and says why clients were lost the first time that it happens for a reason."""
-
-    def __init__(self, display: Display) -> None:
-        self._display, self._known = display, set[str]()
-
-    def __call__(self, row: RoundRow) -> None:
-        for reason in sorted(set(row.reasons) - self._known):
-            meaning = {**wire.REFUSALS, **wire.REJECTIONS}.get(reason, "a packet that does not decode")
-            self._display.note(f"round {row.round}: {row.reasons[reason]} lost, {reason}: {meaning}")
-        self._known |= set(row.reasons)
-        self._display.row(row)
+        clients = ClientFiles(home / "clients", home.name)
+        return serve(experiment, strategy, link, folder=home, watch=Watch(display), clients=clients)
 
 
 @contextmanager
-def _link(experiment: Experiment, strategy: QuantizedFedAvg, folder: Path, replied: Replied) -> Iterator[Link]:
-    workers = min(experiment.config.runtime.workers, experiment.config.clients)
+def _link(experiment: Experiment, strategy: QuantizedFedAvg, folder: Path, display: Display) -> Iterator[Link]:
+    runtime, replied = experiment.config.runtime, display.replies
+    if runtime.name == "ray":
+        with ray.ray_link(experiment, strategy, folder, replied=replied, tell=display.note) as link:
+            yield link
+        return
+    workers = min(runtime.workers, experiment.config.clients)
     if workers == 1:
-        yield InProcess(experiment, strategy, folder, replied=replied)
+        yield in_process(experiment, strategy, folder, replied=replied)
         return
     with Pool(experiment, strategy, folder, workers=workers, replied=replied) as pool:
         yield pool
-
-
-def headline(experiment: Experiment) -> str:
-    """What runs, in a line."""
-    c = experiment.config
-    parts = [
-        f"{c.clients} clients" if c.fraction == 1 else f"{rules.cohort_size(c)} of {c.clients} clients",
-        str(c.data.get("_target_", experiment.dataset.name)).rpartition(".")[2],
-        str(c.model.get("_target_", "model")).rpartition(".")[2],
-        "W8A8 QAT" if experiment.quantized else "float32 model",
-        f"{c.codec.name} packets",
-    ]
-    return ", ".join(parts)
-
-
-def write_config(config: Config, path: Path) -> None:
-    """The resolved config, and on top the command that made it."""
-    from dataclasses import asdict
-
-    from omegaconf import OmegaConf
-
-    whole = asdict(config)
-    overrides = whole.pop("overrides")
-    whole.pop("overlay", None)
-    path.write_text(
-        f"# fedq run {one_line(shlex.join(overrides), limit=10_000)}\n{OmegaConf.to_yaml(OmegaConf.create(whole))}",
-        encoding="utf-8",
-    )

@@ -21,13 +21,13 @@ def main() -> None:
     sys.path[:] = setup[0]["path"]
     from fedq.config import compose
     from fedq.experiment import build
-    from fedq.runtime.local import InProcess
+    from fedq.runtime.local import in_process
     from fedq.training.numerics import one_thread
 
     overlay = setup[0]["overlay"]
     with one_thread():
         experiment = build(compose(setup[0]["overrides"], overlay=Path(overlay) if overlay else None))
-        link = InProcess(experiment, experiment.strategy(), Path(setup[0]["folder"]))
+        link = in_process(experiment, experiment.strategy(), Path(setup[0]["folder"]))
         while (frame := read_frame(frames_in)) is not None:
             head, broadcast = frame
             total = link.gather(head["round"], broadcast, head["accepted"], task=head["task"])

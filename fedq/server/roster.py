@@ -1,7 +1,7 @@
 """Which node is which client, learnt before the first round. Knows wire; not what a client trains."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,6 +35,60 @@ class Roster:
         self._by_node = {node: name for name, node in self.nodes.items()}
 
 
+class TooFewClientsError(RuntimeError):
+    """The run cannot begin: fewer clients answered than a round needs, or than were to be waited for."""
+
+
+class Desk:
+    """Where hellos are read: who is let in under which name, and who is not and why."""
+
+    def __init__(self, *, version: str, formats: tuple[int, ...], layout: bytes) -> None:
+        self._version, self._formats, self._layout = version, formats, layout
+        self.found: dict[str, int] = {}
+        self._refused: list[Rejected] = []
+        self._by_node: dict[int, Rejected] = {}
+
+    def ask(self, exchange: Exchange, nodes: Iterable[int], timeout: float) -> list[Rejected]:
+        """Greet the nodes and read what they answer; returns those that are refused now."""
+        asked = list(nodes)
+        messages = [Message(wire.empty(), dst_node_id=n, message_type=wire.HELLO) for n in asked]
+        waiting = set(asked)
+        for reply in exchange(messages, timeout):
+            node = reply.metadata.src_node_id
+            if node not in waiting:  # one node, one name: a second answer must not bring a second client in
+                self._refused.append(Rejected(str(node), "duplicate" if node in asked else "unknown_node"))
+                continue
+            waiting.discard(node)
+            self._by_node.pop(node, None)
+            refusal = self._read(reply)
+            if refusal is not None:
+                self._by_node[node] = refusal
+        for node in waiting:
+            self._by_node[node] = Rejected(str(node), "no_reply")
+        return [self._by_node[node] for node in asked if node in self._by_node]
+
+    def roster(self) -> Roster:
+        silent = sorted(r.client for r in self._by_node.values() if r.reason == "no_reply")
+        spoken = [r for r in self._by_node.values() if r.reason != "no_reply"]
+        return Roster(dict(self.found), [*self._refused, *spoken, *(Rejected(node, "no_reply") for node in silent)])
+
+    def _read(self, reply: Message) -> Rejected | None:
+        node = reply.metadata.src_node_id
+        try:
+            if reply.has_error():
+                raise wire.MalformedReply("error", "no hello")
+            hello = wire.read_hello(reply.content)
+        except wire.MalformedReply as error:
+            return Rejected(str(node), error.reason)
+        reason = _mismatch(hello, self._version, self._formats, self._layout)
+        if reason is None and self.found.get(hello.identity, node) != node:
+            reason = "duplicate"
+        if reason is None:
+            self.found[hello.identity] = node
+            return None
+        return Rejected(hello.identity, reason)
+
+
 def say_hello(
     exchange: Exchange,
     node_ids: Iterable[int],
@@ -45,33 +99,68 @@ def say_hello(
     timeout: float,
 ) -> Roster:
     """Ask every node who it is; refuse one that is silent, or speaks another version, packet format or model."""
-    asked = list(node_ids)
-    messages = [Message(wire.empty(), dst_node_id=n, message_type=wire.HELLO) for n in asked]
-    found: dict[str, int] = {}
-    refused: list[Rejected] = []
-    waiting = set(asked)
-    for reply in exchange(messages, timeout):
-        node = reply.metadata.src_node_id
-        if node not in waiting:  # one node, one name: a second answer must not bring a second client in
-            refused.append(Rejected(str(node), "duplicate" if node in asked else "unknown_node"))
-            continue
-        waiting.discard(node)
-        try:
-            if reply.has_error():
-                raise wire.MalformedReply("error", "no hello")
-            hello = wire.read_hello(reply.content)
-        except wire.MalformedReply as error:
-            refused.append(Rejected(str(node), error.reason))
-            continue
-        reason = _mismatch(hello, version, formats, layout)
-        if reason is None and hello.identity in found:
-            reason = "duplicate"
-        if reason is None:
-            found[hello.identity] = node
-        else:
-            refused.append(Rejected(hello.identity, reason))
-    refused += [Rejected(str(node), "no_reply") for node in sorted(waiting)]
-    return Roster(found, refused)
+    desk = Desk(version=version, formats=formats, layout=layout)
+    desk.ask(exchange, node_ids, timeout)
+    return desk.roster()
+
+
+def wait_for_clients(
+    exchange: Exchange,
+    node_ids: Callable[[], Iterable[int]],
+    desk: Desk,
+    *,
+    expected: Sequence[str],
+    wait: float,
+    enough: int,
+    tell: Callable[[str], None],
+) -> Roster:
+    """Greet nodes as they appear, until all `expected` clients have answered or `wait` seconds have passed.
+
+    Who is missing is told once a minute. A node that was refused is greeted again each minute: its operator may have
+    mended it. Raises `TooFewClientsError` where fewer than `enough` came.
+    """
+    begun = told = time.monotonic()
+    settled: set[int] = set()
+    while True:
+        asked = [node for node in node_ids() if node not in settled]
+        left = wait - (time.monotonic() - begun)
+        if asked:
+            for refusal in desk.ask(exchange, asked, max(_LEAST, min(_MINUTE, left))):
+                tell(f"{refusal.client} is refused, {refusal.reason}: {_meaning(refusal.reason)}")
+            settled.update(asked)
+        missing = [name for name in expected if name not in desk.found]
+        if not missing:
+            return desk.roster()
+        left = wait - (time.monotonic() - begun)
+        if left <= 0:
+            break
+        if time.monotonic() - told >= _MINUTE:
+            told = time.monotonic()
+            settled = set(desk.found.values())
+            tell(f"waiting for {_some(missing)}, {left:.0f} s more; {_count(desk, expected)} have answered")
+        time.sleep(min(1.0, left))
+    text = f"{_some(missing)} did not come within runtime.wait={wait:g} s; {_count(desk, expected)} answered"
+    if len(desk.found) < enough:
+        refused = "".join(f"; {r.client} was refused, {r.reason}" for r in desk.roster().refused[:5])
+        raise TooFewClientsError(f"{text}{refused}")
+    tell(f"going on without them: {text}")
+    return desk.roster()
+
+
+_MINUTE, _LEAST = 60.0, 0.5  # seconds
+
+
+def _meaning(reason: str) -> str:
+    return {**wire.REFUSALS, **wire.REJECTIONS}.get(reason, reason)
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+    return f"client{'s' * (len(names) > 1)} {', '.join(names[:10])}{more}"
+
+
+def _count(desk: Desk, expected: Sequence[str]) -> str:
+    return f"{len(desk.found)} of {len(expected)}"
 
 
 def _mismatch(hello: wire.Hello, version: str, formats: tuple[int, ...], layout: bytes) -> str | None:
@@ -80,6 +169,13 @@ def _mismatch(hello: wire.Hello, version: str, formats: tuple[int, ...], layout:
     if not set(formats) & set(hello.formats):
         return "format"
     return None if hello.layout == layout else "layout"
+
+
+_PULLED = 16  # replies that are held at once
+
+
+def _parts(ids: list[str]) -> Iterable[list[str]]:
+    return (ids[start : start + _PULLED] for start in range(0, len(ids), _PULLED))
 
 
 def grid_exchange(grid: Any) -> Exchange:
@@ -91,13 +187,16 @@ def grid_exchange(grid: Any) -> Exchange:
         return lambda messages, timeout: grid.stream(messages)
 
     def exchange(messages: Iterable[Message], timeout: float) -> Iterable[Message]:
-        waiting, end = set(grid.push_messages(list(messages))), time.monotonic() + timeout
+        # An id is None where the message could not be sent: its client is then one that does not answer.
+        waiting, end = {i for i in grid.push_messages(list(messages)) if i}, time.monotonic() + timeout
         while waiting and time.monotonic() < end:
-            replies = list(grid.pull_messages(list(waiting)))
-            for reply in replies:
-                waiting.discard(reply.metadata.reply_to_message_id)
-                yield reply
-            if not replies:
+            came = 0
+            for some in _parts(list(waiting)):
+                for reply in grid.pull_messages(some):
+                    came += 1
+                    waiting.discard(reply.metadata.reply_to_message_id)
+                    yield reply
+            if not came:
                 time.sleep(0.2)
 
     return exchange

@@ -32,7 +32,7 @@ class QuantizedFedAvg(FedAvg):
 
     `statistics` names averaged segments that are no parameters (running means, observed ranges): they take the
     plain mean whatever the server optimizer. Under DP (`private=True`) all weights are equal, and a reply that carries
-    anything but its packet is dropped.
+    anything but its packet is dropped. `holdout`: share of its examples that each client keeps to evaluate on.
     """
 
     def __init__(
@@ -49,6 +49,7 @@ class QuantizedFedAvg(FedAvg):
         min_clients: int = 1,
         seed: int = 0,
         timeout: float = 3600.0,
+        holdout: float = 0.0,
         version: str = "",
     ) -> None:
         super().__init__(fraction_train=fraction, min_train_nodes=1, min_available_nodes=1)
@@ -65,6 +66,7 @@ class QuantizedFedAvg(FedAvg):
             timeout,
             version,
         )
+        self.holdout = holdout
         self._statistics = [
             slice(start, start + segment.size)
             for segment, start in zip(layout.averaged, layout.offsets, strict=True)
@@ -101,7 +103,7 @@ class QuantizedFedAvg(FedAvg):
         """One request for each client in `accepted`; `task`: `wire.TRAIN` or `wire.EVALUATE`."""
         return [
             Message(
-                wire.write_request(wire.Request(round, last, broadcast)),
+                wire.write_request(wire.Request(round, last, broadcast, self.holdout)),
                 dst_node_id=roster.nodes[client],
                 message_type=task,
             )

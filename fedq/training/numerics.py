@@ -25,6 +25,11 @@ def fingerprint() -> dict[str, Any]:
     }
 
 
+def use_one_thread() -> None:
+    """One torch thread for the rest of this process, which does nothing else."""
+    torch.set_num_threads(1)
+
+
 @contextmanager
 def one_thread() -> Iterator[None]:
     """One torch thread: 1 and 2 give different bits, and 2 processes of 2 ran 20 times slower than 2 of 1."""

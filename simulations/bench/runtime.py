@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 
@@ -20,7 +20,6 @@ from fedq import __version__, codec, wire
 from fedq.client import Client
 from fedq.codec import Float32, Layout, Segment
 from fedq.experiment import Experiment
-from fedq.runtime.local import InProcess
 from fedq.server.strategy import MODEL, UPDATE, QuantizedFedAvg
 from fedq.training.numerics import one_thread
 from simulations.bench.ray_engine import RayEngine
@@ -102,7 +101,7 @@ class _Rounds:
         change = weights * np.float32(0.01)
         update = codec.encode(change, Float32(), layout=layout, kind="delta", round=_ROUND, base=base)
         experiment = _Ready(layout, [str(i) for i in range(tasks)], wire.Reply(_ROUND, {UPDATE: update}, 1, 0.0))
-        self._link = InProcess(cast(Experiment, experiment), strategy, Path("nothing-is-written"))
+        self._link = in_process(cast(Experiment, experiment), strategy, Path("nothing-is-written"))
         self._asked = dict.fromkeys(experiment.identities, -1)
         self._link.meet()
 
@@ -118,13 +117,13 @@ class _Rounds:
 
 @dataclass(frozen=True)
 class _Ready:
-    """What `InProcess` needs of an experiment: clients, and theirs is one reply."""
+    """What `in_process` needs of an experiment: clients, and theirs is one reply."""
 
     layout: Layout
     identities: list[str]
     reply: wire.Reply
 
-    def client(self, identity: str, *, folder: Path | None = None, run: str = "") -> Client:
+    def client(self, identity: str, **where: Any) -> Client:
         trainer = SimpleNamespace(layout=self.layout)  # of which a hello tells the digest
         ready = SimpleNamespace(identity=identity, trainer=trainer, train=lambda request: self.reply)
         return cast(Client, ready)

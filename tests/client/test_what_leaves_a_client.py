@@ -10,11 +10,11 @@ from fedq import codec, wire
 from fedq.app import client_app
 from fedq.config import compose
 from fedq.experiment import build
-from fedq.runtime.flower import serialized
+from fedq.flower import serialized
 from fedq.runtime.grid import InProcessGrid
-from fedq.runtime.meter import Meter
 from fedq.server import Dealer, Rules, run_rounds, say_hello
 from fedq.server.loop import Scores
+from fedq.server.meter import Meter
 from fedq.server.roster import grid_exchange
 
 PATH, VALUE = "/srv/patients/record-41.csv", "glucose=187.5"

@@ -7,9 +7,9 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from fedq.codec import Layout
-from fedq.runtime.flower import serialized
+from fedq.flower import serialized
 from fedq.runtime.grid import InProcessGrid
-from fedq.runtime.meter import Meter
+from fedq.server.meter import Meter
 
 SECRET = "secret.csv, row 41"
 

@@ -14,9 +14,9 @@ from fedq import codec, wire
 from fedq.codec import Int8, Layout, Segment
 from fedq.randomness import generator
 from fedq.runtime.grid import InProcessGrid
-from fedq.runtime.meter import Meter
 from fedq.server import Dealer, Outcome, QuantizedFedAvg, Rules, Total, run_rounds, say_hello
 from fedq.server.loop import Round, Scores
+from fedq.server.meter import Meter
 from fedq.server.roster import grid_exchange
 
 LAYOUT = Layout([Segment("weight", (20, 16)), Segment("bias", (4,))])  # 320 values as int8, 4 as float32

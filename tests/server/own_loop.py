@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from fedq.experiment import Experiment
-from fedq.runtime.local import InProcess
+from fedq.runtime.local import in_process
 from fedq.server import Dealer, Rules, run_rounds
 from fedq.server.loop import Scores
 
@@ -13,7 +13,7 @@ from fedq.server.loop import Scores
 def trained(experiment: Experiment, folder: Path, *, cohort: int) -> np.ndarray:
     """The model after `config.rounds` rounds of fedq's own loop."""
     strategy = experiment.strategy()
-    link = InProcess(experiment, strategy, folder)
+    link = in_process(experiment, strategy, folder)
     roster, hello = link.meet()
     outcome = run_rounds(
         strategy=strategy,

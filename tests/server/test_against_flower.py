@@ -11,8 +11,8 @@ from own_loop import trained
 from fedq.app import client_app
 from fedq.randomness import generator, key64
 from fedq.runtime.grid import InProcessGrid
-from fedq.runtime.meter import Meter
 from fedq.server import Dealer
+from fedq.server.meter import Meter
 from fedq.server.strategy import arrays_of
 
 ROUNDS = 4

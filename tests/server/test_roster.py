@@ -4,8 +4,7 @@ import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 
-from fedq import wire
-from fedq.runtime import flower
+from fedq import flower, wire
 from fedq.server import Dealer, Roster, say_hello
 from fedq.server.roster import grid_exchange
 from fedq.server.total import Rejected

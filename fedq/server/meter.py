@@ -7,7 +7,7 @@ from flwr.app import Message
 
 from fedq import wire
 from fedq.codec import Layout, encode
-from fedq.runtime.flower import serialized
+from fedq.flower import serialized
 from fedq.server.total import Traffic
 
 

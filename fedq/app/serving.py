@@ -1,86 +1,22 @@
-"""The two apps: a Flower `ClientApp` over clients, and the server's whole job. Knows experiments; not how they are run.
-
-The client's outermost layer is here: whatever goes wrong inside, a code leaves and the text stays, since Flower
-sends the type and text of an uncaught exception, paths and data values included, to the server.
-"""
+"""The server's whole job: meet the clients, run the rounds, deliver. Knows experiments; not how messages travel."""
 
 import time
-import traceback
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from flwr.app import Context, Message
-from flwr.clientapp import ClientApp
 
-from fedq import __version__, codec, wire
-from fedq.client import Client
+from fedq import wire
 from fedq.config import rules
-from fedq.delivery import Delivery
+from fedq.delivery import ClientFiles, Delivery
 from fedq.experiment import Experiment
 from fedq.results import Result, RoundRow
 from fedq.server import Dealer, Roster, Rules, Total, run_rounds
 from fedq.server.loop import Score, Scores
+from fedq.server.roster import TooFewClientsError
 from fedq.server.strategy import QuantizedFedAvg
 from fedq.server.total import Rejected, Traffic
-
-
-def client_app(client_of: Callable[[Context], Client]) -> ClientApp:
-    """A Flower app that answers for the client that `client_of` names; the same on every runtime."""
-    app = ClientApp()
-
-    @app.query("hello")
-    def hello(message: Message, context: Context) -> Message:
-        try:
-            client = client_of(context)
-            told = wire.Hello(client.identity, __version__, codec.FORMATS, client.trainer.layout.digest)
-            return Message(wire.write_hello(told), reply_to=message)
-        except (Exception, SystemExit):
-            return Message(wire.write_refusal(wire.Refusal(0, "client_error")), reply_to=message)
-
-    @app.train()
-    def train(message: Message, context: Context) -> Message:
-        return _guarded(message, context, client_of, lambda client, request: client.train(request))
-
-    @app.evaluate()
-    def evaluate(message: Message, context: Context) -> Message:
-        return _guarded(message, context, client_of, lambda client, request: client.evaluate(request))
-
-    return app
-
-
-def _guarded(
-    message: Message,
-    context: Context,
-    client_of: Callable[[Context], Client],
-    work: Callable[[Client, wire.Request], wire.Reply],
-) -> Message:
-    """The reply, or a refusal that holds a code and nothing else, whatever fails and wherever."""
-    from fedq.privacy import Declined, LedgerError
-
-    client: Client | None = None
-    round, reason, told = -1, "client_error", ""
-    try:
-        client = client_of(context)
-        request = wire.read_request(message.content)
-        round = request.round
-        return Message(wire.write_reply(work(client, request)), reply_to=message)
-    except Declined as error:
-        reason, told = error.reason, str(error)
-    except LedgerError as error:
-        reason, told = "ledger", str(error)
-    except (wire.MalformedReply, codec.MalformedUpdate):
-        reason, told = "bad_request", traceback.format_exc()
-    except (Exception, SystemExit):  # a user's code may end the process; Ctrl-C still does
-        told = traceback.format_exc()
-        if client is not None and client.privacy is not None:
-            reason = "declined"  # whether this data makes the code fail is private too, as far as a code can hide it
-    with suppress(OSError):  # a full disk must not turn the log's own error into a message
-        if client is not None:
-            client.state.log(f"round={round} refused: {reason}\n{told}")
-    return Message(wire.write_refusal(wire.Refusal(round, reason)), reply_to=message)
 
 
 class Link(Protocol):
@@ -100,10 +36,6 @@ class Link(Protocol):
     ) -> Total: ...
 
 
-class TooFewClientsError(RuntimeError):
-    """The run cannot begin: fewer clients answered than a round needs."""
-
-
 def serve(
     experiment: Experiment,
     strategy: QuantizedFedAvg,
@@ -111,8 +43,12 @@ def serve(
     *,
     folder: Path,
     watch: Callable[[RoundRow], None],
+    clients: ClientFiles | None,
 ) -> Result:
-    """The server's whole job: meet the clients, run the rounds, deliver and measure the int8 model, fill the folder."""
+    """The server's whole job: meet the clients, run the rounds, deliver and measure the int8 model, fill the folder.
+
+    `clients`: where their files lie, if on this machine; only then can the result say that the run was private.
+    """
     config, begun = experiment.config, time.monotonic()
     roster, hello = link.meet()
     roster.keep(experiment.identities)
@@ -124,7 +60,7 @@ def serve(
         refused = ", ".join(f"{r.client}: {r.reason}" for r in roster.refused[:5]) or "no answer"
         raise TooFewClientsError(f"{present} of {config.clients} clients answered, too few for a round ({refused})")
     judge = _Judge(experiment, strategy, link, roster)
-    with Delivery(experiment, folder, watch) as delivery:
+    with Delivery(experiment, folder, watch, clients=clients) as delivery:
         outcome = run_rounds(
             strategy=strategy,
             dealer=Dealer(list(roster.nodes), seed=config.seed),

@@ -7,16 +7,15 @@ import pytest
 from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.common.constant import ErrorCode
 
-from fedq import wire
+from fedq import flower, wire
 from fedq.codec import Layout, encode
 from fedq.config import compose
 from fedq.experiment import build
-from fedq.runtime import flower
-from fedq.runtime.flower import serialized
-from fedq.runtime.local import InProcess
-from fedq.runtime.meter import Meter
+from fedq.flower import serialized
+from fedq.runtime.local import in_process
 from fedq.server import Dealer, Rules, run_rounds
 from fedq.server.loop import Scores
+from fedq.server.meter import Meter
 
 LAYOUT = Layout.flat(1000)
 
@@ -163,7 +162,7 @@ def traffic_of_a_run(folder, data, *overrides):
     usual = ["clients=5", "fraction=0.8", "rounds=3", "model.hidden=[16]", "train.epochs=0.25"]
     experiment = build(compose([*usual, *overrides]), data=data)
     strategy = experiment.strategy()
-    link = InProcess(experiment, strategy, folder)
+    link = in_process(experiment, strategy, folder)
     roster, hello = link.meet()
     rounds = []
     run_rounds(

@@ -1,0 +1,81 @@
+"""A Flower `ClientApp` over clients. Knows messages and codes; not how a client is built or where it runs.
+
+The client's outermost layer is here: whatever goes wrong inside, a code leaves and the text stays, since Flower
+sends the type and text of an uncaught exception, paths and data values included, to the server.
+"""
+
+import sys
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from fedq import __version__, codec, wire
+from fedq.client import Client
+
+
+def client_app(client_of: Callable[[Context], Client]) -> ClientApp:
+    """A Flower app that answers for the client that `client_of` names; the same on every runtime."""
+    app = ClientApp()
+
+    @app.query("hello")
+    def hello(message: Message, context: Context) -> Message:
+        try:
+            client = client_of(context)
+            told = wire.Hello(client.identity, __version__, codec.FORMATS, client.trainer.layout.digest)
+            return Message(wire.write_hello(told), reply_to=message)
+        except (Exception, SystemExit):
+            _tell_operator(traceback.format_exc())
+            return Message(wire.write_refusal(wire.Refusal(0, "client_error")), reply_to=message)
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        return _guarded(message, context, client_of, lambda client, request: client.train(request))
+
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        return _guarded(message, context, client_of, lambda client, request: client.evaluate(request))
+
+    return app
+
+
+def _guarded(
+    message: Message,
+    context: Context,
+    client_of: Callable[[Context], Client],
+    work: Callable[[Client, wire.Request], wire.Reply],
+) -> Message:
+    """The reply, or a refusal that holds a code and nothing else, whatever fails and wherever."""
+    from fedq.privacy import Declined, LedgerError
+
+    client: Client | None = None
+    round, reason, told = -1, "client_error", ""
+    try:
+        client = client_of(context)
+        request = wire.read_request(message.content)
+        round = request.round
+        return Message(wire.write_reply(work(client, request)), reply_to=message)
+    except Declined as error:
+        reason, told = error.reason, str(error)
+    except LedgerError as error:
+        reason, told = "ledger", str(error)
+    except (wire.MalformedReply, codec.MalformedUpdate):
+        reason, told = "bad_request", traceback.format_exc()
+    except (Exception, SystemExit):  # a user's code may end the process; Ctrl-C still does
+        told = traceback.format_exc()
+        if client is not None and client.privacy is not None:
+            reason = "declined"  # whether this data makes the code fail is private too, as far as a code can hide it
+    with suppress(OSError):  # a full disk must not turn the log's own error into a message
+        if client is not None:
+            client.state.log(f"round={round} refused: {reason}\n{told}")
+        else:
+            _tell_operator(told)
+    return Message(wire.write_refusal(wire.Refusal(round, reason)), reply_to=message)
+
+
+def _tell_operator(text: str) -> None:
+    """On this machine's own terminal or log file: there is no client yet that has a log."""
+    with suppress(OSError, ValueError):
+        print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,75 @@
+"""What of a config may come over a network: choices among what the bundle holds, and values. Knows text; not Flower.
+
+A run's overrides are composed on machines of other owners. An override that names code, a search path or an
+interpolation would run or read what its sender likes there (`${oc.env:HOME}` is even echoed in an error's text), so
+none is let in: what a user sets for open keys travels as a file of the bundle.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+
+from fedq.config.compose import known_keys
+from fedq.config.problem import ConfigError, Problem
+from fedq.config.schema import GROUPS, OPEN
+
+OVERRIDES = "overrides"  # the one key of a run's config
+# Decided on each machine: where a client's files lie, and how its server is reached.
+_LOCAL = ("privacy.ledger", "runtime.connection", "runtime.address")
+_LONGEST = 10_000
+
+
+def refused(override: str) -> str | None:
+    """Why this override may not cross a network; None where it may."""
+    if not isinstance(override, str) or len(override) > _LONGEST:
+        return f"must be a text of at most {_LONGEST:,} characters"
+    for sign, why in (
+        ("_target_", "names code to run"),
+        ("${", "is an interpolation: it reads the environment of whoever composes it"),
+        ("hydra.", "changes where configs are read from"),
+        ("hydra/", "changes how configs are read"),
+    ):
+        if sign in override:
+            return f"{sign!r} {why}; only choices among what the bundle holds may cross a network"
+    if override.startswith(("+", "~")):
+        return "adds or deletes a key; only choices among what the bundle holds may cross a network"
+    key, sign, value = override.partition("=")
+    if not sign or not re.fullmatch(r"[a-z][A-Za-z0-9_]*(\.[A-Za-z0-9_]+)*", key):
+        return "is not KEY=VALUE"
+    if key in GROUPS:
+        # A path in a choice's name would compose a file outside of the bundle.
+        return None if re.fullmatch(r'"?[A-Za-z0-9_][A-Za-z0-9_-]*"?', value) else "names no choice of a group"
+    if key.startswith(_LOCAL):
+        return "is decided on each machine, not over a network"
+    if key not in known_keys() and not any(key.startswith(f"{prefix}.") for prefix in OPEN):
+        return "is no key of an experiment"
+    return None
+
+
+def check(overrides: Sequence[str]) -> list[str]:
+    """The overrides, or `ConfigError` with every one that may not cross a network."""
+    found = [
+        Problem(f"run-config {OVERRIDES}", override, rule, "Put it into conf/ of the app, which travels in the bundle")
+        for override in overrides
+        if (rule := refused(override)) is not None
+    ]
+    if found:
+        raise ConfigError(found)
+    return list(overrides)
+
+
+def read(text: object) -> list[str]:
+    """Overrides from a run's config: a JSON list of texts, checked."""
+    try:
+        overrides = json.loads(text) if isinstance(text, str) else None
+    except (ValueError, RecursionError):
+        overrides = None
+    if not isinstance(overrides, list):
+        mend = "Use a TOML file with overrides = '[\"rounds=3\"]'"
+        raise ConfigError([Problem(f"run-config {OVERRIDES}", str(text)[:200], "must be a JSON list of texts", mend)])
+    return check(overrides)
+
+
+def write(overrides: Sequence[str]) -> str:
+    """The text that `read` takes."""
+    return json.dumps(check(overrides))

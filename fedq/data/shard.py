@@ -1,0 +1,59 @@
+"""One client's examples as a file of their own. Knows arrays and one file format; not who deals them out.
+
+A shard file (`*.shard.npz`) is what a rehearsal gives each client, so that a client process opens its own data and
+nobody else's. It holds arrays and a line of JSON; nothing in it is executed or unpickled.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from fedq.data.examples import Dataset, Examples
+
+SUFFIX = ".shard.npz"
+
+
+def is_shard(path: str | Path) -> bool:
+    """Whether the path names a shard file; any other file is a loader's."""
+    return str(path).endswith(SUFFIX)
+
+
+def write_shard(path: Path, examples: Examples, like: Dataset) -> None:
+    """Write the examples, and what a client must know of the whole: outputs, name, how inputs were scaled."""
+    about = {
+        "num_outputs": like.num_outputs,
+        "name": like.name,
+        "fitted_on_private_data": like.fitted_on_private_data,
+    }
+    np.savez(path, inputs=examples.inputs, targets=examples.targets, about=np.array(json.dumps(about)))
+
+
+def read_shard(path: str | Path) -> Dataset:
+    """All examples of one client; it has no validation and no test set.
+
+    Raises ValueError for a file that is no shard, OSError where it cannot be read.
+
+    >>> import tempfile
+    >>> from fedq.data import digits
+    >>> whole = digits()
+    >>> file = Path(tempfile.mkdtemp()) / "a.shard.npz"
+    >>> write_shard(file, whole.train[:5], whole)
+    >>> part = read_shard(file)
+    >>> len(part.train), part.num_outputs, part.name, part.test
+    (5, 10, 'digits', None)
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            about = json.loads(str(file["about"]))
+            train = Examples(file["inputs"], file["targets"])
+        return Dataset(
+            train,
+            validation=None,
+            test=None,
+            num_outputs=int(about["num_outputs"]),
+            name=str(about["name"]),
+            fitted_on_private_data=about["fitted_on_private_data"],
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not a shard file ({error}); write it with fedq.data.write_shard") from None

@@ -1,0 +1,24 @@
+"""On whose machine an experiment is built: everybody's in a simulation, one party's in a deployment."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Owner:
+    """`identity`: the client whose machine it is, None for the server. `data`: where its own examples lie.
+
+    A client without `data` takes its part of data that everybody has, as a rehearsal on public data does.
+    """
+
+    identity: str | None
+    data: Path | None = None
+
+    @property
+    def data_name(self) -> str:
+        """Names the examples in the client's ledger by where they lie: whatever the server asks, they are the same."""
+        return f"own#{hashlib.sha256(str(self.data).encode()).hexdigest()[:16]}"
+
+
+SERVER = Owner(None)

@@ -1,0 +1,122 @@
+"""The one file that touches Flower's private names (flwr is pinned to a minor version for it). Knows no fedq."""
+
+import logging
+import os
+import queue
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.serverapp import Grid, ServerApp
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+__all__ = ["Run", "bundle", "deserialized", "enter", "is_in_memory", "new_context", "serialized", "simulation"]
+
+
+def enter(run_id: int = 1, node_id: int = 1) -> None:
+    """Say who this process is: Flower's `Message` refuses to be made without it."""
+    TaskIdentity.run_id = run_id
+    TaskIdentity.node_id = node_id
+    TaskIdentity.task_id = 1
+
+
+def new_context(node_id: int, node_config: dict[str, str | int | float | bool]) -> Context:
+    """The context of one simulated node; it lives as long as its node."""
+    return Context(run_id=1, node_id=node_id, node_config=node_config, state=RecordDict(), run_config={})
+
+
+def serialized(message: Message) -> bytes:
+    """The message as it would cross a network."""
+    data: bytes = message_to_proto(message).SerializeToString()
+    return data
+
+
+def deserialized(data: bytes) -> Message:
+    from flwr.proto.message_pb2 import Message as Proto  # generated code without stubs
+
+    return message_from_proto(Proto.FromString(data))
+
+
+def is_in_memory(grid: Any) -> bool:
+    """Whether all clients share this machine, as in Flower's simulation engine."""
+    from flwr.superlink.grid import InMemoryGrid
+
+    return isinstance(grid, InMemoryGrid)
+
+
+def bundle(folder: Path) -> bytes:
+    """The app directory as Flower sends it; ValueError where Flower refuses it (a name, a pattern, over 10 MB)."""
+    from flwr.cli.build import build_fab_from_disk
+    from flwr.cli.utils import AppPathDepthError
+
+    try:
+        return bytes(build_fab_from_disk(folder))
+    except AppPathDepthError as error:
+        raise ValueError(str(error)) from None
+
+
+@contextmanager
+def simulation(
+    app: ClientApp,
+    nodes: int,
+    *,
+    address: str | None,
+    resources: Mapping[str, float],
+    environment: Mapping[str, str],
+) -> Iterator[Grid]:
+    """Flower's simulation engine with that many nodes, and the grid to them; `address`: of an existing Ray cluster.
+
+    The engine would run the server in a thread of its own. Here it is turned round: the engine gets the thread, so
+    that Ctrl-C, the live view and the caller's stack stay in the main one.
+    """
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    import ray
+    from flwr.simulation import run_simulation
+
+    ray.init(
+        address=address,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        runtime_env={"env_vars": dict(environment)},
+    )
+    handed: queue.Queue[Grid | BaseException] = queue.Queue()
+    over = threading.Event()
+    server = ServerApp()
+
+    @server.main()
+    def hand_over(grid: Grid, context: Context) -> None:
+        handed.put(grid)
+        over.wait()
+
+    def engine() -> None:
+        try:
+            run_simulation(server, app, nodes, backend_config={"client_resources": dict(resources)})
+        except BaseException as error:  # SystemExit too: it must reach the caller, not end a thread in silence
+            handed.put(error)
+
+    thread = threading.Thread(target=engine, name="flower-simulation", daemon=True)
+    logger, silence = logging.getLogger("flwr"), _OnlyErrors()
+    logger.addFilter(silence)  # a deprecation and the engine's progress; the run has a display of its own
+    thread.start()
+    try:
+        grid = handed.get()
+        if isinstance(grid, BaseException):
+            raise RuntimeError(f"Flower's simulation engine did not start: {grid}") from grid
+        yield grid
+    finally:
+        over.set()
+        thread.join(timeout=60)
+        ray.shutdown()
+        logger.removeFilter(silence)
+
+
+class _OnlyErrors(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.ERROR

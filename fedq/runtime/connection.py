@@ -1,0 +1,57 @@
+"""A SuperLink connection of Flower's own config file, looked at before anything is started. Knows TOML and sockets."""
+
+import os
+import socket
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedq.config import ConfigError, Problem
+
+_PATIENCE = 5.0  # seconds in which a SuperLink that is there accepts
+
+
+@dataclass(frozen=True)
+class Connection:
+    name: str
+    address: str
+
+
+def flwr_home() -> Path:
+    return Path(os.environ.get("FLWR_HOME") or Path.home() / ".flwr")
+
+
+def find(name: str | None) -> Connection:
+    """The named connection, or Flower's default one, if a SuperLink answers there; else `ConfigError`."""
+    path = flwr_home() / "config.toml"
+    key = "runtime.connection"
+    try:
+        known = tomllib.loads(path.read_text(encoding="utf-8")).get("superlink", {})
+    except FileNotFoundError:
+        known = {}
+    except (OSError, ValueError) as error:
+        raise ConfigError([Problem(key, name, f"{path} cannot be read: {error}", "Mend the file")]) from None
+    names = sorted(n for n, value in known.items() if isinstance(value, dict))
+    mend = f"docs/deploy.md shows one; {path} knows {', '.join(names) or 'none'}"
+    chosen = name or known.get("default")
+    if not chosen:
+        raise ConfigError([Problem(key, name, "Flower's config names no default connection", mend)])
+    if chosen not in names:
+        raise ConfigError([Problem(key, chosen, "there is no such SuperLink connection", mend)])
+    values = known[chosen]
+    address = str(values.get("address") or "")
+    if address.startswith(":") or not address:  # Flower's own names of an engine on this machine
+        rule = f"its address is {address or 'not set'}: Flower's simulation, and no SuperLink that clients connect to"
+        raise ConfigError([Problem(key, chosen, rule, "Use runtime=ray, or name a connection to a SuperLink")])
+    certificates = values.get("root-certificates")
+    if certificates and not (path.parent / str(certificates)).expanduser().is_file():
+        raise ConfigError([Problem(key, chosen, f"its root-certificates {certificates} are not there", f"Mend {path}")])
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise ConfigError([Problem(key, chosen, f"its address {address} is not HOST:PORT", f"Mend {path}")])
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE).close()
+    except OSError as error:
+        rule = f"no SuperLink answers at {address} ({error.strerror or error})"
+        raise ConfigError([Problem(key, chosen, rule, f"Start it (docs/deploy.md), or mend {path}")]) from None
+    return Connection(chosen, address)

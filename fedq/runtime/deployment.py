@@ -1,0 +1,156 @@
+"""A run on somebody's SuperLink: bundle staged, run started, its rounds followed. Knows Flower's command line.
+
+The server and the clients run elsewhere; here is the live view alone. Ctrl-C ends the view, not the run.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from fedq.config import Config, ConfigError, problems
+from fedq.results import Display, Result, RoundRow, events
+from fedq.results.result import from_json
+from fedq.runtime.connection import Connection, find
+from fedq.runtime.stage import Staged, app_here, run_config, stage
+from fedq.runtime.watch import Watch, headline
+
+
+class DeploymentError(RuntimeError):
+    """Flower refused the run, or the server says that it failed."""
+
+
+@dataclass
+class Followed:
+    """What the server told so far."""
+
+    run: str = ""
+    host: str = ""
+    folder: str = ""
+    rows: list[RoundRow] = field(default_factory=list)
+    result: dict[str, Any] | None = None
+    failed: str = ""
+    log: list[str] = field(default_factory=list)  # the last lines that were no events
+
+
+_KEPT_LINES = 30
+
+
+def deploy(config: Config, overrides: Sequence[str] | None = None, *, progress: bool = True) -> Result:
+    """Run the experiment on the config's SuperLink connection and follow it; its files stay with the server.
+
+    `overrides`: as they were typed, Hydra's own settings too, none of which may travel. Raises `ConfigError` before
+    anything is started, and `DeploymentError` where the run fails.
+    """
+    if found := problems(config):
+        raise ConfigError(found)
+    with tempfile.TemporaryDirectory(prefix="fedq-") as scratch:
+        staged = stage(config.overrides if overrides is None else overrides, config, app=app_here(), into=Path(scratch))
+        connection = find(config.runtime.connection)
+        with display_of(config, connection, progress=progress) as display:
+            told = submit(staged, connection, Watch(display), note=display.note)
+    return result_of(told)
+
+
+@contextmanager
+def display_of(config: Config, connection: Connection, *, progress: bool) -> Iterator[Display]:
+    budget = config.privacy.target_epsilon if config.privacy.unit != "off" else None
+    with Display(
+        config.name,
+        rounds=config.rounds,
+        detail=f"{headline(config)}, on {connection.address}",
+        epsilon_budget=budget,
+        metric=config.train.metric,
+        enabled=progress,
+    ) as display:
+        yield display
+
+
+def submit(
+    staged: Staged,
+    connection: Connection,
+    watch: Callable[[RoundRow], None],
+    *,
+    note: Callable[[str], None] = lambda text: None,
+    environment: Mapping[str, str] | None = None,
+    said: Callable[[Sequence[str]], None] = lambda command: None,
+) -> Followed:
+    """Start the run with `flwr run` and read its log to the end. `said` sees the command."""
+    config = staged.folder.parent / "run.toml"
+    config.write_bytes(run_config(staged.overrides))
+    command = [flower_command("flwr"), "run", str(staged.folder), connection.name, "--stream"]
+    command += ["--run-config", str(config)]
+    said(command)
+    told = Followed()
+    for line in _lines(command, environment):
+        _hear(told, line, watch, note)
+    if not told.run:
+        raise DeploymentError(f"Flower did not start the run: {_last_words(told)}")
+    if told.failed:
+        raise DeploymentError(told.failed)
+    if told.result is None:
+        where = f"; what is done lies in {told.folder} on {told.host}" if told.folder else ""
+        raise DeploymentError(f"run {told.run} ended without a result{where}: {_last_words(told)}")
+    return told
+
+
+def result_of(told: Followed) -> Result:
+    """The result as the server told it: numbers, no arrays."""
+    assert told.result is not None
+    return replace(from_json(told.result), history=told.rows, elsewhere=f"{told.host}:{told.folder}")
+
+
+def flower_command(name: str) -> str:
+    """Flower's program of this very environment."""
+    beside = Path(sys.executable).parent / name
+    return str(beside) if beside.exists() else name
+
+
+def _lines(command: Sequence[str], environment: Mapping[str, str] | None) -> Iterator[str]:
+    env = {**os.environ, **(environment or {}), "PYTHONUNBUFFERED": "1", "FLWR_TELEMETRY_ENABLED": "0"}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env, errors="replace"
+    ) as process:
+        assert process.stdout is not None
+        try:
+            yield from process.stdout
+        except BaseException:
+            process.terminate()
+            raise
+
+
+def _hear(told: Followed, line: str, watch: Callable[[RoundRow], None], note: Callable[[str], None]) -> None:
+    if started := re.search(r"Successfully started run (\d+)", line):
+        told.run = started[1]
+        note(f"run {told.run} is started; Ctrl-C ends this view alone, `flwr stop {told.run}` ends the run")
+    event = events.parse(line)
+    if event is None:
+        told.log = [*told.log[-_KEPT_LINES:], line.rstrip()]
+        return
+    kind = event.pop("event")
+    try:
+        if kind == "row":
+            told.rows.append(RoundRow(**event))
+            watch(told.rows[-1])
+        elif kind == "note":
+            note(str(event["text"]))
+        elif kind == "folder":
+            told.host, told.folder = str(event["host"]), str(event["path"])
+            note(f"the run folder is {told.folder} on {told.host}")
+        elif kind == "result":
+            told.result = event
+        elif kind == "failed":
+            told.failed = str(event["reason"])
+    except (KeyError, TypeError, ValueError):  # a line that a user's model printed, or of another fedq
+        told.log = [*told.log[-_KEPT_LINES:], line.rstrip()]
+
+
+def _last_words(told: Followed) -> str:
+    words = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip(" │╭╮╰╯─") for line in told.log]
+    return " ".join(filter(None, words[-8:])) or "it said nothing"

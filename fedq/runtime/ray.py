@@ -1,0 +1,76 @@
+"""Clients in Flower's simulation engine, on Ray. Knows how an actor builds its clients; not Flower's private names."""
+
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from flwr.app import Context
+
+from fedq import flower
+from fedq.app import client_app
+from fedq.app.host import link
+from fedq.client import Client
+from fedq.config import Problem, compose
+from fedq.experiment import Experiment, build, client_folder
+from fedq.server import GridLink, QuantizedFedAvg
+from fedq.server.link import Replied
+from fedq.training.numerics import use_one_thread
+
+_RESOURCES = {"num_cpus": 1, "num_gpus": 0}
+
+
+def problems() -> list[Problem]:
+    """What keeps this machine from using Ray."""
+    if importlib.util.find_spec("ray") is None:
+        return [Problem("runtime", "ray", "Ray is not installed", 'Run pip install "fedq[ray]"')]
+    return []
+
+
+@dataclass(frozen=True)
+class ActorClients:
+    """Travels to Ray's actors: how each of them builds a client. Text and paths, no objects."""
+
+    overrides: tuple[str, ...]
+    overlay: str | None
+    path: tuple[str, ...]
+    folder: str  # of the run: on a cluster it must lie where every machine sees it
+
+    def __call__(self, context: Context) -> Client:
+        use_one_thread()
+        missing = [entry for entry in self.path if entry not in sys.path]
+        sys.path[:0] = missing
+        experiment = _experiment(self.overrides, self.overlay)
+        name, folder = experiment.identities[int(context.node_config["partition-id"])], Path(self.folder)
+        # The next message of this client may meet another actor: what it keeps must be on disk.
+        return experiment.client(name, folder=client_folder(folder, name), run=folder.name, durable=True)
+
+
+@lru_cache(maxsize=2)
+def _experiment(overrides: tuple[str, ...], overlay: str | None) -> Experiment:
+    return build(compose(list(overrides), overlay=Path(overlay) if overlay else None))
+
+
+@contextmanager
+def ray_link(
+    experiment: Experiment, strategy: QuantizedFedAvg, folder: Path, *, replied: Replied, tell: Callable[[str], None]
+) -> Iterator[GridLink]:
+    """A running engine with one node for each client."""
+    config = experiment.config
+    package = str(Path(__file__).resolve().parents[2])  # the very fedq that runs here, however it came onto the path
+    clients = ActorClients(
+        tuple(config.overrides), config.overlay, (package, *filter(None, sys.path)), str(folder.absolute())
+    )
+    environment = {"PYTHONPATH": os.pathsep.join([package, os.environ.get("PYTHONPATH", "")]), "OMP_NUM_THREADS": "1"}
+    with flower.simulation(
+        client_app(clients),
+        config.clients,
+        address=config.runtime.address,
+        resources={**_RESOURCES, **config.runtime.client_resources},
+        environment=environment,
+    ) as grid:
+        yield link(experiment, strategy, grid, tell=tell, replied=replied)

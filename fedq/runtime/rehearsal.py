@@ -1,0 +1,221 @@
+"""A whole deployment on one machine: a real SuperLink and SuperNodes, with TLS and node keys. Knows Flower's programs.
+
+Every command is printed: each is what one organisation would run on a machine of its own (docs/deploy.md). All lies in
+a temporary directory, which is gone afterwards with every process, whatever happens.
+"""
+
+import json
+import os
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from fedq.config import Config, ConfigError, Problem, problems
+from fedq.data import write_shard
+from fedq.experiment import Experiment
+from fedq.experiment.ledgers import LEDGER
+from fedq.results import Result, new_run_folder, read_result
+from fedq.runtime.connection import Connection
+from fedq.runtime.credentials import write_certificates, write_node_key
+from fedq.runtime.deployment import DeploymentError, Followed, display_of, flower_command, submit
+from fedq.runtime.processes import Processes, tail
+from fedq.runtime.stage import Staged, app_here, stage
+from fedq.runtime.start import OUTPUTS, built
+from fedq.runtime.watch import Watch
+
+CONNECTION = "rehearsal"
+_START_UP = 60.0  # seconds in which a SuperLink or SuperNode listens
+_MOST = 64  # SuperNodes: each is a process of some 150 MB, and one more while it trains
+
+
+def rehearsal(
+    config: Config,
+    overrides: Sequence[str] | None = None,
+    *,
+    say: Callable[[str], object] = lambda text: None,
+    root: str | Path = OUTPUTS,
+    progress: bool = True,
+) -> Result:
+    """Deploy the experiment here and return its result, with the run folder collected under `root`.
+
+    Raises `ConfigError` before anything is started, `DeploymentError` where the run fails.
+    """
+    config = replace(config, runtime=replace(config.runtime, name="deployment"))
+    words = [o for o in (config.overrides if overrides is None else overrides) if not o.startswith("runtime=")]
+    words = [*words, "runtime=deployment"]
+    found = problems(replace(config, overrides=words))
+    if config.clients > _MOST:
+        found.append(Problem("clients", config.clients, f"at most {_MOST} SuperNodes are started here", "Use fewer"))
+    if found:
+        raise ConfigError(found)
+    experiment = built(replace(config, runtime=replace(config.runtime, name="local")))
+    with tempfile.TemporaryDirectory(prefix="fedq-rehearsal-") as scratch:
+        place = Path(scratch)
+        staged = stage(words, config, app=app_here(), into=place / "submitter")
+        with Processes(place.name, _environment()) as processes:
+            stand = Stand(place, processes, say)
+            stand.start_superlink()
+            for number, identity in enumerate(experiment.identities):
+                stand.start_supernode(number, identity, experiment)
+            told = stand.run(config, staged, progress=progress)
+        return _collected(experiment, place, told, root)
+
+
+@dataclass
+class Stand:
+    """Who stands where: the server's folder, each client's, the submitter's. `say` prints commands."""
+
+    place: Path
+    processes: Processes
+    say: Callable[[str], object]
+    address: str = ""
+    _ports: list[int] = field(default_factory=list)
+
+    @property
+    def server(self) -> Path:
+        return self.place / "server"
+
+    def client(self, identity: str) -> Path:
+        return self.place / "clients" / identity
+
+    def start_superlink(self) -> None:
+        """The server's organisation: certificates, and one process that listens on one port."""
+        self.server.mkdir()
+        write_certificates(self.server)
+        port = free_port()
+        self.address = f"127.0.0.1:{port}"
+        self._tell("server", "certificates: ca.crt for everybody, server.pem and server.key for the SuperLink alone")
+        command = [flower_command("flower-superlink"), "--host", "127.0.0.1", "--port", str(port)]
+        command += ["--ssl-ca-certfile", str(self.server / "ca.crt")]
+        command += ["--ssl-certfile", str(self.server / "server.pem")]
+        command += ["--ssl-keyfile", str(self.server / "server.key")]
+        command += ["--enable-supernode-auth", "--database", str(self.server / "state.db")]
+        command += ["--disable-runtime-dependency-installation"]
+        self._show("server", command, {"FEDQ_HOME": str(self.server)})
+        extra = {"FLWR_HOME": str(self.server / "flwr"), "FEDQ_HOME": str(self.server)}
+        self.processes.start(command, self.server / "superlink.log", extra)
+        home = self.place / "submitter" / "flwr"
+        home.mkdir(parents=True)
+        (home / "config.toml").write_text(
+            f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\naddress = "{self.address}"\n'
+            f'root-certificates = "{self.server / "ca.crt"}"\n',
+            encoding="utf-8",
+        )
+        self._await(port)
+
+    def start_supernode(self, number: int, identity: str, experiment: Experiment) -> None:
+        """A client's organisation: a key that the server registers, its data, its state, and one process."""
+        home = self.client(identity)
+        (home / "data").mkdir(parents=True)
+        (home / "state").mkdir()
+        shutil.copy(self.server / "ca.crt", home / "ca.crt")
+        write_node_key(home / "node")
+        shard = home / "data" / "examples.shard.npz"
+        write_shard(shard, experiment.dataset.train[experiment.shards[identity]], experiment.dataset)
+        self.register(identity)
+        pairs = {"name": identity} if experiment.config.names else {"partition-id": number}
+        self.supernode(identity, {**pairs, "data-path": str(shard), "state-dir": str(home / "state")})
+
+    def register(self, identity: str) -> None:
+        """The server's operator lets a node in by its public key."""
+        key = self.client(identity) / "node.pub"
+        command = [flower_command("flwr"), "supernode", "register", str(key), CONNECTION]
+        self._show("server", command, {})
+        done = subprocess.run(
+            command, env=self.processes.environment(self.submitter), capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise DeploymentError(f"{shlex.join(command)}: {done.stdout}{done.stderr}")
+
+    def supernode(self, identity: str, node_config: Mapping[str, str | int]) -> subprocess.Popen[bytes]:
+        home = self.client(identity)
+        pairs = " ".join(f"{key}={json.dumps(value)}" for key, value in node_config.items())
+        command = [flower_command("flower-supernode"), "--superlink", self.address]
+        command += ["--root-certificates", str(home / "ca.crt"), "--auth-supernode-private-key", str(home / "node")]
+        port = free_port()
+        command += ["--node-config", pairs, "--host", "127.0.0.1", "--port", str(port)]
+        self._show(f"client {identity}", command, {})
+        extra = {"FLWR_HOME": str(home / "flwr"), "FEDQ_HOME": str(home)}
+        self._ports.append(port)
+        return self.processes.start(command, home / "supernode.log", extra)
+
+    @property
+    def submitter(self) -> dict[str, str]:
+        return {"FLWR_HOME": str(self.place / "submitter" / "flwr")}
+
+    def run(self, config: Config, staged: Staged, *, progress: bool) -> Followed:
+        """Whoever asks for the run: one command, and the rounds as they come."""
+        for port in self._ports:
+            self._await(port)
+        connection = Connection(CONNECTION, self.address)
+        environment = self.processes.environment(self.submitter)
+        with display_of(config, connection, progress=progress) as display:
+            try:
+                return submit(
+                    staged,
+                    connection,
+                    Watch(display),
+                    note=display.note,
+                    environment=environment,
+                    said=lambda command: self._show("submitter", command, {}),
+                )
+            except DeploymentError as error:
+                logs = [self.server / "superlink.log", *sorted(self.place.glob("clients/*/supernode.log"))]
+                words = "\n".join(f"--- {log.relative_to(self.place)}\n{tail(log)}" for log in logs[:4])
+                raise DeploymentError(f"{error}\n{words}") from None
+
+    def _await(self, port: int) -> None:
+        end = time.monotonic() + _START_UP
+        while time.monotonic() < end:
+            self.processes.check()
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                return
+            except OSError:
+                time.sleep(0.1)
+        raise DeploymentError(f"nobody listens on port {port} after {_START_UP:.0f} s")
+
+    def _show(self, who: str, command: Sequence[str], environment: Mapping[str, str]) -> None:
+        words = [Path(command[0]).name, *command[1:]]
+        settings = "".join(f"{key}={shlex.quote(value)} " for key, value in environment.items())
+        self._tell(who, f"{settings}{shlex.join(words)}".replace(str(self.place), "."))
+
+    def _tell(self, who: str, text: str) -> None:
+        self.say(f"[{who}] {text}")
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def _environment() -> dict[str, str]:
+    """What every process gets: this very fedq, one thread each, nothing told to anybody outside."""
+    package = str(Path(__file__).resolve().parents[2])
+    paths = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH", "")]))
+    programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    fixed = {"PYTHONPATH": paths, "PATH": programs, "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
+    return {**os.environ, **fixed, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+def _collected(experiment: Experiment, place: Path, told: Followed, root: str | Path) -> Result:
+    """The server's run folder and the clients' own files, which only a rehearsal may bring together."""
+    folder = new_run_folder(root, experiment.config.name)
+    shutil.copytree(told.folder, folder, dirs_exist_ok=True)
+    for identity in experiment.identities:
+        state, home = place / "clients" / identity / "state", folder / "clients" / identity
+        if (state / "runs" / told.run).is_dir():
+            shutil.copytree(state / "runs" / told.run, home, ignore=shutil.ignore_patterns(".lock"))
+        if (state / LEDGER).exists():
+            home.mkdir(parents=True, exist_ok=True)
+            shutil.copy(state / LEDGER, home / LEDGER)
+    return read_result(folder)

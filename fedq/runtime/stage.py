@@ -1,0 +1,163 @@
+"""What travels: the app directory as a bundle, and the overrides that may cross a network. Knows files; starts nothing.
+
+What a user sets on the command line for open keys (a model, a loader, their arguments) is written into the bundle's own
+`conf/` as a choice named `staged`: it travels as a file that every owner can read, never as an override.
+"""
+
+import importlib.util
+import io
+import tomllib
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedq import __version__, flower
+from fedq.app.bundle import COMPONENTS, is_app
+from fedq.config import Config, ConfigError, Problem, compose, network
+
+STAGED = "staged"
+_OPEN_GROUPS = ("model", "data")
+_HERE = ("runtime.connection",)  # says how the server is reached from here, which is no business of the apps
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A bundle's folder, what of the command line goes beside it, and how large it is as it travels (bytes)."""
+
+    folder: Path
+    overrides: list[str]
+    size: int
+
+
+def stage(overrides: Sequence[str], config: Config, *, app: Path | None, into: Path) -> Staged:
+    """Fill `into` with the bundle of the app directory `app` (None: fedq's own configs alone).
+
+    Raises `ConfigError` with every override that may not travel, and for a bundle that Flower would refuse.
+    """
+    sent, open_groups = _parted(overrides)
+    network.check(sent)
+    overlay = None if config.overlay is None else Path(config.overlay)
+    folder = into / "app"
+    folder.mkdir(parents=True)
+    if app is not None:
+        _unpack(_bundle(app), folder)
+    project = _project(folder)
+    if overlay is not None and (app is None or overlay.resolve() != (app / "conf").resolve()):
+        _copy_choices(overlay, folder / "conf")
+    _check_code(config, folder)
+    for group in open_groups:
+        _write_choice(folder / "conf" / group / f"{STAGED}.yaml", getattr(config, group))
+    (folder / "pyproject.toml").write_bytes(_toml(project))
+    staged = Staged(folder, [*sent, *(f"{group}={STAGED}" for group in open_groups)], len(_bundle(folder)))
+    _check_same(config, staged)
+    return staged
+
+
+def _parted(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What goes as overrides, and the groups of which something was set that goes as a file."""
+    keys = [o.lstrip("+").partition("=")[0] for o in overrides]
+    groups = [g for g in _OPEN_GROUPS if any(k.startswith(f"{g}.") for k in keys)]
+    inside = tuple(f"{g}." for g in groups)
+    sent = [
+        override
+        for override, key in zip(overrides, keys, strict=True)
+        if not key.startswith(inside or ("\0",)) and key not in groups and key not in _HERE
+    ]
+    return sent, groups
+
+
+def _project(folder: Path) -> dict[str, Any]:
+    """The bundle's pyproject.toml: the app's own, or one for an experiment that needs no code beside fedq's."""
+    path = folder / "pyproject.toml"
+    if path.exists():
+        project = tomllib.loads(path.read_text(encoding="utf-8"))
+    else:
+        project = {"project": {"name": "fedq-experiment", "version": __version__}}
+        project["tool"] = {"flwr": {"app": {"publisher": "fedq", "components": dict(COMPONENTS)}}}
+    app = project["tool"]["flwr"]["app"]
+    app.setdefault("config", {}).setdefault(network.OVERRIDES, "[]")
+    for key in ("fab-include", "fab-exclude"):  # the folder holds just what they let through
+        app.pop(key, None)
+    return project
+
+
+def _bundle(folder: Path) -> bytes:
+    try:
+        return flower.bundle(folder)
+    except ValueError as error:
+        rule = f"Flower makes no bundle of it: {' '.join(str(error).split())}"
+        mend = "Mend its pyproject.toml; `fedq new DIR` makes an app that works"
+        raise ConfigError([Problem("app", folder.name, rule.rstrip("."), mend)]) from None
+
+
+def _unpack(bundle: bytes, folder: Path) -> None:
+    with zipfile.ZipFile(io.BytesIO(bundle)) as archive:
+        archive.extractall(folder)
+    manifest = folder / ".info"
+    if manifest.is_dir():  # Flower makes it anew
+        for file in manifest.iterdir():
+            file.unlink()
+        manifest.rmdir()
+
+
+def _copy_choices(source: Path, target: Path) -> None:
+    for file in sorted(source.rglob("*.yaml")):
+        copy = target / file.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(file.read_bytes())
+
+
+def _write_choice(path: Path, node: dict[str, Any]) -> None:
+    from omegaconf import OmegaConf
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = OmegaConf.to_yaml(OmegaConf.create(node))
+    path.write_text(f"# What the command line of this run set.\n{text}", encoding="utf-8")
+
+
+def _check_code(config: Config, folder: Path) -> None:
+    """A problem where a model or loader of this folder is named that the bundle does not hold."""
+    found = []
+    for group in _OPEN_GROUPS:
+        target = str(getattr(config, group).get("_target_"))
+        root = target.partition(".")[0]
+        if (folder / root).is_dir() or (folder / f"{root}.py").is_file():
+            continue
+        spec = importlib.util.find_spec(root) if root.isidentifier() else None
+        origin = None if spec is None or spec.origin is None else Path(spec.origin).resolve()
+        if origin is not None and origin.is_relative_to(Path.cwd().resolve()) and root != "fedq":
+            rule = f"{origin.name} lies in this folder and not in the bundle, so no client could import it"
+            mend = "`fedq new DIR` makes an app directory; put the module there, and name it in its fab-include"
+            found.append(Problem(f"{group}._target_", target, rule, mend))
+    if found:
+        raise ConfigError(found)
+
+
+def _check_same(config: Config, staged: Staged) -> None:
+    """What the other machines will compose is the experiment that was asked for here."""
+    from fedq.config import identity
+
+    conf = staged.folder / "conf"
+    there = compose(staged.overrides, overlay=conf if conf.is_dir() else None)
+    if identity(there) != identity(config):
+        changed = sorted(k for k, v in identity(config).items() if identity(there)[k] != v)
+        rule = "would be another experiment on the other machines"
+        raise ConfigError([Problem(", ".join(changed), "", rule, "Report this command: it is a fault of fedq")])
+
+
+def _toml(values: dict[str, Any]) -> bytes:
+    import tomli_w
+
+    return tomli_w.dumps(values).encode()
+
+
+def run_config(overrides: Sequence[str]) -> bytes:
+    """The file for `flwr run --run-config`: overrides as one JSON list (on its command line a quote cuts the text)."""
+    return _toml({network.OVERRIDES: network.write(overrides)})
+
+
+def app_here() -> Path | None:
+    """The app directory where fedq was started, if it is one."""
+    return Path.cwd() if is_app(Path.cwd()) else None

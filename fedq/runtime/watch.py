@@ -1,0 +1,32 @@
+"""What the live view of a run is told: its headline, its rows, and why clients were lost. Knows configs and rows."""
+
+from fedq import wire
+from fedq.config import Config, rules
+from fedq.results import Display, RoundRow
+
+
+class Watch:
+    """Shows every row, and says why clients were lost the first time that it happens for a reason."""
+
+    def __init__(self, display: Display) -> None:
+        self._display, self._known = display, set[str]()
+
+    def __call__(self, row: RoundRow) -> None:
+        for reason in sorted(set(row.reasons) - self._known):
+            meaning = {**wire.REFUSALS, **wire.REJECTIONS}.get(reason, "a packet that does not decode")
+            self._display.note(f"round {row.round}: {row.reasons[reason]} lost, {reason}: {meaning}")
+        self._known |= set(row.reasons)
+        self._display.row(row)
+
+
+def headline(config: Config) -> str:
+    """What runs, in a line."""
+    c = config
+    parts = [
+        f"{c.clients} clients" if c.fraction == 1 else f"{rules.cohort_size(c)} of {c.clients} clients",
+        str(c.data.get("_target_", "data")).rpartition(".")[2],
+        str(c.model.get("_target_", "model")).rpartition(".")[2],
+        "float32 model" if c.quant.name == "off" else "W8A8 QAT",
+        f"{c.codec.name} packets",
+    ]
+    return ", ".join(parts)
