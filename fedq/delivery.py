@@ -46,9 +46,7 @@ class Delivery:
         self._log = RoundLog(folder / "rounds.jsonl")
         self._rows: list[RoundRow] = []
         self._traffic = Traffic()
-        self._accepted: list[tuple[str, int]] = []  # (client, round)
         self._before = spent_before(experiment)
-        self._refusals: set[str] = set()
 
     def __enter__(self) -> "Delivery":
         return self
@@ -81,12 +79,11 @@ class Delivery:
             lost=len({r.client for r in what.rejected if r.reason != "unknown_node"} - set(what.accepted)),
             reasons=dict(sorted(Counter(r.reason for r in what.rejected).items())),
             rejected=[{"client": r.client, "reason": r.reason} for r in what.rejected],
+            accepted=list(what.accepted),
         )
         self._log.append(row)
         self._rows.append(row)
         self._traffic.add(what.traffic)
-        self._accepted += [(client, what.number) for client in what.accepted]
-        self._refusals |= {r.reason for r in what.rejected}
         self._watch(row)
 
     def close(self, outcome: Outcome, *, begun: float) -> Result:
@@ -122,6 +119,7 @@ class Delivery:
             int8_ops=int8.get("int8_ops", {}),
             float_ops=int8.get("float_ops", {}),
             **privacy,
+            reply_fields=self._traffic.fields,
             quantized=[] if e.quantized is None else str(e.quantized).splitlines(),
             bytes_up=self._traffic.up,
             bytes_down=self._traffic.down,
@@ -179,17 +177,11 @@ class Delivery:
                 "private": False,
                 "privacy_reasons": [],
             }
-        from fedq.privacy import is_private
-
-        # Whether a client's code fails may depend on its data: that it said so is a leak, whatever its update was.
-        told = [f"a refusal ({reason})" for reason in sorted(self._refusals & DATA_DEPENDENT)]
         if self._clients is None:  # what each has spent is a function of public numbers; that it is private is not
             spent = max((row.epsilon for row in self._rows if row.epsilon is not None), default=0.0)
-            private, reasons = False, [ELSEWHERE, *told]
+            private, reasons = False, [ELSEWHERE, *told(self._rows)]
         else:
-            evidence = gather_evidence(e, self._clients, self._accepted, [*self._traffic.fields, *told])
-            private, reasons = is_private(evidence)
-            spent = evidence.epsilon
+            spent, private, reasons = evidence_of(e, self._clients, self._rows, self._traffic.fields)
         return {
             "epsilon": spent,
             "delta": e.plan.delta,
@@ -197,6 +189,22 @@ class Delivery:
             "private": private,
             "privacy_reasons": reasons,
         }
+
+
+def told(rows: "Sequence[RoundRow]") -> list[str]:
+    """Refusals that may say something of the data: whether a client's code fails may depend on them."""
+    return [f"a refusal ({reason})" for reason in sorted({r for row in rows for r in row.reasons} & DATA_DEPENDENT)]
+
+
+def evidence_of(
+    experiment: Experiment, clients: "ClientFiles", rows: "Sequence[RoundRow]", fields: Sequence[str]
+) -> tuple[float, bool, list[str]]:
+    """(epsilon, private, reasons why not), from the clients' own files."""
+    from fedq.privacy import is_private
+
+    accepted = [(client, row.round) for row in rows for client in row.accepted]
+    evidence = gather_evidence(experiment, clients, accepted, [*fields, *told(rows)])
+    return evidence.epsilon, *is_private(evidence)
 
 
 def epsilon_after(experiment: Experiment, participations: int, *, before: "Sequence[Mechanism]" = ()) -> float | None:

@@ -31,6 +31,7 @@ class RoundRow:
     lost: int = 0
     reasons: dict[str, int] = field(default_factory=dict)  # reason code -> clients lost by it
     rejected: list[dict[str, Any]] = field(default_factory=list)  # {"client": id, "reason": code}
+    accepted: list[str] = field(default_factory=list)  # ids of the clients whose replies counted
     metric_value: float | None = None  # of the evaluation set, where the metric is not accuracy
 
     def __post_init__(self) -> None:

@@ -64,7 +64,6 @@ class Processes:
 
     def end(self) -> None:
         """SIGTERM to all, and after a moment SIGKILL to whoever is left, children included."""
-        seen = set(self._descendants())
         for process, _ in self._started:
             if process.poll() is None:
                 process.terminate()
@@ -78,14 +77,15 @@ class Processes:
             process.wait()
         end = time.monotonic() + _GRACE
         while (left := self._descendants()) and time.monotonic() < end:
-            seen.update(left)
             for pid in left:
                 with suppress(ProcessLookupError, PermissionError):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.1)
-        for pid in seen:
-            with suppress(ChildProcessError):  # adopted from a parent that ended first: else it stays as a zombie
-                os.waitpid(pid, os.WNOHANG)
+        for _ in range(20):  # a child of a child comes to us only when its parent is gone
+            for pid in _adopted():
+                with suppress(ChildProcessError):
+                    os.waitpid(pid, os.WNOHANG)
+            time.sleep(0.05)
         self._started.clear()
 
     def _descendants(self) -> list[int]:
@@ -102,6 +102,19 @@ def _adopt_orphans(adopt: bool) -> None:
     """Be the parent of descendants whose own parent ends, so that they can be waited for (Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, int(adopt), 0, 0, 0)
+
+
+def _adopted() -> list[int]:
+    """Flower's programs that ended after their parents: ours now, and zombies until somebody waits for them."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError, ValueError):
+            text = (entry / "stat").read_text()
+            name, rest = text[text.index("(") + 1 : text.rindex(")")], text[text.rindex(")") + 2 :]
+            state, parent = rest.split()[:2]
+            if state == "Z" and int(parent) == os.getpid() and name.startswith(("flwr-", "flower-")):
+                found.append(int(entry.name))
+    return found
 
 
 def tail(log: Path, lines: int = 15) -> str:

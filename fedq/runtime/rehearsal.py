@@ -19,6 +19,7 @@ from pathlib import Path
 
 from fedq.config import Config, ConfigError, Problem, problems
 from fedq.data import write_shard
+from fedq.delivery import ClientFiles, evidence_of
 from fedq.experiment import Experiment
 from fedq.experiment.ledgers import LEDGER
 from fedq.results import Result, new_run_folder, read_result
@@ -218,4 +219,10 @@ def _collected(experiment: Experiment, place: Path, told: Followed, root: str | 
         if (state / LEDGER).exists():
             home.mkdir(parents=True, exist_ok=True)
             shutil.copy(state / LEDGER, home / LEDGER)
-    return read_result(folder)
+    result = read_result(folder)
+    if experiment.plan is not None:
+        files = ClientFiles(folder / "clients", told.run)
+        spent, private, reasons = evidence_of(experiment, files, result.history, result.reply_fields)
+        result = replace(result, epsilon=spent, private=private, privacy_reasons=reasons)
+        result.write(folder)
+    return result

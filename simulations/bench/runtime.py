@@ -20,6 +20,7 @@ from fedq import __version__, codec, wire
 from fedq.client import Client
 from fedq.codec import Float32, Layout, Segment
 from fedq.experiment import Experiment
+from fedq.runtime.local import in_process
 from fedq.server.strategy import MODEL, UPDATE, QuantizedFedAvg
 from fedq.training.numerics import one_thread
 from simulations.bench.ray_engine import RayEngine
