@@ -1,11 +1,13 @@
-"""The command line: `fedq run`, `fedq --version`. Knows arguments, exit statuses and the terminal; not what a run does.
+"""The command line: `fedq run`, `new`, `--version`. Knows arguments, exit statuses, the terminal; not what a run does.
 
 Exit statuses: 0 done; 1 the run failed; 2 it was refused before it started; 130 stopped by Ctrl-C.
 Heavy imports stand inside the commands: `fedq --help` answers in a fraction of a second.
 """
 
+import shlex
 import signal
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -137,6 +139,20 @@ def rehearse(
 
     config = _config(overrides, _overlay([]))
     _run(lambda: rehearsal(config, overrides, say=typer.echo), overrides)
+
+
+@app.command(short_help="Make a Flower app of your own: fedq new DIR.")
+def new(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new directory; its name is the app's.")]) -> None:
+    """Make a Flower app: your model, your data, an experiment that runs as it stands."""
+    from fedq.new import COMMANDS, make_app
+
+    try:
+        made = make_app(folder)
+    except ValueError as error:
+        _refuse_text(str(error))
+    typer.echo(f"{made.folder}: a Flower app, {len(made.files)} files. Edit {made.package}/model.py and data.py.\n")
+    typer.echo(f"  cd {shlex.quote(str(folder))}")
+    typer.echo(textwrap.indent(COMMANDS, "  "))
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

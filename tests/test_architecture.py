@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "fedq"
 # From the roof to the floor; a room imports rooms of lower floors only. `codec`, `data` and `models` share one.
 FLOORS = [
     {"cli"},
+    {"new"},
     {"runtime"},
     {"loading"},
     {"app"},
@@ -32,6 +33,7 @@ FORBIDDEN = {
     "training": {"flwr", "hydra", "omegaconf"},
     "results": {"flwr", "hydra", "omegaconf", "torch"},
     "config": {"flwr", "torch", "opacus"},
+    "new": {"flwr", "torch", "hydra", "omegaconf", "numpy"},
     "client": {"hydra", "omegaconf"},
     "server": {"hydra", "omegaconf"},
 }

@@ -27,12 +27,10 @@ def own_conf() -> Path | None:
 def compose(overrides: Sequence[str] = (), *, overlay: Path | None = None) -> Config:
     """The config that the overrides make.
 
-    `overlay`: a folder with groups of the user's own (`conf/` of an app); fedq's choices stay behind it.
+    `overlay`: a folder with groups of the user's own (`conf/` of an app); fedq's choices stay behind it. If it holds
+    `experiment/default.yaml`, that is the experiment where the overrides name none.
     Raises `ConfigError` with every unknown key, unknown choice and mistyped value, each with the nearest name.
     """
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
     wanted = [_open_key(o) for o in overrides]
     added = [p for o in wanted if (p := _stranger(o)) is not None]
     try:
@@ -41,8 +39,10 @@ def compose(overrides: Sequence[str] = (), *, overlay: Path | None = None) -> Co
             raise ConfigError(added)
     except ConfigError:
         raise
-    except (HydraException, OmegaConfBaseException, TypeError, ValueError, AttributeError) as error:
-        found = [p for o in wanted if (p := _stranger(o) or _problem(o, overlay)) is not None]
+    except _refusals() as error:
+        # Each override is tried on top of the app's default, so a default that fails by itself comes first.
+        found = [p for o in _default(overrides, overlay) if (p := _problem(o, overlay)) is not None]
+        found = found or [p for o in wanted if (p := _stranger(o) or _problem(o, overlay)) is not None]
         raise ConfigError(
             found or [Problem("overrides", list(overrides), str(error), "See fedq run --help")]
         ) from error
@@ -67,9 +67,19 @@ def register() -> None:
 
 
 def hydra_arguments(overrides: Sequence[str], overlay: Path | None) -> list[str]:
-    """The overrides as Hydra's own command line takes them."""
+    """The overrides as Hydra's own command line takes them, with the overlay and its default experiment."""
     path = [f"hydra.searchpath=[file://{overlay}]"] if overlay is not None else []
-    return [_open_key(o) for o in overrides] + path
+    return _default(overrides, overlay) + [_open_key(o) for o in overrides] + path
+
+
+def _default(overrides: Sequence[str], overlay: Path | None) -> list[str]:
+    """What an app runs where nobody names an experiment.
+
+    Here and not in config.yaml as `optional experiment: default`: Hydra then passes over `experiment=TYPO` in silence.
+    """
+    named = any(o.lstrip("+~").partition("=")[0] == "experiment" for o in overrides)
+    own = overlay is not None and (overlay / "experiment" / "default.yaml").is_file()
+    return ["experiment=default"] if own and not named else []
 
 
 def typed(node: Any) -> Config:
@@ -121,26 +131,37 @@ def _stranger(override: str) -> Problem | None:
 
 def _problem(override: str, overlay: Path | None) -> Problem | None:
     """What is wrong with one override taken alone."""
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
     key, sign, value = override.partition("=")
     key = key.lstrip("+~")
     try:
         _compose([override], overlay)
     except ConfigError:
         return None  # a `???` that another override fills
-    except (HydraException, OmegaConfBaseException, TypeError, ValueError, AttributeError) as error:
+    except _refusals() as error:
         if not sign and not override.startswith("~"):
             return Problem(override, "", "an override has the form key=value", "See fedq run --help")
         if key in GROUPS:
             choices = _choices(key, overlay)
+            if value in choices:  # a file of the user's own: all that is known, since the value does not tell
+                told = " ".join(f"{error} {error.__cause__ or ''}".split()).rstrip(".")
+                plain = override.startswith(key)
+                mend = f"Mend the file {key}/{value}.yaml" if plain else f"Use {key}={value}"
+                return Problem(key, value, told, mend)
             return Problem(key, value, f"no such choice; there are {', '.join(choices)}", _nearest(value, choices))
         if key not in (known := known_keys()):
             return Problem(key, value, "no such key", _nearest(key, [*known, *GROUPS]))
         cause = str(error.__cause__ or error).splitlines()[0]
         return Problem(key, value, cause, f"{key} means: {known[key]}")
     return None
+
+
+def _refusals() -> tuple[type[Exception], ...]:
+    """What Hydra, OmegaConf and YAML raise over what a user wrote."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    return HydraException, OmegaConfBaseException, YAMLError, TypeError, ValueError, AttributeError
 
 
 def _choices(group: str, overlay: Path | None) -> list[str]:
@@ -188,6 +209,10 @@ $APP_CONFIG_GROUPS
 Keys and their meaning (KEY=VALUE; model.* and data.* also take any argument of the callable):
 
 {keys}
+
+A folder of your own, conf/ where fedq is started (or --config-dir DIR), adds choices to every group. If it holds
+experiment/default.yaml, that experiment runs where no experiment=NAME is given; ~experiment runs none.
+fedq new DIR makes such an app.
 
 Flags:
   --dry-run      what the run will cost (epsilon, bytes, memory); trains nothing

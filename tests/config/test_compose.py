@@ -61,6 +61,40 @@ def test_a_folder_of_the_user_s_own_adds_choices(tmp_path):
     assert compose(["model=mine"], overlay=tmp_path).model == {"_target_": "my.Net", "depth": 2}
 
 
+def own_default(folder):
+    (folder / "experiment").mkdir()
+    (folder / "experiment" / "default.yaml").write_text("# @package _global_\nrounds: 7\n")
+
+
+def test_an_overlay_s_default_experiment_holds_where_none_is_named(tmp_path):
+    own_default(tmp_path)
+    assert compose([], overlay=tmp_path).rounds == 7
+    assert compose(["clients=3"], overlay=tmp_path).rounds == 7
+    assert compose(["rounds=2"], overlay=tmp_path).rounds == 2
+    assert compose(["experiment=default"], overlay=tmp_path).rounds == 7
+
+
+def test_an_overlay_s_default_experiment_gives_way_to_a_named_one(tmp_path):
+    own_default(tmp_path)
+    assert compose(["experiment=demo"], overlay=tmp_path).rounds == 100
+    assert compose(["~experiment"], overlay=tmp_path).rounds == 20
+
+
+def test_a_group_that_is_added_twice_is_refused_with_the_plain_form():
+    assert "Use experiment=demo" in str(refused("+experiment=demo")["experiment"])
+
+
+def test_a_mistyped_experiment_is_refused_beside_a_default_one(tmp_path):
+    own_default(tmp_path)
+    with pytest.raises(ConfigError, match="experiment=dmo: no such choice; there are default, demo"):
+        compose(["experiment=dmo"], overlay=tmp_path)
+
+
+def test_without_an_overlay_no_experiment_is_the_default():
+    with pytest.raises(ConfigError, match="experiment=default: no such choice"):
+        compose(["experiment=default"])
+
+
 @pytest.mark.parametrize(
     ("group", "choice"),
     [(g, p.stem) for g in GROUPS for p in sorted((conf_folder() / g).glob("*.yaml"))],

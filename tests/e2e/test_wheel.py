@@ -27,3 +27,6 @@ def test_a_built_wheel_runs_the_demo_from_another_folder(tmp_path):
     done = python("from fedq.cli import main; main()", "run", "experiment=demo", "rounds=3")
     assert done.returncode == 0, done.stderr
     assert list(elsewhere.glob("outputs/*/*/model.onnx"))
+    made = python("from fedq.cli import main; main()", "new", "app1")
+    assert made.returncode == 0, made.stderr
+    assert (elsewhere / "app1" / "app1" / "model.py").exists()
