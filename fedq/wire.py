@@ -115,6 +115,9 @@ def write_hello(hello: Hello) -> RecordDict:
 
 
 def read_hello(content: RecordDict) -> Hello:
+    if set(content) == {_REFUSAL}:
+        refusal = _refusal(content, 0)
+        raise MalformedReply(refusal.reason, "the client refused")
     record = _records(content, {_HELLO: ConfigRecord})[_HELLO]
     _keys(record, {"identity", "version", "formats", "layout"})
     formats = record["formats"]
@@ -176,13 +179,7 @@ def read_reply(
     seen at once, not silently obeyed.
     """
     if set(content) == {_REFUSAL}:
-        record = _records(content, {_REFUSAL: ConfigRecord})[_REFUSAL]
-        _keys(record, {"round", "reason"})
-        _same_round(record, round)
-        reason = _typed(record, "reason", str)
-        if reason not in REFUSALS:
-            raise MalformedReply("wrong_type", "unknown refusal code")
-        return Refusal(round, reason)
+        return _refusal(content, round)
     expected: dict[str, type] = {_REPLY: ConfigRecord}
     if packets:
         expected[_PACKETS] = ConfigRecord
@@ -224,6 +221,16 @@ def with_packets(content: RecordDict, packets: Mapping[str, bytes]) -> RecordDic
     record = content.get(_PACKETS)
     others = dict(record) if isinstance(record, ConfigRecord) else {}
     return RecordDict({**content, _PACKETS: ConfigRecord({**others, **packets})})
+
+
+def _refusal(content: RecordDict, round: int) -> Refusal:
+    record = _records(content, {_REFUSAL: ConfigRecord})[_REFUSAL]
+    _keys(record, {"round", "reason"})
+    _same_round(record, round)
+    reason = _typed(record, "reason", str)
+    if reason not in REFUSALS:
+        raise MalformedReply("wrong_type", "unknown refusal code")
+    return Refusal(round, reason)
 
 
 def _records(content: RecordDict, expected: Mapping[str, type]) -> dict[str, Any]:
