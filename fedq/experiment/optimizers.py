@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from fedq.compiler import without_compiler
 from fedq.config import Config, Problem
 from fedq.data import Dataset
 from fedq.experiment.binding import told
@@ -34,9 +35,10 @@ def check_training(config: Config, dataset: Dataset | None, found: list[Problem]
             continue
         try:
             parameter = nn.Parameter(torch.zeros(2))
-            optimizer = kind([parameter], lr=lr, **options)  # type: ignore[call-arg]  # every one takes lr
             parameter.grad = torch.ones(2)
-            optimizer.step()  # LBFGS needs a closure, SparseAdam sparse gradients: neither can serve here
+            with without_compiler():
+                optimizer = kind([parameter], lr=lr, **options)  # type: ignore[call-arg]  # every one takes lr
+                optimizer.step()  # LBFGS needs a closure, SparseAdam sparse gradients: neither can serve here
         except Exception as error:
             found.append(Problem(key, f"{name}({options})", told(error), f"See torch.optim.{name}, or use SGD"))
     if dataset is None:

@@ -37,6 +37,8 @@ _ORDERS = (
 # Any orders give a valid bound; fractional ones are slow, so few where it only sizes PRV's domain or backs
 # it up.
 _TAIL_ORDERS = (1.1, 1.25, 1.5, 1.75, 2.5, *map(float, range(2, 33)), 48.0, 64.0, 128.0, 256.0)
+# To bracket a calibration: one fractional order, for large epsilons; each costs some 20 ms.
+_COARSE_ORDERS = (1.5, *_TAIL_ORDERS[5:])
 # Below this delta float64 round-off of the Fourier transform (about 1e-13) is no longer small beside delta.
 _SMALLEST_PRV_DELTA = 1e-9
 # Below this noise the series for fractional orders hardly converges. Without subsampling the divergence is
@@ -113,8 +115,8 @@ def _calibrate(target: float, delta: float, rate: float, steps: int, accountant:
         return epsilon([Mechanism(noise, rate, steps)], delta, accountant=accountant)
 
     def spent_coarsely(noise: float) -> float:
-        rdp = np.asarray(_rdp(noise, rate, _TAIL_ORDERS)) * steps
-        return _convert(rdp, _TAIL_ORDERS, delta)
+        rdp = np.asarray(_rdp(noise, rate, _COARSE_ORDERS)) * steps
+        return _convert(rdp, _COARSE_ORDERS, delta)
 
     # A cheap Renyi bound brackets the answer; the accountant that will be held to it decides.
     low, high = 1e-2, 1.0

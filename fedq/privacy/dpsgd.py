@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedq.compiler import without_compiler
 from fedq.privacy.admission import budget_guard
 from fedq.privacy.ledger import Ledger
 from fedq.privacy.noise import RandomSource
@@ -107,7 +108,8 @@ class DPSGD:
                 noised = total + plan.noise_std * torch.from_numpy(self.random.normal(total.numel()))
                 steps_noised += 1
                 _set_gradients(parameters, noised / plan.divisor)
-                optimizer.step()
+                with without_compiler():
+                    optimizer.step()
         check_unchanged(model, untrained)
         return DPEvidence(
             noise_source=self.random.source,

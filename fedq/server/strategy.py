@@ -15,6 +15,7 @@ from flwr.serverapp.strategy import FedAvg
 
 from fedq import codec as packets
 from fedq import wire
+from fedq.compiler import without_compiler
 from fedq.randomness import key64
 from fedq.server.roster import Exchange, Roster, grid_exchange, say_hello
 from fedq.server.sampling import Dealer
@@ -162,14 +163,16 @@ class QuantizedFedAvg(FedAvg):
         """One step of the server optimizer on the flat master. FedAvg is SGD with lr 1; momentum and Adam come free."""
         parameter = torch.nn.Parameter(torch.from_numpy(master.copy()))
         if self._optimizer is None:
-            self._optimizer = self._make_optimizer([parameter])
+            with without_compiler():
+                self._optimizer = self._make_optimizer([parameter])
         else:
             # The state belongs to the parameter object: hand the optimizer the same one, with the new values.
             parameter = self._optimizer.param_groups[0]["params"][0]
             with torch.no_grad():
                 parameter.copy_(torch.from_numpy(master))
         parameter.grad = torch.from_numpy(pseudo_gradient)
-        self._optimizer.step()
+        with without_compiler():
+            self._optimizer.step()
         parameter.grad = None
         stepped = parameter.detach().numpy().copy()
         for part in self._statistics:  # a running variance with momentum may become negative

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from fedq.codec import Layout
+from fedq.compiler import without_compiler
 from fedq.data import Examples
 from fedq.privacy import DPSGD, DPEvidence, DPPlan, Ledger, RandomSource, SpendContext
 from fedq.quant import register_grad_samplers
@@ -48,7 +49,8 @@ class Recipe:
 
     def make_optimizer(self, parameters: Any, round: int) -> torch.optim.Optimizer:
         kind = getattr(torch.optim, self.optimizer)
-        return kind(parameters, lr=self.lr_in(round), **self.optimizer_options)  # type: ignore[no-any-return]
+        with without_compiler():
+            return kind(parameters, lr=self.lr_in(round), **self.optimizer_options)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -166,12 +168,13 @@ class Trainer:
         seen, total = 0, 0.0
         for chosen in _batches(len(examples), self.recipe, batches):
             rows = torch.from_numpy(chosen)
-            optimizer.zero_grad(set_to_none=True)
+            self.model.zero_grad(set_to_none=True)
             loss = self._loss(self.model(inputs[rows]), targets[rows]).mean()
             loss.backward()  # type: ignore[no-untyped-call]
             if self.recipe.clip_grad is not None:
                 nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_grad)
-            optimizer.step()
+            with without_compiler():
+                optimizer.step()
             seen, total = seen + len(chosen), total + float(loss.detach()) * len(chosen)
         return total / max(seen, 1)
 
