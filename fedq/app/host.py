@@ -8,7 +8,8 @@ import os
 import shutil
 import socket
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from flwr.app import Context
@@ -21,7 +22,8 @@ from fedq.config import ConfigError, compose, network
 from fedq.config.config_file import write_config
 from fedq.delivery import ClientFiles
 from fedq.experiment import SERVER, Experiment, build
-from fedq.results import RoundRow, events, new_run_folder
+from fedq.results import Result, RoundRow, events, new_run_folder
+from fedq.results.wording import size
 from fedq.server import GridLink, QuantizedFedAvg, Roster
 from fedq.server.link import Replied, nobody
 from fedq.server.roster import Desk, Exchange, TooFewClientsError, wait_for_clients
@@ -29,31 +31,83 @@ from fedq.training.numerics import use_one_thread
 
 
 def serve_run(grid: Any, context: Context) -> None:
-    """The whole run. An error is told as an event and then raised, so that Flower calls the run failed."""
+    """The whole run. An error is told and then raised, so that Flower calls the run failed."""
     use_one_thread()
     simulated = flower.is_in_memory(grid)
+    tell = Events() if context.run_config.get(EVENTS) else Words()
     try:
         overrides = network.read(context.run_config.get(network.OVERRIDES))
         config = compose(overrides, overlay=overlay())
+        if simulated:  # its nodes are there at once, or never
+            config = replace(config, runtime=replace(config.runtime, wait=min(config.runtime.wait, _SIMULATED_WAIT)))
         experiment = build(config, owner=None if simulated else SERVER)
         folder = new_run_folder(os.environ.get("FEDQ_OUTPUTS") or home() / "outputs", config.name)
         write_config(config, folder / "config.yaml")
-        _tell("folder", host=socket.gethostname(), path=str(folder), rounds=config.rounds, name=config.name)
+        tell.folder(folder)
         strategy, clients = experiment.strategy(), simulated_clients(context.run_id)
         result = serve(
             experiment,
             strategy,
-            link(experiment, strategy, grid, tell=lambda text: _tell("note", text=text)),
+            link(experiment, strategy, grid, tell=tell.note),
             folder=folder,
-            watch=_tell_row,
+            watch=tell.row,
             clients=ClientFiles(clients, str(context.run_id)) if simulated else None,
         )
         if simulated and clients.is_dir():
             shutil.move(clients, folder / "clients")
-        _tell("result", **result.to_dict())
-    except (ConfigError, TooFewClientsError) as error:
-        _tell("failed", reason=str(error))
+        tell.result(result)
+    except (ConfigError, TooFewClientsError, OSError) as error:
+        words = f"{error}. Flower simulates as many nodes as you say: {_NODES}" if _too_few(error, simulated) else error
+        tell.failed(str(words))
         raise
+
+
+class Events:
+    """For a fedq that follows the run from another machine."""
+
+    def folder(self, folder: Path) -> None:
+        self._say("folder", host=socket.gethostname(), path=str(folder))
+
+    def note(self, text: str) -> None:
+        self._say("note", text=text)
+
+    def row(self, row: RoundRow) -> None:
+        self._say("row", **asdict(row))
+
+    def result(self, result: Result) -> None:
+        self._say("result", **result.to_dict())
+
+    def failed(self, reason: str) -> None:
+        self._say("failed", reason=reason)
+
+    def _say(self, kind: str, **values: Any) -> None:
+        print(events.line(kind, **values), flush=True)
+
+
+class Words(Events):
+    """For a person who reads the log of `flwr run`."""
+
+    def _say(self, kind: str, **values: Any) -> None:
+        if kind == "row":
+            score = values["accuracy"] if values["accuracy"] is not None else values["metric_value"]
+            sent = size(values["bytes_up"] + values["bytes_down"])
+            shown = "not evaluated" if score is None else f"{score:.4f}"
+            lost = f", {values['lost']} lost: {', '.join(values['reasons'])}" if values["lost"] else ""
+            text = f"round {values['round']}: {shown}, {values['clients']} replies{lost}, {sent}"
+        elif kind == "result":
+            text = "; ".join(Result(**values).facts().values())
+        else:
+            text = "; ".join(str(v) for v in values.values())
+        print(f"fedq: {text}", flush=True)
+
+
+EVENTS = "events"  # a key of the run's config, which a fedq that follows sets
+_SIMULATED_WAIT = 30.0
+_NODES = "flwr run . --federation-config num-supernodes=N"
+
+
+def _too_few(error: Exception, simulated: bool) -> bool:
+    return simulated and isinstance(error, TooFewClientsError)
 
 
 def link(
@@ -80,11 +134,3 @@ def link(
         )
 
     return GridLink(strategy, grid, greet, replied=replied)
-
-
-def _tell(kind: str, **values: Any) -> None:
-    print(events.line(kind, **values), flush=True)
-
-
-def _tell_row(row: RoundRow) -> None:
-    _tell("row", **asdict(row))

@@ -34,7 +34,7 @@ def make_app(folder: str | Path) -> NewApp:
     home = Path(folder).expanduser().resolve()  # Flower reads an app's name off its resolved directory too
     package = package_name(home.name)
     _check_place(home)
-    words = {"commands": COMMANDS, "app": home.name, "package": package, "requirement": _requirement(__version__)}
+    words = {"commands": COMMANDS, "app": home.name, "package": package, "version": __version__}
     try:
         files = [_write(home, template, words) for template in sorted(TEMPLATE.rglob(f"*{SUFFIX}"))]
     except OSError as error:  # no room, or a file system that refuses in spite of its access bits
@@ -71,9 +71,3 @@ def _place(template: Path, package: str) -> Path:
     path = path.with_name(path.name.removesuffix(SUFFIX))
     # A .gitignore in the templates would hide files from whoever builds fedq's wheel.
     return path.with_name(".gitignore") if path.name == "gitignore" else path
-
-
-def _requirement(version: str) -> str:
-    """Packets and evidence may change with any minor version before 1.0."""
-    major, minor = version.split(".")[:2]
-    return f"fedq>={major}.{minor},<{major}.{int(minor) + 1}"

@@ -15,6 +15,7 @@ from typing import Any
 
 from fedq import __version__, flower
 from fedq.app.bundle import COMPONENTS, is_app
+from fedq.app.host import EVENTS
 from fedq.config import Config, ConfigError, Problem, compose, network
 
 STAGED = "staged"
@@ -78,6 +79,7 @@ def _project(folder: Path) -> dict[str, Any]:
         project["tool"] = {"flwr": {"app": {"publisher": "fedq", "components": dict(COMPONENTS)}}}
     app = project["tool"]["flwr"]["app"]
     app.setdefault("config", {}).setdefault(network.OVERRIDES, "[]")
+    app["config"][EVENTS] = True  # whoever stages a run follows it
     for key in ("fab-include", "fab-exclude"):  # the folder holds just what they let through
         app.pop(key, None)
     return project
