@@ -95,7 +95,7 @@ class Words(Events):
             lost = f", {values['lost']} lost: {', '.join(values['reasons'])}" if values["lost"] else ""
             text = f"round {values['round']}: {shown}, {values['clients']} replies{lost}, {sent}"
         elif kind == "result":
-            text = "; ".join(Result(**values).facts().values())
+            text = "; ".join(f"{what}: {fact}" for what, fact in Result(**values).facts().items())
         else:
             text = "; ".join(str(v) for v in values.values())
         print(f"fedq: {text}", flush=True)

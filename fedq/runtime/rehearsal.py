@@ -60,7 +60,7 @@ def rehearsal(
     with tempfile.TemporaryDirectory(prefix="fedq-rehearsal-") as scratch:
         place = Path(scratch)
         staged = stage(words, config, app=app_here(), into=place / "submitter")
-        with Processes(place.name, _environment()) as processes:
+        with Processes(place.name, environment(place)) as processes:
             stand = Stand(place, processes, say)
             stand.start_superlink()
             for number, identity in enumerate(experiment.identities):
@@ -199,13 +199,15 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def _environment() -> dict[str, str]:
-    """What every process gets: this very fedq, one thread each, nothing told to anybody outside."""
+def environment(place: Path) -> dict[str, str]:
+    """What every process gets: this very fedq, one thread, a place for scratch, nothing told to anybody outside."""
+    scratch = place / "tmp"
+    scratch.mkdir(parents=True)
     package = str(Path(__file__).resolve().parents[2])
     paths = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH", "")]))
     programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     fixed = {"PYTHONPATH": paths, "PATH": programs, "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
-    return {**os.environ, **fixed, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    return {**os.environ, **fixed, "TMPDIR": str(scratch), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
 def _collected(experiment: Experiment, place: Path, told: Followed, root: str | Path) -> Result:

@@ -57,12 +57,12 @@ MODULE = """
         from fedq.data import as_dataset
         return replace(as_dataset(digits(examples), "mine.public"), fitted_on_private_data=False)
 
-    def marked(examples=240):
+    def marked(examples=240, clients=4):
         from fedq.data import PARTITIONERS
         from fedq.randomness import generator
         (x, y), test = digits(examples)
         x = x.copy()
-        shards = PARTITIONERS["iid"]()(y, None, clients=4, rng=generator(0, "partition"))
+        shards = PARTITIONERS["iid"]()(y, None, clients=clients, rng=generator(0, "partition"))
         x[shards[1][0], 0, 0, 0] = 9
         return (x, y), test
 
