@@ -19,7 +19,7 @@ from fedq.config import compose, rules
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "simulations" / "results"
 # What cannot change a figure: display, plots, command line.
-IDLE = ("results", "cli.py", "loading.py")
+IDLE = ("results", "new", "cli.py", "loading.py")
 
 
 def code_version() -> str:

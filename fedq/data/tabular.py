@@ -18,6 +18,7 @@ def csv(
     client: str | None = None,
     *,
     ignore: str | Sequence[str] = (),
+    classes: Sequence[Any] | None = None,
     task: str = "classification",
     validation_fraction: float = 0.1,
     test_fraction: float = 0.2,
@@ -28,7 +29,8 @@ def csv(
     """Each column but target, client and ignored ones is a numeric feature; inputs (n, features).
 
     `target` is one column or several, separated by commas (a list where names hold commas). Classes are
-    the sorted distinct labels; regression targets keep their units; multilabel columns hold 0 and 1.
+    the sorted distinct labels, or `classes` in that order, which files of several owners need: each alone may lack one.
+    Regression targets keep their units; multilabel columns hold 0 and 1.
     The column names, the set of labels and the client keys count as public.
 
     `standardize` takes mean and standard deviation from the training part. Those are statistics of private
@@ -56,7 +58,9 @@ def csv(
             "name fewer columns there"
         )
 
-    targets, num_outputs = TASKS[task](table, target_columns)
+    if classes is not None and task != "classification":
+        raise ValueError(f"data.classes={list(classes)}: data.task={task} has no classes; leave it out")
+    targets, num_outputs = TASKS[task](table, target_columns, classes)
     inputs = np.stack([table.numbers(column, mend=_FEATURE_MEND) for column in features], axis=1)
     parts = split_indices(len(table), validation_fraction=validation_fraction, test_fraction=test_fraction, seed=seed)
     if standardize:
@@ -87,8 +91,8 @@ def _names(given: str | Sequence[str], table: Table, key: str) -> list[str]:
     return names
 
 
-def _classes(table: Table, columns: list[str]) -> tuple[Targets, int]:
-    """Index of each row's label among the sorted distinct ones (by number if all are numbers)."""
+def _classes(table: Table, columns: list[str], classes: Sequence[Any] | None) -> tuple[Targets, int]:
+    """Index of each row's label among `classes`, or among the sorted distinct ones (by number if all are numbers)."""
     if len(columns) > 1:
         raise ValueError(
             f"data.target={','.join(columns)}: one column holds the classes; "
@@ -103,6 +107,8 @@ def _classes(table: Table, columns: list[str]) -> tuple[Targets, int]:
         if (values != np.rint(values)).any():
             row = int(np.flatnonzero(values != np.rint(values))[0])
             raise ValueError(f"{table.where(row, column)}: '{cells[row]}' is no class; use data.task=regression")
+    if classes is not None:
+        return _numbered(table, column, values, classes), len(classes)
     labels, indices = np.unique(values, return_inverse=True)
     if len(labels) < 2:
         raise ValueError(
@@ -112,14 +118,27 @@ def _classes(table: Table, columns: list[str]) -> tuple[Targets, int]:
     return indices.astype(np.int64), len(labels)
 
 
-def _values(table: Table, columns: list[str]) -> tuple[Targets, int]:
+def _numbered(table: Table, column: str, values: npt.NDArray[Any], classes: Sequence[Any]) -> Targets:
+    """Each value's place in `classes`, which may name more of them than this table holds."""
+    wanted = [as_number(str(c)) if values.dtype.kind == "f" else str(c) for c in classes]
+    if len(set(wanted)) != len(wanted) or len(wanted) < 2:
+        raise ValueError(f"data.classes={list(classes)}: must be 2 or more different labels")
+    place = {label: number for number, label in enumerate(wanted)}
+    for row, value in enumerate(values.tolist()):
+        if value not in place:
+            known = ", ".join(map(str, classes))
+            raise ValueError(f"{table.where(row, column)}: {value!r} is not in data.classes ({known}); name it there")
+    return np.array([place[value] for value in values.tolist()], dtype=np.int64)
+
+
+def _values(table: Table, columns: list[str], classes: Sequence[Any] | None) -> tuple[Targets, int]:
     """Float columns as they stand."""
     mend = "data.task=regression needs numbers; use data.task=classification for labels"
     values = np.stack([table.numbers(column, mend=mend) for column in columns], axis=1)
     return values.astype(np.float32), len(columns)
 
 
-def _labels(table: Table, columns: list[str]) -> tuple[Targets, int]:
+def _labels(table: Table, columns: list[str], classes: Sequence[Any] | None) -> tuple[Targets, int]:
     """Columns of 0 and 1."""
     mend = "data.task=multilabel needs 0 or 1 in each target column"
     values = np.stack([table.numbers(column, mend=mend) for column in columns], axis=1)
@@ -131,7 +150,7 @@ def _labels(table: Table, columns: list[str]) -> tuple[Targets, int]:
     return values.astype(np.float32), len(columns)
 
 
-TASKS: dict[str, Callable[[Table, list[str]], tuple[Targets, int]]] = {
+TASKS: dict[str, Callable[[Table, list[str], Sequence[Any] | None], tuple[Targets, int]]] = {
     "classification": _classes,
     "regression": _values,
     "multilabel": _labels,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from fedq.config import Config, Problem, rules
-from fedq.data import PARTITIONERS, Dataset, as_dataset, is_shard, read_shard
+from fedq.data import PARTITIONERS, Dataset, as_dataset, csv, is_shard, read_shard
 from fedq.experiment.binding import arguments, bound, imported, problem
 from fedq.experiment.owner import Owner
 from fedq.randomness import generator
@@ -24,6 +24,8 @@ def load_data(config: Config, data: Any, found: list[Problem], *, owner: Owner |
         source = imported(config.data.get("_target_"), "data", found) if data is None else data
         if owner is not None and owner.identity is not None and not _own_path(options, own, found):
             return None
+        if own is not None and source is not None:
+            _of_one_client(source, options, found)
     if source is None:
         return None
     name = str(config.data.get("_target_")) if data is None else getattr(data, "__qualname__", "data")
@@ -57,6 +59,22 @@ def _own_path(options: dict[str, Any], own: Path | None, found: list[Problem]) -
     mend = "Start the SuperNode with --node-config '... data-path=\"/path/to/own/data\"'"
     found.append(Problem("data.path", options["path"], rule, mend))
     return False
+
+
+def _of_one_client(source: Any, options: dict[str, Any], found: list[Problem]) -> None:
+    """What a loader that sees one client's rows alone must be told, since it cannot know it from them."""
+    # All rows are trained on: a split of them turns on their number, and one row more or less would move many others,
+    # where privacy=example protects one.
+    accepted = inspect.signature(source).parameters
+    options.update({name: 0.0 for name in ("validation_fraction", "test_fraction") if name in accepted})
+    if source is not csv:
+        return
+    if options.get("task", "classification") == "classification" and not options.get("classes"):
+        rule = "each client would number the labels of its own file, and theirs may differ"
+        found.append(Problem("data.classes", None, rule, "Name them all, in one order: data.classes=[no,yes]"))
+    if options.get("standardize", True):
+        rule = "each client would scale by a mean of its own"
+        found.append(Problem("data.standardize", True, rule, "Use data.standardize=false and scaled columns"))
 
 
 def deal(

@@ -3,4 +3,5 @@
 # Name -> module whose `rows(effort)` yields `Row`s. Imported when asked for: threads must be pinned before torch is.
 BENCHMARKS = {
     "runtime": "simulations.bench.runtime",
+    "startup": "simulations.bench.startup",
 }
