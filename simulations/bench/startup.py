@@ -28,7 +28,7 @@ def rows(effort: Effort) -> Iterator[Row]:
         seconds = medians(contenders, repeats=max(3, effort.repeats // 2), warmups=1)
     against = "fedq's client against a Flower client of ten lines with torch.optim, both from process start to end"
     limits = {
-        "client_startup": "without Opacus; asked: at most 2.5 s",
+        "client_startup": "without Opacus; at most 2.5 s",
         "client_startup_dp": "with Opacus; at most 4.5 s",
     }
     for name, words in limits.items():

@@ -1,7 +1,7 @@
 """One message to one fresh client process, as a SuperNode starts it. Knows Flower's client program; times itself.
 
 python -m simulations.bench.startup_client fedq OVERRIDES_JSON SHARD     fedq's client app
-python -m simulations.bench.startup_client plain OVERRIDES_JSON SHARD    a Flower app of ten lines, torch and the same model
+python -m simulations.bench.startup_client plain OVERRIDES_JSON SHARD    a Flower app of ten lines, the same model
 """
 
 import importlib

@@ -35,12 +35,11 @@ class Tap:
 
     @staticmethod
     def _pass(source: socket.socket, target: socket.socket, kept: bytearray | None) -> None:
-        with suppress(OSError):
+        with source, suppress(OSError):  # each socket is closed by the thread that reads it
             while data := source.recv(65536):
                 if kept is not None:
                     kept += data
                 target.sendall(data)
-        with suppress(OSError):
             target.shutdown(socket.SHUT_WR)
 
 

@@ -159,7 +159,7 @@ def test_what_crosses_the_link_is_packets_and_codes_though_a_client_s_code_raise
         "rounds=2",
         "codec=int8",
     ]
-    words += ["privacy=example", "privacy.target_epsilon=8", "privacy.nominal_examples=120", "train.batch_size=20"]
+    words += ["privacy=example", "privacy.target_epsilon=8", "privacy.nominal_examples=120", "privacy.sample_rate=1"]
     config = compose(words)
     place = tmp_path_factory.mktemp("place")
     staged = stage(words, config, app=app_here(), into=place / "submitter")
@@ -324,6 +324,7 @@ def test_an_interrupted_rehearsal_leaves_no_process_and_no_file(tmp_path, monkey
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell has it ignored
     ) as process:
         for line in process.stdout:
             if line.startswith("[submitter]"):
