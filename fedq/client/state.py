@@ -10,31 +10,26 @@ from pathlib import Path
 
 import numpy as np
 
+from fedq.client.residual import Residual
 from fedq.privacy import DPEvidence
 
 EVIDENCE, LOG = "evidence.jsonl", "log.txt"
 
 
 class ClientState:
-    """One client's residual (what compression lost), evidence of noise, and its log.
-
-    The server may drop an update that was sent. The residual after that update holds only what compression
-    lost of it, so it must not be used then: both residuals are kept until the server says which one counts.
-    """
+    """One client's residual (what compression lost), evidence of noise, and its log."""
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder
-        self._before: np.ndarray | None = None  # if the update of `_round` was dropped
-        self._after: np.ndarray | None = None  # if it was accepted
-        self._round = -1
+        self._residual = Residual()
 
     def residual(self, accepted: int) -> np.ndarray | None:
         """What was lost so far, given the last round in which the server accepted an update of this client."""
-        return self._after if accepted == self._round else self._before
+        return self._residual.counted(accepted)
 
     def commit(self, round: int, before: np.ndarray | None, after: np.ndarray | None) -> None:
         """Keep both outcomes of the update that is about to leave."""
-        self._before, self._after, self._round = before, after, round
+        self._residual = Residual(round, before, after)
 
     def note_evidence(self, round: int, evidence: DPEvidence) -> None:
         """What the noise-adding code says that it did, one JSON line a participation. Never leaves the client."""
