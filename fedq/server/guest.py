@@ -16,10 +16,10 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from fedq import wire
 from fedq.codec import REASONS, Layout, Segment
 from fedq.server.roster import Roster
+from fedq.server.total import Total
 
 if TYPE_CHECKING:
     from fedq.server.strategy import QuantizedFedAvg
-    from fedq.server.total import Total
 
 LOG = getLogger("flwr")  # Flower's own
 # Biases, norms and running statistics: few values, and a running variance that is rounded below zero is NaN.
@@ -43,14 +43,13 @@ class Guest:
 
     def ask(self, task: str, round: int, arrays: ArrayRecord, messages: Iterable[Message]) -> list[Message]:
         """Flower's own requests, with the arrays packed."""
-        asked = list(messages)
+        asked, strategy = list(messages), self._strategy
+        self._roster = Roster({str(message.metadata.dst_node_id): message.metadata.dst_node_id for message in asked})
         if not asked:
             return []
-        strategy = self._strategy
         self._take(arrays, begins=task == wire.TRAIN and round <= self._round)
         if task == wire.TRAIN:
             self._round = round
-        self._roster = Roster({str(message.metadata.dst_node_id): message.metadata.dst_node_id for message in asked})
         self._broadcast = strategy.broadcast(self._master, round)
         whole = {s.name: arrays[s.name] for s in strategy.layout.segments if s.role == "local"}
         layout, accepted = strategy.layout.to_bytes(), strategy.last_accepted(list(self._roster.nodes))
@@ -100,8 +99,10 @@ class Guest:
             self._master = layout.flatten({s.name: arrays[s.name].numpy() for s in layout.averaged})
             self._arrays = arrays
 
-    def _collect(self, task: str, round: int, replies: Iterable[Message]) -> "Total":
+    def _collect(self, task: str, round: int, replies: Iterable[Message]) -> Total:
         received, self._said = list(replies), {}
+        if not self._roster.nodes:  # Flower skips this half of the round
+            return Total(self._strategy.layout)
         total = self._strategy.collect(
             round, received, list(self._roster.nodes), self._roster, self._broadcast, task=task
         )
@@ -113,7 +114,7 @@ class Guest:
             LOG.warning("%s, round %d: node %s dropped: %s (%s)", task, round, rejected.client, rejected.reason, why)
         return total
 
-    def _alike(self, total: "Total") -> list[RecordDict]:
+    def _alike(self, total: Total) -> list[RecordDict]:
         """What the accepted clients said, without those whose metrics have another form than most.
 
         Flower's aggregation needs the same keys of all, and fails, or blends what is not there, where one differs.
