@@ -109,7 +109,7 @@ class Guest:
         errors = {str(m.metadata.src_node_id): m.error.reason for m in received if m.has_error()}
         for rejected in total.rejected:
             why = wire.REJECTIONS.get(rejected.reason) or REASONS.get(rejected.reason.removeprefix("packet_"), "")
-            if rejected.reason == "error" and rejected.client in errors:
+            if rejected.reason == "error" and errors.get(rejected.client):
                 why = f"{errors[rejected.client]!r:.500}"  # a client's text: no line breaks, no escapes
             LOG.warning("%s, round %d: node %s dropped: %s (%s)", task, round, rejected.client, rejected.reason, why)
         return total
