@@ -106,11 +106,11 @@ class Guest:
         total = self._strategy.collect(
             round, received, list(self._roster.nodes), self._roster, self._broadcast, task=task
         )
-        errors = {str(m.metadata.src_node_id): m.error.reason for m in received if m.has_error()}
+        errors = {str(m.metadata.src_node_id): m.error.reason or "" for m in received if m.has_error()}
         for rejected in total.rejected:
             why = wire.REJECTIONS.get(rejected.reason) or REASONS.get(rejected.reason.removeprefix("packet_"), "")
             if rejected.reason == "error" and errors.get(rejected.client):
-                why = f"{errors[rejected.client]!r:.500}"  # a client's text: no line breaks, no escapes
+                why = _last_line(errors[rejected.client])
             LOG.warning("%s, round %d: node %s dropped: %s (%s)", task, round, rejected.client, rejected.reason, why)
         return total
 
@@ -167,6 +167,11 @@ def _segment(name: str, array: Array) -> Segment:
         raise ValueError(f"array {name!r} is {dtype}: must be {', '.join(FLOATS)}, integer or bool; convert the model")
     few = len(shape) < 2 and prod(shape) <= LARGEST_VERBATIM_VECTOR
     return Segment(name, shape, dtype, hint="float32" if few else None)
+
+
+def _last_line(text: str) -> str:
+    """What a client's exception says, after Ray's traceback. A client's text: quoted, so that no escape is obeyed."""
+    return repr(text.strip().rpartition("\n")[2][-300:])
 
 
 def _form(content: RecordDict) -> tuple[object, ...]:

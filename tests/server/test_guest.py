@@ -307,7 +307,9 @@ def other(**changes):
 
 
 def failed(reply, request):
-    return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "no power\x1b[2J"), reply_to=request)
+    return Message(
+        Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "Traceback\n  line 1\nno power\x1b[2J"), reply_to=request
+    )
 
 
 LIES = {
@@ -365,7 +367,7 @@ def test_a_second_reply_of_a_node_does_not_count(without_the_liar, warnings):
     assert any("node 1 dropped: duplicate" in line for line in warnings())
 
 
-def test_what_a_failed_client_says_is_logged_without_its_escapes(warnings):
+def test_the_last_line_of_what_a_failed_client_says_is_logged_without_its_escapes(warnings):
     run(QuantizedFedAvg(), lies={2: failed}, rounds=1)
     assert any(r"node 2 dropped: error ('no power\x1b[2J')" in line for line in warnings())
 
