@@ -20,12 +20,25 @@ _LAZY = {
     "data": "",
     "load": "fedq.loading",
     "quantize": "fedq.quant",
+    "quantized_mod": "fedq.client.mod",
     "run": "fedq.runtime",
 }
-__all__ = ["ConfigError", "QuantizedFedAvg", "Result", "__version__", "codec", "data", "load", "quantize", "run"]
+__all__ = [
+    "ConfigError",
+    "QuantizedFedAvg",
+    "Result",
+    "__version__",
+    "codec",
+    "data",
+    "load",
+    "quantize",
+    "quantized_mod",
+    "run",
+]
 
 if TYPE_CHECKING:
     from fedq import codec, data
+    from fedq.client.mod import quantized_mod
     from fedq.config import ConfigError
     from fedq.loading import load
     from fedq.quant import quantize

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from fedq.client.residual import Residual
 from fedq.privacy import DPEvidence
 from fedq.results import atomic
 
@@ -28,8 +29,6 @@ class StateError(RuntimeError):
 class ClientState:
     """One client's residual (what compression lost), evidence of noise, and its log, all of one run.
 
-    The server may drop an update that was sent. The residual after that update holds only what compression
-    lost of it, so it must not be used then: both residuals are kept until the server says which one counts.
     `durable`: the residual is written and synced before the update leaves, and read again by the next process.
     """
 
@@ -37,9 +36,7 @@ class ClientState:
         if durable and folder is None:
             raise ValueError("durable=True needs a folder to write to")
         self.folder, self._durable = folder, durable
-        self._before: np.ndarray | None = None  # if the update of `_round` was dropped
-        self._after: np.ndarray | None = None  # if it was accepted
-        self._round = -1
+        self._residual = Residual()
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -57,11 +54,11 @@ class ClientState:
 
     def residual(self, accepted: int) -> np.ndarray | None:
         """What was lost so far, given the last round in which the server accepted an update of this client."""
-        return self._after if accepted == self._round else self._before
+        return self._residual.counted(accepted)
 
     def commit(self, round: int, before: np.ndarray | None, after: np.ndarray | None) -> None:
         """Keep both outcomes of the update that is about to leave."""
-        self._before, self._after, self._round = before, after, round
+        self._residual = Residual(round, before, after)
         if self._durable:
             assert self.folder is not None
             file = io.BytesIO()
@@ -88,8 +85,7 @@ class ClientState:
         try:
             with np.load(path, allow_pickle=False) as file:
                 version = int(file["version"])
-                self._round = int(file["round"])
-                self._before, self._after = (file.get(k) for k in ("before", "after"))
+                self._residual = Residual(int(file["round"]), file.get("before"), file.get("after"))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StateError(
                 f"{path}: not a residual ({error}); move it away to start without error feedback"

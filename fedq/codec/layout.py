@@ -2,6 +2,7 @@
 
 import operator
 import struct
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,12 +14,16 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from fedq.codec.malformed import MalformedUpdate
+
 Role = Literal["averaged", "local", "frozen"]
 AVERAGED_DTYPES = ("float32", "float16", "float64", "bfloat16")
 HINTS = ("float32",)
 # Norms, biases and learned ranges: a few values that one outlier in a shared block would round to zero.
 SMALL_SEGMENT = 256
 MAX_VALUES = 2**40  # 4 TiB of float32; keeps every length far inside the 64-bit fields of a packet
+MAX_BYTES = 2**24  # of a layout: 100 bytes for each of 160,000 tensors
+MAX_DIMENSIONS = 64  # numpy's own limit
 
 
 @dataclass(frozen=True)
@@ -146,14 +151,41 @@ class Layout:
 
     @cached_property
     def digest(self) -> bytes:
-        """16 bytes: XXH3-128 of the canonical bytes in docs/packet-format.md."""
+        """16 bytes: XXH3-128 of `to_bytes`."""
+        return xxhash.xxh3_128(self.to_bytes()).digest()
+
+    def segment_at(self, index: int) -> Segment:
+        """The segment that a value of the vector belongs to."""
+        return self.averaged[bisect_right(self.offsets, index) - 1]
+
+    def to_bytes(self) -> bytes:
+        """The canonical bytes in docs/packet-format.md."""
         parts = [struct.pack("<I", len(self.segments))]
         for segment in self.segments:
             for text in (segment.name, segment.dtype, segment.role, segment.hint or ""):
                 parts.append(_prefixed(text.encode("utf-8")))
             parts.append(struct.pack(f"<I{len(segment.shape)}Q", len(segment.shape), *segment.shape))
             parts.append(_prefixed(segment.content))
-        return xxhash.xxh3_128(b"".join(parts)).digest()
+        return b"".join(parts)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Layout":
+        """The layout of `to_bytes`; MalformedUpdate for any other bytes.
+
+        >>> layout = Layout([Segment("w", (2, 2)), Segment("steps", (), "int64", role="local")])
+        >>> Layout.from_bytes(layout.to_bytes()) == layout
+        True
+        """
+        if len(data) > MAX_BYTES:
+            raise MalformedUpdate("layout", f"layout of {len(data)} bytes: at most {MAX_BYTES}")
+        reader = _Reader(data)
+        try:
+            layout = cls(reader.segment() for _ in range(reader.number()))
+        except (ValueError, struct.error) as error:  # of a text, a dimension or a rule of Segment; or too few bytes
+            raise MalformedUpdate("layout", f"not the bytes of a layout ({error})") from error
+        if reader.at != len(data):
+            raise MalformedUpdate("layout", f"{len(data) - reader.at} bytes after the last segment of a layout")
+        return layout
 
     def flatten(self, arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
         """Averaged arrays -> vector. Arrays of local and frozen segments may be there and are passed over."""
@@ -194,6 +226,37 @@ class Layout:
         if vector.shape != (self.size,):
             raise ValueError(f"vector has shape {vector.shape}: this layout needs ({self.size},)")
         return np.ascontiguousarray(vector)
+
+
+class _Reader:
+    """Reads the canonical bytes of a layout from front to back."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data, self.at = data, 0
+
+    def number(self) -> int:
+        (value,) = struct.unpack_from("<I", self._data, self.at)
+        self.at += 4
+        return int(value)
+
+    def prefixed(self) -> bytes:
+        length = self.number()
+        if length > len(self._data) - self.at:
+            raise ValueError("it ends within a text")
+        self.at += length
+        return self._data[self.at - length : self.at]
+
+    def segment(self) -> Segment:
+        name, dtype, role, hint = (self.prefixed().decode("utf-8") for _ in range(4))
+        dimensions = self.number()
+        if dimensions > MAX_DIMENSIONS:
+            raise ValueError(f"segment {name!r} of {dimensions} dimensions: at most {MAX_DIMENSIONS}")
+        shape = struct.unpack_from(f"<{dimensions}Q", self._data, self.at)
+        self.at += 8 * dimensions
+        # Dimensions beside a zero make no value, and yet an array that numpy refuses.
+        if prod(size or 1 for size in shape) > MAX_VALUES:
+            raise ValueError(f"segment {name!r}: shape={shape}: at most 2**40 values")
+        return Segment(name, shape, dtype, role, hint or None, self.prefixed())  # type: ignore[arg-type]
 
 
 def _dimension(where: str, size: object) -> int:

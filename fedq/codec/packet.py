@@ -55,7 +55,8 @@ def encode(
     codec = as_codec(codec)
     values = layout.check(vector)
     if (at := first_nonfinite(values)) is not None:
-        raise ValueError(f"vector[{at}]={values[at]}: must be finite; lower the learning rate or clip")
+        where = f"vector[{at}]={values[at]}: must be finite"
+        raise ValueError(f"{where}, in segment {layout.segment_at(at).name!r}; lower the learning rate or clip")
     if type(key) is not int or not 0 <= key < 2**64:
         raise ValueError(f"key={key!r}: must be an integer 0..2**64-1")
     num_sides, num_level_bytes = _body(codec, layout)

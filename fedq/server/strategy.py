@@ -2,7 +2,8 @@
 
 One class, two ways to run it: `fedq.server.run_rounds` drives its parts and can resume, stop early and let
 worker processes pre-sum; Flower's own `strategy.start(grid)` calls `configure_train` and `aggregate_train`, which are
-the same parts in the same order, so both give the same bits.
+the same parts in the same order, so both give the same bits. Without a layout the clients are another app's, and
+`guest` stands between its records and those parts.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,8 +16,10 @@ from flwr.serverapp.strategy import FedAvg
 
 from fedq import codec as packets
 from fedq import wire
+from fedq.codec.codecs import as_codec
 from fedq.compiler import without_compiler
 from fedq.randomness import key64
+from fedq.server.guest import Guest, check_options
 from fedq.server.roster import Exchange, Roster, grid_exchange, say_hello
 from fedq.server.sampling import Dealer
 from fedq.server.total import Accepted, Rejected, Total
@@ -34,12 +37,19 @@ class QuantizedFedAvg(FedAvg):
     `statistics` names averaged segments that are no parameters (running means, observed ranges): they take the
     plain mean whatever the server optimizer. Under DP (`private=True`) all weights are equal, and a reply that carries
     anything but its packet is dropped. `holdout`: share of its examples that each client keeps to evaluate on.
+
+    Without a `layout` it takes the place of FedAvg in any PyTorch app whose ClientApp has `mods=[quantized_mod]`:
+    it takes FedAvg's own keyword arguments, samples and averages metrics as FedAvg does, and finds the layout in
+    `initial_arrays`. `feedback=True` has clients add what rounding lost to their next update.
+
+        strategy = QuantizedFedAvg(codec="int8", fraction_train=0.5)
+        strategy.start(grid, ArrayRecord(model.state_dict()), num_rounds=3)
     """
 
     def __init__(
         self,
-        layout: packets.Layout,
-        codec: Any,
+        layout: packets.Layout | None = None,
+        codec: packets.Codec | str = "int8",
         *,
         optimizer: Optimizer | None = None,
         private: bool = False,
@@ -52,13 +62,19 @@ class QuantizedFedAvg(FedAvg):
         timeout: float = 3600.0,
         holdout: float = 0.0,
         version: str = "",
+        feedback: bool = False,
+        **flower: Any,
     ) -> None:
-        super().__init__(fraction_train=fraction, min_train_nodes=1, min_available_nodes=1)
-        self.fraction_evaluate, self.min_evaluate_nodes = (
-            0.0,
-            0,
-        )  # passed to Flower, it would be a warning in each run
-        self.layout, self.codec, self.private = layout, codec, private
+        if layout is None:
+            check_options(private=private, fraction=fraction, seed=seed)
+            super().__init__(**flower)
+        else:
+            _check_own(layout, feedback=feedback, flower=flower)
+            super().__init__(fraction_train=fraction, min_train_nodes=1, min_available_nodes=1)
+            # Passed to Flower, it would be a warning in each run.
+            self.fraction_evaluate, self.min_evaluate_nodes = 0.0, 0
+        self._guest = Guest(self, feedback=feedback, statistics=statistics) if layout is None else None
+        self.codec, self.private = as_codec(codec), private
         self.by_examples = weighting == "examples" and not private
         self.max_weight, self.min_clients, self.seed, self.timeout, self.version = (
             max_weight,
@@ -68,18 +84,23 @@ class QuantizedFedAvg(FedAvg):
             version,
         )
         self.holdout = holdout
+        self._make_optimizer = optimizer or (lambda parameters: torch.optim.SGD(parameters, lr=1.0))
+        self.begin(packets.Layout(()) if layout is None else layout, statistics)
+        self._flower: tuple[Roster, Dealer] | None = None  # only under Flower's own `start`
+        self._master: np.ndarray | None = None
+        self._asked: list[str] = []
+        self._broadcast: dict[str, bytes] = {}
+
+    def begin(self, layout: packets.Layout, statistics: Sequence[str]) -> None:
+        """Forget the run before this one, its optimizer and whose updates counted."""
+        self.layout = layout
         self._statistics = [
             slice(start, start + segment.size)
             for segment, start in zip(layout.averaged, layout.offsets, strict=True)
             if segment.name in statistics
         ]
-        self._make_optimizer = optimizer or (lambda parameters: torch.optim.SGD(parameters, lr=1.0))
         self._optimizer: torch.optim.Optimizer | None = None
         self._last_accepted: dict[str, int] = {}
-        self._flower: tuple[Roster, Dealer] | None = None  # only under Flower's own `start`
-        self._master: np.ndarray | None = None
-        self._asked: list[str] = []
-        self._broadcast: dict[str, bytes] = {}
 
     # --- what one round is made of -----------------------------------------------------------------
 
@@ -189,6 +210,8 @@ class QuantizedFedAvg(FedAvg):
         if message.has_error():
             raise wire.MalformedReply("error", "Flower's error reply")
         training = task == wire.TRAIN
+        if self._guest is not None:
+            return self._guest.checked(message, round, task, frozenset({UPDATE}))
         metrics = {"num_examples", "loss"} if training else {"num_examples", "loss", "metric"}
         reply = wire.read_reply(
             message.content,
@@ -206,7 +229,10 @@ class QuantizedFedAvg(FedAvg):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Any
     ) -> Iterable[Message]:
-        """Flower's seam: the requests of the round. `config` is not sent: the bundle holds the configuration."""
+        """Flower's seam: the requests of the round. `config` goes to another app's clients, never to our own."""
+        if self._guest is not None:
+            messages = super().configure_train(server_round, arrays, config, grid)
+            return self._guest.ask(wire.TRAIN, server_round, arrays, messages)
         if self._flower is None:
             self._flower = self._meet(grid_exchange(grid), grid.get_node_ids())
         roster, dealer = self._flower
@@ -220,6 +246,8 @@ class QuantizedFedAvg(FedAvg):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Flower's seam: the new model, or None where too few replies were good."""
+        if self._guest is not None:
+            return self._guest.aggregate_train(server_round, replies)
         if self._flower is None or self._master is None:
             raise RuntimeError("aggregate_train before configure_train")
         total = self.collect(server_round, replies, self._asked, self._flower[0], self._broadcast)
@@ -228,6 +256,19 @@ class QuantizedFedAvg(FedAvg):
         master = self.step(server_round, self._master, total)
         metrics = MetricRecord({"clients": len(total.accepted), "lost": len(total.rejected)})
         return ArrayRecord({n: torch.from_numpy(a) for n, a in self.layout.unflatten(master).items()}), metrics
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Any
+    ) -> Iterable[Message]:
+        """Flower's seam: the new model for another app's clients to evaluate; none to our own."""
+        messages = super().configure_evaluate(server_round, arrays, config, grid)
+        return messages if self._guest is None else self._guest.ask(wire.EVALUATE, server_round, arrays, messages)
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Flower's seam: the metrics of another app's clients."""
+        if self._guest is None:
+            return super().aggregate_evaluate(server_round, replies)
+        return self._guest.aggregate_evaluate(server_round, replies)
 
     def _meet(self, exchange: Exchange, node_ids: Iterable[int]) -> tuple[Roster, Dealer]:
         roster = say_hello(
@@ -244,3 +285,11 @@ class QuantizedFedAvg(FedAvg):
 def arrays_of(record: ArrayRecord) -> dict[str, np.ndarray]:
     """Name -> array of a Flower record."""
     return {name: array.numpy() for name, array in record.items()}
+
+
+def _check_own(layout: packets.Layout, *, feedback: bool, flower: Mapping[str, Any]) -> None:
+    if not isinstance(layout, packets.Layout):
+        raise ValueError(f"layout={layout!r}: must be a fedq.codec.Layout, or left out in another app's server")
+    if flower or feedback:
+        named = ", ".join([*flower, *(["feedback"] if feedback else [])])
+        raise ValueError(f"{named}: with a layout fedq's own client answers; set fraction, min_clients or its config")

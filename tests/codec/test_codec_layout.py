@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import xxhash
 
-from fedq.codec import Layout, Segment
+from fedq.codec import Layout, MalformedUpdate, Segment
 from fedq.codec.layout import Run
 
 
@@ -206,3 +206,53 @@ def test_small_and_hinted_neighbours_are_one_verbatim_run():
         Run(811, 1067, False),
         Run(1067, 1068, True),
     )
+
+
+def test_a_layout_is_read_from_its_bytes():
+    segments = [
+        Segment("w", (3, 2), "float16"),
+        Segment("näme", (), "int64", role="local"),
+        Segment("f", (2,), role="frozen", content=bytes(16)),
+        Segment("b", (0, 4), hint="float32"),
+    ]
+    layout = Layout(segments)
+    read = Layout.from_bytes(layout.to_bytes())
+    assert read == layout
+    assert read.digest == layout.digest
+
+
+@pytest.mark.parametrize("length", range(len(Layout([Segment("w", (3, 2))]).to_bytes())))
+def test_every_cut_of_a_layouts_bytes_is_refused(length):
+    with pytest.raises(MalformedUpdate, match="layout: "):
+        Layout.from_bytes(Layout([Segment("w", (3, 2))]).to_bytes()[:length])
+
+
+def bytes_of(shape, name=b"w", dtype=b"float32", role=b"averaged", count=1):
+    """The bytes of a layout of one segment, written by hand from docs/packet-format.md."""
+    texts = b"".join(struct.pack("<I", len(text)) + text for text in (name, dtype, role, b""))
+    dimensions = struct.pack(f"<I{len(shape)}Q", len(shape), *shape)
+    return struct.pack("<I", count) + texts + dimensions + struct.pack("<I", 0)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        bytes_of((2,)) + b"\0",
+        bytes_of((2,), count=2**32 - 1),
+        bytes_of((2,), name=b"\xff"),
+        bytes_of((2,), dtype=b"object"),
+        bytes_of((2,), role=b"owned"),
+        bytes_of((2**40, 2**40)),
+        bytes_of((2**40, 2**40, 0)),
+        bytes_of((1,) * 65),
+        bytes(2**24 + 1),
+    ],
+)
+def test_bytes_of_no_layout_are_refused(data):
+    with pytest.raises(MalformedUpdate, match="layout: "):
+        Layout.from_bytes(data)
+
+
+def test_a_value_belongs_to_the_segment_around_it():
+    layout = Layout([Segment("empty", (0,)), Segment("w", (3,)), Segment("b", (2,)), Segment("end", (0,))])
+    assert [layout.segment_at(i).name for i in range(5)] == ["w", "w", "w", "b", "b"]

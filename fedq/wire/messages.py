@@ -1,22 +1,24 @@
-"""The only owner of record keys: requests and replies <-> Flower's `RecordDict`. Knows no arrays, models or policy.
+"""What fedq's own clients and server say: requests and replies <-> Flower's `RecordDict`. Knows no arrays or models.
 
 A message carries named packets (`model` down, `update` up) beside a few public numbers. Nothing from the wire
 is trusted: `read_*` checks every key, type and range, and raises `MalformedReply` with a reason code.
 """
 
 import math
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from flwr.app import ConfigRecord, MetricRecord, RecordDict
 
+from fedq.wire.checks import MalformedReply, check_keys, check_same_round, number, packets_in, records_in, typed
+
 HELLO = "query.hello"
 TRAIN = "train"
 EVALUATE = "evaluate"
 
-_HELLO, _REQUEST, _REPLY = "fedq.hello", "fedq.request", "fedq.reply"
-_PACKETS, _METRICS, _REFUSAL = "fedq.packets", "fedq.metrics", "fedq.refusal"
+_HELLO, _REQUEST, REPLY = "fedq.hello", "fedq.request", "fedq.reply"
+PACKETS, _METRICS, _REFUSAL = "fedq.packets", "fedq.metrics", "fedq.refusal"
 
 # What a client may say in place of an update. A code, never a text: texts hold paths and data.
 REFUSALS = {
@@ -26,22 +28,6 @@ REFUSALS = {
     "bad_request": "the client could not decode what the server sent",
     "client_error": "the client's own code failed; its operator finds the text in the client's log",
 }
-# Why a server drops a reply, beside the refusals and `packet_*` (codec.MalformedUpdate.reason).
-REJECTIONS = {
-    "no_reply": "nothing came before the time-out",
-    "error": "Flower reported an error in place of a reply",
-    "unknown_node": "the sender was not asked in this round",
-    "duplicate": "a second reply of the same client in one round",
-    "missing_key": "a record or key is missing",
-    "extra_key": "a record or key that is not on the allow-list",
-    "wrong_type": "a value of another type",
-    "round": "an answer to another round",
-    "weight": "a weight that is not a number in (0, strategy.max_weight]",
-    "metric": "a metric that is not finite",
-    "version": "a client of another version of fedq",
-    "format": "a client that reads none of this server's packet formats",
-    "layout": "a client that holds another model",
-}
 LONGEST_IDENTITY = 64
 
 
@@ -49,20 +35,12 @@ LONGEST_IDENTITY = 64
 PUBLIC_FIELDS = frozenset(
     {
         *(f"{_HELLO}.{key}" for key in ("identity", "version", "formats", "layout")),
-        f"{_REPLY}.round",
-        f"{_PACKETS}.update",
+        f"{REPLY}.round",
+        f"{PACKETS}.update",
         f"{_REFUSAL}.round",
         f"{_REFUSAL}.reason",
     }
 )
-
-
-class MalformedReply(ValueError):  # noqa: N818  what arrived, as in codec.MalformedUpdate
-    """A reply that must not be used; `reason` is one of `REJECTIONS`."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        self.reason = reason
-        super().__init__(f"{reason}: {detail}")
 
 
 @dataclass(frozen=True)
@@ -118,20 +96,20 @@ def read_hello(content: RecordDict) -> Hello:
     if set(content) == {_REFUSAL}:
         refusal = _refusal(content, 0)
         raise MalformedReply(refusal.reason, "the client refused")
-    record = _records(content, {_HELLO: ConfigRecord})[_HELLO]
-    _keys(record, {"identity", "version", "formats", "layout"})
+    record = records_in(content, {_HELLO: ConfigRecord})[_HELLO]
+    check_keys(record, {"identity", "version", "formats", "layout"})
     formats = record["formats"]
     if not isinstance(formats, list) or not all(type(f) is int for f in formats):
         raise MalformedReply("wrong_type", "formats must be integers")
-    identity = _typed(record, "identity", str)
+    identity = typed(record, "identity", str)
     # Names are sorted, logged and shown: 5,000 digits are no number to Python, and an escape moves a cursor.
     if not 0 < len(identity) <= LONGEST_IDENTITY or not identity.isprintable():
         raise MalformedReply("wrong_type", f"identity must be 1 to {LONGEST_IDENTITY} printable characters")
     return Hello(
         identity,
-        _typed(record, "version", str),
+        typed(record, "version", str),
         tuple(formats),
-        _typed(record, "layout", bytes),
+        typed(record, "layout", bytes),
     )
 
 
@@ -139,26 +117,26 @@ def write_request(request: Request) -> RecordDict:
     values: dict[str, Any] = {"round": request.round, "accepted": request.accepted}
     if request.holdout:
         values["holdout"] = request.holdout
-    return RecordDict({_REQUEST: ConfigRecord(values), _PACKETS: ConfigRecord(dict(request.packets))})
+    return RecordDict({_REQUEST: ConfigRecord(values), PACKETS: ConfigRecord(dict(request.packets))})
 
 
 def read_request(content: RecordDict) -> Request:
-    records = _records(content, {_REQUEST: ConfigRecord, _PACKETS: ConfigRecord})
+    records = records_in(content, {_REQUEST: ConfigRecord, PACKETS: ConfigRecord})
     numbers = records[_REQUEST]
-    _keys(numbers, {"round", "accepted"}, optional={"holdout"})
-    round = _typed(numbers, "round", int)
+    check_keys(numbers, {"round", "accepted"}, optional={"holdout"})
+    round = typed(numbers, "round", int)
     if not 0 <= round < 2**32:  # what a packet's header can hold
         raise MalformedReply("round", f"round {round} is out of range")
-    holdout = _typed(numbers, "holdout", float) if "holdout" in numbers else 0.0
+    holdout = typed(numbers, "holdout", float) if "holdout" in numbers else 0.0
     if not 0 <= holdout < 1:
         raise MalformedReply("wrong_type", "holdout must be in [0, 1)")
-    return Request(round, _typed(numbers, "accepted", int), _packets(records[_PACKETS]), holdout)
+    return Request(round, typed(numbers, "accepted", int), packets_in(records[PACKETS]), holdout)
 
 
 def write_reply(reply: Reply) -> RecordDict:
-    records: dict[str, Any] = {_REPLY: ConfigRecord({"round": reply.round})}
+    records: dict[str, Any] = {REPLY: ConfigRecord({"round": reply.round})}
     if reply.packets:
-        records[_PACKETS] = ConfigRecord(dict(reply.packets))
+        records[PACKETS] = ConfigRecord(dict(reply.packets))
     metrics = {"num_examples": reply.num_examples, "loss": reply.loss, "metric": reply.metric}
     known: dict[str, Any] = {k: v for k, v in metrics.items() if v is not None}
     if known:
@@ -180,22 +158,22 @@ def read_reply(
     """
     if set(content) == {_REFUSAL}:
         return _refusal(content, round)
-    expected: dict[str, type] = {_REPLY: ConfigRecord}
+    expected: dict[str, type] = {REPLY: ConfigRecord}
     if packets:
-        expected[_PACKETS] = ConfigRecord
+        expected[PACKETS] = ConfigRecord
     if metrics:
         expected[_METRICS] = MetricRecord
-    records = _records(content, expected)
-    _keys(records[_REPLY], {"round"})
-    _same_round(records[_REPLY], round)
+    records = records_in(content, expected)
+    check_keys(records[REPLY], {"round"})
+    check_same_round(records[REPLY], round)
     carried: dict[str, bytes] = {}
     if packets:
-        _keys(records[_PACKETS], set(packets))
-        carried = _packets(records[_PACKETS])
+        check_keys(records[PACKETS], set(packets))
+        carried = packets_in(records[PACKETS])
     values: dict[str, float] = {}
     if metrics:
-        _keys(records[_METRICS], set(metrics))
-        values = {name: _number(records[_METRICS], name) for name in metrics}
+        check_keys(records[_METRICS], set(metrics))
+        values = {name: number(records[_METRICS], name) for name in metrics}
     num_examples = values.get("num_examples")
     if num_examples is not None and not 0 < num_examples <= max_weight:
         raise MalformedReply("weight", "num_examples is out of range")
@@ -207,7 +185,7 @@ def read_reply(
 
 def packets_of(content: RecordDict) -> dict[str, bytes]:
     """Name -> packet of any message of ours; empty when it carries none."""
-    record = content.get(_PACKETS)
+    record = content.get(PACKETS)
     return {k: v for k, v in record.items() if isinstance(v, bytes)} if isinstance(record, ConfigRecord) else {}
 
 
@@ -218,55 +196,16 @@ def fields_of(content: RecordDict) -> set[str]:
 
 def with_packets(content: RecordDict, packets: Mapping[str, bytes]) -> RecordDict:
     """The same message with other packets, to ask what it would have cost. What else it holds stays, hostile or not."""
-    record = content.get(_PACKETS)
+    record = content.get(PACKETS)
     others = dict(record) if isinstance(record, ConfigRecord) else {}
-    return RecordDict({**content, _PACKETS: ConfigRecord({**others, **packets})})
+    return RecordDict({**content, PACKETS: ConfigRecord({**others, **packets})})
 
 
 def _refusal(content: RecordDict, round: int) -> Refusal:
-    record = _records(content, {_REFUSAL: ConfigRecord})[_REFUSAL]
-    _keys(record, {"round", "reason"})
-    _same_round(record, round)
-    reason = _typed(record, "reason", str)
+    record = records_in(content, {_REFUSAL: ConfigRecord})[_REFUSAL]
+    check_keys(record, {"round", "reason"})
+    check_same_round(record, round)
+    reason = typed(record, "reason", str)
     if reason not in REFUSALS:
         raise MalformedReply("wrong_type", "unknown refusal code")
     return Refusal(round, reason)
-
-
-def _records(content: RecordDict, expected: Mapping[str, type]) -> dict[str, Any]:
-    _keys(content, set(expected))
-    for name, kind in expected.items():
-        if not isinstance(content[name], kind):
-            raise MalformedReply("wrong_type", f"{name} must be a {kind.__name__}")
-    return dict(content)
-
-
-def _keys(record: Any, expected: set[str], *, optional: Set[str] = frozenset()) -> None:
-    found = set(record)
-    if found - expected - optional:
-        raise MalformedReply("extra_key", "the message holds a key that is not on the allow-list")
-    if expected - found:
-        raise MalformedReply("missing_key", f"no {', '.join(sorted(expected - found))}")
-
-
-def _typed(record: Any, name: str, kind: type) -> Any:
-    value = record[name]
-    if type(value) is not kind:
-        raise MalformedReply("wrong_type", f"{name} must be {kind.__name__}")
-    return value
-
-
-def _number(record: Any, name: str) -> float:
-    value = record[name]
-    if type(value) not in (int, float):
-        raise MalformedReply("wrong_type", f"{name} must be a number")
-    return value  # type: ignore[no-any-return]
-
-
-def _packets(record: Any) -> dict[str, bytes]:
-    return {name: _typed(record, name, bytes) for name in record}
-
-
-def _same_round(record: Any, round: int) -> None:
-    if _typed(record, "round", int) != round:
-        raise MalformedReply("round", f"not round {round}")
