@@ -47,7 +47,6 @@ def make_client(trainer, examples, tmp_path) -> Callable[..., Client]:
             "trainer": trainer,
             "codec": Int8(block=64, rounding="stochastic"),
             "shard": lambda: examples,
-            "held_out": lambda: examples[np.arange(10)],
             "state": ClientState(tmp_path / "3"),
             "seed": 0,
         }
@@ -61,10 +60,15 @@ def ask(trainer, start) -> Callable[..., wire.Request]:
     """A request for a round: train from these weights. `header`: what its packet says otherwise than it should."""
 
     def ask(
-        round: int, *, accepted: int = -1, weights: np.ndarray | None = None, header: Mapping[str, Any] | None = None
+        round: int,
+        *,
+        accepted: int = -1,
+        weights: np.ndarray | None = None,
+        header: Mapping[str, Any] | None = None,
+        holdout: float = 0.0,
     ) -> wire.Request:
         usual = {"layout": trainer.layout, "kind": "weights", "round": round}
         packet = codec.encode(start if weights is None else weights, "float32", **(usual | dict(header or {})))
-        return wire.Request(round, accepted, {"model": packet})
+        return wire.Request(round, accepted, {"model": packet}, holdout)
 
     return ask

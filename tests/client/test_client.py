@@ -74,10 +74,44 @@ def test_clients_and_seeds_draw_differently(make_client, ask, different):
     assert make_client().train(ask(1)).packets != make_client(**different).train(ask(1)).packets
 
 
-def test_an_evaluation_is_on_what_is_held_out(make_client, ask, trainer, examples, start):
-    reply = make_client().evaluate(ask(1))
-    expected = trainer.evaluate(start, examples[np.arange(10)])
-    assert reply == wire.Reply(1, {}, 10, expected.loss, expected.metric)
+class Parted:
+    """A trainer that notes the examples it is given."""
+
+    def __init__(self, trainer, trained_on, evaluated_on):
+        self._trainer, self._trained_on, self._evaluated_on = trainer, trained_on, evaluated_on
+
+    def __getattr__(self, name):
+        return getattr(self._trainer, name)
+
+    def fit(self, weights, examples, **options):
+        self._trained_on.append(examples.inputs.copy())
+        return self._trainer.fit(weights, examples, **options)
+
+    def evaluate(self, weights, examples):
+        self._evaluated_on.append(examples.inputs.copy())
+        return self._trainer.evaluate(weights, examples)
+
+
+def test_a_quarter_of_forty_examples_is_held_out_for_every_evaluation_and_never_trained_on(
+    make_client, ask, trainer, examples
+):
+    trained_on, evaluated_on = [], []
+    client = make_client(trainer=Parted(trainer, trained_on, evaluated_on))
+    for round in (1, 2):
+        assert client.train(ask(round, holdout=0.25)).num_examples == 30
+        assert client.evaluate(ask(round, holdout=0.25)).num_examples == 10
+    assert np.array_equal(trained_on[0], trained_on[1])
+    assert np.array_equal(evaluated_on[0], evaluated_on[1])
+    together = np.concatenate([trained_on[0], evaluated_on[0]])
+    assert {row.tobytes() for row in together} == {row.tobytes() for row in examples.inputs}
+
+
+def test_where_nothing_is_to_be_held_out_all_is_trained_on(make_client, ask):
+    assert make_client().train(ask(1)).num_examples == 40
+
+
+def test_a_client_with_one_example_trains_on_it(make_client, ask, examples):
+    assert make_client(shard=lambda: examples[:1]).train(ask(1, holdout=0.5)).num_examples == 1
 
 
 # --- error feedback ---------------------------------------------------------------------------------------
@@ -156,14 +190,14 @@ def test_a_failed_encoding_keeps_the_residual(make_client, ask, trainer):
 )
 def test_a_broadcast_that_does_not_fit_is_refused_unopened(make_client, ask, task, header, reason):
     request = ask(1, weights=np.zeros(530, np.float32), header=header)
-    client = make_client(shard=locked_shard, held_out=locked_shard)
+    client = make_client(shard=locked_shard)
     with pytest.raises(MalformedUpdate, match=f"^{reason}: "):
         getattr(client, task)(request)
 
 
 @pytest.mark.parametrize("task", ["train", "evaluate"])
 def test_a_request_without_a_model_is_refused_unopened(make_client, task):
-    client = make_client(shard=locked_shard, held_out=locked_shard)
+    client = make_client(shard=locked_shard)
     with pytest.raises(wire.MalformedReply, match=r"^missing_key: no model packet"):
         getattr(client, task)(wire.Request(1, -1, {"weights": b""}))
 
@@ -219,6 +253,11 @@ def test_the_spend_is_in_the_ledger_and_the_evidence_points_to_it(make_client, a
     assert (row.spend.round, row.spend.run, row.spend.data) == (1, "run-1", "forty examples")
 
 
+def test_under_dp_a_request_to_hold_examples_out_is_refused_unopened(make_client, ask, private):
+    with pytest.raises(wire.MalformedReply, match=r"under DP no example is held out"):
+        make_client(privacy=private, shard=locked_shard).train(ask(1, holdout=0.1))
+
+
 def test_an_evaluation_is_refused_under_dp(make_client, ask, private):
     with pytest.raises(PermissionError, match="not covered by this client's privacy plan"):
-        make_client(privacy=private, held_out=locked_shard).evaluate(ask(1))
+        make_client(privacy=private, shard=locked_shard).evaluate(ask(1))

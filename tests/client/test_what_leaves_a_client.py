@@ -13,6 +13,7 @@ from fedq.experiment import build
 from fedq.flower import serialized
 from fedq.runtime.grid import InProcessGrid
 from fedq.server import Dealer, Rules, run_rounds, say_hello
+from fedq.server.link import counted
 from fedq.server.loop import Scores
 from fedq.server.meter import Meter
 from fedq.server.roster import grid_exchange
@@ -90,8 +91,8 @@ def tapped_run(folder, data, *overrides, model=plain, rounds=2):
         name = str(context.node_config["partition-id"])
         return clients.setdefault(name, experiment.client(name, folder=folder / name, run="run"))
 
-    grid = Tapped(client_app(client_of), experiment.identities, Meter(experiment.layout))
-    exchange = grid_exchange(grid)
+    grid, meter = Tapped(client_app(client_of), 3), Meter(experiment.layout)
+    exchange = counted(grid_exchange(grid), meter)
     roster = say_hello(
         exchange,
         grid.get_node_ids(),
@@ -114,7 +115,7 @@ def tapped_run(folder, data, *overrides, model=plain, rounds=2):
         score=lambda round, master: Scores(),
         watch=log.append,
         rules=Rules(rounds, 3),
-        hello=grid.meter.take(),
+        hello=meter.take(),
     )
     return grid, log
 
@@ -174,7 +175,7 @@ def test_a_client_out_of_budget_says_that_alone(tmp_path, data):
 def test_a_request_that_cannot_be_read_is_answered_with_a_code(tmp_path, data, garbage):
     experiment = build(compose(["clients=2"]), model=plain, data=data)
     app = client_app(lambda context: experiment.client("0", folder=tmp_path))
-    grid = Tapped(app, ["0"], Meter(experiment.layout))
+    grid = Tapped(app, 1)
     request = wire.write_request(wire.Request(1, -1, {"model": garbage}))
     (reply,) = grid.stream([Message(request, dst_node_id=1, message_type=wire.TRAIN)])
     assert dict(reply.content["fedq.refusal"]) == {"round": 1, "reason": "bad_request"}
@@ -183,7 +184,7 @@ def test_a_request_that_cannot_be_read_is_answered_with_a_code(tmp_path, data, g
 def test_under_dp_an_evaluation_is_answered_with_a_code(tmp_path, data):
     experiment = build(compose(["clients=2", *DP]), model=plain, data=data)
     app = client_app(lambda context: experiment.client("0", folder=tmp_path))
-    grid = Tapped(app, ["0"], Meter(experiment.layout))
+    grid = Tapped(app, 1)
     broadcast = experiment.strategy().broadcast(experiment.initial, 1)
     request = wire.write_request(wire.Request(1, -1, broadcast))
     (reply,) = grid.stream([Message(request, dst_node_id=1, message_type=wire.EVALUATE)])

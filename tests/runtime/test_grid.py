@@ -9,7 +9,9 @@ from flwr.serverapp import Grid
 from fedq.codec import Layout
 from fedq.flower import serialized
 from fedq.runtime.grid import InProcessGrid
+from fedq.server.link import counted
 from fedq.server.meter import Meter
+from fedq.server.roster import grid_exchange
 
 SECRET = "secret.csv, row 41"
 
@@ -33,7 +35,7 @@ def counting_app():
 
 @pytest.fixture
 def grid(counting_app):
-    return InProcessGrid(counting_app, ["0", "1", "2"], Meter(Layout.flat(3)))
+    return InProcessGrid(counting_app, 3)
 
 
 def request(node, kind="train"):
@@ -88,13 +90,11 @@ def test_an_exception_is_an_error_reply_and_others_are_asked_all_the_same(grid):
 
 def test_the_text_of_an_exception_stays_on_this_side(counting_app):
     seen = []
-    grid = InProcessGrid(
-        counting_app, ["2"], Meter(Layout.flat(3)), on_error=lambda node, text: seen.append((node, text))
-    )
-    (reply,) = grid.send_and_receive([request(1)])
+    grid = InProcessGrid(counting_app, 3, on_error=lambda node, text: seen.append((node, text)))
+    (reply,) = grid.send_and_receive([request(3)])
     assert SECRET.encode() not in serialized(reply)
     ((node, text),) = seen
-    assert node == 1
+    assert node == 3
     assert SECRET in text
 
 
@@ -111,7 +111,7 @@ def test_ctrl_c_in_a_client_is_not_swallowed(grid):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt, match=r"^$"):
-        InProcessGrid(app, ["0"], Meter(Layout.flat(3))).send_and_receive([request(1)])
+        InProcessGrid(app, 1).send_and_receive([request(1)])
 
 
 def test_pushed_messages_are_pulled_by_their_ids(grid):
@@ -147,7 +147,7 @@ def test_a_local_run_has_no_run_record_until_it_is_given_one(grid):
 
 
 def test_every_message_is_metered_both_ways(grid):
-    asked = request(1)
-    (reply,) = grid.send_and_receive([asked])
-    traffic = grid.meter.take()
+    asked, meter = request(1), Meter(Layout.flat(3))
+    (reply,) = counted(grid_exchange(grid), meter)([asked], 1)
+    traffic = meter.take()
     assert (traffic.down, traffic.up) == (len(serialized(asked)), len(serialized(reply)))

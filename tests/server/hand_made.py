@@ -15,6 +15,7 @@ from fedq.codec import Int8, Layout, Segment
 from fedq.randomness import generator
 from fedq.runtime.grid import InProcessGrid
 from fedq.server import Dealer, Outcome, QuantizedFedAvg, Rules, Total, run_rounds, say_hello
+from fedq.server.link import counted
 from fedq.server.loop import Round, Scores
 from fedq.server.meter import Meter
 from fedq.server.roster import grid_exchange
@@ -97,17 +98,22 @@ def examples_of(name: str) -> int:
     return 10 + int(name)
 
 
-def client_app(lies: Mapping[str, Lie], requests: list[tuple[str, wire.Request]], *, private: bool) -> ClientApp:
+def client_app(
+    names: Sequence[str], lies: Mapping[str, Lie], requests: list[tuple[str, wire.Request]], *, private: bool
+) -> ClientApp:
     app = ClientApp()
+
+    def name_of(context: Context) -> str:
+        return names[int(context.node_config["partition-id"])]
 
     @app.query("hello")
     def hello(message: Message, context: Context) -> Message:
-        told = wire.Hello(str(context.node_config["partition-id"]), VERSION, codec.FORMATS, LAYOUT.digest)
+        told = wire.Hello(name_of(context), VERSION, codec.FORMATS, LAYOUT.digest)
         return Message(wire.write_hello(told), reply_to=message)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        name = str(context.node_config["partition-id"])
+        name = name_of(context)
         request = wire.read_request(message.content)
         requests.append((name, request))
         base = codec.digest(codec.decode(request.packets["model"], LAYOUT, round=request.round, kind="weights"))
@@ -121,7 +127,8 @@ class Network(InProcessGrid):
     """The grid of this process, with a say in which replies of a round arrive, and in what order."""
 
     def __init__(self, app: ClientApp, clients: Sequence[str], deliver: Callable[[list[Message]], Iterable[Message]]):
-        super().__init__(app, clients, Meter(LAYOUT))
+        super().__init__(app, len(clients))
+        self.meter = Meter(LAYOUT)
         self._deliver = deliver
 
     def stream(self, messages: Iterable[Message]) -> Iterable[Message]:
@@ -164,9 +171,9 @@ def run(
     """Some rounds of `QuantizedFedAvg(**options)` over hand-made clients."""
     strategy = QuantizedFedAvg(LAYOUT, CODEC, version=VERSION, **options)
     requests: list[tuple[str, wire.Request]] = []
-    app = client_app(lies or {}, requests, private=strategy.private)
+    app = client_app(clients, lies or {}, requests, private=strategy.private)
     grid = Network(app, clients, deliver)
-    exchange = grid_exchange(grid)
+    exchange = counted(grid_exchange(grid), grid.meter)
     roster = say_hello(
         exchange, grid.get_node_ids(), version=VERSION, formats=codec.FORMATS, layout=LAYOUT.digest, timeout=1
     )

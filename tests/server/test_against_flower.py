@@ -12,7 +12,6 @@ from fedq.app import client_app
 from fedq.randomness import generator, key64
 from fedq.runtime.grid import InProcessGrid
 from fedq.server import Dealer
-from fedq.server.meter import Meter
 from fedq.server.strategy import arrays_of
 
 ROUNDS = 4
@@ -23,7 +22,7 @@ def record_of(layout, vector):
 
 
 def grid_of(app, experiment):
-    return InProcessGrid(app, experiment.identities, Meter(experiment.layout))
+    return InProcessGrid(app, len(experiment.identities))
 
 
 def plain_clients(experiment):
@@ -35,7 +34,7 @@ def plain_clients(experiment):
         name, round = str(context.node_config["partition-id"]), message.content["config"]["server-round"]
         fitted = trainer.fit(
             layout.flatten(arrays_of(message.content["arrays"])),
-            experiment.dataset.train[experiment.shards[int(name)]],
+            experiment.dataset.train[experiment.shards[name]],
             round=round,
             batches=generator(seed, "batches", round, name),
             torch_seed=key64(seed, "torch", round, name),

@@ -1,0 +1,144 @@
+"""What may cross a network: choices among what the bundle holds, and values. Everything else is refused at the door."""
+
+import pytest
+
+from fedq.config import ConfigError, network
+
+ALLOWED = [
+    "rounds=3",
+    "seed=-1",
+    "fraction=0.25",
+    "name=trial",
+    "names=[clinic-a,clinic-b]",
+    "model=mlp",
+    'model="mlp"',
+    "experiment=demo",
+    "privacy=off",
+    "privacy.target_epsilon=8",
+    "privacy.noise_multiplier=null",
+    "model.width=3",
+    "data.target=label",
+    "data.classes=[no,yes]",
+    "train.optimizer_options.momentum=0.9",
+    "strategy.server_options.lr=1",
+    "runtime.wait=10",
+    "runtime.client_resources.num_cpus=1",
+]
+
+REFUSED = [
+    ("model._target_=os.system", "names code"),
+    ("data._target_=os.system", "names code"),
+    ("train.optimizer_options._target_=os.system", "names code"),
+    ("model.inner={_target_:os.system}", "names code"),
+    ("model={_target_:os.system}", "names code"),
+    ("hydra.searchpath=[file:///etc]", "where configs are read from"),
+    ("data.hydra.x=1", "where configs are read from"),
+    ("hydra/launcher=joblib", "how configs are read"),
+    ("+x=1", "adds or deletes"),
+    ("++model.width=3", "adds or deletes"),
+    ("~experiment", "adds or deletes"),
+    ("~model=mlp", "adds or deletes"),
+    ("name=${oc.env:HOME}", "interpolation"),
+    ("model.width=${rounds}", "interpolation"),
+    ("model=../../evil", "no choice of a group"),
+    ("model=/etc/passwd", "no choice of a group"),
+    ("model=sub/choice", "no choice of a group"),
+    ("model=mlp.yaml", "no choice of a group"),
+    ("model=-mlp", "no choice of a group"),
+    ("model=[a,b]", "no choice of a group"),
+    ("model={width:3}", "no choice of a group"),
+    ("privacy={ledger:/etc}", "no choice of a group"),
+    ("model=", "no choice of a group"),
+    ("model=mlp\n", "no choice of a group"),
+    ("privacy.ledger=/tmp", "on each machine"),
+    ("runtime.connection=mine", "on each machine"),
+    ("runtime.address=1.2.3.4:5", "on each machine"),
+    ("nosuch=1", "no key of an experiment"),
+    ("train.nosuch=1", "no key of an experiment"),
+    ("overlay=/etc", "no key of an experiment"),
+    ("overrides=[]", "no key of an experiment"),
+    ("train={lr:1}", "no choice of a group"),
+    ("rounds", "KEY=VALUE"),
+    ("", "KEY=VALUE"),
+    ("=3", "KEY=VALUE"),
+    (" rounds=3", "KEY=VALUE"),
+    ("rounds =3", "KEY=VALUE"),
+    ("Rounds=3", "KEY=VALUE"),
+    ("model@data=mlp", "KEY=VALUE"),
+    ("model..width=3", "KEY=VALUE"),
+    ("model.=3", "KEY=VALUE"),
+    ("--config-dir=/etc", "KEY=VALUE"),
+    ("name=" + "a" * 9_996, "at most 10,000"),
+    (3, "a text"),
+    (None, "a text"),
+    (["rounds=3"], "a text"),
+]
+
+
+@pytest.mark.parametrize("override", ALLOWED)
+def test_a_choice_or_a_value_is_let_in(override):
+    assert network.refused(override) is None
+
+
+@pytest.mark.parametrize(("override", "why"), REFUSED, ids=[str(o)[:40] for o, _ in REFUSED])
+def test_whatever_else_is_refused_with_its_reason(override, why):
+    assert why in network.refused(override)
+
+
+def test_an_override_of_just_the_greatest_length_is_let_in():
+    override = "name=" + "a" * 9_995
+    assert len(override) == 10_000
+    assert network.refused(override) is None
+
+
+def test_every_override_that_is_refused_is_reported_at_once():
+    with pytest.raises(ConfigError, match="must not|may") as caught:
+        network.check(["rounds=3", "+x=1", "model._target_=os.system"])
+    assert [p.value for p in caught.value.problems] == ["+x=1", "model._target_=os.system"]
+
+
+def test_a_refusal_says_where_such_a_thing_belongs():
+    with pytest.raises(ConfigError, match="Put it into conf/ of the app"):
+        network.check(["model._target_=os.system"])
+
+
+@pytest.mark.parametrize("overrides", [[], ["rounds=3"], ['model="mlp"', "names=[a,b]", "name=größe"]])
+def test_what_is_written_is_read_again(overrides):
+    assert network.read(network.write(overrides)) == overrides
+
+
+def test_what_may_not_cross_is_not_written():
+    with pytest.raises(ConfigError, match="names code to run"):
+        network.write(["model._target_=os.system"])
+
+
+def test_what_may_not_cross_is_not_read_though_another_wrote_it():
+    with pytest.raises(ConfigError, match="names code to run"):
+        network.read('["rounds=3", "model._target_=os.system"]')
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "rounds=3", "[", '{"rounds": 3}', '"rounds=3"', "3", "null", "true", None, 3, ["rounds=3"], b"[]"],
+    ids=str,
+)
+def test_what_is_no_json_list_is_refused(text):
+    with pytest.raises(ConfigError, match="must be a JSON list of texts"):
+        network.read(text)
+
+
+@pytest.mark.parametrize("text", ["[3]", "[null]", '[["rounds=3"]]', '[{"rounds": 3}]'])
+def test_a_list_that_holds_something_else_than_texts_is_refused(text):
+    with pytest.raises(ConfigError, match="must be a text"):
+        network.read(text)
+
+
+def test_json_nested_too_deep_to_read_is_refused():
+    with pytest.raises(ConfigError, match="must be a JSON list of texts"):
+        network.read("[" * 200_000 + "]" * 200_000)
+
+
+def test_a_refusal_of_a_long_text_shows_its_beginning_only():
+    with pytest.raises(ConfigError, match="must be a JSON list") as caught:
+        network.read("x" * 100_000)
+    assert len(str(caught.value)) < 500
