@@ -92,7 +92,7 @@ def test_an_override_of_just_the_greatest_length_is_let_in():
 
 
 def test_every_override_that_is_refused_is_reported_at_once():
-    with pytest.raises(ConfigError, match="must not|may") as caught:
+    with pytest.raises(ConfigError, match="adds or deletes") as caught:
         network.check(["rounds=3", "+x=1", "model._target_=os.system"])
     assert [p.value for p in caught.value.problems] == ["+x=1", "model._target_=os.system"]
 
