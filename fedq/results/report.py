@@ -68,6 +68,9 @@ def final_table(result: Result, costs: Sequence[PartCost] = (), *, overrides: Se
         parts += [_title("what each part cost"), _costs(costs)]
     if result.folder is not None:
         parts += [_title("files"), _files(result)]
+    elif result.elsewhere is not None:
+        where = Text(f"   {one_line(result.elsewhere, limit=4096)}", overflow="fold")
+        parts += [_title("files, on the server's host"), where]
     return Group(*parts, _title("try next"), _commands(result, overrides), Text(""))
 
 

@@ -27,7 +27,11 @@ class Tap:
         with suppress(OSError):
             while True:
                 near, _ = self._listener.accept()
-                far = socket.create_connection(("127.0.0.1", self._target))
+                try:
+                    far = socket.create_connection(("127.0.0.1", self._target))
+                except OSError:  # the SuperLink has ended; a SuperNode tries again
+                    near.close()
+                    continue
                 kept = bytearray()
                 self.sent.append(kept)
                 threading.Thread(target=self._pass, args=(near, far, kept), daemon=True).start()

@@ -371,9 +371,8 @@ class Broken(Net):
 def test_flwr_run_works_in_a_new_app(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     subprocess.run([*CLI, "new", "app-one"], env=environment(), check=True, capture_output=True)
-    home = environment(
-        FLWR_HOME=tmp_path / "flwr", FEDQ_HOME=tmp_path / "fedq", FLWR_TELEMETRY_ENABLED="0", TMPDIR=tmp_path
-    )
+    home = environment(FLWR_HOME=tmp_path / "flwr", FEDQ_HOME=tmp_path / "fedq", FLWR_TELEMETRY_ENABLED="0")
+    home |= {"FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(free_port()), "FLWR_LOCAL_CONTROL_API_PORT": str(free_port())}
     home["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{home['PATH']}"
     try:
         done = subprocess.run(

@@ -6,19 +6,15 @@ from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
-from fedq.codec import Layout
 from fedq.flower import serialized
 from fedq.runtime.grid import InProcessGrid
-from fedq.server.link import counted
-from fedq.server.meter import Meter
-from fedq.server.roster import grid_exchange
 
 SECRET = "secret.csv, row 41"
 
 
 @pytest.fixture
 def counting_app():
-    """Answers with the client's name and how often it was asked; client 2 fails."""
+    """Answers with its partition and how often it was asked; partition 2 fails."""
     app = ClientApp()
 
     @app.train()
@@ -50,7 +46,12 @@ def test_it_is_a_flower_grid(grid):
     assert isinstance(grid, Grid)
 
 
-def test_nodes_follow_the_order_of_the_names(grid):
+def test_a_node_s_config_is_that_of_flower_s_simulation(grid):
+    configs = [context.node_config for context in grid.contexts.values()]
+    assert configs == [{"partition-id": i, "num-partitions": 3} for i in range(3)]
+
+
+def test_nodes_are_counted_from_one_in_the_order_of_their_partitions(grid):
     assert list(grid.get_node_ids()) == [1, 2, 3]
     assert [told(reply)["name"] for reply in grid.send_and_receive([request(2), request(1)])] == [1, 0]
 
@@ -144,10 +145,3 @@ def test_a_local_run_has_no_run_record_until_it_is_given_one(grid):
         _ = grid.run
     grid.set_run("a run")
     assert grid.run == "a run"
-
-
-def test_every_message_is_metered_both_ways(grid):
-    asked, meter = request(1), Meter(Layout.flat(3))
-    (reply,) = counted(grid_exchange(grid), meter)([asked], 1)
-    traffic = meter.take()
-    assert (traffic.down, traffic.up) == (len(serialized(asked)), len(serialized(reply)))
