@@ -6,7 +6,7 @@ RUN_STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 LOCK := pyproject.toml constraints.txt
 
-.PHONY: demo test test-all check bench tables lock clean
+.PHONY: demo test test-slow test-all check bench tables lock clean
 
 demo: $(RUN_STAMP)
 	$(BIN)/fedq run experiment=demo
@@ -14,8 +14,11 @@ demo: $(RUN_STAMP)
 test: $(DEV_STAMP)
 	$(BIN)/python -m pytest
 
-test-all: $(DEV_STAMP)
-	$(BIN)/python -m pytest -m "slow or not slow"
+# Real SuperLinks and SuperNodes, Ray, real data: minutes.
+test-slow: $(DEV_STAMP)
+	$(BIN)/python -m pytest -m slow
+
+test-all: test test-slow
 
 check: $(DEV_STAMP)
 	$(BIN)/ruff format --check .
@@ -24,14 +27,15 @@ check: $(DEV_STAMP)
 	$(BIN)/python -m pytest tests/test_architecture.py tests/config
 
 bench: $(DEV_STAMP)
-	$(BIN)/pip install --quiet -c constraints.txt -e ".[ray]"
 	$(BIN)/python -m simulations.bench runtime
+	$(BIN)/python -m simulations.bench startup
 
 # Runs what is missing of every table in README.md and docs, then writes them.
 tables: $(DEV_STAMP)
 	$(BIN)/python -m simulations.demo_ablation
 	$(BIN)/python -m simulations.fashion_mnist
 	$(BIN)/python -m simulations.demo_picture
+	$(BIN)/python -m simulations.client_startup
 
 $(RUN_STAMP): $(LOCK)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -94,6 +94,8 @@ def identity(config: Config) -> dict[str, Any]:
     for key in ("runtime", "name", "overrides", "overlay"):
         del whole[key]
     del whole["privacy"]["ledger"]
+    if not whole["names"]:  # 0, 1, 2, ... as ever
+        del whole["names"]
     return whole
 
 

@@ -184,7 +184,12 @@ def test_a_sweep_with_one_bad_value_starts_nothing(workplace):
 def test_ctrl_c_keeps_what_is_done_and_ends_with_130(workplace):
     arguments = [*COMMAND, "run", *SMALL[:-1], "rounds=100000", "runtime.workers=2"]
     run = subprocess.Popen(
-        arguments, env=ENVIRONMENT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+        arguments,
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell has it ignored
     )
     try:
         rows = wait_for_rows(workplace, 3)

@@ -270,17 +270,16 @@ def test_seeded_noise_repeats_and_is_not_private(workplace):
 
 @pytest.mark.parametrize("lost", ["ledger.sqlite", "evidence.jsonl"])
 def test_without_a_client_s_ledger_or_evidence_the_run_is_not_private(workplace, lost):
-    from fedq.delivery import gather_evidence
-    from fedq.privacy import is_private
+    from fedq.delivery import ClientFiles, evidence_of
     from fedq.runtime import check
 
     overrides = [*SMALL, *PRIVATE]
     result, experiment = run(*overrides), check(overrides)
-    accepted = [(str(c), r) for c in range(4) for r in (1, 2, 3)]
+    files = ClientFiles(result.folder / "clients", result.folder.name)
     fields = ["fedq.reply.round", "fedq.packets.update"]
-    assert is_private(gather_evidence(experiment, result.folder, accepted, fields))[0]
+    assert evidence_of(experiment, files, result.history, fields)[1:] == (True, [])
     (result.folder / "clients" / "3" / lost).unlink()
-    assert not is_private(gather_evidence(experiment, result.folder, accepted, fields))[0]
+    assert not evidence_of(experiment, files, result.history, fields)[1]
 
 
 def test_a_budget_that_is_spent_ends_the_run_and_says_so(workplace):

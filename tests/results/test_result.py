@@ -132,5 +132,6 @@ def test_two_results_of_equal_fields_are_equal(make_result):
     assert make_result() != make_result(seed=1)
 
 
-def test_every_field_but_the_three_large_ones_is_in_the_file(make_result):
-    assert set(Result.__dataclass_fields__) - set(make_result().to_dict()) == {"history", "arrays", "folder"}
+def test_every_field_but_the_large_ones_and_the_place_is_in_the_file(make_result):
+    outside = {"history", "arrays", "folder", "elsewhere"}
+    assert set(Result.__dataclass_fields__) - set(make_result().to_dict()) == outside
