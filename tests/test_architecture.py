@@ -128,3 +128,23 @@ def test_importing_fedq_and_its_command_line_loads_nothing_heavy():
 
 def test_a_run_without_privacy_does_not_load_opacus():
     assert not loaded_by("import fedq.runtime") & {"opacus", "onnx", "onnxruntime", "sklearn", "matplotlib"}
+
+
+def test_the_version_is_the_same_in_both_places():
+    import tomllib
+
+    import fedq
+
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())
+    assert project["project"]["version"] == fedq.__version__
+
+
+def test_the_repository_is_itself_a_flower_app():
+    import io
+    import zipfile
+
+    from fedq import flower
+
+    names = zipfile.ZipFile(io.BytesIO(flower.bundle(PACKAGE.parent))).namelist()
+    assert "conf/experiment/demo.yaml" in names
+    assert not [name for name in names if name.endswith(".py")]
