@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -86,7 +87,7 @@ class ClientState:
             with np.load(path, allow_pickle=False) as file:
                 version = int(file["version"])
                 self._residual = Residual(int(file["round"]), file.get("before"), file.get("after"))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile, NotImplementedError) as error:
             raise StateError(
                 f"{path}: not a residual ({error}); move it away to start without error feedback"
             ) from None

@@ -6,6 +6,7 @@ nobody else's. It holds arrays and a line of JSON; nothing in it is executed or 
 
 import json
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -55,5 +56,5 @@ def read_shard(path: str | Path) -> Dataset:
             name=str(about["name"]),
             fitted_on_private_data=about["fitted_on_private_data"],
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, EOFError, BadZipFile, NotImplementedError) as error:
         raise ValueError(f"{path}: not a shard file ({error}); write it with fedq.data.write_shard") from None

@@ -42,7 +42,8 @@ def load_data(config: Config, data: Any, found: list[Problem], *, owner: Owner |
         found.append(
             Problem("data.standardize", True, rule, "Use data.standardize=false and scale by public constants")
         )
-    if config.strategy.keep == "best" and dataset.validation is None:
+    serves = owner is None or owner.identity is None  # a client has no say in which model is kept
+    if serves and config.strategy.keep == "best" and dataset.validation is None:
         rule = "the best model is chosen on a validation set, and the data has none"
         found.append(Problem("strategy.keep", "best", rule, "Use strategy.keep=last"))
     return dataset

@@ -22,6 +22,6 @@ def parse(text: str) -> dict[str, Any] | None:
         return None
     try:
         event = strict_json.loads(text[at + len(MARK) :].strip())
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return event if isinstance(event, dict) and isinstance(event.get("event"), str) else None

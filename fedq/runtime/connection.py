@@ -31,6 +31,8 @@ def find(name: str | None) -> Connection:
         known = {}
     except (OSError, ValueError) as error:
         raise ConfigError([Problem(key, name, f"{path} cannot be read: {error}", "Mend the file")]) from None
+    if not isinstance(known, dict):
+        raise ConfigError([Problem(key, name, f"{path}: superlink must be a table", "Mend the file")])
     names = sorted(n for n, value in known.items() if isinstance(value, dict))
     mend = f"docs/deploy.md shows one; {path} knows {', '.join(names) or 'none'}"
     chosen = name or known.get("default")
@@ -51,7 +53,7 @@ def find(name: str | None) -> Connection:
         raise ConfigError([Problem(key, chosen, f"its address {address} is not HOST:PORT", f"Mend {path}")])
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE).close()
-    except OSError as error:
-        rule = f"no SuperLink answers at {address} ({error.strerror or error})"
+    except (OSError, ValueError) as error:  # a host that is no name raises UnicodeError
+        rule = f"no SuperLink answers at {address} ({getattr(error, 'strerror', None) or error})"
         raise ConfigError([Problem(key, chosen, rule, f"Start it (docs/deploy.md), or mend {path}")]) from None
     return Connection(chosen, address)
