@@ -19,7 +19,7 @@ from fedq.runtime.frames import read_frame, write_frame
 from fedq.runtime.local import in_process
 from fedq.server import Roster, Total
 from fedq.server.link import Replied, nobody
-from fedq.server.loop import LinkLostError
+from fedq.server.roster import LinkLostError
 from fedq.server.strategy import QuantizedFedAvg
 from fedq.server.total import Traffic
 

@@ -11,16 +11,13 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from fedq.server.roster import LinkLostError
 from fedq.server.sampling import Dealer
 from fedq.server.strategy import QuantizedFedAvg
 from fedq.server.total import Rejected, Total, Traffic
 
 # Refusals that come before a client's ledger is written.
 SPENT_NOTHING = frozenset({"budget", "ledger"})
-
-
-class LinkLostError(RuntimeError):
-    """The way to the clients is gone; what is done is delivered all the same."""
 
 
 class Gather(Protocol):

@@ -35,6 +35,10 @@ class Roster:
         self._by_node = {node: name for name, node in self.nodes.items()}
 
 
+class LinkLostError(RuntimeError):
+    """The way to the clients is gone; what is done is delivered all the same."""
+
+
 class TooFewClientsError(RuntimeError):
     """The run cannot begin: fewer clients answered than a round needs, or than were to be waited for."""
 
@@ -140,7 +144,7 @@ def wait_for_clients(
             tell(f"waiting for {_some(missing)}, {left:.0f} s more; {_count(desk, expected)} have answered")
         time.sleep(min(1.0, left))
     text = f"{_some(missing)} did not come within runtime.wait={wait:g} s; {_count(desk, expected)} answered"
-    if len(desk.found) < enough:
+    if _present(desk, expected) < enough:
         refused = "".join(f"; {r.client} was refused, {r.reason}" for r in desk.roster().refused[:5])
         raise TooFewClientsError(f"{text}{refused}")
     tell(f"going on without them: {text}")
@@ -159,8 +163,13 @@ def _some(names: Sequence[str]) -> str:
     return f"client{'s' * (len(names) > 1)} {', '.join(names[:10])}{more}"
 
 
+def _present(desk: Desk, expected: Sequence[str]) -> int:
+    """A stranger is no client of the experiment, whatever name it gives."""
+    return sum(name in desk.found for name in expected)
+
+
 def _count(desk: Desk, expected: Sequence[str]) -> str:
-    return f"{len(desk.found)} of {len(expected)}"
+    return f"{_present(desk, expected)} of {len(expected)}"
 
 
 def _mismatch(hello: wire.Hello, version: str, formats: tuple[int, ...], layout: bytes) -> str | None:
@@ -178,6 +187,14 @@ def _parts(ids: list[str]) -> Iterable[list[str]]:
     return (ids[start : start + _PULLED] for start in range(0, len(ids), _PULLED))
 
 
+def _through(call: Callable[[], Iterable[Any]]) -> list[Any]:
+    """What Flower's grid gives; it has retried by itself, so an error means that its SuperLink is gone."""
+    try:
+        return list(call())
+    except Exception as error:
+        raise LinkLostError(f"the SuperLink cannot be reached: {type(error).__name__}: {error}") from error
+
+
 def grid_exchange(grid: Any) -> Exchange:
     """How this grid is spoken to: by its own `stream` if it has one, else by push and repeated pull.
 
@@ -188,11 +205,12 @@ def grid_exchange(grid: Any) -> Exchange:
 
     def exchange(messages: Iterable[Message], timeout: float) -> Iterable[Message]:
         # An id is None where the message could not be sent: its client is then one that does not answer.
-        waiting, end = {i for i in grid.push_messages(list(messages)) if i}, time.monotonic() + timeout
+        sent = _through(lambda: grid.push_messages(list(messages)))
+        waiting, end = {i for i in sent if i}, time.monotonic() + timeout
         while waiting and time.monotonic() < end:
             came = 0
             for some in _parts(list(waiting)):
-                for reply in grid.pull_messages(some):
+                for reply in _through(lambda some=some: grid.pull_messages(some)):  # type: ignore[misc]
                     came += 1
                     waiting.discard(reply.metadata.reply_to_message_id)
                     yield reply

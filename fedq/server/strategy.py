@@ -6,6 +6,7 @@ the same parts in the same order, so both give the same bits. Without a layout t
 `guest` stands between its records and those parts.
 """
 
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ from fedq.codec.codecs import as_codec
 from fedq.compiler import without_compiler
 from fedq.randomness import key64
 from fedq.server.guest import Guest, check_options
-from fedq.server.roster import Exchange, Roster, grid_exchange, say_hello
+from fedq.server.roster import Roster, grid_exchange, say_hello
 from fedq.server.sampling import Dealer
 from fedq.server.total import Accepted, Rejected, Total
 
@@ -234,7 +235,7 @@ class QuantizedFedAvg(FedAvg):
             messages = super().configure_train(server_round, arrays, config, grid)
             return self._guest.ask(wire.TRAIN, server_round, arrays, messages)
         if self._flower is None:
-            self._flower = self._meet(grid_exchange(grid), grid.get_node_ids())
+            self._flower = self._meet(grid)
         roster, dealer = self._flower
         size = max(1, int(self.fraction_train * len(roster.nodes) + 1e-9))
         self._master = self.layout.flatten(arrays_of(arrays))
@@ -270,10 +271,14 @@ class QuantizedFedAvg(FedAvg):
             return super().aggregate_evaluate(server_round, replies)
         return self._guest.aggregate_evaluate(server_round, replies)
 
-    def _meet(self, exchange: Exchange, node_ids: Iterable[int]) -> tuple[Roster, Dealer]:
+    def _meet(self, grid: Any) -> tuple[Roster, Dealer]:
+        """Nodes that are not there yet are waited for, as many as a round needs; then all are greeted."""
+        end = time.monotonic() + self.timeout
+        while len(list(grid.get_node_ids())) < self.min_clients and time.monotonic() < end:
+            time.sleep(0.2)
         roster = say_hello(
-            exchange,
-            node_ids,
+            grid_exchange(grid),
+            grid.get_node_ids(),
             version=self.version,
             formats=packets.FORMATS,
             layout=self.layout.digest,
