@@ -143,7 +143,9 @@ def test_the_size_is_that_of_the_file_that_flower_makes(empty, tmp_path):
 
 def test_choices_of_one_s_own_travel_where_there_is_no_app(empty, tmp_path):
     (empty / "conf" / "model").mkdir(parents=True)
-    (empty / "conf" / "model" / "wide.yaml").write_text("_target_: torch.nn.Linear\nin_features: 64\nout_features: 10\n")
+    (empty / "conf" / "model" / "wide.yaml").write_text(
+        "_target_: torch.nn.Linear\nin_features: 64\nout_features: 10\n"
+    )
     config = compose(["model=wide"], overlay=empty / "conf")
     bundle = stage(["model=wide"], config, app=None, into=tmp_path / "scratch")
     assert there(bundle).model["in_features"] == 64
