@@ -26,7 +26,7 @@ from fedq.results import Result, RoundRow, events, new_run_folder
 from fedq.results.wording import size
 from fedq.server import GridLink, QuantizedFedAvg, Roster
 from fedq.server.link import Replied, nobody
-from fedq.server.roster import Desk, Exchange, TooFewClientsError, wait_for_clients
+from fedq.server.roster import Desk, Exchange, LinkLostError, TooFewClientsError, wait_for_clients
 from fedq.training.numerics import use_one_thread
 
 
@@ -56,7 +56,7 @@ def serve_run(grid: Any, context: Context) -> None:
         if simulated and clients.is_dir():
             shutil.move(clients, folder / "clients")
         tell.result(result)
-    except (ConfigError, TooFewClientsError, OSError) as error:
+    except (ConfigError, TooFewClientsError, LinkLostError, OSError) as error:
         words = f"{error}. Flower simulates as many nodes as you say: {_NODES}" if _too_few(error, simulated) else error
         tell.failed(str(words))
         raise

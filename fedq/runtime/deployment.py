@@ -54,7 +54,12 @@ def deploy(config: Config, overrides: Sequence[str] | None = None, *, progress: 
         staged = stage(config.overrides if overrides is None else overrides, config, app=app_here(), into=Path(scratch))
         connection = find(config.runtime.connection)
         with display_of(config, connection, progress=progress) as display:
-            told = submit(staged, connection, Watch(display), note=display.note)
+
+            def placed(told: Followed) -> None:
+                stop = f"flwr stop {told.run} {connection.name}"
+                display.note(f"run {told.run}, in {told.folder} on {told.host}; Ctrl-C ends this view, {stop} the run")
+
+            told = submit(staged, connection, Watch(display), note=display.note, placed=placed)
     return result_of(told)
 
 
@@ -78,10 +83,14 @@ def submit(
     watch: Callable[[RoundRow], None],
     *,
     note: Callable[[str], None] = lambda text: None,
+    placed: Callable[["Followed"], None] = lambda told: None,
     environment: Mapping[str, str] | None = None,
     said: Callable[[Sequence[str]], None] = lambda command: None,
 ) -> Followed:
-    """Start the run with `flwr run` and read its log to the end. `said` sees the command."""
+    """Start the run with `flwr run` and read its log to the end.
+
+    `said` sees the command; `placed` is called once, when it is known where the run folder lies.
+    """
     config = staged.folder.parent / "run.toml"
     config.write_bytes(run_config(staged.overrides))
     command = [flower_command("flwr"), "run", str(staged.folder), connection.name, "--stream"]
@@ -89,7 +98,10 @@ def submit(
     said(command)
     told = Followed()
     for line in _lines(command, environment):
+        known = bool(told.folder)
         _hear(told, line, watch, note)
+        if told.folder and not known:
+            placed(told)
     if not told.run:
         raise DeploymentError(f"Flower did not start the run: {_last_words(told)}")
     if told.failed:
@@ -128,7 +140,6 @@ def _lines(command: Sequence[str], environment: Mapping[str, str] | None) -> Ite
 def _hear(told: Followed, line: str, watch: Callable[[RoundRow], None], note: Callable[[str], None]) -> None:
     if started := re.search(r"Successfully started run (\d+)", line):
         told.run = started[1]
-        note(f"run {told.run} is started; Ctrl-C ends this view alone, `flwr stop {told.run}` ends the run")
     event = events.parse(line)
     if event is None:
         told.log = [*told.log[-_KEPT_LINES:], line.rstrip()]
@@ -142,7 +153,6 @@ def _hear(told: Followed, line: str, watch: Callable[[RoundRow], None], note: Ca
             note(str(event["text"]))
         elif kind == "folder":
             told.host, told.folder = str(event["host"]), str(event["path"])
-            note(f"the run folder is {told.folder} on {told.host}")
         elif kind == "result":
             told.result = event
         elif kind == "failed":
