@@ -84,7 +84,7 @@ class ClientState:
         if not path.exists():
             return
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:  # numpy leaves a damaged file open
                 version = int(file["version"])
                 self._residual = Residual(int(file["round"]), file.get("before"), file.get("after"))
         except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile, NotImplementedError) as error:

@@ -45,7 +45,7 @@ def read_shard(path: str | Path) -> Dataset:
     (5, 10, 'digits', None)
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:  # numpy leaves a damaged file open
             about = json.loads(str(file["about"]))
             train = Examples(file["inputs"], file["targets"])
         return Dataset(

@@ -1,8 +1,14 @@
 """What may cross a network: choices among what the bundle holds, and values. Everything else is refused at the door."""
 
-import pytest
+import re
 
-from fedq.config import ConfigError, network
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedq.config import ConfigError, compose, network
+from fedq.config.compose import known_keys
+from fedq.config.schema import GROUPS, OPEN
 
 ALLOWED = [
     "rounds=3",
@@ -105,6 +111,57 @@ def test_a_refusal_says_where_such_a_thing_belongs():
 @pytest.mark.parametrize("overrides", [[], ["rounds=3"], ['model="mlp"', "names=[a,b]", "name=größe"]])
 def test_what_is_written_is_read_again(overrides):
     assert network.read(network.write(overrides)) == overrides
+
+
+VALUES = st.text(st.characters(exclude_characters="$"), max_size=40)
+CHOICES = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,20}", fullmatch=True)
+KEYS = st.sampled_from(
+    sorted(set(known_keys()) - set(GROUPS) - {"privacy.ledger", "runtime.connection", "runtime.address"})
+)
+LET_IN = st.one_of(
+    st.tuples(KEYS, VALUES),
+    st.tuples(st.sampled_from(GROUPS), CHOICES),
+    st.tuples(
+        st.from_regex(rf"({'|'.join(map(re.escape, OPEN))})(\.[a-z][a-z0-9_]{{0,9}}){{1,3}}", fullmatch=True), VALUES
+    ),
+).map("=".join)
+
+
+@given(st.lists(LET_IN.filter(lambda o: "_target_" not in o and "hydra" not in o), max_size=5))
+@settings(max_examples=200, deadline=None)
+def test_any_choice_and_any_value_without_an_interpolation_goes_there_and_back(overrides):
+    assert network.read(network.write(overrides)) == overrides
+
+
+@given(st.text(max_size=30), st.sampled_from(["_target_", "hydra.", "hydra/", "${"]), st.text(max_size=30))
+@settings(max_examples=200, deadline=None)
+def test_what_names_code_a_search_path_or_an_interpolation_is_refused_wherever_it_stands(before, sign, after):
+    assert network.refused(before + sign + after) is not None
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        r"name='$\{oc.env:HOME}'",
+        r'name="\${oc.env:HOME}"',
+        "model.x={'_tar''get_': os.system}",
+        r"model.x={'_tar\get_': os.system}",
+        "name=$(whoami)",
+        "name=`whoami`",
+    ],
+)
+def test_no_way_to_write_it_otherwise_gets_code_or_the_environment_into_a_config(override, monkeypatch):
+    """What the door lets in, Hydra's own grammar must not turn back into what it keeps out."""
+    monkeypatch.setenv("HOME", "/home/alice")
+    if network.refused(override) is None:
+        try:
+            config = compose([override])
+        except ConfigError as error:
+            assert "/home/alice" not in str(error)  # noqa: PT017  refused by the grammar: all the better
+            return
+        assert "/home/alice" not in str(config)
+        assert config.model["_target_"].startswith("fedq.models.")
+        assert "_target_" not in str(config.model.get("x"))
 
 
 def test_what_may_not_cross_is_not_written():

@@ -168,3 +168,122 @@ def test_every_bounded_key_exists():
 )
 def test_an_option_that_would_do_nothing_is_refused(idle):
     assert keys(*idle) == [idle[-1].partition("=")[0]]
+
+
+# --- names of clients -------------------------------------------------------------------------------------
+
+
+def test_clients_are_numbered_where_they_have_no_names():
+    assert rules.identities(compose(["clients=3"])) == ["0", "1", "2"]
+
+
+def test_clients_have_the_names_that_they_are_given():
+    named = ["clients=2", "names=[clinic-b,clinic-a]"]
+    assert keys(*named) == []
+    assert rules.identities(compose(named)) == ["clinic-b", "clinic-a"]
+
+
+@pytest.mark.parametrize(
+    ("names", "mend"),
+    [("[a]", "Use clients=1"), ("[a,b,c]", "Use clients=3"), ("[a,a]", "Use clients=1")],
+)
+def test_there_is_one_different_name_for_each_client(names, mend):
+    (problem,) = problems(compose(["clients=2", f"names={names}"]))
+    assert (problem.key, problem.rule) == ("names", "must be 2 different names, one for each client")
+    assert mend in problem.mend
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "../evil", "a/b", "a b", "-a", ".a", "_a", "a\n", "a\x1b[2J", "größe", "x" * 65]
+)
+def test_a_name_that_is_no_plain_name_of_a_folder_is_refused(name):
+    config = compose(["clients=1"])
+    config.names = [name]
+    assert [p.key for p in problems(config)] == ["names"]
+
+
+@pytest.mark.parametrize("name", ["a", "0", "clinic-a", "Clinic_A.2", "x" * 64])
+def test_letters_digits_dots_hyphens_and_underscores_make_a_name(name):
+    config = compose(["clients=1"])
+    config.names = [name]
+    assert problems(config) == []
+
+
+def test_names_are_keys_of_random_numbers_and_so_part_of_the_experiment():
+    one, other = compose(["clients=2", "names=[a,b]"]), compose(["clients=2", "names=[a,c]"])
+    assert rules.config_hash(one) != rules.config_hash(other)
+
+
+# --- runtimes ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("runtime", "override", "mend"),
+    [
+        ("ray", "runtime.workers=2", "runtime=local"),
+        ("deployment", "runtime.workers=2", "runtime=local"),
+        ("local", "runtime.address=1.2.3.4:6379", "runtime=ray"),
+        ("deployment", "runtime.address=1.2.3.4:6379", "runtime=ray"),
+        ("local", "runtime.connection=mine", "runtime=deployment"),
+        ("ray", "runtime.connection=mine", "runtime=deployment"),
+        ("local", "runtime.wait=10", "runtime=deployment"),
+        ("local", "runtime.min_available=2", "runtime=deployment"),
+        ("local", "runtime.timeout=10", "runtime=deployment"),
+    ],
+)
+def test_an_option_of_another_runtime_is_refused(runtime, override, mend):
+    (problem,) = problems(compose([f"runtime={runtime}", override]))
+    assert problem.key == override.partition("=")[0]
+    assert problem.rule == f"runtime={runtime} has no such option"
+    assert mend in problem.mend
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        ["runtime=local", "runtime.workers=2"],
+        ["runtime=ray", "runtime.address=1.2.3.4:6379", "runtime.wait=10", "runtime.timeout=5"],
+        ["runtime=ray", "runtime.client_resources.num_cpus=2", "runtime.client_resources.num_gpus=0.5"],
+        ["runtime=deployment", "runtime.connection=mine", "runtime.min_available=10", "runtime.wait=0"],
+    ],
+)
+def test_a_runtime_takes_its_own_options(own):
+    assert keys(*own) == []
+
+
+@pytest.mark.parametrize(
+    ("override", "rule"),
+    [
+        ("num_cpu=1", "no such resource"),
+        ("memory=1", "no such resource"),
+        ("num_cpus=0", "must be a number above 0"),
+        ("num_cpus=-1", "must be a number above 0"),
+        ("num_cpus=two", "must be a number above 0"),
+        ("num_cpus=true", "must be a number above 0"),
+        ("num_cpus=inf", "must be a number above 0"),
+        ("num_cpus=nan", "must be a number above 0"),
+        ("num_gpus=-0.5", "must be a number, 0 or more"),
+        ("num_gpus=null", "must be a number, 0 or more"),
+    ],
+)
+def test_a_resource_that_ray_cannot_give_is_refused(override, rule):
+    (problem,) = problems(compose(["runtime=ray", f"runtime.client_resources.{override}"]))
+    assert problem.key == f"runtime.client_resources.{override.partition('=')[0]}"
+    assert problem.rule == rule
+
+
+def test_more_clients_than_there_are_can_never_be_enough():
+    assert keys("runtime=deployment", "clients=3", "runtime.min_available=3") == []
+    assert keys("runtime=deployment", "clients=3", "runtime.min_available=4") == ["runtime.min_available"]
+    assert keys("runtime=deployment", "clients=3", "runtime.min_available=0") == ["runtime.min_available"]
+
+
+def test_in_a_deployment_nobody_but_the_client_says_where_its_ledger_lies():
+    ledger = private("privacy.ledger=/srv/ledgers")
+    assert keys(*ledger) == []
+    assert keys(*ledger, "runtime=deployment") == ["privacy.ledger"]
+
+
+def test_the_runtime_is_no_part_of_the_experiment():
+    hashes = {rules.config_hash(compose([f"runtime={name}"])) for name in rules.CHOICES["runtime.name"]}
+    assert len(hashes) == 1
