@@ -80,7 +80,9 @@ def test_a_certificate_is_looked_for_beside_flower_s_config(home, listener):
 
 
 def test_without_a_config_file_there_is_no_connection_of_that_name(home):
-    with pytest.raises(ConfigError, match="runtime.connection=mine: there is no such SuperLink connection.*knows none"):
+    with pytest.raises(
+        ConfigError, match=r"runtime\.connection=mine: there is no such SuperLink connection.*knows none"
+    ):
         find("mine")
 
 
@@ -91,19 +93,19 @@ def test_without_a_config_file_there_is_no_default(home):
 
 def test_a_config_without_a_default_needs_a_name_and_lists_those_there_are(home, listener):
     write(home, listener, default=False)
-    with pytest.raises(ConfigError, match="names no default connection.*knows mine"):
+    with pytest.raises(ConfigError, match=r"names no default connection.*knows mine"):
         find(None)
 
 
 def test_an_unknown_name_is_refused_with_those_that_are_known(home, listener):
     write(home, listener)
-    with pytest.raises(ConfigError, match="runtime.connection=mnie: there is no such.*knows mine"):
+    with pytest.raises(ConfigError, match=r"runtime\.connection=mnie: there is no such.*knows mine"):
         find("mnie")
 
 
 def test_the_key_default_is_no_connection(home, listener):
     write(home, listener)
-    with pytest.raises(ConfigError, match="runtime.connection=default: there is no such"):
+    with pytest.raises(ConfigError, match=r"runtime\.connection=default: there is no such"):
         find("default")
 
 

@@ -214,14 +214,14 @@ def test_an_app_keeps_its_name_and_publisher(app, tmp_path):
 
 def test_a_bundle_over_10_mb_is_refused(app, tmp_path):
     (app / "clinics" / "weights.py").write_bytes(b"#" + os.urandom(11_000_000).hex().encode())
-    with pytest.raises(ConfigError, match="Flower makes no bundle of it.*(?i:size|10)"):
+    with pytest.raises(ConfigError, match=r"Flower makes no bundle of it.*(?i:size|10)"):
         staged([], tmp_path, app=app)
 
 
 def test_a_project_name_that_flower_refuses_is_reported(app, tmp_path):
     path = app / "pyproject.toml"
     path.write_text(path.read_text().replace('name = "clinics"', 'name = "my_app"'))
-    with pytest.raises(ConfigError, match="Flower makes no bundle of it.*name.*Mend its pyproject.toml"):
+    with pytest.raises(ConfigError, match=r"Flower makes no bundle of it.*name.*Mend its pyproject\.toml"):
         staged([], tmp_path, app=app)
 
 
