@@ -3,6 +3,7 @@
 Flower carries the server's output to whoever follows the run. A line of ours begins with a mark, then one JSON object.
 """
 
+import json
 from typing import Any
 
 from fedq.results import strict_json
@@ -12,7 +13,8 @@ MARK = "fedq-event "
 
 def line(kind: str, **values: Any) -> str:
     """One event: `row` (a round), `note` (a text), `folder`, `result`, `failed`."""
-    return MARK + strict_json.dumps({"event": kind, **values})
+    # ASCII alone: a separator such as U+2028 would tear the line, and a terminal of another encoding end the run.
+    return MARK + json.dumps(json.loads(strict_json.dumps({"event": kind, **values})))
 
 
 def parse(text: str) -> dict[str, Any] | None:

@@ -6,7 +6,8 @@ from flwr.common.constant import ErrorCode
 
 from fedq import flower, wire
 from fedq.server import Dealer, Roster, say_hello
-from fedq.server.roster import grid_exchange
+from fedq.server import roster as roster_module
+from fedq.server.roster import Desk, TooFewClientsError, grid_exchange, wait_for_clients
 from fedq.server.total import Rejected
 
 LAYOUT = bytes(range(16))
@@ -157,3 +158,168 @@ def test_waiting_ends_with_the_time_out():
 
 def test_a_roster_knows_nobody_by_default():
     assert Roster().identity_of(1) is None
+
+
+# --- clients that come when they come -------------------------------------------------------------------
+
+
+class Federation:
+    """Nodes that appear, stay silent or are mended at a second of its own clock, which only waiting moves.
+
+    `answers`: node -> [(from this second on, what it answers)]; None is silence. A node is there from its first second.
+    """
+
+    def __init__(self, answers):
+        self.now, self.answers = 0.0, answers
+        self.greeted, self.told = [], []
+
+    def monotonic(self):
+        return self.now
+
+    def sleep(self, seconds):
+        assert seconds > 0
+        self.now += seconds
+
+    def node_ids(self):
+        return [node for node, says in self.answers.items() if says[0][0] <= self.now]
+
+    def exchange(self, messages, timeout):
+        for message in messages:
+            node = message.metadata.dst_node_id
+            self.greeted.append((self.now, node))
+            answer = [what for since, what in self.answers[node] if since <= self.now][-1]
+            if answer is not None:
+                yield Message(answer, reply_to=message)
+            else:
+                self.now += timeout  # the others have answered meanwhile
+
+    def tell(self, text):
+        self.told.append((self.now, text))
+
+
+@pytest.fixture
+def gather(monkeypatch):
+    def gather(answers, *, expected=("a", "b"), wait=300.0, enough=None):
+        federation = Federation(answers)
+        monkeypatch.setattr(roster_module, "time", federation)
+        desk = Desk(version="1", formats=(1,), layout=LAYOUT)
+        count = len(expected) if enough is None else enough
+        try:
+            federation.roster = wait_for_clients(
+                federation.exchange,
+                federation.node_ids,
+                desk,
+                expected=expected,
+                wait=wait,
+                enough=count,
+                tell=federation.tell,
+            )
+        except TooFewClientsError as error:
+            federation.roster, federation.error = None, str(error)
+        return federation
+
+    return gather
+
+
+A, B = hello(identity="a"), hello(identity="b")
+
+
+def test_where_all_are_there_nobody_waits(gather):
+    met_all = gather({901: [(0, A)], 22: [(0, B)]})
+    assert met_all.roster.nodes == {"a": 901, "b": 22}
+    assert (met_all.now, met_all.told) == (0, [])
+
+
+def test_a_node_that_comes_late_is_waited_for_and_each_is_greeted_once(gather):
+    late = gather({901: [(0, A)], 22: [(30, B)]})
+    assert late.roster.nodes == {"a": 901, "b": 22}
+    assert 30 <= late.now <= 31
+    assert sorted(node for _, node in late.greeted) == [22, 901]
+
+
+def test_who_is_missing_is_named_once_a_minute(gather):
+    waiting = gather({901: [(0, A)], 22: [(150, B)]})
+    assert [text for _, text in waiting.told] == [
+        "waiting for client b, 240 s more; 1 of 2 have answered",
+        "waiting for client b, 180 s more; 1 of 2 have answered",
+    ]
+    assert [at for at, _ in waiting.told] == [60, 120]
+
+
+def test_a_node_that_was_refused_and_then_mended_is_let_in(gather):
+    mended = gather({901: [(0, A)], 22: [(0, hello(identity="b", version="0.9")), (20, B)]})
+    assert mended.roster.nodes == {"a": 901, "b": 22}
+    assert mended.roster.refused == []
+    assert 60 <= mended.now <= 61
+    at, text = mended.told[0]
+    assert at == 0
+    assert text == "b is refused, version: a client of another version of fedq"
+
+
+def test_a_node_that_was_let_in_is_not_asked_again(gather):
+    mended = gather({901: [(0, A)], 22: [(0, hello(identity="b", layout=b"")), (100, B)]})
+    assert [node for _, node in mended.greeted].count(901) == 1
+    assert [at // 60 for at, node in mended.greeted if node == 22] == [0, 1, 2]  # once a minute
+
+
+def test_a_node_that_was_silent_is_asked_again(gather):
+    woken = gather({901: [(0, A)], 22: [(0, None), (70, B)]})
+    assert woken.roster.nodes == {"a": 901, "b": 22}
+    assert woken.roster.refused == []
+    assert woken.told[0][1] == "22 is refused, no_reply: nothing came before the time-out"
+
+
+def test_after_the_wait_the_run_is_given_up_and_says_who_is_missing_and_who_was_refused_and_why(gather):
+    given_up = gather({1: [(0, A)], 2: [(0, hello(identity="b", layout=b""))], 3: [(0, RecordDict())]}, expected="abc")
+    assert given_up.roster is None
+    assert given_up.now == 300
+    assert given_up.error == (
+        "clients b, c did not come within runtime.wait=300 s; 1 of 3 answered; "
+        "b was refused, layout; 3 was refused, missing_key"
+    )
+
+
+def test_of_many_that_are_missing_ten_are_named(gather):
+    names = [f"c{i}" for i in range(14)]
+    given_up = gather({}, expected=names, wait=5)
+    assert given_up.error.startswith("clients c0, c1, c2, c3, c4, c5, c6, c7, c8, c9 and 4 more did not come")
+
+
+def test_enough_clients_begin_after_the_wait_and_not_before(gather):
+    begun = gather({901: [(0, A)]}, enough=1, wait=90)
+    assert begun.roster.nodes == {"a": 901}
+    assert begun.now == 90
+    assert begun.told[-1][1] == (
+        "going on without them: client b did not come within runtime.wait=90 s; 1 of 2 answered"
+    )
+
+
+def test_a_stranger_is_not_counted_among_the_enough(gather):
+    given_up = gather({901: [(0, A)], 22: [(0, hello(identity="mallory"))]}, enough=2, wait=5)
+    assert given_up.error.startswith("client b did not come within runtime.wait=5 s; 1 of 2 answered")
+
+
+def test_without_a_wait_every_node_that_is_there_is_greeted_once(gather):
+    assert gather({901: [(0, A)], 22: [(0, B)]}, wait=0).roster.nodes == {"a": 901, "b": 22}
+    assert gather({901: [(0, A)], 22: [(1, B)]}, wait=0).error.startswith("client b did not come")
+
+
+def test_a_second_node_of_the_same_name_is_refused_and_the_first_stays(gather):
+    two = gather({901: [(0, A)], 902: [(0, A)], 22: [(5, B)]})
+    assert two.roster.nodes == {"a": 901, "b": 22}
+    assert two.roster.refused == [Rejected("a", "duplicate")]
+
+
+def test_a_client_that_refuses_to_say_hello_is_told_with_its_code(gather):
+    refusing = wire.write_refusal(wire.Refusal(0, "client_error"))
+    given_up = gather({901: [(0, A)], 22: [(0, refusing)]}, wait=5)
+    assert given_up.told[0][1].startswith("22 is refused, client_error: the client's own code failed")
+    assert given_up.error.endswith("22 was refused, client_error")
+
+
+def test_a_roster_keeps_only_those_whom_the_experiment_knows():
+    roster = Roster({"a": 1, "mallory": 2, "eve": 3})
+    roster.keep(["a", "b"])
+    assert roster.nodes == {"a": 1}
+    assert roster.refused == [Rejected("eve", "unknown_node"), Rejected("mallory", "unknown_node")]
+    assert (roster.identity_of(1), roster.identity_of(2)) == ("a", None)
