@@ -295,13 +295,13 @@ def _executed(start: "Start", report: "Callable[[Result], None]" = lambda result
     """Run it and report; a run that did not succeed ends the command with its status."""
     from fedq.config import ConfigError
     from fedq.runtime import DeploymentError
-    from fedq.server.roster import TooFewClientsError
+    from fedq.server.roster import LinkLostError, TooFewClientsError
 
     try:
         result = start()
     except ConfigError as error:
         _refuse(error)
-    except (TooFewClientsError, DeploymentError) as error:
+    except (TooFewClientsError, LinkLostError, DeploymentError) as error:
         _say(f"fedq: {error}")
         sys.exit(FAILED)
     except OSError as error:  # no room, or no right, to write the run folder

@@ -4,7 +4,7 @@ import logging
 import os
 import queue
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -69,13 +69,14 @@ def simulation(
     address: str | None,
     resources: Mapping[str, float],
     environment: Mapping[str, str],
-) -> Iterator[Grid]:
+) -> Iterator[Any]:
     """Flower's simulation engine with that many nodes, and the grid to them; `address`: of an existing Ray cluster.
 
     The engine would run the server in a thread of its own. Here it is turned round: the engine gets the thread, so
     that Ctrl-C, the live view and the caller's stack stay in the main one.
     """
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else each run begins with a warning about it
     import ray
     from flwr.simulation import run_simulation
 
@@ -109,12 +110,38 @@ def simulation(
         grid = handed.get()
         if isinstance(grid, BaseException):
             raise RuntimeError(f"Flower's simulation engine did not start: {grid}") from grid
-        yield grid
+        yield _Watched(grid, thread, handed)
     finally:
         over.set()
         thread.join(timeout=60)
         ray.shutdown()
         logger.removeFilter(silence)
+
+
+class _Watched:
+    """The engine's grid; a reply is not waited for when the engine has ended."""
+
+    def __init__(self, grid: Grid, engine: threading.Thread, said: "queue.Queue[Any]") -> None:
+        self._grid, self._engine, self._said = grid, engine, said
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        return self._grid.push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        if not self._engine.is_alive():
+            why = "" if self._said.empty() else f": {_cause(self._said.get())}"
+            raise RuntimeError(f"Flower's simulation engine has ended{why}")
+        return self._grid.pull_messages(message_ids)
+
+    def get_node_ids(self) -> Iterable[int]:
+        return self._grid.get_node_ids()
+
+
+def _cause(error: BaseException) -> str:
+    """What the engine's own layers have wrapped."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error)
 
 
 class _OnlyErrors(logging.Filter):

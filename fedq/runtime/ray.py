@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,10 +25,17 @@ from fedq.training.numerics import use_one_thread
 _RESOURCES = {"num_cpus": 1, "num_gpus": 0}
 
 
-def problems() -> list[Problem]:
-    """What keeps this machine from using Ray."""
+def problems(address: str | None) -> list[Problem]:
+    """What keeps this machine from using Ray, or from reaching the cluster at HOST:PORT."""
     if importlib.util.find_spec("ray") is None:
         return [Problem("runtime", "ray", "Ray is not installed", 'Run pip install "fedq[ray]"')]
+    host, _, port = (address or "").rpartition(":")
+    if host and port.isdecimal() and not host.startswith("ray:"):  # Ray itself would try for minutes
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+        except (OSError, OverflowError) as error:
+            rule = f"no Ray cluster answers there ({error})"
+            return [Problem("runtime.address", address, rule, "Start it with `ray start --head`, or use null")]
     return []
 
 

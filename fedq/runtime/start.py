@@ -54,7 +54,7 @@ def check(overrides: Sequence[str], *, model: Any = None, data: Any = None, over
 
 def built(config: Config, *, model: Any = None, data: Any = None) -> Experiment:
     """The same from a composed config; also what this machine lacks for the config's runtime is a problem."""
-    if config.runtime.name == "ray" and (found := ray.problems()):
+    if config.runtime.name == "ray" and (found := ray.problems(config.runtime.address)):
         raise ConfigError(found)
     return build(config, model=model, data=data)
 

@@ -192,7 +192,7 @@ def _through(call: Callable[[], Iterable[Any]]) -> list[Any]:
     try:
         return list(call())
     except Exception as error:
-        raise LinkLostError(f"the SuperLink cannot be reached: {type(error).__name__}: {error}") from error
+        raise LinkLostError(f"the way to the clients is gone: {type(error).__name__}: {error}") from error
 
 
 def grid_exchange(grid: Any) -> Exchange:
