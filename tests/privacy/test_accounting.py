@@ -135,6 +135,18 @@ def test_calibrated_noise_meets_its_target_and_a_third_of_a_percent_less_does_no
     assert epsilon([Mechanism(noise / 1.003, rate, steps)], DELTA, accountant=accountant) > target
 
 
+@pytest.mark.parametrize("accountant", ["prv", "rdp"])
+@pytest.mark.parametrize("target", [0.05, 0.3, 3.0, 20.0, 57.0, 300.0, 1e4])
+@pytest.mark.parametrize(("rate", "steps"), [(0.005, 1000), (1.0, 3)])
+def test_from_the_least_to_the_largest_budget_calibrated_noise_meets_it_and_hardly_less_does_not(
+    target, rate, steps, accountant
+):
+    """The cheap bound that brackets the search has no say in the answer, however loose it is there."""
+    noise = calibrate(target_epsilon=target, delta=DELTA, sample_rate=rate, steps=steps, accountant=accountant)
+    assert epsilon([Mechanism(noise, rate, steps)], DELTA, accountant=accountant) <= target
+    assert epsilon([Mechanism(noise / 1.003, rate, steps)], DELTA, accountant=accountant) > target
+
+
 def test_calibration_of_one_full_batch_agrees_with_the_analytic_gaussian():
     noise = calibrate(target_epsilon=1.0, delta=DELTA, sample_rate=1.0, steps=1)
     assert gaussian_delta(1 / noise, 1.0) <= DELTA
