@@ -134,7 +134,10 @@ def rehearse(
     if flags:
         _refuse_text(f"{flags[0]}: fedq deploy rehearse takes --clients N and KEY=VALUE overrides")
     if clients is not None:
-        overrides = [*overrides, f"clients={clients}"]
+        others = [o for o in overrides if o.startswith("clients=") and o != f"clients={clients}"]
+        if others:
+            _refuse_text(f"--clients {clients} {others[0]}: say the same twice, or one of them alone")
+        overrides = [*(o for o in overrides if not o.startswith("clients=")), f"clients={clients}"]
     from fedq.runtime.rehearsal import rehearsal
 
     config = _config(overrides, _overlay([]))

@@ -10,6 +10,9 @@ from typing import Any, get_args, get_type_hints
 from fedq.config.problem import ConfigError, Problem
 from fedq.config.schema import GROUPS, OPEN, Config
 
+# A choice of `model` or `data` that is whole: an experiment's own settings of the group are not merged into it.
+STAGED = "staged"
+
 
 def conf_folder() -> Path:
     """fedq's own `conf/`: inside the package in a wheel, beside it in a checkout."""
@@ -51,9 +54,15 @@ def compose(overrides: Sequence[str] = (), *, overlay: Path | None = None) -> Co
 
 def finished(config: Config, overrides: Sequence[str], overlay: Path | None) -> Config:
     """A composed config with what it was made of."""
+    from omegaconf import OmegaConf
+
     config.overrides, config.overlay = list(overrides), str(overlay) if overlay else None
     for group in ("model", "data"):
-        _keep_own_arguments(getattr(config, group), group, overrides)
+        if overlay is not None and f"{group}={STAGED}" in overrides:
+            node = OmegaConf.to_container(OmegaConf.load(overlay / group / f"{STAGED}.yaml"))
+            setattr(config, group, node)
+        else:
+            _keep_own_arguments(getattr(config, group), group, overrides)
     return config
 
 

@@ -17,8 +17,8 @@ from fedq import __version__, flower
 from fedq.app.bundle import COMPONENTS, is_app
 from fedq.app.host import EVENTS
 from fedq.config import Config, ConfigError, Problem, compose, network
+from fedq.config.compose import STAGED
 
-STAGED = "staged"
 _OPEN_GROUPS = ("model", "data")
 _HERE = ("runtime.connection",)  # says how the server is reached from here, which is no business of the apps
 

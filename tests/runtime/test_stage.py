@@ -259,3 +259,11 @@ def test_the_run_s_config_file_holds_the_overrides_as_one_text(overrides):
 def test_a_run_s_config_file_is_not_written_with_what_may_not_travel():
     with pytest.raises(ConfigError, match="names code to run"):
         run_config(["model._target_=os.system"])
+
+
+def test_what_an_experiment_sets_for_its_own_model_is_not_merged_into_a_staged_one(tmp_path):
+    words = ["experiment=demo", "model._target_=torch.nn.Linear", "model.in_features=64", "model.out_features=10"]
+    config = compose(words)
+    bundle = stage(words, config, app=None, into=tmp_path)
+    there = compose(bundle.overrides, overlay=bundle.folder / "conf")
+    assert there.model == {"_target_": "torch.nn.Linear", "in_features": 64, "out_features": 10}
