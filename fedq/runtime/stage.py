@@ -129,7 +129,8 @@ def _check_code(config: Config, folder: Path) -> None:
             continue
         spec = importlib.util.find_spec(root) if root.isidentifier() else None
         origin = None if spec is None or spec.origin is None else Path(spec.origin).resolve()
-        if origin is not None and origin.is_relative_to(Path.cwd().resolve()) and root != "fedq":
+        installed = origin is None or "site-packages" in origin.parts  # in a .venv of this folder, as may be
+        if origin is not None and not installed and origin.is_relative_to(Path.cwd().resolve()) and root != "fedq":
             rule = f"{origin.name} lies in this folder and not in the bundle, so no client could import it"
             mend = "`fedq new DIR` makes an app directory; put the module there, and name it in its fab-include"
             found.append(Problem(f"{group}._target_", target, rule, mend))
