@@ -53,9 +53,9 @@ def _guarded(
     client: Client | None = None
     round, reason, told = -1, "client_error", ""
     try:
-        client = client_of(context)
         request = wire.read_request(message.content)
-        round = request.round
+        round = request.round  # first: a refusal that names another round is dropped, and its reason with it
+        client = client_of(context)
         return Message(wire.write_reply(work(client, request)), reply_to=message)
     except Declined as error:
         reason, told = error.reason, str(error)

@@ -1,0 +1,118 @@
+"""The client's outermost layer: whatever goes wrong inside, a code leaves and the text stays."""
+
+import pytest
+import torch
+from flwr.app import ConfigRecord, Message, RecordDict
+from torch import nn
+
+from fedq import __version__, codec, wire
+from fedq.app import client_app
+from fedq.client import Client, ClientState
+from fedq.data import Examples
+from fedq.flower import serialized
+from fedq.runtime.grid import InProcessGrid
+from fedq.training import Recipe, Trainer, layout_of, read_vector
+
+SECRET = "/srv/patients/record-41.csv"
+
+
+@pytest.fixture
+def client(tmp_path):
+    torch.set_num_threads(1)
+    model = nn.Sequential(nn.Linear(3, 2))
+    trainer = Trainer(model, layout_of(model), Recipe(batch_size=2, optimizer="SGD", lr=0.1, rounds=9, steps=1))
+    examples = Examples(torch.eye(4, 3).numpy(), torch.tensor([0, 1, 0, 1]).numpy())
+    return Client("clinic-a", trainer, codec.Float32(), lambda: examples, ClientState(tmp_path / "state"), seed=0)
+
+
+def ask(client_of, kind, content=None):
+    """What comes back from a client that is found so."""
+    grid = InProcessGrid(client_app(client_of), 1)
+    (reply,) = grid.stream([Message(content or wire.empty(), dst_node_id=1, message_type=kind)])
+    return reply
+
+
+def request(client, round=5):
+    layout = client.trainer.layout
+    weights = read_vector(client.trainer.model, layout)
+    packet = codec.encode(weights, "float32", layout=layout, kind="weights", round=round)
+    return wire.write_request(wire.Request(round, -1, {"model": packet}, 0.25))
+
+
+def refusal(reply):
+    assert not reply.has_error()
+    assert set(reply.content) == {"fedq.refusal"}
+    return dict(reply.content["fedq.refusal"])
+
+
+def raising(error):
+    def client_of(context):
+        raise error
+
+    return client_of
+
+
+def test_a_client_says_who_it_is_and_what_it_speaks(client):
+    hello = wire.read_hello(ask(lambda context: client, wire.HELLO).content)
+    assert hello == wire.Hello("clinic-a", __version__, codec.FORMATS, client.trainer.layout.digest)
+
+
+@pytest.mark.parametrize("kind", [wire.TRAIN, wire.EVALUATE])
+def test_an_answer_is_to_the_round_that_was_asked(client, kind):
+    reply = ask(lambda context: client, kind, request(client, round=5))
+    assert reply.content["fedq.reply"]["round"] == 5
+
+
+ERRORS = [ValueError(f"cannot read {SECRET}"), SystemExit(SECRET), FileNotFoundError(2, "no such file", SECRET)]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda e: type(e).__name__)
+def test_a_client_that_cannot_be_built_says_a_code_at_hello_and_its_operator_reads_the_text(error, capsys):
+    reply = ask(raising(error), wire.HELLO)
+    assert refusal(reply) == {"round": 0, "reason": "client_error"}
+    assert SECRET.encode() not in serialized(reply)
+    assert SECRET in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", [wire.TRAIN, wire.EVALUATE])
+@pytest.mark.parametrize("error", ERRORS, ids=lambda e: type(e).__name__)
+def test_a_client_that_cannot_be_built_any_more_refuses_the_round_that_was_asked(client, error, kind, capsys):
+    """With another round in it the server would take the refusal for a stray reply, and not know why."""
+    reply = ask(raising(error), kind, request(client, round=5))
+    assert refusal(reply) == {"round": 5, "reason": "client_error"}
+    assert SECRET.encode() not in serialized(reply)
+    assert SECRET in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", [wire.HELLO, wire.TRAIN, wire.EVALUATE])
+def test_ctrl_c_ends_the_client(client, kind):
+    with pytest.raises(KeyboardInterrupt, match=r"^$"):
+        ask(raising(KeyboardInterrupt()), kind, request(client))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        RecordDict(),
+        RecordDict({"fedq.request": ConfigRecord({"round": 5, "accepted": -1, "shell": "rm"})}),
+        RecordDict({"config": ConfigRecord({"server-round": 1})}),
+    ],
+)
+def test_a_request_of_another_form_is_refused(client, content):
+    assert refusal(ask(lambda context: client, wire.TRAIN, content))["reason"] == "bad_request"
+
+
+def test_a_log_that_cannot_be_written_does_not_change_the_answer(client, tmp_path):
+    (tmp_path / "state").write_text("a file where the client's folder should be")
+    content = wire.write_request(wire.Request(5, -1, {"model": b"noise"}))
+    assert refusal(ask(lambda context: client, wire.TRAIN, content)) == {"round": 5, "reason": "bad_request"}
+
+
+def test_a_damaged_state_is_a_code_and_its_mend_is_in_the_log(client, tmp_path):
+    client.state = ClientState(tmp_path / "state", durable=True)
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "residual.npz").write_bytes(b"noise")
+    reply = ask(lambda context: client, wire.TRAIN, request(client))
+    assert refusal(reply) == {"round": 5, "reason": "client_error"}
+    assert str(tmp_path).encode() not in serialized(reply)
+    assert "residual.npz: not a residual" in (tmp_path / "state" / "log.txt").read_text()
