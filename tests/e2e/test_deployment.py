@@ -149,7 +149,7 @@ def app(workplace):
 @pytest.mark.slow
 def test_what_crosses_the_link_is_packets_and_codes_though_a_client_s_code_raises(app, tmp_path_factory):
     # Client 1 alone holds the pixel over which the model raises, with a path and a value in the text.
-    from tests.e2e.tap import Tap, messages
+    from tap import Tap, messages
 
     words = [
         "model._target_=mine.Fragile",
