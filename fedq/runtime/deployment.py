@@ -154,6 +154,7 @@ def _hear(told: Followed, line: str, watch: Callable[[RoundRow], None], note: Ca
         elif kind == "folder":
             told.host, told.folder = str(event["host"]), str(event["path"])
         elif kind == "result":
+            from_json(event)  # raises where it is none
             told.result = event
         elif kind == "failed":
             told.failed = str(event["reason"])
