@@ -18,15 +18,34 @@ from fedq.config import compose, rules
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "simulations" / "results"
-# What cannot change a figure: display, plots, command line.
-IDLE = ("results", "new", "cli.py", "loading.py")
+# What cannot change a figure of a local run: display, plots, command line, and what only other runtimes execute.
+IDLE = (
+    "results/",
+    "new/",
+    "cli.py",
+    "loading.py",
+    "app/bundle.py",
+    "app/host.py",
+    "app/node.py",
+    "client/mod.py",
+    "config/network.py",
+    "runtime/connection.py",
+    "runtime/credentials.py",
+    "runtime/deployment.py",
+    "runtime/processes.py",
+    "runtime/ray.py",
+    "runtime/rehearsal.py",
+    "runtime/stage.py",
+    "server/guest.py",
+    "wire/guest.py",
+)
 
 
 def code_version() -> str:
     """12 hex digits over the source of the rooms that decide figures."""
     digest = hashlib.sha256()
     for file in sorted((ROOT / "fedq").rglob("*.py")):
-        if file.relative_to(ROOT / "fedq").parts[0] not in IDLE:
+        if not file.relative_to(ROOT / "fedq").as_posix().startswith(IDLE):
             digest.update(file.relative_to(ROOT).as_posix().encode())
             digest.update(file.read_bytes())
     return digest.hexdigest()[:12]
