@@ -36,6 +36,8 @@ def refused(override: str) -> str | None:
     key, sign, value = override.partition("=")
     if not sign or not re.fullmatch(r"[a-z][A-Za-z0-9_]*(\.[A-Za-z0-9_]+)*", key):
         return "is not KEY=VALUE"
+    if key.startswith(("model.", "data.")):  # an argument of a loader may be a path
+        return "is an argument of the app's own code, which travels in the bundle"
     if key in GROUPS:
         # A path in a choice's name would compose a file outside of the bundle.
         return None if re.fullmatch(r'"?[A-Za-z0-9_][A-Za-z0-9_-]*"?', value) else "names no choice of a group"

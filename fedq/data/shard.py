@@ -54,7 +54,13 @@ def read_shard(path: str | Path) -> Dataset:
             test=None,
             num_outputs=int(about["num_outputs"]),
             name=str(about["name"]),
-            fitted_on_private_data=about["fitted_on_private_data"],
+            fitted_on_private_data=_fitted(about["fitted_on_private_data"]),
         )
-    except (ValueError, KeyError, TypeError, EOFError, BadZipFile, NotImplementedError) as error:
+    except (ValueError, KeyError, TypeError, EOFError, BadZipFile, NotImplementedError, RecursionError) as error:
         raise ValueError(f"{path}: not a shard file ({error}); write it with fedq.data.write_shard") from None
+
+
+def _fitted(value: object) -> bool | None:
+    if value is not None and not isinstance(value, bool):
+        raise ValueError("fitted_on_private_data must be true, false or null")
+    return value

@@ -120,15 +120,22 @@ def _classes(table: Table, columns: list[str], classes: Sequence[Any] | None) ->
 
 def _numbered(table: Table, column: str, values: npt.NDArray[Any], classes: Sequence[Any]) -> Targets:
     """Each value's place in `classes`, which may name more of them than this table holds."""
-    wanted = [as_number(str(c)) if values.dtype.kind == "f" else str(c) for c in classes]
+    wanted = [_label(c) for c in classes]
     if len(set(wanted)) != len(wanted) or len(wanted) < 2:
         raise ValueError(f"data.classes={list(classes)}: must be 2 or more different labels")
     place = {label: number for number, label in enumerate(wanted)}
     for row, value in enumerate(values.tolist()):
+        value = _label(value)
         if value not in place:
             known = ", ".join(map(str, classes))
             raise ValueError(f"{table.where(row, column)}: {value!r} is not in data.classes ({known}); name it there")
-    return np.array([place[value] for value in values.tolist()], dtype=np.int64)
+    return np.array([place[_label(value)] for value in values.tolist()], dtype=np.int64)
+
+
+def _label(value: Any) -> float | str:
+    """A number where it spells one, in this file or another: 1, 1.0 and "1" are one class."""
+    number = as_number(str(value))
+    return str(value) if number is None else number
 
 
 def _values(table: Table, columns: list[str], classes: Sequence[Any] | None) -> tuple[Targets, int]:

@@ -46,8 +46,9 @@ def find(name: str | None) -> Connection:
         rule = f"its address is {address or 'not set'}: Flower's simulation, and no SuperLink that clients connect to"
         raise ConfigError([Problem(key, chosen, rule, "Use runtime=ray, or name a connection to a SuperLink")])
     certificates = values.get("root-certificates")
-    if certificates and not (path.parent / str(certificates)).expanduser().is_file():
-        raise ConfigError([Problem(key, chosen, f"its root-certificates {certificates} are not there", f"Mend {path}")])
+    if certificates and not (Path(str(certificates)).is_absolute() and Path(str(certificates)).is_file()):
+        rule = f"its root-certificates {certificates} are not there, or no absolute path"
+        raise ConfigError([Problem(key, chosen, rule, f"Mend {path}")])
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal():
         raise ConfigError([Problem(key, chosen, f"its address {address} is not HOST:PORT", f"Mend {path}")])

@@ -8,6 +8,7 @@ import importlib
 import json
 import sys
 import tempfile
+import time
 
 # What `flwr-clientapp` itself imports before it loads an app.
 importlib.import_module("flwr.supernode.runtime.run_clientapp")
@@ -51,3 +52,4 @@ def plain_client(overrides: str, shard: str) -> None:
 
 if __name__ == "__main__":
     {"fedq": fedq_client, "plain": plain_client}[sys.argv[1]](json.dumps(json.loads(sys.argv[2])), sys.argv[3])
+    print(time.time())  # when the reply could leave; how long the process takes to end keeps nobody waiting

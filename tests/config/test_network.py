@@ -22,9 +22,6 @@ ALLOWED = [
     "privacy=off",
     "privacy.target_epsilon=8",
     "privacy.noise_multiplier=null",
-    "model.width=3",
-    "data.target=label",
-    "data.classes=[no,yes]",
     "train.optimizer_options.momentum=0.9",
     "strategy.server_options.lr=1",
     "runtime.wait=10",
@@ -52,6 +49,9 @@ REFUSED = [
     ("model=mlp.yaml", "no choice of a group"),
     ("model=-mlp", "no choice of a group"),
     ("model=[a,b]", "no choice of a group"),
+    ("model.width=3", "of the app's own code"),
+    ("data.path=/etc/passwd", "of the app's own code"),
+    ("data.classes=[no,yes]", "of the app's own code"),
     ("model={width:3}", "no choice of a group"),
     ("privacy={ledger:/etc}", "no choice of a group"),
     ("model=", "no choice of a group"),
@@ -122,7 +122,11 @@ LET_IN = st.one_of(
     st.tuples(KEYS, VALUES),
     st.tuples(st.sampled_from(GROUPS), CHOICES),
     st.tuples(
-        st.from_regex(rf"({'|'.join(map(re.escape, OPEN))})(\.[a-z][a-z0-9_]{{0,9}}){{1,3}}", fullmatch=True), VALUES
+        st.from_regex(
+            rf"({'|'.join(map(re.escape, set(OPEN) - {'model', 'data'}))})(\.[a-z][a-z0-9_]{{0,9}}){{1,3}}",
+            fullmatch=True,
+        ),
+        VALUES,
     ),
 ).map("=".join)
 

@@ -71,9 +71,6 @@ def test_a_file_of_numbers_alone_may_lack_the_one_class_that_is_a_text(classes, 
     assert targets(file("1", "1"), classes) == [number, number]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="tabular._numbered: in a file of numbers every class that is a text becomes None"
-)
 def test_a_file_of_numbers_alone_may_lack_two_classes_that_are_texts(file):
     """A clinic of which all rows happen to be numbers, where others have texts too."""
     assert targets(file("1", "1"), ["1", "unknown", "other"]) == [0, 0]

@@ -70,7 +70,6 @@ def test_a_certificate_that_is_there_is_no_obstacle(home, listener, tmp_path):
     assert find(None).name == "mine"
 
 
-@pytest.mark.xfail(strict=True, reason="find() takes a path relative to Flower's folder, which `flwr run` then refuses")
 def test_a_certificate_with_a_relative_path_is_refused_as_flower_refuses_it(home, listener):
     (home / "ca.crt").write_text("a certificate")
     write(home, listener, more='root-certificates = "ca.crt"\n')
