@@ -118,6 +118,7 @@ CHOICES = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,20}", fullmatch=True)
 KEYS = st.sampled_from(
     sorted(set(known_keys()) - set(GROUPS) - {"privacy.ledger", "runtime.connection", "runtime.address"})
 )
+ARGUMENTS = [o for o in OPEN if "." in o]  # of torch's own classes; not of a loader or a model
 LET_IN = st.one_of(
     st.tuples(KEYS, VALUES),
     st.tuples(st.sampled_from(GROUPS), CHOICES),
