@@ -12,6 +12,7 @@ from fedq.app.node import Node, client_of, home
 from fedq.config import ConfigError, compose
 from fedq.data import write_shard
 from fedq.experiment import build
+from fedq.new.app import make_app
 
 USUAL = ["clients=4", "quant=off", "privacy=off", "partition=iid"]  # what may cross a network
 PRIVATE = ["clients=4", "quant=off", "privacy=example", "privacy.noise_multiplier=1", "partition=iid"]
@@ -180,11 +181,17 @@ def test_a_run_without_overrides_is_refused(shard, tmp_path):
         client_of(Context(7, 1, node, RecordDict(), {}))
 
 
-def test_a_path_from_the_network_is_not_opened(tmp_path):
+def test_a_path_that_came_with_the_run_is_not_opened(tmp_path, monkeypatch):
+    """Neither one in an override, nor one in a config of the bundle that an override chooses."""
     (tmp_path / "server.csv").write_text("age,sick\n1,no\n2,yes\n3,no\n4,yes\n")
-    words = [*USUAL, "data=csv", f"data.path={tmp_path / 'server.csv'}", "data.target=sick", "model=linear"]
+    app = make_app(tmp_path / "clinics").folder
+    choice = f"_target_: fedq.data.csv\npath: {tmp_path / 'server.csv'}\ntarget: sick\n"
+    (app / "conf" / "data" / "theirs.yaml").write_text(choice)
+    monkeypatch.syspath_prepend(str(app))
     with pytest.raises(ConfigError, match="a path that came over the network is not opened"):
-        client(words, partition_id=2, state_dir=tmp_path / "state")
+        client([*USUAL, "data=theirs", "model=linear"], partition_id=2, state_dir=tmp_path / "state")
+    with pytest.raises(ConfigError, match="an argument of the app's own code"):
+        client([*USUAL, f"data.path={tmp_path / 'server.csv'}"], partition_id=2, state_dir=tmp_path / "state")
 
 
 def test_files_lie_in_the_folder_that_the_environment_names(tmp_path):
