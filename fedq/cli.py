@@ -51,6 +51,8 @@ _WITH_VALUE = {
 def main() -> None:
     """Entry point of the `fedq` command."""
     signal.signal(signal.SIGTERM, _interrupt)  # a scheduler's stop ends a run as cleanly as Ctrl-C
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup asks for more
+        signal.signal(signal.SIGHUP, _interrupt)  # a terminal that is closed, too
     try:
         app()
     except KeyboardInterrupt:

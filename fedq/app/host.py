@@ -45,16 +45,18 @@ def serve_run(grid: Any, context: Context) -> None:
         write_config(config, folder / "config.yaml")
         tell.folder(folder)
         strategy, clients = experiment.strategy(), simulated_clients(context.run_id)
-        result = serve(
-            experiment,
-            strategy,
-            link(experiment, strategy, grid, tell=tell.note),
-            folder=folder,
-            watch=tell.row,
-            clients=ClientFiles(clients, str(context.run_id)) if simulated else None,
-        )
-        if simulated and clients.is_dir():
-            shutil.move(clients, folder / "clients")
+        try:
+            result = serve(
+                experiment,
+                strategy,
+                link(experiment, strategy, grid, tell=tell.note),
+                folder=folder,
+                watch=tell.row,
+                clients=ClientFiles(clients, str(context.run_id)) if simulated else None,
+            )
+        finally:
+            if simulated and clients.is_dir():
+                shutil.move(clients, folder / "clients")
         tell.result(result)
     except (ConfigError, TooFewClientsError, LinkLostError, OSError) as error:
         words = f"{error}. Flower simulates as many nodes as you say: {_NODES}" if _too_few(error, simulated) else error

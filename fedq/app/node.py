@@ -48,6 +48,10 @@ class Node:
         partition = typed("partition-id", int, "0")
         data = typed("data-path", str, '"/path/to/own/data"')
         state = typed("state-dir", str, '"/path/to/own/state"')
+        for key, path in (("data-path", data), ("state-dir", state)):
+            if isinstance(path, str) and not Path(path).expanduser().is_absolute():
+                rule = "must be absolute: started in another folder, this node would begin with an empty ledger"
+                found.append(Problem(f"node-config {key}", path, rule, f'Use {key}="/..."'))
         if name is None and partition is None:
             found.append(Problem("node-config name", None, "a client must say who it is", 'Use name="clinic-a"'))
         if found:

@@ -32,7 +32,10 @@ class Privacy:
 
 @dataclass
 class Client:
-    """A data owner. `shard` opens all its data; it is called only after the request was admitted."""
+    """A data owner. `shard` gives all its examples, after the request was admitted.
+
+    In a deployment the loader itself runs before that: the model's shape is known only from its data.
+    """
 
     identity: str
     trainer: Trainer
@@ -48,6 +51,8 @@ class Client:
         with self.state.exclusive():
             layout = self.trainer.layout
             weights = packets.decode(_model(request), layout, round=request.round, kind="weights")
+            if request.round < self.state.round:  # delivered again, late: its residual would replace a newer one
+                raise wire.MalformedReply("round", f"round {request.round} after round {self.state.round}")
             private = self._admit(request)
             trained_on, _ = self._parts(request.holdout)
             fitted = self.trainer.fit(  # under DP the spend is written, and noise is added, in here

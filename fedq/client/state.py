@@ -53,6 +53,11 @@ class ClientState:
             self._load()
             yield
 
+    @property
+    def round(self) -> int:
+        """The last round whose update left with error feedback; -1: none."""
+        return self._residual.round
+
     def residual(self, accepted: int) -> np.ndarray | None:
         """What was lost so far, given the last round in which the server accepted an update of this client."""
         return self._residual.counted(accepted)

@@ -15,7 +15,8 @@ from fedq.config.schema import GROUPS, OPEN
 
 OVERRIDES = "overrides"  # the one key of a run's config
 # Decided on each machine: where a client's files lie, and how its server is reached.
-_LOCAL = ("privacy.ledger", "runtime.connection", "runtime.address")
+_LOCAL = ("privacy.ledger", "runtime.")
+_SERVER = ("runtime.wait", "runtime.timeout", "runtime.min_available")  # the server app's own
 _LONGEST = 10_000
 
 
@@ -41,7 +42,7 @@ def refused(override: str) -> str | None:
     if key in GROUPS:
         # A path in a choice's name would compose a file outside of the bundle.
         return None if re.fullmatch(r'"?[A-Za-z0-9_][A-Za-z0-9_-]*"?', value) else "names no choice of a group"
-    if key.startswith(_LOCAL):
+    if key.startswith(_LOCAL) and key not in _SERVER:
         return "is decided on each machine, not over a network"
     if key not in known_keys() and not any(key.startswith(f"{prefix}.") for prefix in OPEN):
         return "is no key of an experiment"

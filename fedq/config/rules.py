@@ -226,7 +226,27 @@ def _runtime(config: Config) -> Iterator[Problem]:
         elif type(value) not in (int, float) or not 0 <= value < math.inf or (key == "num_cpus" and not value):
             rule = "must be a number above 0" if key == "num_cpus" else "must be a number, 0 or more"
             yield Problem(f"runtime.client_resources.{key}", value, rule, f"Try runtime.client_resources.{key}=1")
-    if runtime.name == "deployment" and config.privacy.ledger is not None:
+    if runtime.name == "deployment":
+        yield from _deployment(config)
+
+
+def _deployment(config: Config) -> Iterator[Problem]:
+    """What every owner's machine would refuse is better known before anything starts."""
+    if config.privacy.unit != "off" and config.privacy.noise == "seeded":
+        rule = "noise that others can compute again protects nobody; no client of a deployment adds it"
+        yield Problem("privacy.noise", "seeded", rule, "Use privacy.noise=gaussian")
+    path = config.data.get("path")
+    if isinstance(path, str) and path != "???" and not path.startswith(("/", "~")):
+        rule = "in a deployment it is a path on the server's host, where this folder is not known"
+        yield Problem("data.path", path, rule, "Give an absolute path; each client's own stands in its node config")
+    if config.data.get("_target_") == "fedq.data.csv":
+        if config.data.get("task", "classification") == "classification" and not config.data.get("classes"):
+            rule = "each client would number the labels of its own file, and theirs may differ"
+            yield Problem("data.classes", None, rule, "Name them all, in one order: data.classes=[no,yes]")
+        if config.data.get("standardize", True):
+            rule = "each client would scale by a mean of its own"
+            yield Problem("data.standardize", True, rule, "Use data.standardize=false and scaled columns")
+    if config.privacy.ledger is not None:
         rule = "in a deployment every client's ledger lies in the state-dir of its own node config"
         yield Problem("privacy.ledger", config.privacy.ledger, rule, "Use privacy.ledger=null")
 

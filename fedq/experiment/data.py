@@ -31,6 +31,11 @@ def load_data(config: Config, data: Any, found: list[Problem], *, owner: Owner |
     name = str(config.data.get("_target_")) if data is None else getattr(data, "__qualname__", "data")
     try:
         loaded = source(**bound(source, options, "data", found)) if callable(source) else source
+        if own is not None and config.privacy.unit != "off" and not isinstance(loaded, Dataset):
+            raise ValueError(
+                "returned plain arrays, whose number of classes would be told by one client's rows; "
+                "under DP return a fedq.data.Dataset with num_outputs"
+            )
         dataset = as_dataset(loaded, name)
     except (Exception, SystemExit) as error:  # a user's own loader may raise anything; say what, before work starts
         where = "data.path" if "path" in options else "data"

@@ -11,6 +11,7 @@ import torch
 from fedq import __version__
 from fedq.client import Client, ClientState, Privacy
 from fedq.codec import Layout
+from fedq.compiler import without_compiler
 from fedq.config import Config, rules
 from fedq.data import Dataset
 from fedq.experiment.ledgers import ledger_file
@@ -54,7 +55,7 @@ class Experiment:
         return QuantizedFedAvg(
             self.layout,
             self.codec,
-            optimizer=lambda parameters: getattr(torch.optim, c.server)(parameters, lr=c.server_lr, **c.server_options),
+            optimizer=self._server_optimizer,
             private=self.plan is not None,
             weighting=c.weighting,
             max_weight=c.max_weight,
@@ -66,6 +67,11 @@ class Experiment:
             holdout=self.holdout,
             version=__version__,
         )
+
+    def _server_optimizer(self, parameters: list[torch.Tensor]) -> torch.optim.Optimizer:
+        c = self.config.strategy
+        with without_compiler():
+            return getattr(torch.optim, c.server)(parameters, lr=c.server_lr, **c.server_options)  # type: ignore[no-any-return]
 
     def client(
         self,

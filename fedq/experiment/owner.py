@@ -18,7 +18,7 @@ class Owner:
     @property
     def data_name(self) -> str:
         """Names the examples in the client's ledger by where they lie: whatever the server asks, they are the same."""
-        return f"own#{hashlib.sha256(str(self.data).encode()).hexdigest()[:16]}"
+        return f"own#{hashlib.sha256(str(self.data and self.data.resolve()).encode()).hexdigest()[:16]}"
 
 
 SERVER = Owner(None)

@@ -54,13 +54,21 @@ def deploy(config: Config, overrides: Sequence[str] | None = None, *, progress: 
         staged = stage(config.overrides if overrides is None else overrides, config, app=app_here(), into=Path(scratch))
         connection = find(config.runtime.connection)
         with display_of(config, connection, progress=progress) as display:
+            note = noted(display)
 
             def placed(told: Followed) -> None:
                 stop = f"flwr stop {told.run} {connection.name}"
-                display.note(f"run {told.run}, in {told.folder} on {told.host}; Ctrl-C ends this view, {stop} the run")
+                note(f"run {told.run}, in {told.folder} on {told.host}; Ctrl-C ends this view, {stop} the run")
 
-            told = submit(staged, connection, Watch(display), note=display.note, placed=placed)
+            told = submit(staged, connection, Watch(display), note=note, placed=placed)
     return result_of(told)
+
+
+def noted(display: Display) -> Callable[[str], None]:
+    """Where a note goes: above the live table, or to a log where there is no terminal."""
+    if sys.stderr.isatty():
+        return display.note
+    return lambda text: print(f"fedq: {text}", file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -108,7 +116,10 @@ def submit(
         raise DeploymentError(told.failed)
     if told.result is None:
         where = f"; what is done lies in {told.folder} on {told.host}" if told.folder else ""
-        raise DeploymentError(f"run {told.run} ended without a result{where}: {_last_words(told)}")
+        again = f"`flwr log {told.run} {connection.name}` shows it, `flwr stop {told.run} {connection.name}` ends it"
+        raise DeploymentError(
+            f"the view of run {told.run} ended, the run may go on: {again}{where}: {_last_words(told)}"
+        )
     return told
 
 
@@ -138,7 +149,7 @@ def _lines(command: Sequence[str], environment: Mapping[str, str] | None) -> Ite
 
 
 def _hear(told: Followed, line: str, watch: Callable[[RoundRow], None], note: Callable[[str], None]) -> None:
-    if started := re.search(r"Successfully started run (\d+)", line):
+    if not told.run and (started := re.search(r"Successfully started run (\d+)", line)):
         told.run = started[1]
     event = events.parse(line)
     if event is None:

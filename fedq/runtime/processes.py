@@ -6,14 +6,15 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
-_GRACE = 10.0  # seconds to end by themselves after a SIGTERM
-_PR_SET_CHILD_SUBREAPER = 36
+_GRACE = 4.0  # seconds to end by themselves after a SIGTERM
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _MARK = "FEDQ_REHEARSAL"
 
 
@@ -31,10 +32,11 @@ class Processes:
     def __exit__(
         self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            self.end()
-        finally:
-            _adopt_orphans(False)
+        with _deaf():  # an impatient second Ctrl-C must not leave half of them
+            try:
+                self.end()
+            finally:
+                _adopt_orphans(False)
 
     def environment(self, extra: Mapping[str, str]) -> dict[str, str]:
         return {**self._environment, **extra}
@@ -50,6 +52,7 @@ class Processes:
                 env=self.environment(extra),
                 cwd=log.parent,
                 start_new_session=True,
+                preexec_fn=_end_with_parent,
             )
         self._started.append((process, log))
         return process
@@ -96,6 +99,28 @@ class Processes:
                 if wanted in (entry / "environ").read_bytes().split(b"\0"):
                     found.append(int(entry.name))
         return found
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """No signal that a person or a scheduler sends to end us; Python lets the main thread alone decide."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {
+        number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end_with_parent() -> None:
+    """In the child: be told to end when fedq is killed so that it can tell nobody (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
 def _adopt_orphans(adopt: bool) -> None:

@@ -25,7 +25,7 @@ from fedq.experiment.ledgers import LEDGER
 from fedq.results import Result, new_run_folder, read_result
 from fedq.runtime.connection import Connection
 from fedq.runtime.credentials import write_certificates, write_node_key
-from fedq.runtime.deployment import DeploymentError, Followed, display_of, flower_command, submit
+from fedq.runtime.deployment import DeploymentError, Followed, display_of, flower_command, noted, submit
 from fedq.runtime.processes import Processes, tail
 from fedq.runtime.stage import Staged, app_here, stage
 from fedq.runtime.start import OUTPUTS, built
@@ -51,12 +51,17 @@ def rehearsal(
     config = replace(config, runtime=replace(config.runtime, name="deployment"))
     words = [o for o in (config.overrides if overrides is None else overrides) if not o.startswith("runtime=")]
     words = [*words, "runtime=deployment"]
+    if config.data.get("path") is not None:  # the server starts in another folder
+        config = replace(config, data={**config.data, "path": str(Path(str(config.data["path"])).absolute())})
+        words = [*(o for o in words if not o.startswith("data.path=")), f"data.path={config.data['path']}"]
     found = problems(replace(config, overrides=words))
     if config.clients > _MOST:
         found.append(Problem("clients", config.clients, f"at most {_MOST} SuperNodes are started here", "Use fewer"))
     if found:
         raise ConfigError(found)
-    experiment = built(replace(config, runtime=replace(config.runtime, name="local")))
+    # Built here as a local run, of which the options of a deployment's runtime are none.
+    own = [o for o in config.overrides if not o.startswith("runtime.")]
+    experiment = built(replace(config, runtime=replace(config.runtime, name="local"), overrides=own))
     with tempfile.TemporaryDirectory(prefix="fedq-rehearsal-") as scratch:
         place = Path(scratch)
         staged = stage(words, config, app=app_here(), into=place / "submitter")
@@ -163,7 +168,7 @@ class Stand:
                     staged,
                     connection,
                     Watch(display),
-                    note=display.note,
+                    note=noted(display),
                     environment=environment,
                     said=lambda command: self._show("submitter", command, {}),
                 )

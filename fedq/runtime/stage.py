@@ -20,7 +20,8 @@ from fedq.config import Config, ConfigError, Problem, compose, network
 from fedq.config.compose import STAGED
 
 _OPEN_GROUPS = ("model", "data")
-_HERE = ("runtime.connection",)  # says how the server is reached from here, which is no business of the apps
+# How the apps are run and reached from here, which is no business of theirs.
+_HERE = ("runtime.connection", "runtime.workers", "runtime.address")
 
 
 @dataclass(frozen=True)

@@ -155,7 +155,7 @@ def run_rounds(
                 break
     except LinkLostError as error:
         outcome.status, outcome.reason = "failed", f"after round {outcome.rounds}: {error}"
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # Flower's own programs turn a signal into the latter
         outcome.status, outcome.reason = "interrupted", f"Ctrl-C or SIGTERM after round {outcome.rounds}"
     return outcome
 

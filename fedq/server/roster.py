@@ -52,8 +52,10 @@ class Desk:
         self._refused: list[Rejected] = []
         self._by_node: dict[int, Rejected] = {}
 
-    def ask(self, exchange: Exchange, nodes: Iterable[int], timeout: float) -> list[Rejected]:
-        """Greet the nodes and read what they answer; returns those that are refused now."""
+    def ask(
+        self, exchange: Exchange, nodes: Iterable[int], timeout: float, *, done: Callable[[], bool] = lambda: False
+    ) -> list[Rejected]:
+        """Greet the nodes and read what they answer, until `done`; returns those that are refused now."""
         asked = list(nodes)
         messages = [Message(wire.empty(), dst_node_id=n, message_type=wire.HELLO) for n in asked]
         waiting = set(asked)
@@ -67,6 +69,8 @@ class Desk:
             refusal = self._read(reply)
             if refusal is not None:
                 self._by_node[node] = refusal
+            if done():  # a stray node that is silent must not delay the others
+                break
         for node in waiting:
             self._by_node[node] = Rejected(str(node), "no_reply")
         return [self._by_node[node] for node in asked if node in self._by_node]
@@ -126,10 +130,11 @@ def wait_for_clients(
     begun = told = time.monotonic()
     settled: set[int] = set()
     while True:
-        asked = [node for node in node_ids() if node not in settled]
+        asked = [node for node in _through(node_ids) if node not in settled]
         left = wait - (time.monotonic() - begun)
         if asked:
-            for refusal in desk.ask(exchange, asked, max(_LEAST, min(_MINUTE, left))):
+            patience = max(_LEAST, min(_MINUTE, left))
+            for refusal in desk.ask(exchange, asked, patience, done=lambda: desk.found.keys() >= set(expected)):
                 tell(f"{refusal.client} is refused, {refusal.reason}: {_meaning(refusal.reason)}")
             settled.update(asked)
         missing = [name for name in expected if name not in desk.found]
@@ -151,7 +156,8 @@ def wait_for_clients(
     return desk.roster()
 
 
-_MINUTE, _LEAST = 60.0, 0.5  # seconds
+_MINUTE = 60.0  # seconds
+_LEAST = 15.0  # seconds that a node has to answer: it may start a process and load data for it
 
 
 def _meaning(reason: str) -> str:

@@ -8,6 +8,7 @@ the same parts in the same order, so both give the same bits. Without a layout t
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -185,15 +186,14 @@ class QuantizedFedAvg(FedAvg):
         """One step of the server optimizer on the flat master. FedAvg is SGD with lr 1; momentum and Adam come free."""
         parameter = torch.nn.Parameter(torch.from_numpy(master.copy()))
         if self._optimizer is None:
-            with without_compiler():
-                self._optimizer = self._make_optimizer([parameter])
+            self._optimizer = self._make_optimizer([parameter])
         else:
             # The state belongs to the parameter object: hand the optimizer the same one, with the new values.
             parameter = self._optimizer.param_groups[0]["params"][0]
             with torch.no_grad():
                 parameter.copy_(torch.from_numpy(master))
         parameter.grad = torch.from_numpy(pseudo_gradient)
-        with without_compiler():
+        with without_compiler() if type(self._optimizer).__module__.startswith("torch.optim") else nullcontext():
             self._optimizer.step()
         parameter.grad = None
         stepped = parameter.detach().numpy().copy()
