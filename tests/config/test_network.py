@@ -122,15 +122,14 @@ HERE = {k for k in known_keys() if k.startswith("runtime.")} - {
     "runtime.min_available",
 }
 KEYS = st.sampled_from(sorted(set(known_keys()) - set(GROUPS) - HERE - {"privacy.ledger"}))
-ARGUMENTS = [
-    o for o in OPEN if "." in o and not o.startswith("runtime.")
-]  # of torch's own classes; not of a loader or a model
+# Of torch's own classes; not of a loader or a model.
+ARGUMENTS = [o for o in OPEN if "." in o and not o.startswith("runtime.")]
 LET_IN = st.one_of(
     st.tuples(KEYS, VALUES),
     st.tuples(st.sampled_from(GROUPS), CHOICES),
     st.tuples(
         st.from_regex(
-            rf"({'|'.join(map(re.escape, set(OPEN) - {'model', 'data'}))})(\.[a-z][a-z0-9_]{{0,9}}){{1,3}}",
+            rf"({'|'.join(map(re.escape, ARGUMENTS))})(\.[a-z][a-z0-9_]{{0,9}}){{1,3}}",
             fullmatch=True,
         ),
         VALUES,
