@@ -13,6 +13,7 @@ from fedq.delivery import ClientFiles, Delivery
 from fedq.experiment import Experiment
 from fedq.results import Result, RoundRow
 from fedq.server import Dealer, Roster, Rules, Total, run_rounds
+from fedq.server.broadcast import Broadcast
 from fedq.server.loop import Score, Scores
 from fedq.server.roster import TooFewClientsError
 from fedq.server.strategy import QuantizedFedAvg
@@ -29,7 +30,7 @@ class Link(Protocol):
     def gather(
         self,
         round: int,
-        broadcast: Mapping[str, bytes],
+        broadcast: Broadcast,
         accepted: Mapping[str, int],
         *,
         task: str = wire.TRAIN,
@@ -98,7 +99,7 @@ class _Judge:
             evaluation = Score(on_test.loss, on_test.metric)
         elif self._experiment.accuracy_source == "clients":
             try:
-                broadcast = self._strategy.broadcast(master, round)
+                broadcast = self._strategy.snapshot(master, round)
             except ValueError:  # float16 cannot hold this model: the next round says so
                 return Scores()
             total = self._link.gather(round, broadcast, dict.fromkeys(self._roster.nodes, -1), task=wire.EVALUATE)

@@ -16,8 +16,6 @@ from fedq.privacy import DPPlan, Ledger, RandomSource, SpendContext, admit
 from fedq.randomness import generator, key64
 from fedq.training import PrivateFit, Trainer
 
-MODEL, UPDATE = "model", "update"
-
 
 @dataclass(frozen=True)
 class Privacy:
@@ -43,14 +41,14 @@ class Client:
     shard: Callable[[], Examples]
     state: ClientState
     seed: int
-    feedback: bool = False
+    keeps_weights: bool = False  # what it was sent last, since the server sends changes
     privacy: Privacy | None = None
 
     def train(self, request: wire.Request) -> wire.Reply:
         """The update for one request. Raises `Declined` or `MalformedUpdate` before any data is opened."""
         with self.state.exclusive():
             layout = self.trainer.layout
-            weights = packets.decode(_model(request), layout, round=request.round, kind="weights")
+            weights = self._received(request)
             if request.round < self.state.round:  # delivered again, late: its residual would replace a newer one
                 raise wire.MalformedReply("round", f"round {request.round} after round {self.state.round}")
             private = self._admit(request)
@@ -63,7 +61,7 @@ class Client:
                 torch_seed=key64(self.seed, "torch", request.round, self.identity),
                 private=private,
             )
-            before = self.state.residual(request.accepted) if self.feedback else None
+            before = self.state.residual(request.accepted) if self.codec.feedback else None
             update = fitted.vector - weights if before is None else fitted.vector - weights + before
             packet = packets.encode(  # post-processing: costs no epsilon
                 update,
@@ -74,23 +72,37 @@ class Client:
                 base=packets.digest(weights),
                 key=key64(self.seed, "update", request.round, self.identity),
             )
-            if self.feedback:
-                after = update - packets.decode(packet, layout)
-                self.state.commit(request.round, before, after)
+            if self.codec.feedback or self.keeps_weights:
+                after = update - packets.decode(packet, layout) if self.codec.feedback else None
+                self.state.commit(request.round, before, after, weights if self.keeps_weights else None)
             self.state.log(_line(request.round, fitted.num_examples, fitted.loss, len(packet)))
             if fitted.evidence is not None:
                 self.state.note_evidence(request.round, fitted.evidence)
-                return wire.Reply(request.round, {UPDATE: packet})
-            return wire.Reply(request.round, {UPDATE: packet}, fitted.num_examples, fitted.loss)
+                return wire.Reply(request.round, {wire.UPDATE: packet})
+            return wire.Reply(request.round, {wire.UPDATE: packet}, fitted.num_examples, fitted.loss)
 
     def evaluate(self, request: wire.Request) -> wire.Reply:
         """Loss and metric of the sent model on the examples that this client holds out. Never under DP."""
         if self.privacy is not None:
             raise PermissionError("an evaluation is not covered by this client's privacy plan")
-        weights = packets.decode(_model(request), self.trainer.layout, round=request.round, kind="weights")
+        weights = self._received(request)
         _, held_out = self._parts(request.holdout)
         result = self.trainer.evaluate(weights, held_out)
         return wire.Reply(request.round, {}, result.num_examples, result.loss, result.metric)
+
+    def _received(self, request: wire.Request) -> np.ndarray:
+        """The weights of a request: as they came, or what this client holds and the changes since."""
+        layout, told = self.trainer.layout, wire.model_of(request.packets)
+        if isinstance(told, bytes):
+            return packets.decode(told, layout, round=request.round, kind="weights")
+        weights = self.state.weights
+        if weights is None or weights.size != layout.size:
+            raise packets.MalformedUpdate("base", "changes, and this client holds no weights that they are against")
+        for number, delta in enumerate(told, start=1):
+            round = request.round if number == len(told) else None
+            base = packets.digest(weights)
+            weights = weights + packets.decode(delta, layout, round=round, base=base, kind="delta")
+        return weights
 
     def _parts(self, holdout: float) -> tuple[Examples, Examples]:
         """The examples to train on and those to evaluate on: the same cut in every round of a run."""
@@ -110,12 +122,6 @@ class Client:
         admit(ledger, self.privacy.plan, data=self.privacy.data_name)
         context = SpendContext(data=self.privacy.data_name, run=self.privacy.run, round=request.round)
         return PrivateFit(self.privacy.plan, self.privacy.random, ledger, context)
-
-
-def _model(request: wire.Request) -> bytes:
-    if MODEL not in request.packets:
-        raise wire.MalformedReply("missing_key", f"no {MODEL} packet in the request")
-    return request.packets[MODEL]
 
 
 def _line(round: int, examples: int, loss: float | None, packet_bytes: int) -> str:

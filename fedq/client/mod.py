@@ -11,8 +11,6 @@ from fedq import wire
 from fedq.client.residual import Residual
 from fedq.randomness import key64
 
-MODEL, UPDATE = "model", "update"
-
 
 def quantized_mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
     """Unpack what `QuantizedFedAvg` sends and pack what the app answers; under another strategy it does nothing.
@@ -21,16 +19,15 @@ def quantized_mod(message: Message, context: Context, call_next: ClientAppCallab
         app = ClientApp(mods=[quantized_mod])
 
     The app's functions get the names, shapes and dtypes of the server's `state_dict`, and answer with one
-    ArrayRecord of the same names and shapes, as they do under FedAvg. The update travels in the codec that the
-    model came in.
+    ArrayRecord of the same names and shapes, as they do under FedAvg. The server chooses the codec of the update.
     """
     if not wire.is_guest_request(message.content):
         return call_next(message, context)
     request = wire.read_guest_request(message.content)
     layout = packets.Layout.from_bytes(request.layout)
-    if MODEL not in request.packets:
-        raise wire.MalformedReply("missing_key", f"no {MODEL} packet in the request")
-    weights = packets.decode(request.packets[MODEL], layout, round=request.round, kind="weights")
+    if wire.MODEL not in request.packets:
+        raise wire.MalformedReply("missing_key", f"no {wire.MODEL} packet in the request")
+    weights = packets.decode(request.packets[wire.MODEL], layout, round=request.round, kind="weights")
     handed = _unpacked(weights, layout, request.whole)
     message.content = RecordDict({**wire.user_records(message.content), request.arrays: handed})
     reply = call_next(message, context)
@@ -40,7 +37,7 @@ def quantized_mod(message: Message, context: Context, call_next: ClientAppCallab
     # Against what the app was handed, so that a cast to its dtype is not taken for training.
     update = trained - _vector(handed, layout)
     packet = _packed(update, weights, layout, request, context)
-    reply.content = wire.write_guest_reply(wire.Reply(request.round, {UPDATE: packet}), reply.content)
+    reply.content = wire.write_guest_reply(wire.Reply(request.round, {wire.UPDATE: packet}), reply.content)
     return reply
 
 
@@ -89,12 +86,12 @@ def _packed(
         update = update + before
     packet = packets.encode(
         update,
-        packets.peek(request.packets[MODEL]).build_codec(),
+        packets.codec_of(request.codec, request.options),
         layout=layout,
         kind="delta",
         round=request.round,
         base=packets.digest(weights),
-        key=key64(request.seed, UPDATE, request.round, context.node_id),
+        key=key64(request.seed, wire.UPDATE, request.round, context.node_id),
     )
     if request.accepted is not None:
         after = update - packets.decode(packet, layout)

@@ -1,7 +1,7 @@
 """What a client keeps between rounds. Knows files; not models, packets or messages.
 
-In simulation it lives with the run: the ledger and the evidence on disk, the residual in the process that serves the
-client in every round. Where each message meets a new process (a deployment, Ray) the residual is on disk too.
+In simulation it lives with the run: the ledger and the evidence on disk, the residual and the weights in the process
+that serves the client in every round. Where each message meets a new process (a deployment, Ray) they are on disk too.
 """
 
 import io
@@ -19,8 +19,8 @@ from fedq.client.residual import Residual
 from fedq.privacy import DPEvidence
 from fedq.results import atomic
 
-EVIDENCE, LOG, RESIDUAL = "evidence.jsonl", "log.txt", "residual.npz"
-_VERSION = 1
+EVIDENCE, LOG, STATE = "evidence.jsonl", "log.txt", "state.npz"
+_VERSION = 2
 
 
 class StateError(RuntimeError):
@@ -28,9 +28,9 @@ class StateError(RuntimeError):
 
 
 class ClientState:
-    """One client's residual (what compression lost), evidence of noise, and its log, all of one run.
+    """One client's residual (what compression lost), the weights it was sent, evidence of noise and log, all of one run.
 
-    `durable`: the residual is written and synced before the update leaves, and read again by the next process.
+    `durable`: both are written and synced before the update leaves, and read again by the next process.
     """
 
     def __init__(self, folder: Path | None = None, *, durable: bool = False) -> None:
@@ -38,6 +38,7 @@ class ClientState:
             raise ValueError("durable=True needs a folder to write to")
         self.folder, self._durable = folder, durable
         self._residual = Residual()
+        self._weights: np.ndarray | None = None
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -55,23 +56,30 @@ class ClientState:
 
     @property
     def round(self) -> int:
-        """The last round whose update left with error feedback; -1: none."""
+        """The last round whose update left something to keep; -1: none."""
         return self._residual.round
+
+    @property
+    def weights(self) -> np.ndarray | None:
+        """The weights that were sent last, if they are kept."""
+        return self._weights
 
     def residual(self, accepted: int) -> np.ndarray | None:
         """What was lost so far, given the last round in which the server accepted an update of this client."""
         return self._residual.counted(accepted)
 
-    def commit(self, round: int, before: np.ndarray | None, after: np.ndarray | None) -> None:
-        """Keep both outcomes of the update that is about to leave."""
-        self._residual = Residual(round, before, after)
+    def commit(
+        self, round: int, before: np.ndarray | None, after: np.ndarray | None, weights: np.ndarray | None = None
+    ) -> None:
+        """Keep both outcomes of the update that is about to leave, and the weights that it is against."""
+        self._residual, self._weights = Residual(round, before, after), weights
         if self._durable:
             assert self.folder is not None
             file = io.BytesIO()
-            parts: dict[str, Any] = {"before": before, "after": after}
+            parts: dict[str, Any] = {"before": before, "after": after, "weights": weights}
             parts = {name: value for name, value in parts.items() if value is not None}
             np.savez(file, version=np.int64(_VERSION), round=np.int64(round), **parts)
-            atomic.write_bytes(self.folder / RESIDUAL, file.getvalue())
+            atomic.write_bytes(self.folder / STATE, file.getvalue())
 
     def note_evidence(self, round: int, evidence: DPEvidence) -> None:
         """What the noise-adding code says that it did, one JSON line a participation. Never leaves the client."""
@@ -85,16 +93,17 @@ class ClientState:
 
     def _load(self) -> None:
         assert self.folder is not None
-        path = self.folder / RESIDUAL
+        path = self.folder / STATE
         if not path.exists():
             return
         try:
             with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:  # numpy leaves a damaged file open
                 version = int(file["version"])
                 self._residual = Residual(int(file["round"]), file.get("before"), file.get("after"))
+                self._weights = file.get("weights")
         except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile, NotImplementedError) as error:
             raise StateError(
-                f"{path}: not a residual ({error}); move it away to start without error feedback"
+                f"{path}: not a client's state ({error}); move it away to start without what was lost so far"
             ) from None
         if version != _VERSION:
             raise StateError(f"{path}: version {version}, this fedq reads {_VERSION}; move it away, or use that fedq")

@@ -2,14 +2,19 @@
 
 from fedq.codec.accumulator import Accumulator
 from fedq.codec.codec import Codec
-from fedq.codec.codecs import CODECS
+from fedq.codec.codecs import CODECS, as_codec, with_feedback
 from fedq.codec.float16 import Float16
 from fedq.codec.float32 import Float32
-from fedq.codec.header import VERSION, Header, Kind
+from fedq.codec.header import VERSION, Header, Kind, codec_of
+from fedq.codec.int2 import Int2
+from fedq.codec.int4 import Int4
 from fedq.codec.int8 import Int8
 from fedq.codec.layout import Layout, Role, Segment
 from fedq.codec.malformed import REASONS, MalformedUpdate
 from fedq.codec.packet import decode, digest, encode, packed_size, peek
+from fedq.codec.randk import RandK
+from fedq.codec.sign import Sign
+from fedq.codec.topk import TopK
 
 FORMATS = (VERSION,)  # packet format versions that this fedq reads
 
@@ -22,15 +27,23 @@ __all__ = [
     "Float16",
     "Float32",
     "Header",
+    "Int2",
+    "Int4",
     "Int8",
     "Kind",
     "Layout",
     "MalformedUpdate",
+    "RandK",
     "Role",
     "Segment",
+    "Sign",
+    "TopK",
+    "as_codec",
+    "codec_of",
     "decode",
     "digest",
     "encode",
     "packed_size",
     "peek",
+    "with_feedback",
 ]

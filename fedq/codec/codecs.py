@@ -1,13 +1,29 @@
 """All codecs by name. Knows the classes; not how a packet is built."""
 
+from dataclasses import replace
 from difflib import get_close_matches
+from typing import Any, cast
 
 from fedq.codec.codec import Codec
 from fedq.codec.float16 import Float16
 from fedq.codec.float32 import Float32
+from fedq.codec.int2 import Int2
+from fedq.codec.int4 import Int4
 from fedq.codec.int8 import Int8
+from fedq.codec.randk import RandK
+from fedq.codec.sign import Sign
+from fedq.codec.topk import TopK
 
-CODECS: dict[str, type[Codec]] = {"float32": Float32, "float16": Float16, "int8": Int8}
+CODECS: dict[str, type[Codec]] = {
+    "float32": Float32,
+    "float16": Float16,
+    "int8": Int8,
+    "int4": Int4,
+    "int2": Int2,
+    "sign": Sign,
+    "topk": TopK,
+    "randk": RandK,
+}
 
 
 def as_codec(codec: Codec | str) -> Codec:
@@ -21,3 +37,10 @@ def as_codec(codec: Codec | str) -> Codec:
     if type(codec) not in CODECS.values():
         raise ValueError(f"codec={codec!r}: must be an instance or a name of CODECS ({', '.join(CODECS)})")
     return codec
+
+
+def with_feedback(codec: Codec, feedback: bool) -> Codec:
+    """The same codec with error feedback on or off; float32 loses nothing, and stays as it is."""
+    return (
+        codec if codec.feedback == feedback or codec.name == "float32" else replace(cast(Any, codec), feedback=feedback)
+    )

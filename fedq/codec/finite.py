@@ -6,6 +6,10 @@ from numpy.typing import NDArray
 _CHUNK = 65536  # values looked at in one go, so that the answer needs no second vector
 
 
+class NonFiniteError(ValueError):
+    """NaN or infinity among values to encode; whoever holds the whole vector says where."""
+
+
 def first_nonfinite(values: NDArray[np.floating]) -> int | None:
     """Index of the first NaN or infinity of a 1-D array; None if all are finite."""
     for start in range(0, values.size, _CHUNK):

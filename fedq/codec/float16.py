@@ -6,8 +6,8 @@ from typing import ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from fedq.codec.codec import OPTIONS_BYTES
-from fedq.codec.finite import first_nonfinite
+from fedq.codec.codec import OPTIONS_BYTES, Stream
+from fedq.codec.finite import NonFiniteError, first_nonfinite
 from fedq.codec.malformed import MalformedUpdate
 
 LARGEST = 65504.0  # the largest finite float16
@@ -17,10 +17,15 @@ LARGEST = 65504.0  # the largest finite float16
 class Float16:
     """Nearest float16, ties to even: error at most 2^-11 of the value, or 2^-25 below 2^-14."""
 
+    feedback: bool = False
+
     name: ClassVar[str] = "float16"
     wire_id: ClassVar[int] = 2
+    entropy: ClassVar[bool] = False
+    uses_seed: ClassVar[bool] = False
 
     def options(self) -> bytes:
+        # Nothing that a reader would need: what is fed back was lost before.
         return bytes(OPTIONS_BYTES)
 
     @classmethod
@@ -36,25 +41,23 @@ class Float16:
         return 2 * num_values
 
     def encode_run(
-        self,
-        values: NDArray[np.float32],
-        sides: NDArray[np.float32],
-        levels: NDArray[np.uint8],
-        *,
-        first_index: int,
-        key: int,
+        self, values: NDArray[np.float32], sides: NDArray[np.float32], levels: NDArray[np.uint8], stream: Stream
     ) -> None:
+        if first_nonfinite(values) is not None:
+            raise NonFiniteError
         too_large = np.abs(values) > LARGEST
         if too_large.any():
             at = int(too_large.argmax())
             raise ValueError(
-                f"value {values[at]:g} at index {first_index + at}: float16 carries at most {LARGEST:g}; "
+                f"value {values[at]:g} at index {stream.first_index + at}: float16 carries at most {LARGEST:g}; "
                 "use codec=int8 or codec=float32"
             )
         with np.errstate(under="ignore"):
             levels.view("<f2")[:] = values
 
-    def decode_run(self, sides: NDArray[np.float32], levels: NDArray[np.uint8], values: NDArray[np.float32]) -> None:
+    def decode_run(
+        self, sides: NDArray[np.float32], levels: NDArray[np.uint8], values: NDArray[np.float32], stream: Stream
+    ) -> None:
         halves = levels.view("<f2")
         if (at := first_nonfinite(halves)) is not None:
             raise MalformedUpdate("nonfinite", f"a float16 value is {halves[at]}; encode refuses these")

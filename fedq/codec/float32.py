@@ -6,8 +6,8 @@ from typing import ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from fedq.codec.codec import OPTIONS_BYTES
-from fedq.codec.finite import first_nonfinite
+from fedq.codec.codec import OPTIONS_BYTES, Stream
+from fedq.codec.finite import NonFiniteError, first_nonfinite
 from fedq.codec.malformed import MalformedUpdate
 
 
@@ -17,6 +17,9 @@ class Float32:
 
     name: ClassVar[str] = "float32"
     wire_id: ClassVar[int] = 1
+    feedback: ClassVar[bool] = False
+    entropy: ClassVar[bool] = False
+    uses_seed: ClassVar[bool] = False
 
     def options(self) -> bytes:
         return bytes(OPTIONS_BYTES)
@@ -34,17 +37,15 @@ class Float32:
         return 0
 
     def encode_run(
-        self,
-        values: NDArray[np.float32],
-        sides: NDArray[np.float32],
-        levels: NDArray[np.uint8],
-        *,
-        first_index: int,
-        key: int,
+        self, values: NDArray[np.float32], sides: NDArray[np.float32], levels: NDArray[np.uint8], stream: Stream
     ) -> None:
+        if first_nonfinite(values) is not None:
+            raise NonFiniteError
         sides[:] = values
 
-    def decode_run(self, sides: NDArray[np.float32], levels: NDArray[np.uint8], values: NDArray[np.float32]) -> None:
+    def decode_run(
+        self, sides: NDArray[np.float32], levels: NDArray[np.uint8], values: NDArray[np.float32], stream: Stream
+    ) -> None:
         if (at := first_nonfinite(sides)) is not None:
             raise MalformedUpdate("nonfinite", f"a float32 value is {sides[at]}; encode refuses these")
         values[:] = sides

@@ -12,11 +12,11 @@ from fedq.codec.malformed import MalformedUpdate
 
 Kind = Literal["weights", "delta"]
 MAGIC = b"FEDQ"
-VERSION = 1
+VERSION = 2
 KINDS: dict[int, Kind] = {1: "weights", 2: "delta"}
 DIGEST_BYTES = 16
 NO_BASE = bytes(DIGEST_BYTES)
-# magic, version, codec id, kind, round, reserved, layout digest, base digest, options, body length
+# magic, version, codec id, kind, round, seed, layout digest, base digest, options, body length
 _FIELDS = struct.Struct(f"<4sHBBII{DIGEST_BYTES}s{DIGEST_BYTES}s{OPTIONS_BYTES}sQ")
 _CHECKSUM = struct.Struct("<Q")
 HEADER_BYTES = _FIELDS.size + _CHECKSUM.size
@@ -35,13 +35,21 @@ class Header:
     base: bytes
     options: bytes
     body_length: int
+    seed: int = 0  # of rotation or choice, 0 where the codec draws neither
 
     def build_codec(self) -> Codec:
         """The codec with the options of this packet."""
-        try:
-            return CODECS[self.codec].from_options(self.options)
-        except ValueError as error:
-            raise MalformedUpdate("options", str(error)) from error
+        return codec_of(self.codec, self.options)
+
+
+def codec_of(name: str, options: bytes) -> Codec:
+    """The codec that a message names; MalformedUpdate for one that this fedq does not know."""
+    if name not in CODECS:
+        raise MalformedUpdate("codec", f"codec {name!r}: known are {', '.join(CODECS)}")
+    try:
+        return CODECS[name].from_options(options)
+    except (ValueError, struct.error) as error:
+        raise MalformedUpdate("options", str(error)) from error
 
 
 def check_round(round: int) -> None:
@@ -72,7 +80,7 @@ def seal(header: Header, packet: bytearray) -> None:
         CODECS[header.codec].wire_id,
         _ID_OF_KIND[header.kind],
         header.round,
-        0,
+        header.seed,
         header.layout,
         header.base or NO_BASE,
         header.options,
@@ -91,7 +99,7 @@ def open_packet(data: bytes | bytearray | memoryview) -> tuple[Header, memoryvie
     if len(view) < HEADER_BYTES:
         raise MalformedUpdate("length", f"{len(view)} bytes: a packet has at least {HEADER_BYTES}")
     fields = _FIELDS.unpack_from(view)
-    magic, version, codec_id, kind_id, round, reserved, layout, base, options, body_length = fields
+    magic, version, codec_id, kind_id, round, seed, layout, base, options, body_length = fields
     if magic != MAGIC:
         raise MalformedUpdate("magic", f"starts with {magic.hex()}: a packet starts with {MAGIC.hex()}")
     if version != VERSION:
@@ -103,8 +111,6 @@ def open_packet(data: bytes | bytearray | memoryview) -> tuple[Header, memoryvie
         raise MalformedUpdate("trailing", f"{len(view)} bytes: the header declares {length}")
     if _CHECKSUM.unpack_from(view, _FIELDS.size)[0] != _checksum(view):
         raise MalformedUpdate("checksum", "the bytes do not match their checksum; send the packet again")
-    if reserved:
-        raise MalformedUpdate("reserved", f"reserved field {reserved}: must be 0 in version {VERSION}")
     if codec_id not in _CODEC_OF_ID:
         raise MalformedUpdate("codec", f"codec id {codec_id}: known are {sorted(_CODEC_OF_ID)}")
     if kind_id not in KINDS:
@@ -117,8 +123,10 @@ def open_packet(data: bytes | bytearray | memoryview) -> tuple[Header, memoryvie
         base=b"" if base == NO_BASE else base,
         options=options,
         body_length=body_length,
+        seed=seed,
     )
-    header.build_codec()
+    if not header.build_codec().uses_seed and seed:
+        raise MalformedUpdate("seed", f"seed {seed}: {header.codec} with these options draws nothing, so it must be 0")
     return header, view[HEADER_BYTES:]
 
 

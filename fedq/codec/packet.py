@@ -9,9 +9,10 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from fedq.codec.codec import Codec
+from fedq.codec.codec import Codec, Stream
 from fedq.codec.codecs import as_codec
-from fedq.codec.finite import first_nonfinite
+from fedq.codec.entropy import deflate, inflate
+from fedq.codec.finite import NonFiniteError, first_nonfinite
 from fedq.codec.float32 import Float32
 from fedq.codec.header import (
     HEADER_BYTES,
@@ -25,8 +26,10 @@ from fedq.codec.header import (
 )
 from fedq.codec.layout import Layout, Run
 from fedq.codec.malformed import MalformedUpdate
+from fedq.codec.rounding import random_words
 
 _VERBATIM = Float32()
+_SEED = 2**40 - 1  # word of the rounding stream that becomes the seed: no value of a vector has it
 
 
 def encode(
@@ -39,10 +42,11 @@ def encode(
     base: bytes = b"",
     key: int = 0,
 ) -> bytes:
-    """One packet; its length depends on codec and layout alone.
+    """One packet; its length depends on codec and layout alone, and with `entropy` on the values.
 
     `base`: b"" or the digest of what a delta is against. `key`: 0..2^64-1, picks the stream of stochastic
-    rounding. ValueError for NaN, infinity or a value that the codec cannot carry.
+    rounding, and the seed by which values are rotated or picked: another for each packet, so that errors of packets
+    that are averaged do not add up. ValueError for NaN, infinity or a value that the codec cannot carry.
 
     >>> update = np.linspace(-1, 1, 1000, dtype=np.float32)
     >>> packet = encode(update, "int8", layout=Layout.flat(1000), round=7)
@@ -54,21 +58,27 @@ def encode(
     """
     codec = as_codec(codec)
     values = layout.check(vector)
-    if (at := first_nonfinite(values)) is not None:
-        where = f"vector[{at}]={values[at]}: must be finite"
-        raise ValueError(f"{where}, in segment {layout.segment_at(at).name!r}; lower the learning rate or clip")
     if type(key) is not int or not 0 <= key < 2**64:
         raise ValueError(f"key={key!r}: must be an integer 0..2**64-1")
     num_sides, num_level_bytes = _body(codec, layout)
-    body_length = 4 * num_sides + num_level_bytes
-    header = Header(codec.name, kind, layout.digest, round, base, codec.options(), body_length)
-    packet = bytearray(HEADER_BYTES + body_length)
-    sides, levels = _planes(memoryview(packet)[HEADER_BYTES:], num_sides)
-    for run, used, run_sides, run_levels in _runs(codec, layout):
-        used.encode_run(
-            values[run.start : run.stop], sides[run_sides], levels[run_levels], first_index=run.start, key=key
-        )
-    seal(header, packet)
+    packet = bytearray(HEADER_BYTES + 4 * num_sides + num_level_bytes)
+    seed = int(random_words(key=key, first_index=_SEED, count=1)[0]) if codec.uses_seed else 0
+    try:
+        sides, levels = _planes(memoryview(packet)[HEADER_BYTES:], num_sides)
+        for run, used, run_sides, run_levels in _runs(codec, layout):
+            part = values[run.start : run.stop]
+            used.encode_run(part, sides[run_sides], levels[run_levels], Stream(run.start, seed, key))
+    except NonFiniteError:
+        at = first_nonfinite(values)
+        assert at is not None
+        where = f"vector[{at}]={values[at]}: must be finite"
+        raise ValueError(
+            f"{where}, in segment {layout.segment_at(at).name!r}; lower the learning rate or clip"
+        ) from None
+    if codec.entropy:
+        packet = packet[: HEADER_BYTES + 4 * num_sides] + deflate(levels.data)
+    body_length = len(packet) - HEADER_BYTES
+    seal(Header(codec.name, kind, layout.digest, round, base, codec.options(), body_length, seed), packet)
     return bytes(packet)
 
 
@@ -83,7 +93,7 @@ def decode(
     """The float32 vector of a packet, all finite; MalformedUpdate for any other bytes.
 
     None: not checked. `base=b""` asks for a packet without a base. Every length is checked against the layout
-    before the vector is allocated, and nothing else is.
+    before the vector is allocated, and no more is inflated than the layout needs.
 
     >>> layout = Layout.flat(3)
     >>> packet = encode(np.array([1, -2, 0.5], np.float32), "float32", layout=layout, round=4)
@@ -98,13 +108,20 @@ def decode(
     _check_expected(header, layout, round=round, base=base, kind=kind)
     codec = header.build_codec()
     num_sides, num_level_bytes = _body(codec, layout)
-    if len(body) != 4 * num_sides + num_level_bytes:
+    if codec.entropy:
+        if len(body) < 4 * num_sides:
+            raise MalformedUpdate("length", f"body of {len(body)} bytes: this layout has {4 * num_sides} of scales")
+        inflated = inflate(body[4 * num_sides :], num_level_bytes)
+        sides, levels = _planes(body, num_sides)[0], np.frombuffer(inflated, np.uint8)
+    elif len(body) != 4 * num_sides + num_level_bytes:
         expected = 4 * num_sides + num_level_bytes
         raise MalformedUpdate("length", f"body of {len(body)} bytes: {codec.name} gives this layout {expected}")
-    sides, levels = _planes(body, num_sides)
+    else:
+        sides, levels = _planes(body, num_sides)
     vector = np.empty(layout.size, np.float32)
     for run, used, run_sides, run_levels in _runs(codec, layout):
-        used.decode_run(sides[run_sides], levels[run_levels], vector[run.start : run.stop])
+        part = vector[run.start : run.stop]
+        used.decode_run(sides[run_sides], levels[run_levels], part, Stream(run.start, header.seed))
     return vector
 
 
@@ -120,12 +137,15 @@ def peek(data: bytes | bytearray | memoryview) -> Header:
 
 
 def packed_size(codec: Codec | str, layout: Layout) -> int:
-    """Bytes of every packet of this codec and layout, without encoding one.
+    """Bytes of every packet of this codec and layout, without encoding one; ValueError with `entropy`.
 
     >>> packed_size("int8", Layout.flat(1_000_000))  # 72 + 3,907 scales of 4 bytes + 1,000,000 levels
     1015700
     """
-    num_sides, num_level_bytes = _body(as_codec(codec), layout)
+    codec = as_codec(codec)
+    if codec.entropy:
+        raise ValueError("codec.entropy=True: the length depends on the values; use len(encode(...))")
+    num_sides, num_level_bytes = _body(codec, layout)
     return HEADER_BYTES + 4 * num_sides + num_level_bytes
 
 

@@ -1,4 +1,4 @@
-"""Random words from a key and an index, for stochastic rounding. Knows integers; not codecs or packets.
+"""Random words from a key and an index, to round, rotate and pick by. Knows integers; not codecs or packets.
 
 A counter-based generator: word i depends on (key, i) alone, so any split of the vector over blocks, segments,
 threads or languages draws the same bits. All arithmetic is modulo 2^64:
@@ -9,7 +9,7 @@ threads or languages draws the same bits. All arithmetic is modulo 2^64:
 
 `mix` is the finaliser of SplitMix64 (Steele, Lea and Flood 2014; Vigna's constants). The key is mixed first:
 else keys GOLDEN apart would give shifted copies of one stream. One hash serves two values because 64-bit
-products are what a vector unit is slow at. Not a cryptographic generator: rounding needs no secrecy.
+products are what a vector unit is slow at. Not a cryptographic generator: nothing here needs secrecy.
 """
 
 import numpy as np
@@ -30,6 +30,13 @@ def random_words(*, key: int, first_index: int, count: int) -> NDArray[np.uint32
     words = _mix(hashes).astype("<u8", copy=False).view("<u4")
     skipped = first_index % 2
     return words[skipped : skipped + count]
+
+
+def uniform(*, key: int, first_index: int, count: int) -> NDArray[np.float32]:
+    """The same words as float32 in [0, 1): multiples of 2^-24, each exact."""
+    u = (random_words(key=key, first_index=first_index, count=count) >> np.uint32(8)).astype(np.float32)
+    u *= np.float32(2.0**-24)
+    return u
 
 
 def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:

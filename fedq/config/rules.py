@@ -24,12 +24,28 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "privacy.unit": ("off", "example"),
     "privacy.accountant": ("prv", "rdp"),
     "privacy.noise": ("gaussian", "seeded"),
-    "codec.name": ("float32", "float16", "int8"),
-    "codec.rounding": ("nearest", "stochastic"),
+    "codec.name": ("float32", "float16", "int8", "int4", "int2", "sign", "topk", "randk"),
+    "codec.rounding": ("nearest", "stochastic", "lloyd_max"),
+    "downlink.name": ("float32", "float16", "int8", "int4", "int2", "sign", "topk", "randk"),
+    "downlink.rounding": ("nearest", "stochastic", "lloyd_max"),
+    "downlink.kind": ("weights", "delta"),
     "strategy.name": ("fedavg",),
     "strategy.weighting": ("examples", "equal"),
     "strategy.keep": ("last", "best"),
     "runtime.name": ("local", "ray", "deployment"),
+}
+_LEVELS = ("block", "rounding", "rotate", "feedback", "entropy")
+_KEPT = ("fraction", "block", "rounding", "feedback", "entropy")
+# Codec -> its options. A test compares them with the classes.
+CODEC_OPTIONS: dict[str, tuple[str, ...]] = {
+    "float32": (),
+    "float16": ("feedback",),
+    "int8": _LEVELS,
+    "int4": _LEVELS,
+    "int2": _LEVELS,
+    "sign": _LEVELS,
+    "topk": _KEPT,
+    "randk": _KEPT,
 }
 # key -> (least, largest, whether the bounds themselves are allowed)
 BOUNDS: dict[str, tuple[float, float, bool, bool]] = {
@@ -58,6 +74,9 @@ BOUNDS: dict[str, tuple[float, float, bool, bool]] = {
     "privacy.sample_rate": (1e-6, 1, True, True),
     "privacy.nominal_examples": (1, math.inf, True, False),
     "codec.block": (16, 65536, True, True),
+    "codec.fraction": (1e-6, 1, True, True),
+    "downlink.block": (16, 65536, True, True),
+    "downlink.fraction": (1e-6, 1, True, True),
     "strategy.server_lr": (0, math.inf, False, False),
     "strategy.min_clients": (1, math.inf, True, False),
     "strategy.max_weight": (0, 2**20, False, True),
@@ -113,7 +132,7 @@ def set_by_user(config: Config, key: str) -> bool:
 def _single(config: Config) -> Iterator[Problem]:
     for key, choices in CHOICES.items():
         value = value_of(config, key)
-        if value not in choices:
+        if value not in choices and not (value is None and value_of(Config(), key) is None):
             yield Problem(key, value, f"must be one of {', '.join(choices)}", f"Use {key}={choices[0]}")
     published = config.data.get("nominal_examples")
     if published is not None and (type(published) is not int or published < 1):
@@ -273,13 +292,8 @@ def _idle(config: Config) -> Iterator[Problem]:
             f"partition={c.partition.name} has no such option",
             "Use partition=dirichlet",
         ),
-        (
-            ("codec.block", "codec.rounding"),
-            c.codec.name == "int8",
-            f"codec={c.codec.name} has no such option",
-            "Use codec=int8",
-        ),
-        (("codec.feedback",), c.codec.name != "float32", "float32 packets lose nothing to feed back", "Use codec=int8"),
+        *_codec_options("codec", c.codec.name),
+        *_codec_options("downlink", c.downlink.name),
         (
             ("train.batch_size",),
             not private or c.privacy.sample_rate is None,
@@ -297,6 +311,23 @@ def _idle(config: Config) -> Iterator[Problem]:
         for key in keys:
             if not applies and set_by_user(config, key):
                 yield Problem(key, value_of(config, key), rule, mend)
+
+
+def _codec_options(group: str, name: str | None) -> Iterator[tuple[Sequence[str], bool, str, str]]:
+    """What the codec of one direction lacks; without a name it has no options of its own."""
+    for option in ("block", "rounding", "rotate", "fraction", "feedback", "entropy"):
+        rule = "downlink.name is null" if name is None else f"{group}.name={name} has no such option"
+        if group == "downlink" and option == "feedback":
+            rule, mend = "a delta always feeds back what was lost, and weights leave nothing", "Use downlink.kind=delta"
+            yield (("downlink.feedback",), False, rule, mend)
+            continue
+        owners = [codec for codec, options in CODEC_OPTIONS.items() if option in options]
+        yield (
+            (f"{group}.{option}",),
+            option in CODEC_OPTIONS.get(name or "", ()),
+            rule,
+            f"Use {group}.name={owners[-1]}",
+        )
 
 
 def _options(group: str, switch: str) -> list[str]:

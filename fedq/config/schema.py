@@ -68,10 +68,21 @@ class Privacy:
 
 @dataclass
 class Codec:
-    name: str = option("float32", "what a value costs on the wire, both ways: float32, float16, int8")
-    block: int = option(256, "int8: values that share one scale")
-    rounding: str = option("nearest", "int8: nearest or stochastic (unbiased)")
-    feedback: bool = option(False, "error feedback: what rounding lost is added to the next update")
+    name: str = option("float32", "update on the wire: float32, float16, int8, int4, int2, sign, topk, randk")
+    block: int | None = option(None, "values that share one scale; null: 256 (int8, int4), 1024, or 4096 with rotate")
+    rounding: str | None = option(None, "nearest, stochastic or lloyd_max; null: lloyd_max with rotate, else nearest")
+    rotate: bool = option(False, "randomized Hadamard rotation first: outliers cost less, 1 to 4 bits are unbiased")
+    fraction: float = option(0.01, "topk, randk: share of the values that is sent")
+    feedback: bool = option(False, "error feedback: what the codec lost is added to the next update")
+    entropy: bool = option(False, "deflate the levels: lossless, fewer bytes where levels are unequally frequent")
+
+
+@dataclass
+class Downlink(Codec):
+    """How the server sends the model: a codec again, and what is put into it."""
+
+    name: str | None = option(None, "the model on the wire; null: as codec where that is fine enough, else int8")  # type: ignore[assignment]
+    kind: str = option("weights", "weights (each packet stands alone) or delta (changes since what a client holds)")
 
 
 @dataclass
@@ -118,6 +129,7 @@ class Config:
     quant: Quant = field(default_factory=Quant)
     privacy: Privacy = field(default_factory=Privacy)
     codec: Codec = field(default_factory=Codec)
+    downlink: Downlink = field(default_factory=Downlink)
     strategy: Strategy = field(default_factory=Strategy)
     runtime: Runtime = field(default_factory=Runtime)
 

@@ -5,7 +5,7 @@ import math
 from dataclasses import replace
 from typing import Any, Literal, cast
 
-from fedq.codec import CODECS
+from fedq.codec import CODECS, Codec, with_feedback
 from fedq.config import Config, ConfigError, Problem, problems, rules
 from fedq.experiment.binding import imported, problem
 from fedq.experiment.data import deal, load_data
@@ -14,6 +14,8 @@ from fedq.experiment.ledgers import check_ledgers, data_name
 from fedq.experiment.model import make_model, make_quantized
 from fedq.experiment.optimizers import check_training
 from fedq.experiment.owner import Owner
+from fedq.server import Downlink
+from fedq.server.broadcast import downlink_for
 from fedq.training import Recipe, Trainer, layout_of, read_vector
 
 
@@ -44,8 +46,10 @@ def build(config: Config, *, model: Any = None, data: Any = None, owner: Owner |
     check_training(config, dataset, found)
     if owner is None:
         check_ledgers(config, dataset, found)
+    codec = _codec(config, "codec", found)
+    downlink = _downlink(config, codec, found) if codec is not None else None
     plan = _checked_plan(config, found) if not found else None
-    if found or dataset is None or net is None or shards is None:
+    if found or dataset is None or net is None or shards is None or codec is None or downlink is None:
         raise ConfigError(found)
     layout = layout_of(net)
     trainer = Trainer(net, layout, _recipe(config))
@@ -55,7 +59,8 @@ def build(config: Config, *, model: Any = None, data: Any = None, owner: Owner |
         shards,
         trainer,
         read_vector(net, layout),
-        _codec(config),
+        codec,
+        downlink,
         report,
         plan,
         owner.data_name if owner is not None and owner.data is not None else data_name(config, dataset),
@@ -93,10 +98,41 @@ def _recipe(config: Config) -> Recipe:
     )
 
 
-def _codec(config: Config) -> Any:
-    kind = CODECS[config.codec.name]
+def _codec(config: Config, group: Literal["codec", "downlink"], found: list[Problem]) -> Codec | None:
+    """The codec of one direction; None where its options do not go together."""
+    options = getattr(config, group)
+    if options.name not in CODECS:
+        return None  # the rules report it
+    kind = CODECS[options.name]
     accepted = inspect.signature(kind).parameters
-    return kind(**{name: getattr(config.codec, name) for name in accepted})
+    try:
+        return kind(**{name: getattr(options, name) for name in accepted})
+    except ValueError as error:
+        key, _, rest = str(error).partition("=")
+        value, _, rule = rest.partition(": ")
+        rule, _, mend = rule.partition("; ")
+        found.append(Problem(key.replace("codec.", f"{group}."), value, rule, mend))
+        return None
+
+
+def _downlink(config: Config, codec: Codec, found: list[Problem]) -> Downlink | None:
+    """How the model is sent: as the options say, or in the codec of the update where that carries weights well."""
+    kind = cast(Literal["weights", "delta"], config.downlink.kind)
+    if config.downlink.name is None:
+        if kind == "delta":
+            rule = "changes need a codec of their own, with downlink.name"
+            found.append(Problem("downlink.kind", kind, rule, f"Add downlink.name={config.codec.name}"))
+            return None
+        return downlink_for(codec)
+    own = _codec(config, "downlink", found)
+    if own is None:
+        return None
+    try:
+        return Downlink(with_feedback(own, kind == "delta"), kind)
+    except ValueError as error:
+        rule, _, mend = str(error).partition(": ")[2].partition("; ")
+        found.append(Problem("downlink.name", config.downlink.name, rule, mend))
+        return None
 
 
 def _checked_plan(config: Config, found: list[Problem]) -> Any:

@@ -10,14 +10,14 @@ import torch
 
 from fedq import __version__
 from fedq.client import Client, ClientState, Privacy
-from fedq.codec import Layout
+from fedq.codec import Codec, Layout
 from fedq.compiler import without_compiler
 from fedq.config import Config, rules
 from fedq.data import Dataset
 from fedq.experiment.ledgers import ledger_file
 from fedq.quant import QuantReport
 from fedq.randomness import key64
-from fedq.server import QuantizedFedAvg
+from fedq.server import Downlink, QuantizedFedAvg
 from fedq.training import Trainer
 
 
@@ -30,7 +30,8 @@ class Experiment:
     shards: dict[str, np.ndarray]  # client -> indices of its training examples; on one owner's machine, its own alone
     trainer: Trainer
     initial: np.ndarray  # float32, shape (layout.size,)
-    codec: Any
+    codec: Codec
+    downlink: Downlink
     quantized: QuantReport | None
     plan: Any  # DPPlan, or None when privacy is off
     data_name: str  # names the examples in ledgers
@@ -55,6 +56,7 @@ class Experiment:
         return QuantizedFedAvg(
             self.layout,
             self.codec,
+            downlink=self.downlink,
             optimizer=self._server_optimizer,
             private=self.plan is not None,
             weighting=c.weighting,
@@ -94,7 +96,7 @@ class Experiment:
             shard=lambda: self.dataset.train[indices],
             state=ClientState(folder, durable=durable),
             seed=self.config.seed,
-            feedback=self.config.codec.feedback,
+            keeps_weights=self.downlink.kind == "delta",
             privacy=self._privacy(identity, folder, run, ledger),
         )
 

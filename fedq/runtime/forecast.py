@@ -1,4 +1,4 @@
-"""What a run will cost, before it starts: its messages rehearsed with empty updates. Knows the loop; trains nothing."""
+"""What a run will cost, before it starts: its messages rehearsed with updates of noise. Trains nothing."""
 
 import math
 from collections.abc import Iterator
@@ -19,14 +19,13 @@ from fedq.server import Dealer, Roster
 from fedq.server.link import counted
 from fedq.server.meter import Meter
 from fedq.server.roster import Exchange, grid_exchange
-from fedq.server.strategy import UPDATE
 from fedq.server.total import Traffic
 
 _MESSAGES = 20_000  # rehearsed at most, some seconds; what is left of a longer run is in proportion
 
 
 def forecast(experiment: Experiment) -> Forecast:
-    """Rehearse every message of the run, with updates of zeros, and count."""
+    """Rehearse every message of the run, with updates of noise, and count."""
     config, plan = experiment.config, experiment.plan
     participations = rules.participation_cap(config)
     traffic = _rehearse(experiment)
@@ -57,18 +56,20 @@ def _rehearse(experiment: Experiment) -> Traffic:
     exchange = counted(grid_exchange(grid), meter)
     roster = Roster(dict(zip(experiment.identities, grid.contexts, strict=True)))
     _send(exchange, [Message(wire.empty(), dst_node_id=node, message_type=wire.HELLO) for node in grid.contexts])
-    broadcast = strategy.broadcast(np.zeros(experiment.layout.size, np.float32), 1)
     dealer, last = Dealer(experiment.identities, seed=config.seed), dict.fromkeys(experiment.identities, -1)
     rehearsed = min(config.rounds, max(1, _MESSAGES // rules.cohort_size(config)))
     hello = meter.take()
     for round in range(rehearsed + 1):
         if round:
             cohort = dealer.cohort(round, rules.cohort_size(config))
+            broadcast = strategy.broadcast(experiment.initial, round, cohort)
             _send(exchange, strategy.messages(round, broadcast, {c: last[c] for c in cohort}, roster))
+            strategy.note(round, cohort, cohort)
             last.update(dict.fromkeys(cohort, round))
         if experiment.accuracy_source == "clients" and rules.evaluation_due(config, round):
             everyone = dict.fromkeys(experiment.identities, -1)
-            _send(exchange, strategy.messages(round, broadcast, everyone, roster, task=wire.EVALUATE))
+            snapshot = strategy.snapshot(experiment.initial, round)
+            _send(exchange, strategy.messages(round, snapshot, everyone, roster, task=wire.EVALUATE))
     sent = meter.take()
     if rehearsed < config.rounds:  # a message of a later round is a byte longer at most
         share = config.rounds / rehearsed
@@ -86,10 +87,10 @@ def _send(exchange: Exchange, messages: list[Message]) -> None:
 
 
 def _silent_clients(experiment: Experiment) -> ClientApp:
-    """Clients whose replies have the size of real ones and no content."""
+    """Clients whose replies have the size of real ones (with codec.entropy about that) and no content."""
     app = ClientApp()
-    zeros = np.zeros(experiment.layout.size, np.float32)
-    update = codec.encode(zeros, experiment.codec, layout=experiment.layout)
+    noise = np.random.default_rng(0).normal(size=experiment.layout.size).astype(np.float32)
+    update = codec.encode(noise, experiment.codec, layout=experiment.layout)
     private = experiment.plan is not None
     sizes, names = dict(_shard_sizes(experiment)), experiment.identities
 
@@ -104,7 +105,9 @@ def _silent_clients(experiment: Experiment) -> ClientApp:
     @app.train()
     def train(message: Message, context: Context) -> Message:
         round, size = wire.read_request(message.content).round, sizes[name_of(context)][0]
-        reply = wire.Reply(round, {UPDATE: update}) if private else wire.Reply(round, {UPDATE: update}, size, 0.0)
+        reply = (
+            wire.Reply(round, {wire.UPDATE: update}) if private else wire.Reply(round, {wire.UPDATE: update}, size, 0.0)
+        )
         return Message(wire.write_reply(reply), reply_to=message)
 
     @app.evaluate()

@@ -17,7 +17,7 @@ from fedq import wire
 from fedq.experiment import Experiment
 from fedq.runtime.frames import read_frame, write_frame
 from fedq.runtime.local import in_process
-from fedq.server import Roster, Total
+from fedq.server import Broadcast, Roster, Total
 from fedq.server.link import Replied, nobody
 from fedq.server.roster import LinkLostError
 from fedq.server.strategy import QuantizedFedAvg
@@ -98,7 +98,7 @@ class Pool:
     def gather(
         self,
         round: int,
-        broadcast: Mapping[str, bytes],
+        broadcast: Broadcast,
         accepted: Mapping[str, int],
         *,
         task: str = wire.TRAIN,
@@ -109,7 +109,8 @@ class Pool:
             if share:
                 assert worker.stdin is not None
                 try:
-                    write_frame(worker.stdin, {"round": round, "task": task, "accepted": share}, broadcast)
+                    head = {"round": round, "task": task, "accepted": share}
+                    write_frame(worker.stdin, {**head, **broadcast.head()}, broadcast.blobs())
                 except BrokenPipeError:
                     raise self._death(number) from None
                 busy.append(number)

@@ -22,6 +22,7 @@ def main() -> None:
     from fedq.config import compose
     from fedq.experiment import build
     from fedq.runtime.local import in_process
+    from fedq.server import Broadcast
     from fedq.training.numerics import one_thread
 
     overlay = setup[0]["overlay"]
@@ -29,7 +30,8 @@ def main() -> None:
         experiment = build(compose(setup[0]["overrides"], overlay=Path(overlay) if overlay else None))
         link = in_process(experiment, experiment.strategy(), Path(setup[0]["folder"]))
         while (frame := read_frame(frames_in)) is not None:
-            head, broadcast = frame
+            head, blobs = frame
+            broadcast = Broadcast.from_frame(head, blobs)
             total = link.gather(head["round"], broadcast, head["accepted"], task=head["task"])
             write_frame(frames_out, {}, {"total": total.to_bytes()})
 

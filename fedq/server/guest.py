@@ -15,6 +15,7 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 
 from fedq import wire
 from fedq.codec import REASONS, Layout, Segment
+from fedq.server.broadcast import Broadcast
 from fedq.server.roster import Roster
 from fedq.server.total import Total
 
@@ -32,13 +33,13 @@ INTEGERS = ("bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 1
 class Guest:
     """What one run in another's app needs beside the strategy: the app's arrays, and who was asked."""
 
-    def __init__(self, strategy: "QuantizedFedAvg", *, feedback: bool, statistics: Sequence[str]) -> None:
-        self._strategy, self._feedback, self._statistics = strategy, feedback, statistics
+    def __init__(self, strategy: "QuantizedFedAvg", *, statistics: Sequence[str]) -> None:
+        self._strategy, self._statistics = strategy, statistics
         self._arrays: ArrayRecord | None = None
         self._master = np.empty(0, np.float32)
         self._round = 0  # of the last training
         self._roster = Roster()
-        self._broadcast: dict[str, bytes] = {}
+        self._broadcast = Broadcast(b"")
         self._said: dict[str, RecordDict] = {}  # node -> the app's own records, of replies that passed the checks
 
     def ask(self, task: str, round: int, arrays: ArrayRecord, messages: Iterable[Message]) -> list[Message]:
@@ -50,13 +51,22 @@ class Guest:
         self._take(arrays, begins=task == wire.TRAIN and round <= self._round)
         if task == wire.TRAIN:
             self._round = round
-        self._broadcast = strategy.broadcast(self._master, round)
+        self._broadcast = strategy.snapshot(self._master, round)
         whole = {s.name: arrays[s.name] for s in strategy.layout.segments if s.role == "local"}
         layout, accepted = strategy.layout.to_bytes(), strategy.last_accepted(list(self._roster.nodes))
         for message in asked:
-            last = accepted[str(message.metadata.dst_node_id)] if self._feedback and task == wire.TRAIN else None
+            node = str(message.metadata.dst_node_id)
+            last = accepted[node] if strategy.codec.feedback and task == wire.TRAIN else None
             request = wire.GuestRequest(
-                round, last, strategy.seed, layout, strategy.arrayrecord_key, self._broadcast, whole
+                round=round,
+                accepted=last,
+                seed=strategy.seed,
+                layout=layout,
+                arrays=strategy.arrayrecord_key,
+                codec=strategy.codec.name,
+                options=strategy.codec.options(),
+                packets=self._broadcast.packets(node),
+                whole=whole,
             )
             message.content = wire.write_guest_request(request, message.content)
         return asked

@@ -6,6 +6,7 @@ from typing import Any
 from flwr.app import Message
 
 from fedq import wire
+from fedq.server.broadcast import Broadcast
 from fedq.server.meter import Meter
 from fedq.server.roster import Exchange, Roster, grid_exchange
 from fedq.server.strategy import QuantizedFedAvg
@@ -48,7 +49,7 @@ class GridLink:
     def gather(
         self,
         round: int,
-        broadcast: Mapping[str, bytes],
+        broadcast: Broadcast,
         accepted: Mapping[str, int],
         *,
         task: str = wire.TRAIN,

@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from fedq.server.broadcast import Broadcast
 from fedq.server.roster import LinkLostError
 from fedq.server.sampling import Dealer
 from fedq.server.strategy import QuantizedFedAvg
@@ -23,7 +24,7 @@ SPENT_NOTHING = frozenset({"budget", "ledger"})
 class Gather(Protocol):
     """Carries one round to the clients and brings back the checked, folded total."""
 
-    def __call__(self, round: int, broadcast: Mapping[str, bytes], accepted: Mapping[str, int]) -> Total: ...
+    def __call__(self, round: int, broadcast: Broadcast, accepted: Mapping[str, int]) -> Total: ...
 
 
 @dataclass(frozen=True)
@@ -114,11 +115,12 @@ def run_rounds(
             for client in cohort:
                 outcome.participations[client] = outcome.participations.get(client, 0) + 1
             try:
-                broadcast = strategy.broadcast(master, number)
+                broadcast = strategy.broadcast(master, number, cohort)
             except ValueError as error:  # float16 holds nothing beyond 65504
                 outcome.status, outcome.reason = "failed", f"round {number}: the model cannot be sent: {error}"
                 break
             total = gather(number, broadcast, strategy.last_accepted(cohort))
+            strategy.note(number, cohort, [a.client for a in total.accepted])
             for refusal in total.rejected:
                 if refusal.reason in SPENT_NOTHING:
                     outcome.participations[refusal.client] -= 1

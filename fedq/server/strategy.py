@@ -18,23 +18,23 @@ from flwr.serverapp.strategy import FedAvg
 
 from fedq import codec as packets
 from fedq import wire
-from fedq.codec.codecs import as_codec
 from fedq.compiler import without_compiler
-from fedq.randomness import key64
+from fedq.server.broadcast import Broadcast, Broadcaster, Downlink, downlink_for
 from fedq.server.guest import Guest, check_options
 from fedq.server.roster import Roster, grid_exchange, say_hello
 from fedq.server.sampling import Dealer
 from fedq.server.total import Accepted, Rejected, Total
 
-MODEL, UPDATE = "model", "update"
 Optimizer = Callable[[list[torch.Tensor]], torch.optim.Optimizer]
 
 
 class QuantizedFedAvg(FedAvg):
     """FedAvg over quantized packets (arXiv:1602.05629), with a server optimizer (arXiv:2003.00295).
 
-    The master copy stays float32 at the server. What clients get is `encode(master)`; what they return is
-    their change against what they decoded, so the rounding of the broadcast never accumulates.
+    The master copy stays float32 at the server. What clients get is `encode(master)`, or the changes since what they
+    hold; what they return, in `codec`, is their change against what they decoded, so the rounding of the broadcast
+    never accumulates. `downlink`: how the model is sent; None: in `codec` where that is fine enough for weights, else
+    in int8.
 
     `statistics` names averaged segments that are no parameters (running means, observed ranges): they take the
     plain mean whatever the server optimizer. Under DP (`private=True`) all weights are equal, and a reply that carries
@@ -53,6 +53,7 @@ class QuantizedFedAvg(FedAvg):
         layout: packets.Layout | None = None,
         codec: packets.Codec | str = "int8",
         *,
+        downlink: Downlink | None = None,
         optimizer: Optimizer | None = None,
         private: bool = False,
         weighting: str = "examples",
@@ -75,8 +76,12 @@ class QuantizedFedAvg(FedAvg):
             super().__init__(fraction_train=fraction, min_train_nodes=1, min_available_nodes=1)
             # Passed to Flower, it would be a warning in each run.
             self.fraction_evaluate, self.min_evaluate_nodes = 0.0, 0
-        self._guest = Guest(self, feedback=feedback, statistics=statistics) if layout is None else None
-        self.codec, self.private = as_codec(codec), private
+        self._guest = Guest(self, statistics=statistics) if layout is None else None
+        plain = packets.as_codec(codec)
+        self.codec, self.private = packets.with_feedback(plain, True) if feedback else plain, private
+        self.downlink = downlink or downlink_for(self.codec)
+        if layout is None and self.downlink.kind != "weights":
+            raise ValueError("downlink.kind=delta needs a layout: another app's clients keep no weights; use weights")
         self.by_examples = weighting == "examples" and not private
         self.max_weight, self.min_clients, self.seed, self.timeout, self.version = (
             max_weight,
@@ -91,7 +96,7 @@ class QuantizedFedAvg(FedAvg):
         self._flower: tuple[Roster, Dealer] | None = None  # only under Flower's own `start`
         self._master: np.ndarray | None = None
         self._asked: list[str] = []
-        self._broadcast: dict[str, bytes] = {}
+        self._broadcast = Broadcast(b"")
 
     def begin(self, layout: packets.Layout, statistics: Sequence[str]) -> None:
         """Forget the run before this one, its optimizer and whose updates counted."""
@@ -103,13 +108,17 @@ class QuantizedFedAvg(FedAvg):
         ]
         self._optimizer: torch.optim.Optimizer | None = None
         self._last_accepted: dict[str, int] = {}
+        self._broadcaster = Broadcaster(layout, self.downlink, seed=self.seed)
 
     # --- what one round is made of -----------------------------------------------------------------
 
-    def broadcast(self, master: np.ndarray, round: int) -> dict[str, bytes]:
-        """The packets that every client of the round gets: the same bytes, encoded once."""
-        key = key64(self.seed, "broadcast", round)
-        return {MODEL: packets.encode(master, self.codec, layout=self.layout, kind="weights", round=round, key=key)}
+    def broadcast(self, master: np.ndarray, round: int, cohort: Sequence[str]) -> Broadcast:
+        """What the clients of the round get; a packet is encoded once, for all that it goes to."""
+        return self._broadcaster.make(master, round, cohort)
+
+    def snapshot(self, master: np.ndarray, round: int) -> Broadcast:
+        """The model in one packet, for clients that evaluate."""
+        return self._broadcaster.whole(master, round)
 
     def last_accepted(self, cohort: Sequence[str]) -> dict[str, int]:
         """Client -> last round whose update of it was accepted; -1: none. A client needs it for error feedback."""
@@ -118,7 +127,7 @@ class QuantizedFedAvg(FedAvg):
     def messages(
         self,
         round: int,
-        broadcast: Mapping[str, bytes],
+        broadcast: Broadcast,
         accepted: Mapping[str, int],
         roster: Roster,
         *,
@@ -127,7 +136,7 @@ class QuantizedFedAvg(FedAvg):
         """One request for each client in `accepted`; `task`: `wire.TRAIN` or `wire.EVALUATE`."""
         return [
             Message(
-                wire.write_request(wire.Request(round, last, broadcast, self.holdout)),
+                wire.write_request(wire.Request(round, last, broadcast.packets(client), self.holdout)),
                 dst_node_id=roster.nodes[client],
                 message_type=task,
             )
@@ -140,13 +149,12 @@ class QuantizedFedAvg(FedAvg):
         replies: Iterable[Message],
         cohort: Sequence[str],
         roster: Roster,
-        broadcast: Mapping[str, bytes],
+        broadcast: Broadcast,
         *,
         task: str = wire.TRAIN,
     ) -> Total:
         """Check and fold replies as they come. Whatever fails a check leaves no trace but its reason."""
         total = Total(self.layout)
-        base = packets.digest(packets.decode(broadcast[MODEL], self.layout))
         waiting = set(cohort)
         for message in replies:
             client = roster.identity_of(message.metadata.src_node_id)
@@ -161,7 +169,7 @@ class QuantizedFedAvg(FedAvg):
                 reply = self._checked(message, round, task)
                 weight = float(reply.num_examples or 1) if self.by_examples else 1.0
                 if reply.packets:
-                    self.fold(total, reply.packets, weight, round=round, base=base)
+                    self.fold(total, reply.packets, weight, round=round, base=broadcast.base)
                 total.accepted.append(Accepted(client, weight, reply.num_examples, reply.loss, reply.metric))
             except (wire.MalformedReply, packets.MalformedUpdate) as error:
                 codec_says = isinstance(error, packets.MalformedUpdate)
@@ -180,7 +188,7 @@ class QuantizedFedAvg(FedAvg):
 
     def finish(self, total: Total) -> np.ndarray:
         """Pseudo-gradient: minus the weighted mean update, float32, shape (layout.size,)."""
-        return -total.sums[UPDATE].mean()
+        return -total.sums[wire.UPDATE].mean()
 
     def apply(self, master: np.ndarray, pseudo_gradient: np.ndarray) -> np.ndarray:
         """One step of the server optimizer on the flat master. FedAvg is SGD with lr 1; momentum and Adam come free."""
@@ -201,6 +209,10 @@ class QuantizedFedAvg(FedAvg):
             stepped[part] = master[part] - pseudo_gradient[part]
         return stepped
 
+    def note(self, round: int, asked: Iterable[str], answered: Iterable[str]) -> None:
+        """Who was asked, and who has surely read the broadcast of the round, whether the round counts or not."""
+        self._broadcaster.note(round, asked, answered)
+
     def step(self, round: int, master: np.ndarray, total: Total) -> np.ndarray:
         """The next master, and a note of whose update counted: their next request says so."""
         stepped = self.apply(master, self.finish(total))
@@ -212,12 +224,12 @@ class QuantizedFedAvg(FedAvg):
             raise wire.MalformedReply("error", "Flower's error reply")
         training = task == wire.TRAIN
         if self._guest is not None:
-            return self._guest.checked(message, round, task, frozenset({UPDATE}))
+            return self._guest.checked(message, round, task, frozenset({wire.UPDATE}))
         metrics = {"num_examples", "loss"} if training else {"num_examples", "loss", "metric"}
         reply = wire.read_reply(
             message.content,
             round=round,
-            packets=frozenset({UPDATE} if training else ()),
+            packets=frozenset({wire.UPDATE} if training else ()),
             metrics=frozenset(() if self.private else metrics),
             max_weight=self.max_weight,
         )
@@ -240,7 +252,7 @@ class QuantizedFedAvg(FedAvg):
         size = max(1, int(self.fraction_train * len(roster.nodes) + 1e-9))
         self._master = self.layout.flatten(arrays_of(arrays))
         self._asked = dealer.cohort(server_round, size)
-        self._broadcast = self.broadcast(self._master, server_round)
+        self._broadcast = self.broadcast(self._master, server_round, self._asked)
         return self.messages(server_round, self._broadcast, self.last_accepted(self._asked), roster)
 
     def aggregate_train(
@@ -252,6 +264,7 @@ class QuantizedFedAvg(FedAvg):
         if self._flower is None or self._master is None:
             raise RuntimeError("aggregate_train before configure_train")
         total = self.collect(server_round, replies, self._asked, self._flower[0], self._broadcast)
+        self.note(server_round, self._asked, [a.client for a in total.accepted])
         if len(total.accepted) < self.min_clients:
             return None, None
         master = self.step(server_round, self._master, total)

@@ -27,6 +27,8 @@ class GuestRequest:
     seed: int  # of stochastic rounding
     layout: bytes  # Layout.to_bytes
     arrays: str  # the user's key of the arrays
+    codec: str  # of the update, by name
+    options: bytes  # of that codec, as in a packet's header
     packets: Mapping[str, bytes] = field(default_factory=dict)
     whole: Mapping[str, Array] = field(default_factory=dict)  # arrays that are sent as they are
 
@@ -48,6 +50,8 @@ def write_guest_request(request: GuestRequest, user: RecordDict) -> RecordDict:
         "seed": request.seed,
         "layout": request.layout,
         "arrays": request.arrays,
+        "codec": request.codec,
+        "options": request.options,
     }
     if request.accepted is not None:
         values["accepted"] = request.accepted
@@ -70,7 +74,7 @@ def is_guest_request(content: RecordDict) -> bool:
 def read_guest_request(content: RecordDict) -> GuestRequest:
     records = records_in(_ours(content), {_GUEST: ConfigRecord, PACKETS: ConfigRecord})
     record = records[_GUEST]
-    check_keys(record, {"round", "seed", "layout", "arrays"} | ({"accepted"} & set(record)))
+    check_keys(record, {"round", "seed", "layout", "arrays", "codec", "options"}, optional={"accepted"})
     round, arrays = typed(record, "round", int), typed(record, "arrays", str)
     if not 0 <= round < 2**32:  # what a packet's header can hold
         raise MalformedReply("round", f"round {round} is out of range")
@@ -83,6 +87,8 @@ def read_guest_request(content: RecordDict) -> GuestRequest:
         typed(record, "seed", int),
         typed(record, "layout", bytes),
         arrays,
+        typed(record, "codec", str),
+        typed(record, "options", bytes),
         packets_in(records[PACKETS]),
         {name: array for name, array in whole.items() if name != _SIGN},
     )

@@ -1,11 +1,11 @@
 """What fedq's own clients and server say: requests and replies <-> Flower's `RecordDict`. Knows no arrays or models.
 
-A message carries named packets (`model` down, `update` up) beside a few public numbers. Nothing from the wire
-is trusted: `read_*` checks every key, type and range, and raises `MalformedReply` with a reason code.
+A message carries named packets (`model` or `delta.0`, `delta.1`, ... down, `update` up) beside a few public numbers.
+Nothing from the wire is trusted: `read_*` checks every key, type and range, and raises `MalformedReply` with a reason.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,8 @@ from fedq.wire.checks import MalformedReply, check_keys, check_same_round, numbe
 HELLO = "query.hello"
 TRAIN = "train"
 EVALUATE = "evaluate"
+
+MODEL, UPDATE, _DELTA = "model", "update", "delta."
 
 _HELLO, _REQUEST, REPLY = "fedq.hello", "fedq.request", "fedq.reply"
 PACKETS, _METRICS, _REFUSAL = "fedq.packets", "fedq.metrics", "fedq.refusal"
@@ -36,7 +38,7 @@ PUBLIC_FIELDS = frozenset(
     {
         *(f"{_HELLO}.{key}" for key in ("identity", "version", "formats", "layout")),
         f"{REPLY}.round",
-        f"{PACKETS}.update",
+        f"{PACKETS}.{UPDATE}",
         f"{_REFUSAL}.round",
         f"{_REFUSAL}.reason",
     }
@@ -181,6 +183,21 @@ def read_reply(
         if not math.isfinite(values[name]):
             raise MalformedReply("metric", f"{name} is not finite")
     return Reply(round, carried, num_examples, values.get("loss"), values.get("metric"))  # type: ignore[arg-type]
+
+
+def name_deltas(deltas: Sequence[bytes]) -> dict[str, bytes]:
+    """Packets of changes, oldest first, as a request names them."""
+    return {f"{_DELTA}{number}": packet for number, packet in enumerate(deltas)}
+
+
+def model_of(packets: Mapping[str, bytes]) -> bytes | list[bytes]:
+    """What a request brings: one packet of weights, or packets of changes to apply one after the other."""
+    if set(packets) == {MODEL}:
+        return packets[MODEL]
+    deltas = name_deltas(list(packets.values()))
+    if not deltas or set(deltas) != set(packets):
+        raise MalformedReply("missing_key", f"a request brings {MODEL}, or {_DELTA}0, {_DELTA}1, ... without a gap")
+    return [packets[name] for name in deltas]
 
 
 def packets_of(content: RecordDict) -> dict[str, bytes]:

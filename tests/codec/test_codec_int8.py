@@ -8,9 +8,10 @@ from hypothesis.extra import numpy as npst
 
 from fedq.codec import Int8, Layout, Segment, decode, encode
 from fedq.codec.header import HEADER_BYTES
-from fedq.codec.int8 import LARGEST_SCALE, SMALLEST_SCALE
 from fedq.codec.rounding import random_words
+from fedq.codec.uniform import SMALLEST_SCALE, largest_scale
 
+LARGEST_SCALE = largest_scale(127)
 FLT_MAX = float(np.finfo(np.float32).max)
 ARITHMETIC = 2.0**-15  # of a scale: the part of the bound that is float32 rounding
 

@@ -3,6 +3,8 @@
 import pickle
 import struct
 import tracemalloc
+import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,10 +17,15 @@ from fedq.codec import (
     REASONS,
     Float16,
     Float32,
+    Int2,
+    Int4,
     Int8,
     Layout,
     MalformedUpdate,
+    RandK,
     Segment,
+    Sign,
+    TopK,
     decode,
     digest,
     encode,
@@ -27,7 +34,30 @@ from fedq.codec import (
 )
 from fedq.codec.header import HEADER_BYTES
 
-EVERY_CODEC = [Float32(), Float16(), Int8(), Int8(block=16), Int8(block=65536, rounding="stochastic")]
+FIXED_LENGTH = [
+    Float32(),
+    Float16(),
+    Int8(),
+    Int8(block=16),
+    Int8(block=65536, rounding="stochastic"),
+    Int8(rotate=True),
+    Int4(),
+    Int4(block=17, rounding="stochastic"),
+    Int4(block=256, rotate=True),
+    Int2(),
+    Int2(rotate=True, rounding="stochastic"),
+    Int2(rotate=True),
+    Sign(),
+    Sign(rounding="stochastic"),
+    Sign(rotate=True),
+    Sign(rotate=True, feedback=True),
+    TopK(),
+    TopK(fraction=0.3, rounding="stochastic"),
+    RandK(fraction=0.2),
+    RandK(fraction=0.2, feedback=True),
+]
+DEFLATED = [Int8(entropy=True), Int4(rotate=True, entropy=True), Sign(entropy=True), TopK(0.1, entropy=True)]
+EVERY_CODEC = [*FIXED_LENGTH, *DEFLATED]
 BASE = bytes(range(1, 17))
 
 
@@ -109,16 +139,16 @@ def test_small_segments_may_be_beyond_float16():
     assert np.array_equal(decode(encode(vector, "float16", layout=layout), layout), vector)
 
 
-@pytest.mark.parametrize("codec", EVERY_CODEC)
+@pytest.mark.parametrize("codec", [c for c in EVERY_CODEC if c != RandK(fraction=0.2)])  # which enlarges again
 def test_decoding_and_encoding_again_is_stable(codec, mixed_layout, rng):
     """A decoded vector is on the codec's own grid, or within its bound of it, and never drifts off."""
     vector = rng.normal(size=mixed_layout.size).astype(np.float32)
     once = decode(encode(vector, codec, layout=mixed_layout), mixed_layout)
     again = decode(encode(once, codec, layout=mixed_layout), mixed_layout)
-    assert np.abs(again - once).max() <= (0 if codec.name != "int8" else 2**-15 * np.abs(vector).max())
+    assert np.abs(again - once).max() <= (0 if codec.name.startswith("float") else 2**-15 * np.abs(vector).max())
 
 
-@pytest.mark.parametrize("codec", EVERY_CODEC)
+@pytest.mark.parametrize("codec", FIXED_LENGTH)
 def test_packed_size_is_the_length_of_every_packet(codec, mixed_layout, rng):
     size = packed_size(codec, mixed_layout)
     for vector in (
@@ -261,7 +291,7 @@ def test_encode_refuses_a_bad_argument(argument, message):
 @pytest.mark.parametrize(
     ("codec", "message"),
     [
-        ("int9", r"codec='int9': must be one of float32, float16, int8; did you mean int8\?"),
+        ("int9", r"codec='int9': must be one of float32, .*, randk; did you mean int8\?"),
         (Int8, r"must be an instance or a name of CODECS"),
         (None, r"codec=None"),
     ],
@@ -315,21 +345,26 @@ def test_only_plain_bytes_are_read(data):
     ("offset", "replacement", "reason"),
     [
         (0, b"QDEF", "magic"),
-        (4, struct.pack("<H", 2), "version"),
+        (4, struct.pack("<H", 1), "version"),
+        (4, struct.pack("<H", 3), "version"),
         (4, struct.pack("<H", 0), "version"),
         (6, b"\0", "codec"),
-        (6, b"\x04", "codec"),
+        (6, b"\x09", "codec"),
+        (6, b"\x04", "length"),  # int8's options are int4's, but not its length
         (6, b"\x01", "options"),  # int8's options under float32
         (7, b"\0", "kind"),
         (7, b"\x03", "kind"),
-        (12, struct.pack("<I", 1), "reserved"),
+        (12, struct.pack("<I", 1), "seed"),  # int8 without rotate draws nothing by it
         (16, bytes(16), "layout"),
-        (48, struct.pack("<I", 15), "options"),
-        (48, struct.pack("<I", 65537), "options"),
-        (48, struct.pack("<I", 16), "length"),  # a good block, but another number of scales
-        (52, b"\x02", "options"),
-        (53, b"\x01", "options"),
-        (55, b"\x01", "options"),
+        (48, struct.pack("<H", 14), "options"),
+        (48, struct.pack("<H", 15), "length"),  # a good block, but another number of scales
+        (50, b"\x02", "options"),  # Lloyd-Max without rotate
+        (50, b"\x03", "options"),
+        (51, b"\x08", "options"),
+        (51, b"\x01", "length"),  # rotate, whose last block is a longer one
+        (51, b"\x04", "deflate"),
+        (52, struct.pack("<f", 0.5), "options"),  # a fraction of a codec that keeps all
+        (55, b"\x80", "options"),
         (56, struct.pack("<Q", 2**63), "length"),
         (56, struct.pack("<Q", 2**64 - 1), "length"),
         (56, struct.pack("<Q", 0), "trailing"),
@@ -417,8 +452,57 @@ def test_a_float16_value_that_is_not_finite_is_refused(half):
 def test_a_signed_body_of_another_length_is_refused(codec, mixed_layout):
     packet = encode(np.ones(mixed_layout.size, np.float32), codec, layout=mixed_layout)
     body = packet[HEADER_BYTES:]
-    for other in (b"", body[:-1], body + b"\0", body * 3):
-        assert refusal(with_body(packet, other), mixed_layout) == "length"
+    reason = "deflate" if codec.entropy else "length"
+    assert refusal(with_body(packet, b""), mixed_layout) == "length"
+    for other in (body[:-1], body + b"\0", body * 3):
+        assert refusal(with_body(packet, other), mixed_layout) == reason
+
+
+@pytest.mark.parametrize("codec", DEFLATED)
+def test_packed_size_is_not_known_of_deflated_levels(codec, mixed_layout):
+    with pytest.raises(ValueError, match=r"codec\.entropy=True: the length depends on the values"):
+        packed_size(codec, mixed_layout)
+
+
+@pytest.mark.parametrize("codec", DEFLATED)
+def test_deflated_levels_decode_to_what_plain_ones_do(codec, mixed_layout, rng):
+    vector = rng.normal(size=mixed_layout.size).astype(np.float32)
+    plain = encode(vector, replace(codec, entropy=False), layout=mixed_layout, key=3)
+    deflated = encode(vector, codec, layout=mixed_layout, key=3)
+    assert np.array_equal(decode(deflated, mixed_layout), decode(plain, mixed_layout))
+
+
+def deflated(levels, layout, **flags):
+    """A packet of int8 whose levels are what is given, deflated."""
+    packet = encode(np.ones(layout.size, np.float32), Int8(entropy=True), layout=layout)
+    packer = zlib.compressobj(wbits=-15)
+    return with_body(packet, packet[72:76] + packer.compress(levels) + packer.flush())
+
+
+def test_a_bomb_is_refused_before_it_is_inflated():
+    layout = Layout.flat(256)
+    bomb = deflated(bytes(2**27), layout)  # 128 MiB of zeros in 130 kB
+    tracemalloc.start()
+    assert refusal(bomb, layout) == "deflate"
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**20
+
+
+def test_every_way_to_deflate_badly_is_refused():
+    layout = Layout.flat(256)
+    good = deflated(bytes([5] * 256), layout)
+    assert decode(good, layout).any()
+    body = good[HEADER_BYTES:]
+    assert refusal(deflated(bytes(255), layout), layout) == "deflate"
+    assert refusal(deflated(bytes(257), layout), layout) == "deflate"
+    assert refusal(deflated(b"", layout), layout) == "deflate"
+    assert refusal(with_body(good, body[:4]), layout) == "deflate"  # a scale and nothing
+    assert refusal(with_body(good, body[:3]), layout) == "length"
+    assert refusal(with_body(good, body[:4] + b"\xff" * 20), layout) == "deflate"
+    assert refusal(with_body(good, body[:-1]), layout) == "deflate"
+    assert refusal(with_body(good, body + b"\0"), layout) == "deflate"
+    assert refusal(deflated(bytes([0x80] * 256), layout), layout) == "level"
 
 
 def test_nothing_is_allocated_before_every_length_is_checked():

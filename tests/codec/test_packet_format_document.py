@@ -6,10 +6,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import xxhash
 
 import fedq.codec
-from fedq.codec import Int8, Layout, Segment, decode, digest, encode
+from fedq.codec import (
+    Float16,
+    Float32,
+    Int2,
+    Int4,
+    Int8,
+    Layout,
+    RandK,
+    Segment,
+    Sign,
+    TopK,
+    decode,
+    digest,
+    encode,
+)
+from fedq.codec.uniform import largest_scale
+from tests.codec import stranger
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "packet-format.md"
 
@@ -36,63 +51,82 @@ def test_the_float32_vector_is_what_encode_writes():
     assert len(packet) == 84
 
 
-def test_the_int8_vector_is_what_encode_writes(dense_layout, dense_vector):
-    codec, base = Int8(block=256, rounding="stochastic"), digest(np.zeros(258, np.float32))
-    packet = encode(dense_vector, codec, layout=dense_layout, round=7, base=base, key=1)
-    assert packet == vector_of("int8")
-    assert len(packet) == 72 + 4 * 3 + 256
+VECTORS = {
+    "int8": Int8(256, "stochastic"),
+    "int4": Int4(),
+    "int2": Int2(256, rotate=True),
+    "sign": Sign(256, rotate=True, feedback=True),
+    "topk": TopK(0.05, entropy=True),
+    "randk": RandK(0.05),
+}
 
 
-def test_a_reader_written_from_the_document_alone_agrees(dense_layout, dense_vector):
-    """Python's struct and XXH3 only: what a stranger would write."""
+@pytest.mark.parametrize("name", VECTORS)
+def test_a_vector_is_what_encode_writes(name, dense_layout, dense_vector):
+    base = digest(np.zeros(258, np.float32))
+    packet = encode(dense_vector, VECTORS[name], layout=dense_layout, round=7, base=base, key=1)
+    assert packet == vector_of(name)
+
+
+@pytest.mark.parametrize("name", VECTORS)
+def test_a_reader_written_from_the_document_alone_reads_its_vectors(name, dense_layout):
+    packet = vector_of(name)
+    decoded = decode(packet, dense_layout, kind="delta", round=7, base=digest(np.zeros(258, np.float32)))
+    assert decoded.tolist() == stranger.read(packet, [("weight", (16, 16)), ("bias", (2,))])
+
+
+@pytest.mark.parametrize(
+    "codec",
+    [
+        Float32(),
+        Float16(),
+        Int8(16),
+        Int4(17),
+        Int2(),
+        Sign(rounding="stochastic"),
+        Int8(256, rotate=True),
+        Int4(512, rotate=True, entropy=True),
+        Int2(256, "stochastic", rotate=True),
+        Sign(1024, rotate=True),
+        TopK(0.3, rounding="stochastic"),
+        RandK(0.11, feedback=True),
+        TopK(1.0),
+    ],
+)
+def test_that_reader_reads_segments_that_are_no_multiple_of_the_block(codec, rng):
+    """Blocks that are short, merged, or the whole segment; verbatim segments between; a seed of its own."""
+    shapes = [("a", (700,)), ("norm", (5,)), ("b", (257, 1)), ("c", (3, 100))]
+    layout = Layout([Segment(*shape) for shape in shapes])
+    vector = rng.normal(size=layout.size).astype(np.float32)
+    packet = encode(vector, codec, layout=layout, key=99)
+    assert decode(packet, layout).tolist() == stranger.read(packet, shapes)
+
+
+def test_stochastic_levels_are_those_of_the_formula(dense_vector):
     packet = vector_of("int8")
-    fields = struct.unpack_from("<4sHBBII16s16sIB3sQQ", packet)
-    magic, version, codec, kind, round, reserved, layout, base, block, rounding, zeros, length, checksum = fields
-    assert (magic, version, codec, kind, round, reserved) == (b"FEDQ", 1, 3, 2, 7, 0)
-    assert (block, rounding, zeros, length) == (256, 1, bytes(3), len(packet) - 72)
-    assert checksum == xxhash.xxh3_64_intdigest(packet[:64] + packet[72:])
-    assert base == xxhash.xxh3_128_digest(bytes(4 * 258))
-
-    def text(value):
-        return struct.pack("<I", len(value)) + value
-
-    segments = struct.pack("<I", 2)
-    for name, shape in ((b"weight", (16, 16)), (b"bias", (2,))):
-        segments += text(name) + text(b"float32") + text(b"averaged") + text(b"")
-        segments += struct.pack(f"<I{len(shape)}Q", len(shape), *shape) + text(b"")
-    assert layout == xxhash.xxh3_128_digest(segments)
-
     scale, *bias = struct.unpack_from("<3f", packet, 72)
-    levels = struct.unpack_from("<256b", packet, 84)
-    decoded = decode(packet, dense_layout, kind="delta", round=7, base=base)
-    assert decoded.tolist() == [float(np.float32(level * scale)) for level in levels] + bias
     assert bias == [0.5, -1]
     assert scale == float(np.float32(2) / np.float32(127))
+    levels = struct.unpack_from("<256b", packet, 84)
     assert levels == tuple(stochastic_level(float(v), scale, i, key=1) for i, v in enumerate(dense_vector[:256]))
 
 
 def stochastic_level(value, scale, i, *, key):
     """The document's formula, one value at a time."""
-    mask = 2**64 - 1
-
-    def mix(z):
-        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
-        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
-        return z ^ (z >> 31)
-
-    pair_hash = mix((mix(key) + (i // 2 + 1) * 0x9E3779B97F4A7C15) & mask)
-    word = pair_hash >> 32 if i % 2 else pair_hash & 0xFFFFFFFF
+    word = stranger.word(key, i)
     y = abs(float(np.float32(value) * (np.float32(1) / np.float32(scale))))
     y = min(y, 127.0)
     level = int(y) + (1 if (word >> 8) * 2.0**-24 < y - int(y) else 0)
     return level if value >= 0 else -level
 
 
-def test_the_document_gives_the_largest_scale():
-    largest = np.float32(8454659 * 2.0**98)
-    assert largest == fedq.codec.int8.LARGEST_SCALE
+@pytest.mark.parametrize(("level", "mantissa", "exponent"), [(127, 8454659, 98), (7, 9586980, 102), (1, 16777215, 104)])
+def test_the_document_gives_the_largest_scales(level, mantissa, exponent):
+    largest = np.float32(mantissa * 2.0**exponent)
+    assert largest == largest_scale(level)
     with np.errstate(over="ignore"):
-        assert np.isinf(np.nextafter(largest, np.float32(np.inf)) * np.float32(127))
+        assert np.isfinite(np.float32(level) * largest)
+        assert np.isinf(np.float32(level) * np.nextafter(largest, np.float32(np.inf)))
 
 
 def test_every_reason_is_documented():

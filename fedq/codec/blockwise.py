@@ -1,0 +1,217 @@
+"""Codecs that give every value a level of a few bits and every block a scale. Knows one run of values; not packets.
+
+    nearest, stochastic    evenly spaced levels (uniform.py); 1 bit: below
+    lloyd_max              levels for Gaussian values (lloyd.py), of a rotated block
+
+One bit without Lloyd-Max, with A the largest and M the mean magnitude of a block: nearest is the sign, of scale M (the
+least squared error); stochastic is -A or A, the latter where u < (value / A + 1) / 2, so that the mean is the value.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedq.codec.bits import pack, packed_bytes, signed, unpack
+from fedq.codec.codec import Stream
+from fedq.codec.finite import NonFiniteError
+from fedq.codec.lloyd import LLOYD_MAX, Points, to_codes, tree_sum
+from fedq.codec.malformed import MalformedUpdate
+from fedq.codec.options import Options, Rounding, check_block, check_rounding, check_switches
+from fedq.codec.rotation import LARGEST_SCALE as LARGEST_ROTATED_SCALE
+from fedq.codec.rotation import LARGEST_VALUE, rotate, unrotate
+from fedq.codec.rounding import uniform
+from fedq.codec.uniform import SMALLEST_SCALE, largest_scale, to_levels
+
+ROTATED_BLOCK = 4096  # large enough to mix, small enough that a block stays in a core's cache
+LEAST_ROTATED_BLOCK = 256
+_CHUNK = 65536  # values worked on at once: the temporaries stay in the cache
+
+
+@dataclass(frozen=True)
+class Blockwise:
+    """`bits` a value and one float32 scale for each `block` values.
+
+    `block=None`: the codec's own, or 4096 with `rotate`. `rounding=None`: Lloyd-Max with `rotate`, up to 4 bits, else
+    nearest; at 8 bits evenly spaced levels are as good. `rotate`: a randomized Hadamard rotation, so that outliers
+    cost less. `feedback`: what is lost is added to the next update, and with Lloyd-Max the scale is the one of least
+    error in place of the unbiased one. `entropy`: the levels are deflated.
+    """
+
+    block: int | None = None
+    rounding: Rounding | None = None
+    rotate: bool = False
+    feedback: bool = False
+    entropy: bool = False
+
+    name: ClassVar[str]
+    wire_id: ClassVar[int]
+    bits: ClassVar[int]
+    own_block: ClassVar[int]
+
+    def __post_init__(self) -> None:
+        check_switches(rotate=self.rotate, feedback=self.feedback, entropy=self.entropy)
+        has_points = self.rotate and self.bits in LLOYD_MAX
+        if self.block is None:
+            object.__setattr__(self, "block", ROTATED_BLOCK if self.rotate else self.own_block)
+        if self.rounding is None:
+            object.__setattr__(self, "rounding", "lloyd_max" if has_points else "nearest")
+        block = check_block(self.block)
+        if self.rotate and (block < LEAST_ROTATED_BLOCK or block & (block - 1)):
+            raise ValueError(
+                f"codec.block={block}: with rotate it must be a power of two from 256; try {ROTATED_BLOCK}"
+            )
+        if has_points:
+            check_rounding(self.rounding, ("nearest", "stochastic", "lloyd_max"))
+        else:
+            why = "; lloyd_max needs rotate=true and int4, int2 or sign"
+            check_rounding(self.rounding, ("nearest", "stochastic"), why)
+
+    @property
+    def uses_seed(self) -> bool:
+        return self.rotate
+
+    def options(self) -> bytes:
+        return Options(self._block, self._rounding, self.rotate, self.feedback, self.entropy).to_bytes()
+
+    @classmethod
+    def from_options(cls, options: bytes) -> Self:
+        told = Options.from_bytes(options)
+        codec = cls(told.block, told.rounding, told.rotate, told.feedback, told.entropy)
+        if codec.options() != options:
+            raise ValueError(f"options={options.hex()}: {cls.name} keeps every value, so the last four bytes must be 0")
+        return codec
+
+    def num_sides(self, num_values: int) -> int:
+        whole, rest = self._cut(num_values)
+        return whole + (rest > 0)
+
+    def num_level_bytes(self, num_values: int) -> int:
+        return packed_bytes(num_values, self.bits)
+
+    def encode_run(
+        self, values: NDArray[np.float32], sides: NDArray[np.float32], levels: NDArray[np.uint8], stream: Stream
+    ) -> None:
+        codes = levels.view(np.int8) if self.bits == 8 else np.empty(values.size, np.int8)
+        for blocks, start, stop in self._pieces(values.size):
+            piece, here = values[start:stop].reshape(blocks.stop - blocks.start, -1), stream.at(start)
+            if self.rotate:
+                _check_magnitude(piece)
+                piece = rotate(piece, first_index=here.first_index, seed=here.seed)
+            sides[blocks], quantized = self._quantize(piece, here)
+            codes[start:stop] = quantized.reshape(-1)
+        if self.bits < 8:
+            pack(codes, self.bits, levels)
+
+    def decode_run(
+        self, sides: NDArray[np.float32], levels: NDArray[np.uint8], values: NDArray[np.float32], stream: Stream
+    ) -> None:
+        self._check_scales(sides)
+        codes = levels.view(np.int8) if self.bits == 8 else self._unpacked(levels, values.size)
+        for blocks, start, stop in self._pieces(values.size):
+            scales, piece = sides[blocks], codes[start:stop].reshape(blocks.stop - blocks.start, -1)
+            if self.bits == 8 and piece.min() == -128:
+                raise MalformedUpdate("level", "level -128: levels are -127..127")
+            out = values[start:stop].reshape(piece.shape)
+            points = piece if self._points is None else self._points.points[piece]
+            np.multiply(points, scales[:, None], out=out, dtype=np.float32)
+            if self.rotate:
+                unrotate(out, first_index=stream.first_index + start, seed=stream.seed)
+
+    @property
+    def _block(self) -> int:
+        assert self.block is not None  # __post_init__ has filled it in
+        return self.block
+
+    @property
+    def _rounding(self) -> Rounding:
+        assert self.rounding is not None
+        return self.rounding
+
+    @property
+    def _points(self) -> Points | None:
+        """What codes stand for; None where a code is its own level."""
+        return LLOYD_MAX[self.bits] if self.rounding == "lloyd_max" or self.bits == 1 else None
+
+    @property
+    def _largest_level(self) -> int:
+        return max(1, int(2 ** (self.bits - 1)) - 1)
+
+    @property
+    def _largest_scale(self) -> np.float32:
+        return LARGEST_ROTATED_SCALE if self.rotate else largest_scale(self._largest_level)
+
+    def _cut(self, num_values: int) -> tuple[int, int]:
+        """Whole blocks, and the values of the last one if it is of another length.
+
+        A rotated one is half a block at least: a few values by themselves do not mix.
+        """
+        if not self.rotate:
+            return divmod(num_values, self._block)
+        blocks = max(1, (num_values + self._block // 2) // self._block)
+        last = num_values - (blocks - 1) * self._block
+        return (blocks, 0) if last == self._block else (blocks - 1, last)
+
+    def _pieces(self, num_values: int) -> list[tuple[slice, int, int]]:
+        """Blocks of one length, about _CHUNK values of them, and where their values start and stop."""
+        whole, rest = self._cut(num_values)
+        step = max(1, _CHUNK // self._block)
+        pieces = [slice(first, min(first + step, whole)) for first in range(0, whole, step)]
+        cut = [(blocks, blocks.start * self._block, blocks.stop * self._block) for blocks in pieces]
+        return [*cut, (slice(whole, whole + 1), num_values - rest, num_values)] if rest else cut
+
+    def _quantize(
+        self, blocks: NDArray[np.float32], here: Stream
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32] | NDArray[np.uint8]]:
+        if self.rounding == "lloyd_max":
+            return to_codes(blocks, LLOYD_MAX[self.bits], feedback=self.feedback)
+        if self.bits == 1:
+            return self._signs(blocks, here)
+        key = here.key if self.rounding == "stochastic" else None
+        return to_levels(blocks, self._largest_level, self._largest_scale, first_index=here.first_index, key=key)
+
+    def _signs(self, blocks: NDArray[np.float32], here: Stream) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        magnitude = np.abs(blocks)
+        if self.rounding == "stochastic":
+            scales = magnitude.max(axis=1)
+        else:
+            scales = (tree_sum(magnitude.astype(np.float64)) / blocks.shape[1]).astype(np.float32)
+        if not np.isfinite(scales).all():
+            raise NonFiniteError
+        present = scales > 0
+        scales = np.where(present, np.clip(scales, SMALLEST_SCALE, self._largest_scale), np.float32(0))
+        if self.rounding == "nearest":
+            return scales, (blocks > 0).astype(np.uint8)
+        with np.errstate(under="ignore"):
+            y = np.clip(blocks / np.where(present, scales, np.float32(1))[:, None], np.float32(-1), np.float32(1))
+        u = uniform(key=here.key, first_index=here.first_index, count=y.size).reshape(y.shape)
+        return scales, (u < (y + np.float32(1)) * np.float32(0.5)).astype(np.uint8)
+
+    def _unpacked(self, levels: NDArray[np.uint8], num_values: int) -> NDArray[np.int8]:
+        codes = unpack(levels, self.bits, num_values)
+        if self._points is not None:
+            return codes.view(np.int8)
+        if (codes == 2 ** (self.bits - 1)).any():
+            largest = self._largest_level
+            raise MalformedUpdate("level", f"level {-largest - 1}: levels are {-largest}..{largest}")
+        return signed(codes, self.bits)
+
+    def _check_scales(self, scales: NDArray[np.float32]) -> None:
+        # signbit, not < 0: minus zero is a scale that encode never writes.
+        good = ~np.signbit(scales) & (scales <= self._largest_scale) & ((scales >= SMALLEST_SCALE) | (scales == 0))
+        if not good.all():
+            at = int(np.argmin(good))
+            limit = f"{self._largest_scale:.3g}"
+            raise MalformedUpdate("scale", f"scale {scales[at]:g} of block {at}: must be 0 or 2^-126..{limit}")
+
+
+def _check_magnitude(values: NDArray[np.float32]) -> None:
+    largest = np.maximum(values.max(), -values.min())
+    if not np.isfinite(largest):
+        raise NonFiniteError
+    if largest > LARGEST_VALUE:
+        raise ValueError(
+            f"value of magnitude {largest:g}: a rotated codec carries at most {LARGEST_VALUE:g}; "
+            "use rotate=false or lower the learning rate"
+        )

@@ -1,0 +1,56 @@
+"""The options of a codec as the 8 bytes of a header. Knows numbers and names; not what they do."""
+
+import struct
+from dataclasses import dataclass
+from typing import Literal
+
+Rounding = Literal["nearest", "stochastic", "lloyd_max"]
+ROUNDINGS: tuple[Rounding, ...] = ("nearest", "stochastic", "lloyd_max")
+LEAST_BLOCK, LARGEST_BLOCK = 16, 65536
+_ROTATE, _FEEDBACK, _ENTROPY = 1, 2, 4
+# block - 1, so that 65536 fits; rounding; flags; fraction
+_STRUCT = struct.Struct("<HBBf")
+
+
+@dataclass(frozen=True)
+class Options:
+    """All that any codec with levels can be told; `fraction` is 0 where a codec keeps every value."""
+
+    block: int
+    rounding: Rounding
+    rotate: bool = False
+    feedback: bool = False
+    entropy: bool = False
+    fraction: float = 0.0
+
+    def to_bytes(self) -> bytes:
+        flags = _ROTATE * self.rotate | _FEEDBACK * self.feedback | _ENTROPY * self.entropy
+        return _STRUCT.pack(self.block - 1, ROUNDINGS.index(self.rounding), flags, self.fraction)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Options":
+        """ValueError for a rounding or a flag that is not known; ranges are the codec's to check."""
+        block, rounding, flags, fraction = _STRUCT.unpack(data)
+        if rounding >= len(ROUNDINGS) or flags > _ROTATE | _FEEDBACK | _ENTROPY:
+            raise ValueError(f"options={data.hex()}: rounding {rounding} or flags {flags} that this fedq does not know")
+        rotate, feedback, entropy = (bool(flags & flag) for flag in (_ROTATE, _FEEDBACK, _ENTROPY))
+        return cls(block + 1, ROUNDINGS[rounding], rotate, feedback, entropy, fraction)
+
+
+def check_block(block: object) -> int:
+    if type(block) is not int or not LEAST_BLOCK <= block <= LARGEST_BLOCK:
+        raise ValueError(f"codec.block={block!r}: must be an integer {LEAST_BLOCK}..{LARGEST_BLOCK}; try 256")
+    return block
+
+
+def check_rounding(rounding: object, allowed: tuple[Rounding, ...], why: str = "") -> Rounding:
+    for known in allowed:
+        if rounding == known:
+            return known
+    raise ValueError(f"codec.rounding={rounding!r}: must be {' or '.join(allowed)}{why}")
+
+
+def check_switches(**switches: object) -> None:
+    for name, value in switches.items():
+        if type(value) is not bool:
+            raise ValueError(f"codec.{name}={value!r}: must be true or false")

@@ -1,0 +1,54 @@
+"""Values picked at random by a seed that both ends know: no index travels. Knows one run; sparse.py carries the values.
+
+Picked are the values whose word, of key seed + 3 * 2^32 and the value's index in the vector, is smallest; of equal
+words those that come first.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedq.codec.codec import Stream
+from fedq.codec.rounding import random_words
+from fedq.codec.sparse import Sparse, check_finite, smallest
+
+
+@dataclass(frozen=True)
+class RandK(Sparse):
+    """A random `fraction` of the values (arXiv:1809.07599), times n / k, so that the mean is the vector.
+
+    With `feedback` they are sent as they are: what is fed back mends the bias, and the factor would enlarge the error.
+    """
+
+    name: ClassVar[str] = "randk"
+    wire_id: ClassVar[int] = 8
+    uses_seed: ClassVar[bool] = True
+
+    def encode_run(
+        self, values: NDArray[np.float32], sides: NDArray[np.float32], levels: NDArray[np.uint8], stream: Stream
+    ) -> None:
+        check_finite(values)
+        kept = values[self._indices(values.size, stream)]
+        if not self.feedback:
+            with np.errstate(over="ignore"):
+                kept = kept * np.float32(values.size / kept.size)
+            if not np.isfinite(kept).all():
+                factor = values.size / kept.size
+                raise ValueError(f"a value times {factor:g} exceeds float32: use feedback=true or a larger fraction")
+        self._encode_kept(kept, sides, levels, stream)
+
+    def decode_run(
+        self, sides: NDArray[np.float32], levels: NDArray[np.uint8], values: NDArray[np.float32], stream: Stream
+    ) -> None:
+        indices = self._indices(values.size, stream)
+        values[:] = 0
+        values[indices] = self._decode_kept(sides, levels, indices.size, stream)
+
+    def _index_bytes(self, num_values: int, num_kept: int) -> int:
+        return 0
+
+    def _indices(self, num_values: int, stream: Stream) -> NDArray[np.int64]:
+        words = random_words(key=stream.seed + 3 * 2**32, first_index=stream.first_index, count=num_values)
+        return smallest(words, self.num_kept(num_values))

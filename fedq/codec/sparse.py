@@ -1,0 +1,104 @@
+"""Codecs that keep a fraction of the values, as int8, and send zeros for the rest. Knows one run; not packets."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedq.codec.codec import Stream
+from fedq.codec.finite import NonFiniteError
+from fedq.codec.int8 import Int8
+from fedq.codec.options import Options, Rounding, check_switches
+
+LEAST_FRACTION = 1e-6
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """`fraction` of each run's values, at least one, as int8 (whose `block` and `rounding` these are)."""
+
+    fraction: float = 0.01
+    block: int | None = None
+    rounding: Rounding | None = None
+    feedback: bool = False
+    entropy: bool = False
+
+    name: ClassVar[str]
+    wire_id: ClassVar[int]
+    uses_seed: ClassVar[bool]
+
+    def __post_init__(self) -> None:
+        check_switches(feedback=self.feedback, entropy=self.entropy)
+        number = isinstance(self.fraction, int | float) and not isinstance(self.fraction, bool)
+        if not number or not LEAST_FRACTION <= self.fraction <= 1:
+            raise ValueError(f"codec.fraction={self.fraction!r}: must be a number {LEAST_FRACTION}..1; try 0.01")
+        # As it stands in the header, so that both ends count alike.
+        object.__setattr__(self, "fraction", float(np.float32(self.fraction)))
+        values = Int8(self.block, self.rounding)
+        object.__setattr__(self, "block", values.block)
+        object.__setattr__(self, "rounding", values.rounding)
+
+    def options(self) -> bytes:
+        assert self.block is not None
+        assert self.rounding is not None
+        return Options(self.block, self.rounding, False, self.feedback, self.entropy, self.fraction).to_bytes()
+
+    @classmethod
+    def from_options(cls, options: bytes) -> Self:
+        told = Options.from_bytes(options)
+        if told.rotate:
+            raise ValueError(f"options={options.hex()}: {cls.name} does not rotate: it picks values where they stand")
+        if not math.isfinite(told.fraction):
+            raise ValueError(f"options={options.hex()}: fraction {told.fraction}: must be a number")
+        return cls(told.fraction, told.block, told.rounding, told.feedback, told.entropy)
+
+    def num_kept(self, num_values: int) -> int:
+        """Values of a run that are sent: fraction * num_values to the nearest, at least 1."""
+        return min(num_values, max(1, int(self.fraction * num_values + 0.5)))
+
+    def num_sides(self, num_values: int) -> int:
+        return self._values.num_sides(self.num_kept(num_values))
+
+    def num_level_bytes(self, num_values: int) -> int:
+        kept = self.num_kept(num_values)
+        return self._index_bytes(num_values, kept) + kept
+
+    @property
+    def _values(self) -> Int8:
+        """What carries the kept values."""
+        return Int8(self.block, self.rounding)
+
+    def _index_bytes(self, num_values: int, num_kept: int) -> int:
+        """Bytes of the indices, before the levels."""
+        raise NotImplementedError
+
+    def _encode_kept(
+        self, kept: NDArray[np.float32], sides: NDArray[np.float32], levels: NDArray[np.uint8], stream: Stream
+    ) -> None:
+        # Rounded by their place among the kept ones of this run, from where the run starts.
+        self._values.encode_run(kept, sides, levels[levels.size - kept.size :], stream)
+
+    def _decode_kept(
+        self, sides: NDArray[np.float32], levels: NDArray[np.uint8], kept: int, stream: Stream
+    ) -> NDArray[np.float32]:
+        values = np.empty(kept, np.float32)
+        self._values.decode_run(sides, levels[levels.size - kept :], values, stream)
+        return values
+
+
+def smallest(keys: NDArray[np.uint32], count: int) -> NDArray[np.int64]:
+    """Indices of the `count` smallest keys, increasing; of equal keys those that come first."""
+    if count == keys.size:
+        return np.arange(count)
+    bound = np.partition(keys, count - 1)[count - 1]
+    chosen = keys < bound
+    ties = np.flatnonzero(keys == bound)
+    chosen[ties[: count - int(chosen.sum())]] = True
+    return np.flatnonzero(chosen)
+
+
+def check_finite(values: NDArray[np.float32]) -> None:
+    if not np.isfinite(np.maximum(values.max(), -values.min())):
+        raise NonFiniteError

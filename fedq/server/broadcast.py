@@ -1,0 +1,145 @@
+"""What clients are sent: the model in one packet, or the changes since what they hold. Knows the codec; not messages.
+
+`weights`: one packet that stands alone, the same for all. `delta`: the server keeps what its clients hold, and sends
+what is missing from it. What the last packet lost is part of what is missing now, so every delta is error feedback
+(EF21, arXiv:2106.05203). A client that missed rounds gets the deltas since, or the held weights as float32 where
+those are shorter; one whose state nobody knows gets the latter.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from fedq import codec as packets
+from fedq import wire
+from fedq.randomness import key64
+
+
+@dataclass(frozen=True)
+class Downlink:
+    """How the model is sent. `kind="delta"` pays where a client takes part in most rounds."""
+
+    codec: packets.Codec
+    kind: packets.Kind = "weights"
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("weights", "delta"):
+            raise ValueError(f"downlink.kind={self.kind!r}: must be weights or delta")
+        if self.kind == "weights" and self.codec.name in NO_WEIGHTS:
+            raise ValueError(
+                f"downlink.name={self.codec.name}: drops most of what it is given, and so most of the model; "
+                "use downlink.kind=delta, or int8"
+            )
+        if self.kind == "weights" and self.codec.feedback:
+            raise ValueError(
+                "downlink.feedback=True: weights that stand alone leave nothing to feed back; use downlink.kind=delta"
+            )
+
+
+# Codecs under which weights by themselves are no model.
+NO_WEIGHTS = ("topk", "randk")
+# Of an uplink whose codec is too coarse for weights, or which was told nothing of the downlink.
+FALLBACK = "int8"
+FINE = ("float32", "float16", "int8", "int4")
+
+
+def downlink_for(uplink: packets.Codec) -> Downlink:
+    """The same codec both ways where it is fine enough for weights, else int8."""
+    if uplink.name not in FINE:
+        return Downlink(packets.as_codec(FALLBACK))
+    return Downlink(packets.with_feedback(uplink, False))
+
+
+@dataclass(frozen=True)
+class Broadcast:
+    """The packets of one round, and what a client holds once it has read its own."""
+
+    base: bytes  # digest of those weights
+    whole: bytes = b""  # a packet of weights
+    deltas: tuple[bytes, ...] = ()  # packets of changes, the newest last
+    behind: Mapping[str, int] = field(default_factory=dict)  # client -> how many of the last deltas it needs
+
+    def packets(self, client: str) -> dict[str, bytes]:
+        """Name -> packet, for one client."""
+        missing = self.behind.get(client, 0)
+        return wire.name_deltas(self.deltas[-missing:]) if missing else {wire.MODEL: self.whole}
+
+    def head(self) -> dict[str, Any]:
+        """All but the packets, as JSON takes it: for a worker process."""
+        return {"base": self.base.hex(), "behind": dict(self.behind)}
+
+    def blobs(self) -> dict[str, bytes]:
+        """The packets."""
+        return {wire.MODEL: self.whole, **wire.name_deltas(self.deltas)}
+
+    @classmethod
+    def from_frame(cls, head: Mapping[str, Any], blobs: Mapping[str, bytes]) -> "Broadcast":
+        """What `head` and `blobs` were made of."""
+        deltas = {name: packet for name, packet in blobs.items() if name != wire.MODEL}
+        told = wire.model_of(deltas) if deltas else []
+        assert isinstance(told, list)  # wire.MODEL was left out
+        return cls(bytes.fromhex(head["base"]), blobs[wire.MODEL], tuple(told), head["behind"])
+
+
+class Broadcaster:
+    """Makes the broadcasts of one run."""
+
+    def __init__(self, layout: packets.Layout, downlink: Downlink, *, seed: int) -> None:
+        self._layout, self._downlink, self._seed = layout, downlink, seed
+        self._held: np.ndarray | None = None  # what a client holds that has read the last broadcast
+        self._since = 0  # round of what the first of `_deltas` is against
+        self._deltas: list[tuple[int, bytes]] = []  # (round, packet), oldest first
+        self._holds: dict[str, int] = {}  # client -> round of the broadcast that it has surely read last
+
+    def make(self, master: np.ndarray, round: int, cohort: Sequence[str]) -> Broadcast:
+        """The broadcast for these clients. ValueError where the codec cannot carry the model."""
+        if self._downlink.kind == "weights":
+            return self.whole(master, round)
+        if self._held is None or not any(self._reaches(client) for client in cohort):
+            # Nobody holds anything to build on: begin anew, from weights that need not be exact.
+            packet = self._packet(master, packets.as_codec(FALLBACK), round, "weights")
+            self._held, self._since, self._deltas = packets.decode(packet, self._layout), round, []
+            return Broadcast(packets.digest(self._held), packet)
+        base = packets.digest(self._held)
+        delta = self._packet(master - self._held, self._downlink.codec, round, "delta", base)
+        self._held = self._held + packets.decode(delta, self._layout)
+        self._deltas.append((round, delta))
+        self._forget()
+        behind = {client: self._missed(client) for client in cohort if self._reaches(client)}
+        everybody = len(behind) == len(cohort)
+        whole = b"" if everybody else self._packet(self._held, packets.as_codec("float32"), round, "weights")
+        return Broadcast(packets.digest(self._held), whole, tuple(packet for _, packet in self._deltas), behind)
+
+    def whole(self, master: np.ndarray, round: int) -> Broadcast:
+        """Weights that stand alone and change nothing here: to evaluate, or where all broadcasts are so."""
+        alone = self._downlink.kind == "weights"
+        codec = self._downlink.codec if alone else packets.as_codec(FALLBACK)
+        packet = self._packet(master, codec, round, "weights")
+        return Broadcast(packets.digest(packets.decode(packet, self._layout)), packet)
+
+    def note(self, round: int, asked: Iterable[str], answered: Iterable[str]) -> None:
+        """Who answered, and so has read what was sent. What the others of those asked have read nobody knows."""
+        for client in asked:
+            self._holds.pop(client, None)
+        self._holds.update(dict.fromkeys(answered, round))
+
+    def _reaches(self, client: str) -> bool:
+        """Whether the deltas that are kept lead on from what it holds."""
+        return self._holds.get(client, -1) >= self._since
+
+    def _missed(self, client: str) -> int:
+        return sum(number > self._holds[client] for number, _ in self._deltas)
+
+    def _forget(self) -> None:
+        """Drop the oldest deltas where together they are longer than the weights themselves."""
+        limit = packets.packed_size("float32", self._layout)
+        while len(self._deltas) > 1 and sum(len(packet) for _, packet in self._deltas) > limit:
+            self._since = self._deltas.pop(0)[0]
+
+    def _packet(
+        self, vector: np.ndarray, codec: packets.Codec, round: int, kind: packets.Kind, base: bytes = b""
+    ) -> bytes:
+        key = key64(self._seed, "broadcast", round)
+        return packets.encode(vector, codec, layout=self._layout, kind=kind, round=round, base=base, key=key)
