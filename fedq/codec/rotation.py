@@ -1,7 +1,7 @@
 """Randomized Hadamard rotation of blocks: any values in, values that look Gaussian out. Knows arrays; not scales.
 
-A block of m values, w = 2^floor(log2 m), takes 2 steps if m = w, on all its values, and else 4, on its first w values and
-its last w values in turn: no padding, whatever m is. Step t flips signs and transforms, all in float32, in this order:
+A block of m values, w = 2^floor(log2 m), takes 2 steps if m = w, on all its values, and else 4, on its first w and its
+last w values in turn: no padding, whatever m is. Step t flips signs and transforms, all in float32, in this order:
 
     value i is negated if bit i % 32 of word(i // 32) of key seed + (t + 1) * 2^32 is set   (i: index in the vector)
     v *= fl32(2^(-log2(w) / 2));  for h = 1, 2, 4, ... w/2:  v[j], v[j+h] = v[j] + v[j+h], v[j] - v[j+h]
