@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from fedq.codec import Int8, Layout
 from fedq.codec.accumulator import Accumulator, _largest_magnitude
 from fedq.codec.int8 import LARGEST_SCALE
@@ -331,7 +332,9 @@ def test_rotation_and_its_inverse_are_those_of_the_reference(kind, size, block, 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("size", "block"), CUTS)
-@pytest.mark.parametrize(("bits", "feedback", "first_index", "seed"), [(1, False, 0, 1), (2, True, 5, 9), (4, False, 64, 7)])
+@pytest.mark.parametrize(
+    ("bits", "feedback", "first_index", "seed"), [(1, False, 0, 1), (2, True, 5, 9), (4, False, 64, 7)]
+)
 @np.errstate(under="ignore")
 def test_lloyd_max_codes_are_those_of_the_reference(kind, size, block, bits, feedback, first_index, seed, rng):
     values = bounded(kind(rng, size))
