@@ -111,6 +111,13 @@ def _fill_hashes(mixed_key, first, hashes):
 
 
 @_inner
+def _copy(source, target):
+    """As target[:] = source, which takes numba seconds to compile."""
+    for i in range(source.size):
+        target[i] = source[i]
+
+
+@_inner
 def _largest_bits(values):
     """The bits of the largest |value|; INFINITE or above if any is infinite or NaN."""
     bits = values.view(np.int32)
@@ -393,7 +400,7 @@ def _hadamard(x, spare):
             _radix(other, c, x, step < log // 2)
         c = F32_ONE
     if steps % 2:
-        x[:] = other
+        _copy(other, x)
 
 
 @_inner
@@ -442,8 +449,9 @@ def rotate_run(values, block, first_index, seed, rotated):
     blocks = _num_blocks(values.size, block)
     for number in range(blocks):
         start, stop = number * block, _stop(number, blocks, block, values.size)
-        rotated[start:stop] = values[start:stop]
-        _rotate(rotated[start:stop], first_index + start, seed, spare, hashes)
+        z = rotated[start:stop]
+        _copy(values[start:stop], z)
+        _rotate(z, first_index + start, seed, spare, hashes)
 
 
 @_kernel(types.void, _out(_f4), _i64, _i64, _i64)
@@ -515,7 +523,7 @@ def encode_lloyd(
             return 2
         size = stop - start
         z, q, code = rotated[:size], decoded[:size], codes[start:stop]
-        z[:] = values[start:stop]
+        _copy(values[start:stop], z)
         _rotate(z, first_index + start, seed, spare, hashes)
         energy = _tree_dot(z, z, terms)
         if energy < size * 2.0**-200:
