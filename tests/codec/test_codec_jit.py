@@ -73,7 +73,8 @@ def test_a_wrong_environment_is_an_error(monkeypatch):
 
 
 def test_without_numba_there_are_no_kernels_and_one_line_says_why(fresh, monkeypatch, caplog):
-    monkeypatch.delitem(sys.modules, "fedq.codec.kernels", raising=False)
+    for name in [name for name in sys.modules if name.startswith(("fedq.codec.kernel", "fedq.codec.compiled"))]:
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "numba", None)
     with caplog.at_level(logging.INFO, logger="fedq.codec.jit"):
         assert [jit.kernels(MANY), jit.kernels(MANY)] == [None, None]
