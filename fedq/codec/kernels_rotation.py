@@ -35,9 +35,9 @@ def _stop(number, blocks, block, num_values):
 
 
 @inner
-def _flip_signs(values, first_index, seed, pass_number, hashes):
-    """Pass `pass_number` of the random signs. Bit i % 64 of hash i / 64 is bit i % 32 of word i / 32."""
-    mixed_key = mix(np.uint64(seed) + (np.uint64(pass_number) + ONE) * np.uint64(2**32))
+def _flip_signs(values, first_index, seed, step, hashes):
+    """The random signs of step `step`. Bit i % 64 of hash i / 64 is bit i % 32 of word i / 32."""
+    mixed_key = mix(np.uint64(seed) + (np.uint64(step) + ONE) * np.uint64(2**32))
     skipped = np.uint64(first_index & 63)
     used = (np.int64(skipped) + values.size + 63) >> 6
     fill_hashes(mixed_key, np.uint64(first_index >> 6), hashes[:used])
@@ -116,21 +116,21 @@ def _window(size):
 @inner
 def _rotate(x, first_index, seed, spare, hashes):
     w = _window(x.size)
-    for pass_number in range(2):
-        _flip_signs(x, first_index, seed, pass_number, hashes)
-        _hadamard(x[:w], spare)
-        if w < x.size:
-            _hadamard(x[x.size - w :], spare)
+    for step in range(2 if w == x.size else 4):
+        start = step % 2 * (x.size - w)
+        part = x[start : start + w]
+        _flip_signs(part, first_index + start, seed, step, hashes)
+        _hadamard(part, spare)
 
 
 @inner
 def _unrotate(x, first_index, seed, spare, hashes):
     w = _window(x.size)
-    for pass_number in range(1, -1, -1):
-        if w < x.size:
-            _hadamard(x[x.size - w :], spare)
-        _hadamard(x[:w], spare)
-        _flip_signs(x, first_index, seed, pass_number, hashes)
+    for step in range(1 if w == x.size else 3, -1, -1):
+        start = step % 2 * (x.size - w)
+        part = x[start : start + w]
+        _hadamard(part, spare)
+        _flip_signs(part, first_index + start, seed, step, hashes)
 
 
 @inner

@@ -5,8 +5,9 @@ import pytest
 
 from fedq.codec import Int8, Layout
 from fedq.codec.accumulator import Accumulator, _largest_magnitude
-from fedq.codec.int8 import LARGEST_SCALE
+from fedq.codec.codec import Stream
 from fedq.codec.rounding import random_words
+from fedq.codec.uniform import largest_scale
 
 kernels = pytest.importorskip("fedq.codec.kernels", reason="numba is optional")
 
@@ -57,10 +58,6 @@ KINDS = [gaussian, of_all_magnitudes, denormal, of_ties]
 # ---- evenly spaced levels
 
 
-def largest_scale(largest):
-    return np.nextafter(FLT_MAX / np.float32(largest), np.float32(0))
-
-
 def encode_uniform(values, block, largest, *, key, first_index=0):
     scales = np.empty(-(-values.size // block), np.float32)
     levels = np.empty(values.size, np.int8)
@@ -100,14 +97,15 @@ def uniform_reference(values, block, largest, *, key, first_index=0):
 def test_int8_levels_are_those_of_the_codec(kind, size, block, first_index, key, rng):
     values = kind(rng, size)
     codec = Int8(block=block, rounding="nearest" if key is None else "stochastic")
+    stream = Stream(first_index, seed=0, key=key or 0)
     scales, levels = np.empty(codec.num_sides(size), np.float32), np.empty(size, np.uint8)
-    codec.encode_run(values, scales, levels, first_index=first_index, key=key or 0)
+    codec.encode_run(values, scales, levels, stream)
     good, found_scales, found_levels = encode_uniform(values, block, 127, key=key, first_index=first_index)
     assert good
     assert same_bits(found_scales, scales)
     assert same_bits(found_levels, levels.view(np.int8))
     decoded, found = np.empty(size, np.float32), np.empty(size, np.float32)
-    codec.decode_run(scales, levels, decoded)
+    codec.decode_run(scales, levels, decoded, stream)
     kernels.decode_uniform(levels.view(np.int8), scales, block, found)
     assert same_bits(found, decoded)
 
@@ -123,10 +121,6 @@ def test_levels_of_fewer_bits_are_those_of_the_formula(kind, largest, key, rng):
     assert good
     assert same_bits(found_scales, scales)
     assert same_bits(found_levels, levels)
-
-
-def test_the_largest_scale_the_codec_writes_is_the_one_passed():
-    assert largest_scale(127) == LARGEST_SCALE
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, -np.nan])
@@ -251,32 +245,28 @@ def hadamard(x):
 
 def windows(size):
     w = 1 << (size.bit_length() - 1)
-    return [slice(0, w)] if w == size else [slice(0, w), slice(size - w, size)]
+    return [slice(0, w), slice(size - w, size)] * 2 if w < size else [slice(0, w)] * 2
 
 
-def signs(size, first_index, seed, pass_number):
+def signs(size, first_index, seed, step):
     index = np.arange(first_index, first_index + size)
     first_word = int(index[0]) // 32
-    words = random_words(key=seed + (pass_number + 1) * 2**32, first_index=first_word, count=size // 32 + 2)
+    words = random_words(key=seed + (step + 1) * 2**32, first_index=first_word, count=size // 32 + 2)
     bit = (words[index // 32 - first_word] >> (index % 32).astype(np.uint32)) & np.uint32(1)
     return np.where(bit == 1, np.float32(-1), np.float32(1))
 
 
 def rotate(x, first_index, seed):
     z = x.copy()
-    for pass_number in (0, 1):
-        z *= signs(z.size, first_index, seed, pass_number)
-        for window in windows(z.size):
-            z[window] = hadamard(z[window])
+    for step, window in enumerate(windows(z.size)):
+        z[window] = hadamard(z[window] * signs(z.size, first_index, seed, step)[window])
     return z
 
 
 def unrotate(z, first_index, seed):
     x = z.copy()
-    for pass_number in (1, 0):
-        for window in reversed(windows(x.size)):
-            x[window] = hadamard(x[window])
-        x *= signs(x.size, first_index, seed, pass_number)
+    for step, window in reversed(list(enumerate(windows(x.size)))):
+        x[window] = hadamard(x[window]) * signs(x.size, first_index, seed, step)[window]
     return x
 
 
