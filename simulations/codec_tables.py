@@ -1,6 +1,6 @@
 """What each codec costs and loses, and how fast it is here: the tables of docs/codecs.md.
 
-    python -m simulations.codec_tables           bits and errors of every codec, then `simulations.bench codec` (1 minute)
+python -m simulations.codec_tables           bits and errors of every codec, then `simulations.bench codec` (1 minute)
 """
 
 import json

@@ -4,15 +4,18 @@
     lloyd_max              levels for Gaussian values (lloyd.py), of a rotated block
 
 One bit without Lloyd-Max, with A the largest and M the mean magnitude of a block: nearest is the sign, of scale M (the
-least squared error); stochastic is -A or A, the latter where u < (value / A + 1) / 2, so that the mean is the value.
+least squared error); stochastic is A where half(i) < rint((value / A + 1) * 2^15), else -A: the mean is the value, to
+2^-16 A.
 """
 
 from dataclasses import dataclass
+from types import ModuleType
 from typing import ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedq.codec import fast, jit
 from fedq.codec.bits import pack, packed_bytes, signed, unpack
 from fedq.codec.codec import Stream
 from fedq.codec.finite import NonFiniteError
@@ -21,8 +24,9 @@ from fedq.codec.malformed import MalformedUpdate
 from fedq.codec.options import Options, Rounding, check_block, check_rounding, check_switches
 from fedq.codec.rotation import LARGEST_SCALE as LARGEST_ROTATED_SCALE
 from fedq.codec.rotation import LARGEST_VALUE, rotate, unrotate
-from fedq.codec.rounding import uniform
-from fedq.codec.uniform import SMALLEST_SCALE, largest_scale, to_levels
+from fedq.codec.rounding import random_halves
+from fedq.codec.uniform import SMALLEST_SCALE, to_levels
+from fedq.codec.uniform import largest_scale as _largest_scale
 
 ROTATED_BLOCK = 4096  # large enough to mix, small enough that a block stays in a core's cache
 LEAST_ROTATED_BLOCK = 256
@@ -73,7 +77,7 @@ class Blockwise:
         return self.rotate
 
     def options(self) -> bytes:
-        return Options(self._block, self._rounding, self.rotate, self.feedback, self.entropy).to_bytes()
+        return Options(self.num_block, self._rounding, self.rotate, self.feedback, self.entropy).to_bytes()
 
     @classmethod
     def from_options(cls, options: bytes) -> Self:
@@ -84,7 +88,7 @@ class Blockwise:
         return codec
 
     def num_sides(self, num_values: int) -> int:
-        whole, rest = self._cut(num_values)
+        whole, rest = self.cut(num_values)
         return whole + (rest > 0)
 
     def num_level_bytes(self, num_values: int) -> int:
@@ -93,6 +97,9 @@ class Blockwise:
     def encode_run(
         self, values: NDArray[np.float32], sides: NDArray[np.float32], levels: NDArray[np.uint8], stream: Stream
     ) -> None:
+        kernels = self._kernels(stream)
+        if kernels is not None and fast.encode(kernels, self, values, sides, levels, stream):
+            return
         codes = levels.view(np.int8) if self.bits == 8 else np.empty(values.size, np.int8)
         for blocks, start, stop in self._pieces(values.size):
             piece, here = values[start:stop].reshape(blocks.stop - blocks.start, -1), stream.at(start)
@@ -107,20 +114,28 @@ class Blockwise:
     def decode_run(
         self, sides: NDArray[np.float32], levels: NDArray[np.uint8], values: NDArray[np.float32], stream: Stream
     ) -> None:
-        self._check_scales(sides)
+        self.check_scales(sides)
+        kernels = self._kernels(stream)
+        if kernels is not None and fast.decode(kernels, self, sides, levels, values, stream):
+            return
         codes = levels.view(np.int8) if self.bits == 8 else self._unpacked(levels, values.size)
         for blocks, start, stop in self._pieces(values.size):
             scales, piece = sides[blocks], codes[start:stop].reshape(blocks.stop - blocks.start, -1)
             if self.bits == 8 and piece.min() == -128:
                 raise MalformedUpdate("level", "level -128: levels are -127..127")
             out = values[start:stop].reshape(piece.shape)
-            points = piece if self._points is None else self._points.points[piece]
+            points = piece if self.points is None else self.points.points[piece]
             np.multiply(points, scales[:, None], out=out, dtype=np.float32)
             if self.rotate:
                 unrotate(out, first_index=stream.first_index + start, seed=stream.seed)
 
+    def _kernels(self, stream: Stream) -> ModuleType | None:
+        """What works on a run of this codec faster; one bit without Lloyd-Max has no kernel."""
+        return None if self.bits == 1 and self.rounding != "lloyd_max" else jit.kernels(stream.num_values)
+
     @property
-    def _block(self) -> int:
+    def num_block(self) -> int:
+        """Values that share a scale."""
         assert self.block is not None  # __post_init__ has filled it in
         return self.block
 
@@ -130,35 +145,37 @@ class Blockwise:
         return self.rounding
 
     @property
-    def _points(self) -> Points | None:
+    def points(self) -> Points | None:
         """What codes stand for; None where a code is its own level."""
         return LLOYD_MAX[self.bits] if self.rounding == "lloyd_max" or self.bits == 1 else None
 
     @property
-    def _largest_level(self) -> int:
+    def largest_level(self) -> int:
+        """Of evenly spaced levels."""
         return max(1, int(2 ** (self.bits - 1)) - 1)
 
     @property
-    def _largest_scale(self) -> np.float32:
-        return LARGEST_ROTATED_SCALE if self.rotate else largest_scale(self._largest_level)
+    def largest_scale(self) -> np.float32:
+        """The largest of which every level is finite, and of a rotated block every value."""
+        return LARGEST_ROTATED_SCALE if self.rotate else _largest_scale(self.largest_level)
 
-    def _cut(self, num_values: int) -> tuple[int, int]:
+    def cut(self, num_values: int) -> tuple[int, int]:
         """Whole blocks, and the values of the last one if it is of another length.
 
         A rotated one is half a block at least: a few values by themselves do not mix.
         """
         if not self.rotate:
-            return divmod(num_values, self._block)
-        blocks = max(1, (num_values + self._block // 2) // self._block)
-        last = num_values - (blocks - 1) * self._block
-        return (blocks, 0) if last == self._block else (blocks - 1, last)
+            return divmod(num_values, self.num_block)
+        blocks = max(1, (num_values + self.num_block // 2) // self.num_block)
+        last = num_values - (blocks - 1) * self.num_block
+        return (blocks, 0) if last == self.num_block else (blocks - 1, last)
 
     def _pieces(self, num_values: int) -> list[tuple[slice, int, int]]:
         """Blocks of one length, about _CHUNK values of them, and where their values start and stop."""
-        whole, rest = self._cut(num_values)
-        step = max(1, _CHUNK // self._block)
+        whole, rest = self.cut(num_values)
+        step = max(1, _CHUNK // self.num_block)
         pieces = [slice(first, min(first + step, whole)) for first in range(0, whole, step)]
-        cut = [(blocks, blocks.start * self._block, blocks.stop * self._block) for blocks in pieces]
+        cut = [(blocks, blocks.start * self.num_block, blocks.stop * self.num_block) for blocks in pieces]
         return [*cut, (slice(whole, whole + 1), num_values - rest, num_values)] if rest else cut
 
     def _quantize(
@@ -169,7 +186,7 @@ class Blockwise:
         if self.bits == 1:
             return self._signs(blocks, here)
         key = here.key if self.rounding == "stochastic" else None
-        return to_levels(blocks, self._largest_level, self._largest_scale, first_index=here.first_index, key=key)
+        return to_levels(blocks, self.largest_level, self.largest_scale, first_index=here.first_index, key=key)
 
     def _signs(self, blocks: NDArray[np.float32], here: Stream) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
         magnitude = np.abs(blocks)
@@ -180,29 +197,30 @@ class Blockwise:
         if not np.isfinite(scales).all():
             raise NonFiniteError
         present = scales > 0
-        scales = np.where(present, np.clip(scales, SMALLEST_SCALE, self._largest_scale), np.float32(0))
+        scales = np.where(present, np.clip(scales, SMALLEST_SCALE, self.largest_scale), np.float32(0))
         if self.rounding == "nearest":
             return scales, (blocks > 0).astype(np.uint8)
         with np.errstate(under="ignore"):
             y = np.clip(blocks / np.where(present, scales, np.float32(1))[:, None], np.float32(-1), np.float32(1))
-        u = uniform(key=here.key, first_index=here.first_index, count=y.size).reshape(y.shape)
-        return scales, (u < (y + np.float32(1)) * np.float32(0.5)).astype(np.uint8)
+        halves = random_halves(key=here.key, first_index=here.first_index, count=y.size).reshape(y.shape)
+        return scales, (halves < np.rint((y + np.float32(1)) * np.float32(2.0**15))).astype(np.uint8)
 
     def _unpacked(self, levels: NDArray[np.uint8], num_values: int) -> NDArray[np.int8]:
         codes = unpack(levels, self.bits, num_values)
-        if self._points is not None:
+        if self.points is not None:
             return codes.view(np.int8)
         if (codes == 2 ** (self.bits - 1)).any():
-            largest = self._largest_level
+            largest = self.largest_level
             raise MalformedUpdate("level", f"level {-largest - 1}: levels are {-largest}..{largest}")
         return signed(codes, self.bits)
 
-    def _check_scales(self, scales: NDArray[np.float32]) -> None:
+    def check_scales(self, scales: NDArray[np.float32]) -> None:
+        """MalformedUpdate for a scale that encode never writes."""
         # signbit, not < 0: minus zero is a scale that encode never writes.
-        good = ~np.signbit(scales) & (scales <= self._largest_scale) & ((scales >= SMALLEST_SCALE) | (scales == 0))
+        good = ~np.signbit(scales) & (scales <= self.largest_scale) & ((scales >= SMALLEST_SCALE) | (scales == 0))
         if not good.all():
             at = int(np.argmin(good))
-            limit = f"{self._largest_scale:.3g}"
+            limit = f"{self.largest_scale:.3g}"
             raise MalformedUpdate("scale", f"scale {scales[at]:g} of block {at}: must be 0 or 2^-126..{limit}")
 
 

@@ -19,10 +19,11 @@ class Stream:
     first_index: int
     seed: int
     key: int = 0
+    num_values: int = 0  # of the whole vector: whether compiled kernels pay
 
     def at(self, offset: int) -> "Stream":
         """The stream of the values from `offset` of this run on."""
-        return Stream(self.first_index + offset, self.seed, self.key)
+        return Stream(self.first_index + offset, self.seed, self.key, self.num_values)
 
 
 class Codec(Protocol):

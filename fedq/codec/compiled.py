@@ -63,3 +63,8 @@ def reads(dtype: Any) -> Any:
 
 def writes(dtype: Any) -> Any:
     return types.Array(dtype, 1, "C", aligned=False)
+
+
+def eight(dtype: Any) -> Any:
+    """A tuple of eight of a type."""
+    return types.UniTuple(dtype, 8)

@@ -67,7 +67,7 @@ def check_kind(kind: Kind) -> None:
         raise ValueError(f"kind={kind!r}: must be one of {', '.join(_ID_OF_KIND)}")
 
 
-def seal(header: Header, packet: bytearray) -> None:
+def seal(header: Header, packet: memoryview) -> None:
     """Write header and checksum into the first 72 bytes of a packet whose body is in place."""
     check_round(header.round)
     check_base(header.base)
@@ -86,7 +86,7 @@ def seal(header: Header, packet: bytearray) -> None:
         header.options,
         header.body_length,
     )
-    _CHECKSUM.pack_into(packet, _FIELDS.size, _checksum(memoryview(packet)))
+    _CHECKSUM.pack_into(packet, _FIELDS.size, _checksum(packet))
 
 
 def open_packet(data: bytes | bytearray | memoryview) -> tuple[Header, memoryview]:

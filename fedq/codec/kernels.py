@@ -12,6 +12,7 @@ magnitude is found among the integer bits, which order as magnitudes do and put 
 from fedq.codec.kernels_bits import pack, unpack
 from fedq.codec.kernels_rotation import decode_lloyd, encode_lloyd, rotate_run, unrotate_run
 from fedq.codec.kernels_uniform import (
+    add_eight,
     add_uniform,
     add_vector,
     check_uniform,
@@ -21,6 +22,7 @@ from fedq.codec.kernels_uniform import (
 )
 
 __all__ = [
+    "add_eight",
     "add_uniform",
     "add_vector",
     "check_uniform",

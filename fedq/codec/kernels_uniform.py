@@ -5,15 +5,16 @@
 
 import numpy as np
 
-from fedq.codec.compiled import boolean, f4, f8, i8, i64, inner, kernel, reads, u64, void, writes
+from fedq.codec.compiled import boolean, eight, f4, f8, i8, i64, inner, kernel, reads, u64, void, writes
 from fedq.codec.kernel_parts import F32_ONE, F32_ZERO, INFINITE, SMALLEST_SCALE, fill_hashes, largest_bits, mix
 
-U_UNIT = np.float32(2.0**-24)
+FIXED_POINT = np.float32(2.0**16)
 # Added to |y| < 2^22 (2^51), rounds it to an integer, ties to even, and leaves that in the low bits.
 ROUNDER = np.float32(1.5 * 2**23)
 ROUNDER_BITS = ROUNDER.view(np.int32)
 WIDE_ROUNDER = np.float64(1.5 * 2**52)
 WIDE_ROUNDER_BITS = WIDE_ROUNDER.view(np.int64)
+EIGHT_ROUNDERS = np.int64((8 * int(WIDE_ROUNDER_BITS) + 2**63) % 2**64 - 2**63)  # modulo 2^64, as the sums are
 WIDE_ROUNDER_LIMIT = 2.0**50
 PIECE = 1024  # values worked on at once: the temporaries stay in the fastest cache
 
@@ -27,22 +28,19 @@ def _round_to_nearest(values, inverse, largest, levels):
 
 
 @inner
-def _round_stochastically(values, inverse, largest, words, levels):
+def _round_stochastically(values, inverse, halves, levels):
     for i in range(values.size):
-        y = values[i] * inverse
-        magnitude = min(abs(y), largest)
-        below = np.int32(magnitude)
-        u = np.float32(np.int32(words[i] >> np.uint32(8))) * U_UNIT
-        level = np.int32(below + np.int32(u < magnitude - np.float32(below)))
-        levels[i] = np.int8(-level if y < F32_ZERO else level)
+        fixed = np.int32(np.rint(np.float32(np.float32(values[i] * inverse) * FIXED_POINT)))
+        levels[i] = np.int8(np.int32(fixed + np.int32(halves[i])) >> np.int32(16))
 
 
 @kernel(boolean, reads(f4), i64, f4, f4, boolean, i64, u64, writes(f4), writes(i8))
 def encode_uniform(values, block, largest, limit, stochastic, first_index, key, scales, levels):
     """Scales and levels -largest..largest of blocks; False if a value is infinite or NaN. `limit`: of the scale."""
-    hashes = np.empty(PIECE // 2 + 1, np.uint64)
-    words = hashes.view(np.uint32)
+    hashes = np.empty(PIECE // 4 + 2, np.uint64)
+    halves = hashes.view(np.uint16)
     mixed_key = mix(key)
+    drawn = drawn_to = np.int64(0)  # of which value on the halves are there, and up to which
     for number in range(scales.size):
         start = number * block
         x, out = values[start : start + block], levels[start : start + block]
@@ -57,12 +55,16 @@ def encode_uniform(values, block, largest, limit, stochastic, first_index, key, 
         if not stochastic:
             _round_to_nearest(x, inverse, largest, out)
             continue
-        for at in range(0, x.size, PIECE):
-            piece = x[at : at + PIECE]
+        at = np.int64(0)
+        while at < x.size:
             index = first_index + start + at
-            skipped = index & 1
-            fill_hashes(mixed_key, np.uint64(index >> 1), hashes[: (skipped + piece.size + 1) >> 1])
-            _round_stochastically(piece, inverse, largest, words[skipped : skipped + piece.size], out[at : at + PIECE])
+            if index >= drawn_to:  # several blocks' at once: a call for each would take longer than the hashes
+                drawn = index - (index & 3)
+                drawn_to = drawn + PIECE
+                fill_hashes(mixed_key, np.uint64(drawn >> 2), hashes[: PIECE // 4])
+            stop = min(x.size, at + drawn_to - index)
+            _round_stochastically(x[at:stop], inverse, halves[index - drawn : drawn_to - drawn], out[at:stop])
+            at = stop
     return True
 
 
@@ -76,13 +78,16 @@ def decode_uniform(levels, scales, block, values):
             out[i] = np.float32(part[i]) * scale
 
 
-@kernel(f4, reads(i8), reads(f4), i64, i64)
-def check_uniform(levels, scales, block, largest):
-    """The largest |level * scale|, or -1 if a level is not in -largest..largest. The scales must be checked already."""
+@kernel(f4, reads(i8), reads(f4), i64, i64, f4)
+def check_uniform(levels, scales, block, largest, limit):
+    """The largest |level * scale|; -1 if a level is not in -largest..largest, or a scale not 0 or 2^-126..limit."""
     greatest = F32_ZERO
     for number in range(scales.size):
         start = number * block
-        part = levels[start : start + block]
+        part, scale = levels[start : start + block], scales[number]
+        # Minus zero has a bit set, and is no scale either; of NaN both comparisons are false.
+        if np.float32(scale).view(np.int32) != 0 and not (SMALLEST_SCALE <= scale <= limit):
+            return np.float32(-1)
         low = high = np.int8(0)
         for i in range(part.size):
             low = min(low, part[i])
@@ -91,7 +96,7 @@ def check_uniform(levels, scales, block, largest):
         if most > largest:
             return np.float32(-1)
         # Rounding is monotonic: the largest level gives the largest product.
-        greatest = max(greatest, np.float32(most) * scales[number])
+        greatest = max(greatest, np.float32(most) * scale)
     return greatest
 
 
@@ -120,6 +125,60 @@ def add_uniform(levels, scales, block, factor, sums):
         else:
             for i in range(part.size):
                 out[i] += np.int64(np.rint(np.float64(np.float32(part[i]) * scale) * factor))
+
+
+@inner
+def _add_eight(l0, l1, l2, l3, l4, l5, l6, l7, c, f, sums):
+    for i in range(sums.size):
+        t0 = np.float64(np.float64(np.float32(l0[i]) * c[0]) * f[0] + WIDE_ROUNDER).view(np.int64)
+        t1 = np.float64(np.float64(np.float32(l1[i]) * c[1]) * f[1] + WIDE_ROUNDER).view(np.int64)
+        t2 = np.float64(np.float64(np.float32(l2[i]) * c[2]) * f[2] + WIDE_ROUNDER).view(np.int64)
+        t3 = np.float64(np.float64(np.float32(l3[i]) * c[3]) * f[3] + WIDE_ROUNDER).view(np.int64)
+        t4 = np.float64(np.float64(np.float32(l4[i]) * c[4]) * f[4] + WIDE_ROUNDER).view(np.int64)
+        t5 = np.float64(np.float64(np.float32(l5[i]) * c[5]) * f[5] + WIDE_ROUNDER).view(np.int64)
+        t6 = np.float64(np.float64(np.float32(l6[i]) * c[6]) * f[6] + WIDE_ROUNDER).view(np.int64)
+        t7 = np.float64(np.float64(np.float32(l7[i]) * c[7]) * f[7] + WIDE_ROUNDER).view(np.int64)
+        sums[i] += ((t0 + t1) + (t2 + t3)) + ((t4 + t5) + (t6 + t7)) - EIGHT_ROUNDERS
+
+
+@kernel(void, eight(reads(i8)), eight(reads(f4)), eight(f8), i64, writes(i64))
+def add_eight(levels, scales, factors, block, sums):
+    """What add_uniform does eight times, while each sum is at hand."""
+    for number in range(scales[0].size):
+        at = number * block
+        out = sums[at : at + block]
+        c = (
+            scales[0][number],
+            scales[1][number],
+            scales[2][number],
+            scales[3][number],
+            scales[4][number],
+            scales[5][number],
+            scales[6][number],
+            scales[7][number],
+        )
+        most = 0.0
+        for k in range(8):
+            most = max(most, np.float64(c[k]) * factors[k])
+        if most * 128.0 < WIDE_ROUNDER_LIMIT:
+            _add_eight(
+                levels[0][at : at + block],
+                levels[1][at : at + block],
+                levels[2][at : at + block],
+                levels[3][at : at + block],
+                levels[4][at : at + block],
+                levels[5][at : at + block],
+                levels[6][at : at + block],
+                levels[7][at : at + block],
+                c,
+                factors,
+                out,
+            )
+        else:
+            for k in range(8):
+                part = levels[k][at : at + block]
+                for i in range(part.size):
+                    out[i] += np.int64(np.rint(np.float64(np.float32(part[i]) * c[k]) * factors[k]))
 
 
 @kernel(void, reads(f4), f8, writes(i64))

@@ -154,6 +154,11 @@ class Layout:
         """16 bytes: XXH3-128 of `to_bytes`."""
         return xxhash.xxh3_128(self.to_bytes()).digest()
 
+    @cached_property
+    def memo(self) -> dict[Any, Any]:
+        """What packet.py has worked out of this layout; no part of what makes two of them equal."""
+        return {}
+
     def segment_at(self, index: int) -> Segment:
         """The segment that a value of the vector belongs to."""
         return self.averaged[bisect_right(self.offsets, index) - 1]

@@ -3,7 +3,8 @@
 docs/packet-format.md gives the format to the byte.
 """
 
-from collections.abc import Iterator
+import io
+from dataclasses import dataclass
 
 import numpy as np
 import xxhash
@@ -29,6 +30,7 @@ from fedq.codec.malformed import MalformedUpdate
 from fedq.codec.rounding import random_words
 
 _VERBATIM = Float32()
+_PLANS = 16  # codecs that a layout remembers
 _SEED = 2**40 - 1  # word of the rounding stream that becomes the seed: no value of a vector has it
 
 
@@ -60,14 +62,33 @@ def encode(
     values = layout.check(vector)
     if type(key) is not int or not 0 <= key < 2**64:
         raise ValueError(f"key={key!r}: must be an integer 0..2**64-1")
-    num_sides, num_level_bytes = _body(codec, layout)
-    packet = bytearray(HEADER_BYTES + 4 * num_sides + num_level_bytes)
+    plan = _plan(codec, layout)
+    num_sides, num_level_bytes = plan.num_sides, plan.num_level_bytes
     seed = int(random_words(key=key, first_index=_SEED, count=1)[0]) if codec.uses_seed else 0
+    # The bytes that are written into are the ones that are returned: the pages of a second copy, new from the system
+    # each time, would cost more than the encoding.
+    packet = io.BytesIO()
+    packet.seek(HEADER_BYTES + 4 * num_sides + num_level_bytes - 1)
+    packet.write(b"\0")
+    _write_body(packet.getbuffer()[HEADER_BYTES:], plan, values, layout, seed, key)
+    if codec.entropy:
+        plain, kept = packet.getvalue(), HEADER_BYTES + 4 * num_sides
+        packet = io.BytesIO()
+        packet.write(plain[:kept])
+        packet.write(deflate(memoryview(plain)[kept:]))
+    body_length = packet.tell() - HEADER_BYTES
+    seal(Header(codec.name, kind, layout.digest, round, base, codec.options(), body_length, seed), packet.getbuffer())
+    return packet.getvalue()
+
+
+def _write_body(
+    body: memoryview, plan: "_Plan", values: NDArray[np.float32], layout: Layout, seed: int, key: int
+) -> None:
+    sides, levels = _planes(body, plan.num_sides)
     try:
-        sides, levels = _planes(memoryview(packet)[HEADER_BYTES:], num_sides)
-        for run, used, run_sides, run_levels in _runs(codec, layout):
+        for run, used, run_sides, run_levels in plan.runs:
             part = values[run.start : run.stop]
-            used.encode_run(part, sides[run_sides], levels[run_levels], Stream(run.start, seed, key))
+            used.encode_run(part, sides[run_sides], levels[run_levels], Stream(run.start, seed, key, layout.size))
     except NonFiniteError:
         at = first_nonfinite(values)
         assert at is not None
@@ -75,11 +96,6 @@ def encode(
         raise ValueError(
             f"{where}, in segment {layout.segment_at(at).name!r}; lower the learning rate or clip"
         ) from None
-    if codec.entropy:
-        packet = packet[: HEADER_BYTES + 4 * num_sides] + deflate(levels.data)
-    body_length = len(packet) - HEADER_BYTES
-    seal(Header(codec.name, kind, layout.digest, round, base, codec.options(), body_length, seed), packet)
-    return bytes(packet)
 
 
 def decode(
@@ -104,10 +120,42 @@ def decode(
         ...
     fedq.codec.malformed.MalformedUpdate: round: packet of round 4: expected round 5
     """
+    parts = parts_of(data, layout, round=round, base=base, kind=kind)
+    vector = np.empty(layout.size, np.float32)
+    for part in parts:
+        part.decode(vector[part.run.start : part.run.stop])
+    return vector
+
+
+@dataclass(frozen=True)
+class Part:
+    """One run of a packet whose header and lengths are checked; what sides and levels hold is not."""
+
+    run: Run
+    codec: Codec
+    sides: NDArray[np.float32]
+    levels: NDArray[np.uint8]
+    stream: Stream
+
+    def decode(self, values: NDArray[np.float32]) -> None:
+        """Into `values`, of the run's size; MalformedUpdate for what encode never writes."""
+        self.codec.decode_run(self.sides, self.levels, values, self.stream)
+
+
+def parts_of(
+    data: bytes | bytearray | memoryview,
+    layout: Layout,
+    *,
+    round: int | None = None,
+    base: bytes | None = None,
+    kind: Kind | None = None,
+) -> list[Part]:
+    """What `decode` reads, run by run. Views of `data`, unless it was deflated."""
     header, body = open_packet(data)
     _check_expected(header, layout, round=round, base=base, kind=kind)
     codec = header.build_codec()
-    num_sides, num_level_bytes = _body(codec, layout)
+    plan = _plan(codec, layout)
+    num_sides, num_level_bytes = plan.num_sides, plan.num_level_bytes
     if codec.entropy:
         if len(body) < 4 * num_sides:
             raise MalformedUpdate("length", f"body of {len(body)} bytes: this layout has {4 * num_sides} of scales")
@@ -118,11 +166,10 @@ def decode(
         raise MalformedUpdate("length", f"body of {len(body)} bytes: {codec.name} gives this layout {expected}")
     else:
         sides, levels = _planes(body, num_sides)
-    vector = np.empty(layout.size, np.float32)
-    for run, used, run_sides, run_levels in _runs(codec, layout):
-        part = vector[run.start : run.stop]
-        used.decode_run(sides[run_sides], levels[run_levels], part, Stream(run.start, header.seed))
-    return vector
+    return [
+        Part(run, used, sides[run_sides], levels[run_levels], Stream(run.start, header.seed, num_values=layout.size))
+        for run, used, run_sides, run_levels in plan.runs
+    ]
 
 
 def peek(data: bytes | bytearray | memoryview) -> Header:
@@ -145,8 +192,8 @@ def packed_size(codec: Codec | str, layout: Layout) -> int:
     codec = as_codec(codec)
     if codec.entropy:
         raise ValueError("codec.entropy=True: the length depends on the values; use len(encode(...))")
-    num_sides, num_level_bytes = _body(codec, layout)
-    return HEADER_BYTES + 4 * num_sides + num_level_bytes
+    plan = _plan(codec, layout)
+    return HEADER_BYTES + 4 * plan.num_sides + plan.num_level_bytes
 
 
 def digest(vector: NDArray[np.float32]) -> bytes:
@@ -180,27 +227,33 @@ def _check_expected(
             raise MalformedUpdate("base", f"packet against base {found}: expected {expected}; send weights")
 
 
-def _codec_of(run: Run, codec: Codec) -> Codec:
-    return _VERBATIM if run.verbatim else codec
+@dataclass(frozen=True)
+class _Plan:
+    """Where the runs of a layout lie in the body of a codec's packet."""
+
+    num_sides: int  # float32 values
+    num_level_bytes: int
+    runs: tuple[tuple[Run, Codec, slice, slice], ...]  # with its codec, its sides, its level bytes
 
 
-def _body(codec: Codec, layout: Layout) -> tuple[int, int]:
-    """Number of float32 sides and of level bytes."""
-    pieces = [(_codec_of(run, codec), run.stop - run.start) for run in layout.runs]
-    return (
-        sum(used.num_sides(size) for used, size in pieces),
-        sum(used.num_level_bytes(size) for used, size in pieces),
-    )
+def _plan(codec: Codec, layout: Layout) -> _Plan:
+    """Made once for each codec that a layout meets: a model of many tensors is met again with each packet."""
+    plans: dict[Codec, _Plan] = layout.memo
+    if codec not in plans:
+        if len(plans) >= _PLANS:  # options come from the wire
+            plans.clear()
+        plans[codec] = _planned(codec, layout)
+    return plans[codec]
 
 
-def _runs(codec: Codec, layout: Layout) -> Iterator[tuple[Run, Codec, slice, slice]]:
-    """Each run with its codec and its part of the sides and of the levels."""
-    side = level = 0
+def _planned(codec: Codec, layout: Layout) -> _Plan:
+    runs, side, level = [], 0, 0
     for run in layout.runs:
-        used, size = _codec_of(run, codec), run.stop - run.start
+        used, size = _VERBATIM if run.verbatim else codec, run.stop - run.start
         next_side, next_level = side + used.num_sides(size), level + used.num_level_bytes(size)
-        yield run, used, slice(side, next_side), slice(level, next_level)
+        runs.append((run, used, slice(side, next_side), slice(level, next_level)))
         side, level = next_side, next_level
+    return _Plan(side, level, tuple(runs))
 
 
 def _planes(body: memoryview, num_sides: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:

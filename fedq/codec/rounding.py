@@ -5,11 +5,12 @@ threads or languages draws the same bits. All arithmetic is modulo 2^64:
 
     mix(z):   z ^= z >> 30;  z *= 0xBF58476D1CE4E5B9;  z ^= z >> 27;  z *= 0x94D049BB133111EB;  z ^= z >> 31
     hash(j) = mix(mix(key) + (j + 1) * 0x9E3779B97F4A7C15)
-    word(i) = low 32 bits of hash(i / 2) for even i, high 32 bits of hash((i - 1) / 2) for odd i
+    word(i) = bits 32 (i mod 2) to 32 (i mod 2) + 31 of hash(floor(i / 2))
+    half(i) = bits 16 (i mod 4) to 16 (i mod 4) + 15 of hash(floor(i / 4))
 
 `mix` is the finaliser of SplitMix64 (Steele, Lea and Flood 2014; Vigna's constants). The key is mixed first:
-else keys GOLDEN apart would give shifted copies of one stream. One hash serves two values because 64-bit
-products are what a vector unit is slow at. Not a cryptographic generator: nothing here needs secrecy.
+else keys GOLDEN apart would give shifted copies of one stream. One hash serves two words, or four values that are
+rounded, because 64-bit products are what a vector unit is slow at. Not a cryptographic generator: no secrecy is needed.
 """
 
 import numpy as np
@@ -22,21 +23,20 @@ SECOND = 0x94D049BB133111EB
 
 def random_words(*, key: int, first_index: int, count: int) -> NDArray[np.uint32]:
     """Words first_index .. first_index+count-1 of the stream of `key` (0..2^64-1), uniform in 0..2^32-1."""
-    first_pair = first_index // 2
-    last_pair = (first_index + count + 1) // 2
-    hashes = np.arange(first_pair + 1, last_pair + 1, dtype=np.uint64)
+    return _hashes(key, first_index, count, each=2).view("<u4")[first_index % 2 :][:count]
+
+
+def random_halves(*, key: int, first_index: int, count: int) -> NDArray[np.uint16]:
+    """Halves of the same indices, uniform in 0..2^16-1."""
+    return _hashes(key, first_index, count, each=4).view("<u2")[first_index % 4 :][:count]
+
+
+def _hashes(key: int, first_index: int, count: int, *, each: int) -> NDArray[np.uint64]:
+    """Those that `count` indices from the first on need, where each serves `each` of them; little-endian."""
+    hashes = np.arange(first_index // each + 1, -(-(first_index + count) // each) + 1, dtype=np.uint64)
     hashes *= np.uint64(GOLDEN)
     hashes += _mix(np.array([key], np.uint64))
-    words = _mix(hashes).astype("<u8", copy=False).view("<u4")
-    skipped = first_index % 2
-    return words[skipped : skipped + count]
-
-
-def uniform(*, key: int, first_index: int, count: int) -> NDArray[np.float32]:
-    """The same words as float32 in [0, 1): multiples of 2^-24, each exact."""
-    u = (random_words(key=key, first_index=first_index, count=count) >> np.uint32(8)).astype(np.float32)
-    u *= np.float32(2.0**-24)
-    return u
+    return _mix(hashes).astype("<u8", copy=False)
 
 
 def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -51,11 +51,13 @@ def split(work: Callable[[int, int], T], count: int, *, grain: int) -> list[T]:
     edges = [count * part // num_parts for part in range(num_parts + 1)]
     done: dict[int, T] = {}
     tickets = itertools.count()  # next() of it is atomic
+    # Emptied at the end: a pool's thread drops its last job when it pleases, and with it what the work refers to.
+    held = [work]
 
     def take_parts() -> None:
         try:
             while (part := next(tickets)) < num_parts:
-                done[part] = work(edges[part], edges[part + 1])
+                done[part] = held[0](edges[part], edges[part + 1])
         except BaseException:
             for _ in range(num_parts):  # nobody starts another part
                 next(tickets)
@@ -68,6 +70,7 @@ def split(work: Callable[[int, int], T], count: int, *, grain: int) -> list[T]:
         # One that has not started yet has nothing left to do; waiting for it could be waiting for ourselves.
         running = [future for future in futures if not future.cancel()]
         errors = [future.exception() for future in running]
+        held.clear()
     for error in errors:
         if error is not None:
             raise error

@@ -3,25 +3,28 @@
 `largest` is the largest level: 127, 7 or 1. With A the largest magnitude in a block:
 
     scale = 0 if A = 0, else min(max(A / largest, 2^-126), limit)
-    y     = value * (1 / scale), clipped to -largest..largest
+    y     = value * (1 / scale)
     nearest:     level = y rounded to the nearest integer, ties to even
-    stochastic:  level = sign(y) * (floor(|y|) + 1 if u < |y| - floor(|y|) else floor(|y|)),
-                 u = (word(i) >> 8) * 2^-24, word as in rounding.py, i = the value's index in the whole vector
+    stochastic:  level = floor((rint(y * 2^16) + half(i)) / 2^16), in integers but for the rint (ties to even);
+                 half as in rounding.py, i = the value's index in the whole vector
 
+half is uniform in 0..2^16-1: the mean of a stochastic level is rint(y * 2^16) / 2^16 exactly (QSGD, arXiv:1610.02132).
 Every operation above rounds once, to float32: a compiled kernel gives the same bits if it neither fuses nor
 widens. Scales are never subnormal, so they do not depend on a flush-to-zero mode, and largest * limit is finite,
 so no packet decodes to infinity.
 
-Error: at most 1/2 scale (nearest) or 1 scale (stochastic), plus 2^-15 scale for the float32 arithmetic: three
-products and quotients of relative error 2^-24 each on at most 127 scales, and 2^-24 for the grid of u, add up
-to 382 * 2^-24. By the same sum the stochastic error has a mean of at most 2^-15 scale.
+|y| is at most largest * (1 + 3 * 2^-24), and 127 + 2^-17 at most where that is 127: no level is above the largest.
+
+Error: at most 1/2 scale (nearest) or 1 scale (stochastic), plus 2^-15 scale: three products and quotients of relative
+error 2^-24 each on at most 127 scales add up to 381 * 2^-24, and stochastic rounding to 2^-16 levels first adds 2^-17.
+That sum bounds the mean of the stochastic error too.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedq.codec.finite import NonFiniteError
-from fedq.codec.rounding import uniform
+from fedq.codec.rounding import random_halves
 
 SMALLEST_SCALE = np.float32(2.0**-126)
 _FLT_MAX = np.finfo(np.float32).max
@@ -48,23 +51,13 @@ def to_levels(
     if key is None:
         # |y| is at most largest + 2^-16, so rounding is the clipping.
         return scales, np.rint(y, out=y)
-    u = uniform(key=key, first_index=first_index, count=y.size).reshape(y.shape)
-    return scales, _round_stochastically(y, u, np.float32(largest))
+    halves = random_halves(key=key, first_index=first_index, count=y.size).reshape(y.shape)
+    fixed = np.rint(y * np.float32(2.0**16)).astype(np.int32)
+    fixed += halves
+    return scales, (fixed >> 16).astype(np.float32)
 
 
 def _inverse(scales: NDArray[np.float32]) -> NDArray[np.float32]:
     inverse = np.zeros_like(scales)
     np.divide(np.float32(1), scales, out=inverse, where=scales > 0)
     return inverse
-
-
-def _round_stochastically(y: NDArray[np.float32], u: NDArray[np.float32], largest: np.float32) -> NDArray[np.float32]:
-    """Up in magnitude with probability frac(|y|), so E[result] = y  (QSGD, arXiv:1610.02132)."""
-    magnitude = np.abs(y)
-    # The largest value may land a rounding error above `largest`, and must not be rounded up.
-    np.minimum(magnitude, largest, out=magnitude)
-    below = np.floor(magnitude)
-    # The fraction is exact; the rounded sum magnitude + u would not be, and would bias the result.
-    magnitude -= below
-    below += u < magnitude
-    return np.copysign(below, y)

@@ -19,7 +19,7 @@ from simulations.bench.row import Row
 from simulations.bench.timing import Contender, Effort, medians, num_cores
 from simulations.bench.vectors import gaussian, real_update, resnet18
 
-CLIENTS = 4  # that Flower aggregates in one go; its time is for one of them
+CLIENTS = 8  # that are added in one go, on both sides; a time is for one of them
 LLOYD_MAX = {1: 0.5708, 2: 0.1331, 4: 0.009592}  # 1 / (1 - D) - 1, D the distortion of Max (1960), table I
 ROTATED: dict[int, Codec] = {1: Sign(rotate=True), 2: Int2(rotate=True), 4: Int4(rotate=True)}
 FEW: dict[str, Codec] = {"int8": Int8(), "int4": Int4(), "int2": Int2(), "sign": Sign()}
@@ -39,23 +39,31 @@ def _times(layout: Layout, effort: Effort) -> Iterator[Row]:
     vector = gaussian(layout.size)
     copied = np.empty_like(vector)
     stochastic, one_bit = Int8(rounding="stochastic"), Sign(rotate=True)
-    packet, bit_packet = encode(vector, stochastic, layout=layout), encode(vector, one_bit, layout=layout)
+    bit_packet = encode(vector, one_bit, layout=layout)
+    packets = [encode(np.roll(vector, n), stochastic, layout=layout, key=n) for n in range(CLIENTS)]
     total, records = Accumulator(layout), [_record(layout, vector) for _ in range(CLIENTS)]
+
+    def accumulate() -> None:
+        for each in packets:
+            total.add(each, 100.0)
+
     contenders: dict[str, Contender] = {
         "copy": lambda: np.copyto(copied, vector),
         "encode": lambda: _done(encode(vector, stochastic, layout=layout, key=1)),
-        "accumulate": lambda: total.add(packet, 100.0),
+        "accumulate": accumulate,
         "flower": lambda: _done(aggregate_arrayrecords(records, "num-examples")),
         "encode_bit": lambda: _done(encode(vector, one_bit, layout=layout, key=1)),
         "decode_bit": lambda: _done(decode(bit_packet, layout)),
     }
     seconds = medians(contenders, repeats=effort.repeats, warmups=2)
     ms = {name: 1e3 * taken for name, taken in seconds.items()}
+    for name in ("accumulate", "flower"):
+        ms[name] /= CLIENTS
     ours = f"{layout.size:,} parameters in {len(layout.averaged)} tensors, {num_cores()} threads, checksum included"
     copy = "numpy.copyto of the float32 vector, one thread"
     for name, key, words in (
         ("encode_int8_stochastic", "encode", "vector to packet"),
-        ("accumulate_int8", "accumulate", "check, decode and add one client's packet, as runs do"),
+        ("accumulate_int8", "accumulate", f"check, decode and add a packet, as runs do, one of {CLIENTS}"),
         ("encode_1bit_rotated", "encode_bit", "randomized Hadamard rotation, one bit a value, unbiased"),
         ("decode_1bit_rotated", "decode_bit", "packet to vector"),
     ):
@@ -64,7 +72,7 @@ def _times(layout: Layout, effort: Effort) -> Iterator[Row]:
     yield Row(
         "accumulate_int8_vs_flower",
         ms["accumulate"],
-        ms["flower"] / CLIENTS,
+        ms["flower"],
         "ms",
         "reference/ours",
         f"Flower's {flower}",

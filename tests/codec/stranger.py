@@ -176,6 +176,9 @@ def mix(z):
     return z ^ (z >> 31)
 
 
+def hashed(key, j):
+    return mix((mix(key) + (j + 1) * 0x9E3779B97F4A7C15) & MASK)
+
+
 def word(key, i):
-    both = mix((mix(key) + (i // 2 + 1) * 0x9E3779B97F4A7C15) & MASK)
-    return both >> 32 if i % 2 else both & 0xFFFFFFFF
+    return hashed(key, i // 2) >> (32 * (i % 2)) & 0xFFFFFFFF

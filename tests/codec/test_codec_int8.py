@@ -8,7 +8,7 @@ from hypothesis.extra import numpy as npst
 
 from fedq.codec import Int8, Layout, Segment, decode, encode
 from fedq.codec.header import HEADER_BYTES
-from fedq.codec.rounding import random_words
+from fedq.codec.rounding import random_halves
 from fedq.codec.uniform import SMALLEST_SCALE, largest_scale
 
 LARGEST_SCALE = largest_scale(127)
@@ -99,16 +99,13 @@ def test_subnormal_blocks_use_the_smallest_normal_scale():
 
 
 def test_no_value_is_rounded_up_to_128():
-    # In float32 this value times 1 / (itself / 127) is 127 + 2^-17: it would go up to 128 where u < 2^-17.
+    # In float32 this value times 1 / (itself / 127) is 127 + 2^-17: half a step of the grid that halves are added to.
     largest = np.float32(1.000274658203125)
     assert largest * (np.float32(1) / (largest / np.float32(127))) == np.float32(127 + 2.0**-17)
-    u = (random_words(key=6, first_index=0, count=2**20) >> np.uint32(8)) * 2.0**-24
-    would_go_up = np.flatnonzero(u < 2.0**-17)
-    assert would_go_up.size
-    vector = np.zeros(2**20, np.float32)
-    vector[would_go_up] = largest
-    _, _, levels = round_trip(vector, Int8(rounding="stochastic"), key=6)
-    assert set(levels[would_go_up].tolist()) == {127}
+    assert random_halves(key=6, first_index=0, count=2**19).max() == 2**16 - 1
+    for value in (largest, FLT_MAX, -largest):
+        _, _, levels = round_trip(np.full(2**19, value, np.float32), Int8(rounding="stochastic"), key=6)
+        assert set(levels.tolist()) == {127 if value > 0 else -127}
 
 
 finite = st.floats(-FLT_MAX, FLT_MAX, width=32, allow_subnormal=True)
@@ -134,26 +131,30 @@ def test_the_bound_holds_at_every_magnitude(exponent, seed):
     assert (np.abs(decoded.astype(np.float64) - vector.astype(np.float32)) <= allowed).all()
 
 
-def test_stochastic_rounding_goes_up_exactly_where_the_word_is_below_the_fraction():
-    # Scale 1, so y = value; up where u < 0.3 (float32), in magnitude for both signs.
+def test_stochastic_rounding_goes_up_exactly_where_the_half_carries():
+    # Scale 1, so y = value. rint(2.3 * 2^16) = 150733 = 2 * 2^16 + 19661: up where the half is 2^16 - 19661 or more.
     vector = np.full(512, 2.3, np.float32)
     vector[1::2] *= -1
     vector[0] = 127
     _, _, levels = round_trip(vector, Int8(block=512, rounding="stochastic"), key=11)
-    u = (random_words(key=11, first_index=0, count=512) >> np.uint32(8)) * 2.0**-24
-    expected = np.where(u < np.float32(2.3) - np.float32(2), 3, 2)
-    expected[1::2] *= -1
+    halves = random_halves(key=11, first_index=0, count=512).astype(int)
+    expected = np.where(halves >= 2**16 - 19661, 3, 2)
+    expected[1::2] = np.where(halves >= 19661, -2, -3)[1::2]  # -150733 = -3 * 2^16 + 45875
     expected[0] = 127
     assert levels.tolist() == expected.tolist()
 
 
-def test_a_fraction_equal_to_u_is_not_rounded_up():
-    # Else a value on the grid, of fraction 0, would leave it where u is 0.
-    u = (random_words(key=4, first_index=0, count=1024) >> np.uint32(8)) * 2.0**-24
-    vector = u.astype(np.float32)
-    vector[0] = 127  # scale 1
-    _, _, levels = round_trip(vector, Int8(block=1024, rounding="stochastic"), key=4)
-    assert levels.tolist() == [127] + [0] * 1023
+def test_a_value_on_the_grid_stays_there():
+    vector = np.tile(np.arange(-127, 128, dtype=np.float32), 100)
+    _, scales, levels = round_trip(vector, Int8(block=255, rounding="stochastic"), key=4)
+    assert set(scales.tolist()) == {1.0}
+    assert levels.tolist() == vector.tolist()
+
+
+@pytest.mark.parametrize("parts", [0, 1, 2, 32768, 65535])
+def test_the_mean_of_a_level_over_all_halves_is_the_value(parts):
+    fixed = parts + 65536 * np.arange(-3, 3)[:, None]
+    assert ((fixed + np.arange(65536)) >> 16).mean(axis=1).tolist() == (fixed[:, 0] / 65536).tolist()
 
 
 def test_stochastic_rounding_is_unbiased(rng):
@@ -208,9 +209,9 @@ def test_large_vectors_are_worked_in_pieces_with_the_same_result(rng):
     decoded, _, _ = round_trip(vector, Int8(block=1000, rounding="stochastic"), key=9)
     last = vector[69_000:70_000]
     scale = np.abs(last).max() / np.float32(127)
-    magnitude = np.minimum(np.abs(last * (np.float32(1) / scale)), np.float32(127))
-    u = (random_words(key=9, first_index=69_000, count=1000) >> np.uint32(8)) * 2.0**-24
-    expected = (np.floor(magnitude) + (u < magnitude - np.floor(magnitude))) * np.sign(last) * scale
+    y = last * (np.float32(1) / scale)
+    halves = random_halves(key=9, first_index=69_000, count=1000)
+    expected = np.floor((np.rint(y * 65536.0) + halves) / 65536).astype(np.float32) * scale
     assert np.array_equal(decoded[69_000:70_000], expected.astype(np.float32))
 
 

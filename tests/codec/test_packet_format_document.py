@@ -1,5 +1,6 @@
 """docs/packet-format.md: its test vectors are what encode writes, and its rules suffice to read them."""
 
+import math
 import re
 import struct
 from pathlib import Path
@@ -113,11 +114,9 @@ def test_stochastic_levels_are_those_of_the_formula(dense_vector):
 
 def stochastic_level(value, scale, i, *, key):
     """The document's formula, one value at a time."""
-    word = stranger.word(key, i)
-    y = abs(float(np.float32(value) * (np.float32(1) / np.float32(scale))))
-    y = min(y, 127.0)
-    level = int(y) + (1 if (word >> 8) * 2.0**-24 < y - int(y) else 0)
-    return level if value >= 0 else -level
+    half = stranger.hashed(key, i // 4) >> (16 * (i % 4)) & 0xFFFF
+    y = float(np.float32(value) * (np.float32(1) / np.float32(scale)))
+    return math.floor((round(y * 2**16) + half) / 2**16)
 
 
 @pytest.mark.parametrize(("level", "mantissa", "exponent"), [(127, 8454659, 98), (7, 9586980, 102), (1, 16777215, 104)])

@@ -1,0 +1,134 @@
+"""The compiled kernels, on one run of a blockwise codec, on all cores. Knows kernels and threads; raises nothing.
+
+A function answers False or None where values or levels are not as they must be: the numpy path then says what is wrong.
+"""
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedq.codec.codec import Stream
+from fedq.codec.rotation import LARGEST_SCALE, LARGEST_VALUE
+from fedq.codec.threads import split
+
+if TYPE_CHECKING:
+    from fedq.codec.blockwise import Blockwise
+
+T = TypeVar("T")
+GRAIN = 262_144  # values that are worth handing to another thread
+_GROUP = 8  # codes that fill whole bytes, whatever their width
+
+
+def encode(
+    kernels: ModuleType,
+    codec: "Blockwise",
+    values: NDArray[np.float32],
+    sides: NDArray[np.float32],
+    levels: NDArray[np.uint8],
+    stream: Stream,
+) -> bool:
+    """As `encode_run`; False where a value is NaN, infinite or too large, and then what was written means nothing."""
+    codes = levels if codec.bits == 8 else np.empty(values.size, np.uint8)
+    turned = np.empty_like(values) if codec.rotate and codec.points is None else values
+    stochastic = codec.rounding == "stochastic"
+
+    def work(blocks: slice, part: slice, width: int) -> bool:
+        x, scales, first = values[part], sides[blocks], stream.first_index + part.start
+        if codec.points is not None:
+            tables = codec.points.thresholds, codec.points.points
+            told = (
+                x,
+                codec.num_block,
+                first,
+                stream.seed,
+                *tables,
+                codec.feedback,
+                LARGEST_VALUE,
+                float(LARGEST_SCALE),
+            )
+            return bool(kernels.encode_lloyd(*told, scales, codes[part]) == 0)
+        if codec.rotate:
+            if not kernels.largest_magnitude(x) <= LARGEST_VALUE:
+                return False
+            kernels.rotate_run(x, codec.num_block, first, stream.seed, turned[part])
+            x = turned[part]
+        limits = np.float32(codec.largest_level), codec.largest_scale
+        out = codes[part].view(np.int8)
+        return bool(kernels.encode_uniform(x, width, *limits, stochastic, first, np.uint64(stream.key), scales, out))
+
+    if not all(_over_blocks(codec, values.size, work)):
+        return False
+    if codec.bits < 8:
+        _over_groups(codec.bits, codes, levels, lambda some, packed: kernels.pack(some, codec.bits, packed))
+    return True
+
+
+def decode(
+    kernels: ModuleType,
+    codec: "Blockwise",
+    sides: NDArray[np.float32],
+    levels: NDArray[np.uint8],
+    values: NDArray[np.float32],
+    stream: Stream,
+) -> bool:
+    """As `decode_run`; False for a level that encode never writes."""
+    codes, points = levels, codec.points
+    if codec.bits < 8:
+        codes, signed = np.empty(values.size, np.uint8), points is None
+        unpacked = _over_groups(
+            codec.bits, codes, levels, lambda some, packed: kernels.unpack(packed, codec.bits, signed, some)
+        )
+        if not all(unpacked):
+            return False
+
+    def work(blocks: slice, part: slice, width: int) -> bool:
+        out, scales, first = values[part], sides[blocks], stream.first_index + part.start
+        if points is not None:
+            kernels.decode_lloyd(codes[part], scales, points.points, codec.num_block, first, stream.seed, out)
+            return True
+        some = codes[part].view(np.int8)
+        if kernels.check_uniform(some, scales, width, codec.largest_level, codec.largest_scale) < 0:
+            return False
+        kernels.decode_uniform(some, scales, width, out)
+        if codec.rotate:
+            kernels.unrotate_run(out, codec.num_block, first, stream.seed)
+        return True
+
+    return all(_over_blocks(codec, values.size, work))
+
+
+def largest(kernels: ModuleType, codec: "Blockwise", sides: NDArray[np.float32], levels: NDArray[np.int8]) -> float:
+    """The largest |level * scale| of evenly spaced levels, not rotated; -1 if a level or a scale is out of range."""
+    # In this thread: to read the levels takes less than to wake another one.
+    return float(kernels.check_uniform(levels, sides, codec.num_block, codec.largest_level, codec.largest_scale))
+
+
+def _over_blocks(codec: "Blockwise", num_values: int, work: Callable[[slice, slice, int], T]) -> list[T]:
+    """work(blocks, their values, width) of parts of a run: whole blocks on all cores, then the odd one at the end."""
+    whole, rest = codec.cut(num_values)
+    width, done = codec.num_block, []
+    if whole:
+        done = split(
+            lambda first, last: work(slice(first, last), slice(first * width, min(last * width, num_values)), width),
+            whole,
+            grain=max(1, GRAIN // width),
+        )
+    return [*done, work(slice(whole, whole + 1), slice(num_values - rest, num_values), rest)] if rest else done
+
+
+def _over_groups(
+    bits: int,
+    codes: NDArray[np.uint8],
+    packed: NDArray[np.uint8],
+    work: Callable[[NDArray[np.uint8], NDArray[np.uint8]], T],
+) -> list[T]:
+    """work(codes, their bytes) of parts that begin and end with a byte."""
+    groups = -(-codes.size // _GROUP)
+
+    def of(first: int, last: int) -> T:
+        return work(codes[first * _GROUP : last * _GROUP], packed[first * bits : last * bits])
+
+    return split(of, groups, grain=GRAIN // _GROUP)
