@@ -28,7 +28,7 @@ class StateError(RuntimeError):
 
 
 class ClientState:
-    """One client's residual (what compression lost), the weights it was sent, its evidence of noise and log: of one run.
+    """One client's residual (what compression lost), the weights it was sent, evidence of noise and log, of one run.
 
     `durable`: both are written and synced before the update leaves, and read again by the next process.
     """
