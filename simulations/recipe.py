@@ -75,11 +75,14 @@ def outcomes(table: str, runs: Mapping[str, Sequence[str]]) -> dict[str, dict[st
     return found
 
 
+_KEPT = ("round", "accuracy", "loss", "epsilon", "bytes_up", "bytes_down")  # of each round
+
+
 def _run(label: str, overrides: Sequence[str], version: str) -> dict[str, Any]:
     print(f"{label}: fedq run {' '.join(overrides)}", file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory() as scratch:
         result = fedq.run(overrides, root=scratch)
-    history = [{k: asdict(row)[k] for k in ("round", "accuracy", "loss", "epsilon")} for row in result.history]
+    history = [{k: asdict(row)[k] for k in _KEPT} for row in result.history]
     return {**result.to_dict(), "code_version": version, "overrides": list(overrides), "history": history}
 
 

@@ -1,14 +1,14 @@
 """Randomized Hadamard rotation of blocks: any values in, values that look Gaussian out. Knows arrays; not scales.
 
-A block of m values, w = 2^floor(log2 m), is rotated in two passes. Pass p (0, 1) flips signs and then transforms
-the first w values, and the last w too if m > w: no padding, whatever m is. All in float32, in this order:
+A block of m values, w = 2^floor(log2 m), takes 2 steps if m = w, on all its values, and else 4, on its first w and its
+last w values in turn: no padding, whatever m is. Step t flips signs and transforms, all in float32, in this order:
 
-    value i is negated if bit i % 32 of word(i // 32) of key seed + (p + 1) * 2^32 is set   (i: index in the vector)
+    value i is negated if bit i % 32 of word(i // 32) of key seed + (t + 1) * 2^32 is set   (i: index in the vector)
     v *= fl32(2^(-log2(w) / 2));  for h = 1, 2, 4, ... w/2:  v[j], v[j+h] = v[j] + v[j+h], v[j] - v[j+h]
 
-One pass leaves sparse vectors on a few values (of x = (2, 1, 0, ...) only the signs of the 2 would survive one bit);
-after the second, every value is a sum of many independent signs. The rotation keeps the norm, and its inverse is the
-same steps backwards.
+One step would leave sparse vectors on a few values (of x = (2, 1, 0, ...) one bit would keep only the signs of the 2);
+after the second, every value is a sum of many independent signs. New signs between two windows, since without them the
+transform of nearly the same values would undo itself. The rotation keeps the norm; its inverse is the same backwards.
 """
 
 import numpy as np
@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from fedq.codec.rounding import random_words
 
-PASSES = (0, 1)
 # Beyond, a sum within the transform of 65536 values could overflow where it is decoded.
 LARGEST_VALUE = np.float32(2.0**80)
 LARGEST_SCALE = np.float32(2.0**100)
@@ -25,36 +24,37 @@ LARGEST_SCALE = np.float32(2.0**100)
 def rotate(blocks: NDArray[np.float32], *, first_index: int, seed: int) -> NDArray[np.float32]:
     """The rotated copy of each row; `first_index`: of blocks[0, 0] in the vector."""
     rotated = blocks.copy()
-    windows = _windows(rotated.shape[1])
-    for number in PASSES:
-        rotated *= _signs(rotated.shape, first_index=first_index, seed=seed, number=number)
-        for window in windows:
-            rotated[:, window] = _hadamard(rotated[:, window])
+    for step, window in enumerate(_windows(rotated.shape[1])):
+        part = rotated[:, window]
+        part *= _signs(rotated.shape, window, first_index=first_index, seed=seed, step=step)
+        rotated[:, window] = _hadamard(part)
     return rotated
 
 
 def unrotate(blocks: NDArray[np.float32], *, first_index: int, seed: int) -> None:
     """The inverse, in place."""
-    windows = _windows(blocks.shape[1])
-    for number in reversed(PASSES):
-        for window in reversed(windows):
-            blocks[:, window] = _hadamard(blocks[:, window])
-        blocks *= _signs(blocks.shape, first_index=first_index, seed=seed, number=number)
+    for step, window in reversed(list(enumerate(_windows(blocks.shape[1])))):
+        part = _hadamard(blocks[:, window])
+        part *= _signs(blocks.shape, window, first_index=first_index, seed=seed, step=step)
+        blocks[:, window] = part
 
 
 def _windows(width: int) -> list[slice]:
+    """What each step transforms."""
     window = 1 << (width.bit_length() - 1)
-    return [slice(0, window)] if window == width else [slice(0, window), slice(width - window, width)]
+    first, last = slice(0, window), slice(width - window, width)
+    return [first, first] if window == width else [first, last, first, last]
 
 
-def _signs(shape: tuple[int, ...], *, first_index: int, seed: int, number: int) -> NDArray[np.float32]:
+def _signs(shape: tuple[int, ...], window: slice, *, first_index: int, seed: int, step: int) -> NDArray[np.float32]:
+    """1 or -1 for each value of the window of each row."""
     count = shape[0] * shape[1]
     skipped = first_index % 32
     words = random_words(
-        key=seed + (number + 1) * 2**32, first_index=first_index // 32, count=-(-(skipped + count) // 32)
+        key=seed + (step + 1) * 2**32, first_index=first_index // 32, count=-(-(skipped + count) // 32)
     )
     bits = np.unpackbits(np.ascontiguousarray(words).view(np.uint8), bitorder="little")[skipped : skipped + count]
-    return (np.float32(1) - np.float32(2) * bits.astype(np.float32)).reshape(shape)
+    return (np.float32(1) - np.float32(2) * bits.astype(np.float32)).reshape(shape)[:, window]
 
 
 def _hadamard(rows: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -12,7 +12,7 @@ from fedq.codec.finite import NonFiniteError
 from fedq.codec.int8 import Int8
 from fedq.codec.options import Options, Rounding, check_switches
 
-LEAST_FRACTION = 1e-6
+LEAST_FRACTION = np.float32(1e-6)
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Sparse:
     def __post_init__(self) -> None:
         check_switches(feedback=self.feedback, entropy=self.entropy)
         number = isinstance(self.fraction, int | float) and not isinstance(self.fraction, bool)
-        if not number or not LEAST_FRACTION <= self.fraction <= 1:
-            raise ValueError(f"codec.fraction={self.fraction!r}: must be a number {LEAST_FRACTION}..1; try 0.01")
+        if not number or not LEAST_FRACTION <= np.float32(self.fraction) <= 1:
+            raise ValueError(f"codec.fraction={self.fraction!r}: must be a number 1e-06..1; try 0.01")
         # As it stands in the header, so that both ends count alike.
         object.__setattr__(self, "fraction", float(np.float32(self.fraction)))
         values = Int8(self.block, self.rounding)

@@ -40,6 +40,8 @@ class Downlink:
 
 # Codecs under which weights by themselves are no model.
 NO_WEIGHTS = ("topk", "randk")
+# What changes begin from: half of int8's bytes, and the next changes mend what it lost.
+FIRST = packets.Int4(rotate=True)
 # Of an uplink whose codec is too coarse for weights, or which was told nothing of the downlink.
 FALLBACK = "int8"
 FINE = ("float32", "float16", "int8", "int4")
@@ -99,7 +101,7 @@ class Broadcaster:
             return self.whole(master, round)
         if self._held is None or not any(self._reaches(client) for client in cohort):
             # Nobody holds anything to build on: begin anew, from weights that need not be exact.
-            packet = self._packet(master, packets.as_codec(FALLBACK), round, "weights")
+            packet = self._packet(master, FIRST, round, "weights")
             self._held, self._since, self._deltas = packets.decode(packet, self._layout), round, []
             return Broadcast(packets.digest(self._held), packet)
         base = packets.digest(self._held)

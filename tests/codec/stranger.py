@@ -129,13 +129,14 @@ class Run:
             w = 1
             while 2 * w <= length:
                 w *= 2
-            windows = [start] if w == length else [start + length - w, start]
-            for p in (1, 0):
-                for window in windows:
-                    values[window : window + w] = hadamard(values[window : window + w])
-                for i in range(start, start + length):
+            first, last = start, start + length - w
+            steps = [first, first] if w == length else [first, last, first, last]
+            for t in reversed(range(len(steps))):
+                window = steps[t]
+                values[window : window + w] = hadamard(values[window : window + w])
+                for i in range(window, window + w):
                     index = self.first + i
-                    if word(self.seed + (p + 1) * 2**32, index // 32) >> (index % 32) & 1:
+                    if word(self.seed + (t + 1) * 2**32, index // 32) >> (index % 32) & 1:
                         values[i] = -values[i]
             start += length
         return values

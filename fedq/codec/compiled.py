@@ -1,0 +1,65 @@
+"""Turns a function into machine code at its first call. Knows numba; not what the functions compute.
+
+No `parallel=True`: numba's own threads survive neither a fork nor being called from several threads. No fastmath.
+"""
+
+import hashlib
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from numba import njit, types
+
+_SETTINGS = {"nogil": True, "error_model": "numpy"}
+# Of all files that go into a kernel. Numba looks only at the one that the kernel is in.
+_FILES = [Path(__file__), *sorted(Path(__file__).parent.glob("kernel*.py"))]
+_SOURCES = b"".join(path.read_bytes() for path in _FILES)
+_DIGEST = hashlib.blake2b(_SOURCES, digest_size=4).hexdigest()
+
+i8, u8, f4, f8, i64, u64 = types.int8, types.uint8, types.float32, types.float64, types.int64, types.uint64
+boolean, void = types.boolean, types.void
+
+inner = njit(inline="never", **_SETTINGS)  # called by kernels only
+
+
+class Kernel:
+    """Compiled, or read from numba's cache, at its first call, and for one signature whatever it is called with."""
+
+    def __init__(self, function: Callable[..., Any], signature: Any) -> None:
+        self.__doc__, self.__name__ = function.__doc__, function.__name__
+        function.__qualname__ += f"_{_DIGEST}"  # which numba names the file in its cache after
+        self._function, self._signature = function, signature
+        self._dispatcher = njit(cache=True, **_SETTINGS)(function)
+        self._lock = threading.Lock()
+        self._compiled: Any = None
+
+    def __call__(self, *arguments: Any) -> Any:
+        return (self._compiled or self.compile())(*arguments)
+
+    def compile(self) -> Any:
+        """What numba made of it."""
+        with self._lock:
+            if self._compiled is None:
+                try:
+                    self._dispatcher.compile(self._signature)
+                except OSError:  # the cache cannot be written: the disk is full, say
+                    self._dispatcher = njit(**_SETTINGS)(self._function)
+                    self._dispatcher.compile(self._signature)
+                self._dispatcher.disable_compile()
+                self._compiled = self._dispatcher
+        return self._compiled
+
+
+def kernel(result: Any, *arguments: Any) -> Callable[[Callable[..., Any]], Kernel]:
+    """Decorator: a Kernel of these types."""
+    return lambda function: Kernel(function, result(*arguments))
+
+
+def reads(dtype: Any) -> Any:
+    """What any contiguous array converts to: a packet is read-only, and its floats may lie anywhere."""
+    return types.Array(dtype, 1, "C", readonly=True, aligned=False)
+
+
+def writes(dtype: Any) -> Any:
+    return types.Array(dtype, 1, "C", aligned=False)

@@ -1,0 +1,171 @@
+"""Accuracy against bytes, both directions, for every codec: Fashion-MNIST, the tanh CNN, paired over 3 seeds.
+
+Two settings: cross-device (100 clients, 10 a round: the model is sent whole) and cross-silo (10 clients, all in each
+round: changes and error feedback both ways). A pair shares partition, sampling and initialisation.
+
+    python -m simulations.codec_accuracy             runs what is missing (57 runs of 1 to 2 minutes), writes all
+    python -m simulations.codec_accuracy --table     writes them from the committed results
+    python -m simulations.codec_accuracy cross_silo  one setting alone
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from fedq.results import markdown_table, replace_table
+from simulations.recipe import ROOT, interval, last_rounds, outcomes
+
+SEEDS = range(3)
+TARGET = 0.85
+DOCUMENT, PLOT = ROOT / "docs" / "codecs.md", ROOT / "docs" / "codecs.png"
+
+
+def same(name: str, *options: str) -> list[str]:
+    """Weights and updates in one codec."""
+    return [f"codec={name}", *(f"codec.{o}" for o in options), *ways("downlink", name, options)]
+
+
+def changes(name: str, *options: str) -> list[str]:
+    """Changes both ways in one codec, with error feedback both ways."""
+    up = [f"codec={name}", "codec.feedback=true", *(f"codec.{o}" for o in options)]
+    return up + ways("downlink", name, options) + ["downlink.kind=delta"]
+
+
+def ways(group: str, name: str, options: Sequence[str] = ()) -> list[str]:
+    return [f"{group}.name={name}", *(f"{group}.{o}" for o in options)]
+
+
+def up_down(up: str, down: str, *options: str) -> list[str]:
+    """Rotated, one codec up and another down."""
+    return [f"codec={up}", "codec.rotate=true", *ways("downlink", down, ["rotate=true"]), *options]
+
+
+R, E = "rotate=true", "entropy=true"
+SETTINGS: dict[str, dict[str, list[str]]] = {
+    "cross_device": {
+        "float32": [],
+        "float16": same("float16"),
+        "int8": same("int8"),
+        "int4, rotated": same("int4", R),
+        "int2, rotated": same("int2", R),
+        "sign up, int4 down, rotated": up_down("sign", "int4"),
+        "sign up, int2 down, rotated": up_down("sign", "int2"),
+        "the same, 30 rounds of 4 epochs": up_down("sign", "int2", "rounds=30", "train.epochs=4"),
+        "topk 5 % with feedback up, int4 down": ["codec=topk", "codec.fraction=0.05", *ways("downlink", "int4", [R])],
+        "randk 10 % up, int4 down": ["codec=randk", "codec.fraction=0.1", *ways("downlink", "int4", [R])],
+    },
+    "cross_silo": {
+        "float32": [],
+        "float16": same("float16"),
+        "int8 changes": changes("int8"),
+        "int4 changes, rotated": changes("int4", R),
+        "int2 changes, blocks of 256, deflated": changes("int2", "block=256", E),
+        "int2 changes, blocks of 1024, deflated": changes("int2", "block=1024", E),
+        "sign changes, rotated": changes("sign", R),
+        "topk 5 % changes": changes("topk", "fraction=0.05"),
+        "randk 5 % changes": changes("randk", "fraction=0.05"),
+    },
+}
+COST = {"cross_device": "100 devices, 10 a round, 60 rounds", "cross_silo": "10 institutions, all in each of 80 rounds"}
+
+
+def runs(setting: str) -> dict[str, list[str]]:
+    """Label -> overrides; a seed's runs stand together, so that a table that is cut off holds whole pairs."""
+    return {
+        f"{setting}{number}-seed{seed}": [f"experiment={setting}", *overrides, f"seed={seed}"]
+        for seed in SEEDS
+        for number, overrides in enumerate(SETTINGS[setting].values())
+    }
+
+
+def bytes_to(result: Mapping[str, Any], target: float) -> int | None:
+    """Bytes of all rounds until the accuracy is first seen at the target; None if it never is."""
+    spent = 0
+    for row in result["history"]:
+        spent += row["bytes_up"] + row["bytes_down"]
+        if row["accuracy"] is not None and row["accuracy"] >= target:
+            return spent
+    return None
+
+
+def found_in(setting: str) -> dict[str, list[dict[str, Any]]]:
+    """Codec -> its results, one for each seed."""
+    kept = outcomes("codec_accuracy", runs(setting))
+    return {
+        name: [kept[f"{setting}{number}-seed{seed}"] for seed in SEEDS] for number, name in enumerate(SETTINGS[setting])
+    }
+
+
+def table(found: Mapping[str, list[dict[str, Any]]]) -> str:
+    plain = found["float32"]
+    total = fmean(_bytes(result) for result in plain)
+    rows = []
+    for name, results in found.items():
+        scores = [last_rounds(result) for result in results]
+        mean, half = interval([a - last_rounds(b) for a, b in zip(scores, plain, strict=True)])
+        reached = [bytes_to(result, TARGET) for result in results]
+        sent = fmean(_bytes(result) for result in results)
+        rows.append(
+            [
+                name,
+                f"{100 * fmean(scores):.2f} %",
+                "" if name == "float32" else f"{100 * mean:+.2f} ± {100 * half:.2f}",
+                f"{sent / 1e6:.2f} MB",
+                f"{total / sent:.1f}",
+                "not by all" if None in reached else f"{fmean(r for r in reached if r) / 1e6:.2f} MB",
+            ]
+        )
+    header = [
+        "codec",
+        "accuracy, last 5 rounds",
+        "points to float32 (95 %)",
+        "bytes, both ways",
+        "times fewer",
+        f"bytes to {100 * TARGET:.0f} %",
+    ]
+    return markdown_table(header, rows)
+
+
+def plot(found: Mapping[str, Mapping[str, list[dict[str, Any]]]]) -> None:
+    """Accuracy over the bytes spent so far, one line a codec, the mean of the seeds."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    for axes, (setting, codecs) in zip(figure.subplots(1, len(found), squeeze=False)[0], found.items(), strict=True):
+        for number, (name, results) in enumerate(codecs.items()):
+            spent, accuracy = _curve(results)
+            style = {"color": "black", "linewidth": 2.2} if name == "float32" else {"color": f"C{number - 1}"}
+            axes.plot(spent, accuracy, label=name, **style)
+        axes.set(xscale="log", ylim=(60, 88), xlabel="MB sent, both ways", title=f"{setting}: {COST[setting]}")
+        axes.grid(alpha=0.3, which="both")
+        axes.legend(fontsize=7, loc="lower right")
+        axes.set_ylabel("test accuracy, %")
+    figure.savefig(PLOT, dpi=120)
+
+
+def _curve(results: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float]]:
+    spent, points = 0.0, []
+    for rows in zip(*(result["history"] for result in results), strict=True):
+        spent += fmean(row["bytes_up"] + row["bytes_down"] for row in rows) / 1e6
+        if rows[0]["accuracy"] is not None and rows[0]["round"]:
+            points.append((spent, 100 * fmean(row["accuracy"] for row in rows)))
+    return [x for x, _ in points], [y for _, y in points]
+
+
+def _bytes(result: Mapping[str, Any]) -> int:
+    return int(result["bytes_up"]) + int(result["bytes_down"])
+
+
+def main() -> None:
+    asked = [setting for setting in SETTINGS if setting in sys.argv] or list(SETTINGS)
+    found = {setting: found_in(setting) for setting in asked}
+    for setting, codecs in found.items():
+        replace_table(DOCUMENT, f"codec_accuracy_{setting}", table(codecs))
+        print(f"{setting}: {COST[setting]}\n\n{table(codecs)}\n")
+    if len(found) == len(SETTINGS):
+        plot(found)
+
+
+if __name__ == "__main__":
+    main()
