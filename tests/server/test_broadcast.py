@@ -149,7 +149,7 @@ def test_what_was_held_before_a_new_beginning_counts_no_more():
 def test_deltas_that_together_are_longer_than_the_weights_are_dropped():
     """An int8 delta has 420 bytes and float32 weights have 1368: three deltas are kept."""
     federation = Federation(Downlink(Int8(feedback=True), "delta"))
-    assert codec.packed_size("int8", LAYOUT) == 72 + 4 * (2 + 4) + 320 - 0
+    assert codec.packed_size("int8", LAYOUT) == 72 + 4 * (2 + 4) + 320
     federation.send("abc")
     for _ in range(2):
         federation.send("a")
@@ -241,7 +241,7 @@ def test_weights_leave_nothing_to_feed_back():
 
 
 def test_a_kind_that_is_none_is_refused():
-    with pytest.raises(ValueError, match="^downlink.kind='update': must be weights or delta"):
+    with pytest.raises(ValueError, match=r"^downlink\.kind='update': must be weights or delta"):
         Downlink(Int8(), "update")
 
 
