@@ -24,7 +24,7 @@ def quantized_mod(message: Message, context: Context, call_next: ClientAppCallab
     if not wire.is_guest_request(message.content):
         return call_next(message, context)
     request = wire.read_guest_request(message.content)
-    layout = packets.Layout.from_bytes(request.layout)
+    layout, codec = packets.Layout.from_bytes(request.layout), packets.codec_of(request.codec, request.options)
     if wire.MODEL not in request.packets:
         raise wire.MalformedReply("missing_key", f"no {wire.MODEL} packet in the request")
     weights = packets.decode(request.packets[wire.MODEL], layout, round=request.round, kind="weights")
@@ -36,7 +36,7 @@ def quantized_mod(message: Message, context: Context, call_next: ClientAppCallab
     trained = _vector(_only_arrays(reply.content), layout)
     # Against what the app was handed, so that a cast to its dtype is not taken for training.
     update = trained - _vector(handed, layout)
-    packet = _packed(update, weights, layout, request, context)
+    packet = _packed(update, weights, layout, codec, request, context)
     reply.content = wire.write_guest_reply(wire.Reply(request.round, {wire.UPDATE: packet}), reply.content)
     return reply
 
@@ -78,7 +78,12 @@ def _vector(arrays: ArrayRecord, layout: packets.Layout) -> np.ndarray:
 
 
 def _packed(
-    update: np.ndarray, weights: np.ndarray, layout: packets.Layout, request: wire.GuestRequest, context: Context
+    update: np.ndarray,
+    weights: np.ndarray,
+    layout: packets.Layout,
+    codec: packets.Codec,
+    request: wire.GuestRequest,
+    context: Context,
 ) -> bytes:
     """The packet of an update, with what earlier packets lost where the server asks for error feedback."""
     before = None if request.accepted is None else _recall(context, layout, request.accepted)
@@ -86,7 +91,7 @@ def _packed(
         update = update + before
     packet = packets.encode(
         update,
-        packets.codec_of(request.codec, request.options),
+        codec,
         layout=layout,
         kind="delta",
         round=request.round,

@@ -21,7 +21,7 @@ from fedq.client import Client
 from fedq.codec import Float32, Layout, Segment
 from fedq.experiment import Experiment
 from fedq.runtime.local import in_process
-from fedq.server.strategy import MODEL, UPDATE, QuantizedFedAvg
+from fedq.server import QuantizedFedAvg
 from fedq.training.numerics import one_thread
 from simulations.bench.ray_engine import RayEngine
 from simulations.bench.row import PeerAbsentError, Row
@@ -51,7 +51,7 @@ def rows(effort: Effort) -> Iterator[Row]:
         "its grid polling every 0.1 s as it does by default)"
     )
     small = _Rounds(SMALL, tasks=NODES, rounds=5)
-    size = len(small.broadcast[MODEL])
+    size = len(small.broadcast.whole)
     with one_thread(), RayEngine(nodes=NODES, num_cpus=cores) as engine:
         yield _row(
             "task_overhead_trivial",
@@ -97,11 +97,11 @@ class _Rounds:
         self.tasks, self._repeated = tasks, range(rounds)
         strategy = QuantizedFedAvg(layout, Float32(), version=__version__)
         weights = np.random.default_rng(0).normal(size=layout.size).astype(np.float32)
-        self.broadcast = strategy.broadcast(weights, _ROUND)
-        base = codec.digest(codec.decode(self.broadcast[MODEL], layout))
+        names = [str(i) for i in range(tasks)]
+        self.broadcast = strategy.broadcast(weights, _ROUND, names)
         change = weights * np.float32(0.01)
-        update = codec.encode(change, Float32(), layout=layout, kind="delta", round=_ROUND, base=base)
-        experiment = _Ready(layout, [str(i) for i in range(tasks)], wire.Reply(_ROUND, {UPDATE: update}, 1, 0.0))
+        update = codec.encode(change, Float32(), layout=layout, kind="delta", round=_ROUND, base=self.broadcast.base)
+        experiment = _Ready(layout, names, wire.Reply(_ROUND, {wire.UPDATE: update}, 1, 0.0))
         self._link = in_process(cast(Experiment, experiment), strategy, Path("nothing-is-written"))
         self._asked = dict.fromkeys(experiment.identities, -1)
         self._link.meet()

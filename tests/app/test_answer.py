@@ -111,8 +111,8 @@ def test_a_log_that_cannot_be_written_does_not_change_the_answer(client, tmp_pat
 def test_a_damaged_state_is_a_code_and_its_mend_is_in_the_log(client, tmp_path):
     client.state = ClientState(tmp_path / "state", durable=True)
     (tmp_path / "state").mkdir()
-    (tmp_path / "state" / "residual.npz").write_bytes(b"noise")
+    (tmp_path / "state" / "state.npz").write_bytes(b"noise")
     reply = ask(lambda context: client, wire.TRAIN, request(client))
     assert refusal(reply) == {"round": 5, "reason": "client_error"}
     assert str(tmp_path).encode() not in serialized(reply)
-    assert "residual.npz: not a residual" in (tmp_path / "state" / "log.txt").read_text()
+    assert "state.npz: not a client's state" in (tmp_path / "state" / "log.txt").read_text()

@@ -9,7 +9,7 @@ import pytest
 
 from fedq import codec, wire
 from fedq.client import ClientState, Privacy
-from fedq.codec import Float32, MalformedUpdate
+from fedq.codec import Float32, Int8, MalformedUpdate
 from fedq.privacy import Declined, DPPlan, Ledger, LedgerError, SeededRandom
 from fedq.randomness import generator, key64
 
@@ -117,12 +117,15 @@ def test_a_client_with_one_example_trains_on_it(make_client, ask, examples):
 # --- error feedback ---------------------------------------------------------------------------------------
 
 
+FEEDBACK = Int8(block=64, rounding="stochastic", feedback=True)
+
+
 def lost(update, packet, layout):
     return update - codec.decode(packet, layout)
 
 
 def test_what_rounding_lost_is_added_to_the_next_update(make_client, ask, trainer, examples, start):
-    client, layout = make_client(feedback=True), trainer.layout
+    client, layout = make_client(codec=FEEDBACK), trainer.layout
     first = client.train(ask(1))
     residual = lost(fitted(trainer, examples, start, 1) - start, first.packets["update"], layout)
     second = client.train(ask(2, accepted=1))
@@ -135,7 +138,7 @@ def test_what_rounding_lost_is_added_to_the_next_update(make_client, ask, traine
 
 def test_a_dropped_update_is_not_counted_twice(make_client, ask, trainer, examples, start):
     """Round 2 was dropped: in round 3 the client adds what round 1 lost, as if round 2 had never been."""
-    dropped, absent = make_client(feedback=True), make_client(feedback=True, state=ClientState())
+    dropped, absent = make_client(codec=FEEDBACK), make_client(codec=FEEDBACK, state=ClientState())
     for client in (dropped, absent):
         client.train(ask(1))
     dropped.train(ask(2, accepted=1))
@@ -143,14 +146,14 @@ def test_a_dropped_update_is_not_counted_twice(make_client, ask, trainer, exampl
 
 
 def test_a_dropped_first_update_leaves_no_residual(make_client, ask):
-    dropped, absent = make_client(feedback=True), make_client(feedback=True, state=ClientState())
+    dropped, absent = make_client(codec=FEEDBACK), make_client(codec=FEEDBACK, state=ClientState())
     dropped.train(ask(1))
     assert dropped.train(ask(2, accepted=-1)) == absent.train(ask(2, accepted=-1))
 
 
 def test_accepted_updates_and_the_last_residual_add_up_to_all_training(make_client, ask, trainer, examples, start):
     """What feedback promises: nothing is lost for good, over 6 rounds of which one is dropped."""
-    client, layout = make_client(feedback=True), trainer.layout
+    client, layout = make_client(codec=FEEDBACK), trainer.layout
     accepted, counted = -1, np.zeros(layout.size, np.float64)
     trained = np.zeros(layout.size, np.float64)
     for round in range(1, 7):
@@ -171,7 +174,7 @@ def test_without_feedback_nothing_is_kept(make_client, ask):
 
 def test_a_failed_encoding_keeps_the_residual(make_client, ask, trainer):
     """An update that never left must not replace what the last one lost."""
-    client = make_client(feedback=True)
+    client = make_client(codec=FEEDBACK)
     client.train(ask(1))
     before = client.state.residual(1).copy()
     huge = np.full(trainer.layout.size, 3e38, np.float32)
@@ -198,7 +201,7 @@ def test_a_broadcast_that_does_not_fit_is_refused_unopened(make_client, ask, tas
 @pytest.mark.parametrize("task", ["train", "evaluate"])
 def test_a_request_without_a_model_is_refused_unopened(make_client, task):
     client = make_client(shard=locked_shard)
-    with pytest.raises(wire.MalformedReply, match=r"^missing_key: no model packet"):
+    with pytest.raises(wire.MalformedReply, match=r"^missing_key: a request brings model, or delta\.0"):
         getattr(client, task)(wire.Request(1, -1, {"weights": b""}))
 
 

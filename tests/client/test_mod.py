@@ -8,7 +8,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
 from fedq import codec, flower, quantized_mod, wire
-from fedq.codec import Int8, Layout, Segment
+from fedq.codec import Int8, Layout, Segment, Sign, TopK
 from fedq.randomness import generator
 
 COUNTER = Segment("steps", (), "int64", role="local")
@@ -27,12 +27,21 @@ def context():
     return flower.new_context(9, {})
 
 
-def asked(round=3, *, accepted=None, weights="float32", vector=VECTOR, layout=LAYOUT, **changes):
-    packet = codec.encode(vector, weights, layout=layout, kind="weights", round=round)
-    whole = {"steps": Array(np.array(5))}
-    return replace(
-        wire.GuestRequest(round, accepted, 0, layout.to_bytes(), "arrays", {"model": packet}, whole), **changes
+def asked(round=3, *, accepted=None, model="float32", used="float32", vector=VECTOR, layout=LAYOUT, **changes):
+    """A request of the server: the model in one codec, and the codec of the update."""
+    update = codec.as_codec(used)
+    usual = wire.GuestRequest(
+        round=round,
+        accepted=accepted,
+        seed=0,
+        layout=layout.to_bytes(),
+        arrays="arrays",
+        codec=update.name,
+        options=update.options(),
+        packets={"model": codec.encode(vector, model, layout=layout, kind="weights", round=round)},
+        whole={"steps": Array(np.array(5))},
     )
+    return replace(usual, **changes)
 
 
 def message_of(request, task="train"):
@@ -74,12 +83,19 @@ def test_the_update_leaves_in_place_of_the_arrays_and_all_else_passes(context):
     assert np.abs(update_in(reply) - 0.5).max() < 1e-6
 
 
-@pytest.mark.parametrize("used", ["float32", "float16", Int8(block=16), Int8(rounding="stochastic")])
-def test_the_update_travels_in_the_codec_of_the_model(context, used):
-    packet = quantized_mod(message_of(asked(weights=used)), context, app_that(plus(0.5))).content["fedq.packets"]
-    header = codec.peek(packet["update"])
-    assert header.build_codec() == codec.peek(asked(weights=used).packets["model"]).build_codec()
-    assert header.base == codec.digest(codec.decode(asked(weights=used).packets["model"], LAYOUT))
+@pytest.mark.parametrize("used", ["float32", "float16", Int8(block=16), Sign(rotate=True), TopK(0.1, feedback=True)])
+def test_the_update_travels_in_the_codec_that_the_request_names_whatever_that_of_the_model(context, used):
+    reply = quantized_mod(message_of(asked(model="int8", used=used)), context, app_that(plus(0.5)))
+    assert codec.peek(reply.content["fedq.packets"]["update"]).build_codec() == codec.as_codec(used)
+
+
+@pytest.mark.parametrize("model", ["float32", "float16", Int8(block=16), Int8(rounding="stochastic")])
+def test_the_update_is_against_the_model_as_it_was_decoded(context, model):
+    request = asked(model=model)
+    reply = quantized_mod(message_of(request), context, app_that(plus(0.5)))
+    decoded = codec.decode(request.packets["model"], LAYOUT)
+    assert codec.peek(reply.content["fedq.packets"]["update"]).base == codec.digest(decoded)
+    assert np.abs(update_in(reply) - 0.5).max() < 1e-6
 
 
 def test_a_cast_to_the_apps_dtype_is_not_taken_for_training(context):
@@ -91,7 +107,7 @@ def test_a_cast_to_the_apps_dtype_is_not_taken_for_training(context):
 
 def test_nodes_round_by_draws_of_their_own():
     def packet(node):
-        request = asked(weights=Int8(rounding="stochastic"))
+        request = asked(used=Int8(rounding="stochastic"))
         # An update that no level hits: each value is drawn up or down.
         drawn = app_that(lambda state: {**state, "weight": state["weight"] + torch.linspace(0, 1, 512).reshape(32, 16)})
         reply = quantized_mod(message_of(request), flower.new_context(node, {}), drawn)
@@ -127,7 +143,7 @@ def test_a_message_of_another_strategy_passes_untouched(context):
 
 def answers(context, round, accepted, step, layout=LAYOUT):
     reply = quantized_mod(
-        message_of(asked(round, accepted=accepted, weights="int8", layout=layout)), context, app_that(step)
+        message_of(asked(round, accepted=accepted, used="int8", layout=layout)), context, app_that(step)
     )
     return codec.decode(reply.content["fedq.packets"]["update"], layout)
 
@@ -163,7 +179,7 @@ def test_another_model_gets_no_residual_of_the_one_before(context):
 
 
 def test_without_feedback_nothing_is_kept(context):
-    quantized_mod(message_of(asked(weights="int8")), context, app_that(uneven))
+    quantized_mod(message_of(asked(used="int8")), context, app_that(uneven))
     assert len(context.state) == 0
 
 
@@ -231,6 +247,11 @@ def test_bfloat16_is_refused_by_name(context):
         ({"layout": b"\xff" * 40}, "layout"),
         ({"arrays": "weights"}, "no arrays under 'weights'"),
         ({"accepted": "1"}, "accepted must be int"),
+        ({"codec": 8}, "codec must be str"),
+        ({"codec": "int9"}, "codec 'int9': known are float32"),
+        ({"options": "text"}, "options must be bytes"),
+        ({"options": b"\xff" * 8}, "options=f{16}: float32 has none"),
+        ({"options": b""}, "options"),
         ({"more": 1}, "extra_key"),
     ],
 )

@@ -133,7 +133,7 @@ def test_one_object_that_serves_several_messages_reads_what_another_process_wrot
         assert mine.residual(2).tolist() == vector(0.2).tolist()
 
 
-def test_in_a_simulation_of_one_process_no_residual_is_written(tmp_path):
+def test_in_a_simulation_of_one_process_no_state_is_written(tmp_path):
     state = ClientState(tmp_path)
     with state.exclusive():
         state.commit(1, None, vector(0.1))
@@ -151,43 +151,41 @@ def archive(**parts):
     return file.getvalue()
 
 
-WHOLE = archive(version=np.int64(1), round=np.int64(4), after=vector(0.4))
+WHOLE = archive(version=np.int64(2), round=np.int64(4), after=vector(0.4))
 DAMAGED = {
     "empty": b"",
     "noise": b"noise" * 100,
     "cut": WHOLE[: len(WHOLE) // 2],
     "other bits": WHOLE.replace(vector(0.4).tobytes(), vector(0.5).tobytes()),
-    "no round": archive(version=np.int64(1)),
-    "a round that is no number": archive(version=np.int64(1), round=np.array("four")),
-    "pickled objects": archive(version=np.int64(1), round=np.int64(4), after=np.array([{}], object)),
+    "no round": archive(version=np.int64(2)),
+    "a round that is no number": archive(version=np.int64(2), round=np.array("four")),
+    "pickled objects": archive(version=np.int64(2), round=np.int64(4), after=np.array([{}], object)),
 }
 
 
 @pytest.mark.parametrize("name", DAMAGED)
-def test_a_damaged_residual_is_refused_with_its_file_and_the_mend(tmp_path, name):
-    (tmp_path / "residual.npz").write_bytes(DAMAGED[name])
-    with pytest.raises(StateError, match=rf"{tmp_path}/residual\.npz: not a residual .*; move it away"):
+def test_a_damaged_state_is_refused_with_its_file_and_the_mend(tmp_path, name):
+    (tmp_path / "state.npz").write_bytes(DAMAGED[name])
+    with pytest.raises(StateError, match=rf"{tmp_path}/state\.npz: not a client's state .*; move it away"):
         residual(tmp_path, 4)
 
 
-def test_the_residual_of_another_version_is_refused_with_both_versions(tmp_path):
-    (tmp_path / "residual.npz").write_bytes(archive(version=np.int64(2), round=np.int64(4)))
-    with pytest.raises(
-        StateError, match=r"residual\.npz: version 2, this fedq reads 1; move it away, or use that fedq"
-    ):
+def test_the_state_of_another_version_is_refused_with_both_versions(tmp_path):
+    (tmp_path / "state.npz").write_bytes(archive(version=np.int64(3), round=np.int64(4)))
+    with pytest.raises(StateError, match=r"state\.npz: version 3, this fedq reads 2; move it away, or use that fedq"):
         residual(tmp_path, 4)
 
 
-def test_a_damaged_residual_is_left_for_a_person_to_look_at(tmp_path):
-    (tmp_path / "residual.npz").write_bytes(b"noise")
-    with pytest.raises(StateError, match="not a residual"):
+def test_a_damaged_state_is_left_for_a_person_to_look_at(tmp_path):
+    (tmp_path / "state.npz").write_bytes(b"noise")
+    with pytest.raises(StateError, match="not a client's state"):
         residual(tmp_path, 4)
-    assert (tmp_path / "residual.npz").read_bytes() == b"noise"
+    assert (tmp_path / "state.npz").read_bytes() == b"noise"
 
 
 def test_the_written_file_is_the_one_that_the_damaged_ones_are_made_of(tmp_path):
     """Else they would be refused for another reason."""
-    (tmp_path / "residual.npz").write_bytes(WHOLE)
+    (tmp_path / "state.npz").write_bytes(WHOLE)
     assert residual(tmp_path, 4).tolist() == vector(0.4).tolist()
 
 
@@ -203,7 +201,7 @@ def test_a_crash_before_the_new_file_has_its_name_leaves_the_old_one(tmp_path, m
         commit(tmp_path, 2, vector(0.1), vector(0.2))
     monkeypatch.undo()
     assert residual(tmp_path, 1).tolist() == vector(0.1).tolist()
-    assert {p.name for p in tmp_path.iterdir()} - {".lock"} == {"residual.npz"}
+    assert {p.name for p in tmp_path.iterdir()} - {".lock"} == {"state.npz"}
 
 
 def test_file_and_folder_are_on_disk_before_the_commit_returns(tmp_path, monkeypatch):
@@ -211,7 +209,7 @@ def test_file_and_folder_are_on_disk_before_the_commit_returns(tmp_path, monkeyp
     monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")) or fsync(fd))
     commit(tmp_path, 1, None, vector(0.1))
     assert len(synced) == 2
-    assert synced[0].startswith(f"{tmp_path}/.residual.npz")
+    assert synced[0].startswith(f"{tmp_path}/.state.npz")
     assert synced[1] == str(tmp_path)
 
 

@@ -185,8 +185,8 @@ def test_under_dp_an_evaluation_is_answered_with_a_code(tmp_path, data):
     experiment = build(compose(["clients=2", *DP]), model=plain, data=data)
     app = client_app(lambda context: experiment.client("0", folder=tmp_path))
     grid = Tapped(app, 1)
-    broadcast = experiment.strategy().broadcast(experiment.initial, 1)
-    request = wire.write_request(wire.Request(1, -1, broadcast))
+    snapshot = experiment.strategy().snapshot(experiment.initial, 1)
+    request = wire.write_request(wire.Request(1, -1, snapshot.packets("0")))
     (reply,) = grid.stream([Message(request, dst_node_id=1, message_type=wire.EVALUATE)])
     assert grid.fields <= wire.PUBLIC_FIELDS
     assert dict(reply.content["fedq.refusal"]) == {"round": 1, "reason": "declined"}

@@ -14,7 +14,7 @@ from fedq import codec, wire
 from fedq.codec import Int8, Layout, Segment
 from fedq.randomness import generator
 from fedq.runtime.grid import InProcessGrid
-from fedq.server import Dealer, Outcome, QuantizedFedAvg, Rules, Total, run_rounds, say_hello
+from fedq.server import Broadcast, Dealer, Outcome, QuantizedFedAvg, Rules, Total, run_rounds, say_hello
 from fedq.server.link import counted
 from fedq.server.loop import Round, Scores
 from fedq.server.meter import Meter
@@ -178,7 +178,7 @@ def run(
         exchange, grid.get_node_ids(), version=VERSION, formats=codec.FORMATS, layout=LAYOUT.digest, timeout=1
     )
 
-    def gather(round: int, broadcast: Mapping[str, bytes], accepted: Mapping[str, int]) -> Total:
+    def gather(round: int, broadcast: Broadcast, accepted: Mapping[str, int]) -> Total:
         replies = exchange(strategy.messages(round, broadcast, accepted, roster), 1)
         total = strategy.collect(round, replies, list(accepted), roster, broadcast)
         total.traffic.add(grid.meter.take())
