@@ -1,6 +1,7 @@
 """Every rule about an experiment that needs no data. Knows the schema; not Hydra, torch or Flower."""
 
 import hashlib
+import inspect
 import json
 import math
 import re
@@ -8,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
+from fedq.codec import CODECS
+from fedq.codec.options import ROUNDINGS
 from fedq.config.problem import Problem
 from fedq.config.schema import Config
 
@@ -24,29 +27,18 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "privacy.unit": ("off", "example"),
     "privacy.accountant": ("prv", "rdp"),
     "privacy.noise": ("gaussian", "seeded"),
-    "codec.name": ("float32", "float16", "int8", "int4", "int2", "sign", "topk", "randk"),
-    "codec.rounding": ("nearest", "stochastic", "lloyd_max"),
-    "downlink.name": ("float32", "float16", "int8", "int4", "int2", "sign", "topk", "randk"),
-    "downlink.rounding": ("nearest", "stochastic", "lloyd_max"),
+    "codec.name": tuple(CODECS),
+    "codec.rounding": ROUNDINGS,
+    "downlink.name": tuple(CODECS),
+    "downlink.rounding": ROUNDINGS,
     "downlink.kind": ("weights", "delta"),
     "strategy.name": ("fedavg",),
     "strategy.weighting": ("examples", "equal"),
     "strategy.keep": ("last", "best"),
     "runtime.name": ("local", "ray", "deployment"),
 }
-_LEVELS = ("block", "rounding", "rotate", "feedback", "entropy")
-_KEPT = ("fraction", "block", "rounding", "feedback", "entropy")
-# Codec -> its options. A test compares them with the classes.
-CODEC_OPTIONS: dict[str, tuple[str, ...]] = {
-    "float32": (),
-    "float16": ("feedback",),
-    "int8": _LEVELS,
-    "int4": _LEVELS,
-    "int2": _LEVELS,
-    "sign": _LEVELS,
-    "topk": _KEPT,
-    "randk": _KEPT,
-}
+# Codec -> its options.
+CODEC_OPTIONS = {name: tuple(inspect.signature(codec).parameters) for name, codec in CODECS.items()}
 # key -> (least, largest, whether the bounds themselves are allowed)
 BOUNDS: dict[str, tuple[float, float, bool, bool]] = {
     "rounds": (1, 1_000_000, True, True),
@@ -315,7 +307,7 @@ def _idle(config: Config) -> Iterator[Problem]:
 
 def _codec_options(group: str, name: str | None) -> Iterator[tuple[Sequence[str], bool, str, str]]:
     """What the codec of one direction lacks; without a name it has no options of its own."""
-    for option in ("block", "rounding", "rotate", "fraction", "feedback", "entropy"):
+    for option in sorted({option for options in CODEC_OPTIONS.values() for option in options}):
         rule = "downlink.name is null" if name is None else f"{group}.name={name} has no such option"
         if group == "downlink" and option == "feedback":
             rule, mend = "a delta always feeds back what was lost, and weights leave nothing", "Use downlink.kind=delta"
