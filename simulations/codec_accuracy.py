@@ -65,6 +65,12 @@ SETTINGS: dict[str, dict[str, list[str]]] = {
         "sign changes, rotated": changes("sign", R),
         "topk 5 % changes": changes("topk", "fraction=0.05"),
         "randk 5 % changes": changes("randk", "fraction=0.05"),
+        "int2 changes, blocks of 4096, deflated": changes("int2", "block=4096", E),
+        "int2, blocks of 1024, 60 rounds of 27 steps": [
+            *changes("int2", "block=1024", E),
+            "rounds=60",
+            "train.steps=27",
+        ],
     },
 }
 COST = {"cross_device": "100 devices, 10 a round, 60 rounds", "cross_silo": "10 institutions, all in each of 80 rounds"}
@@ -89,9 +95,9 @@ def bytes_to(result: Mapping[str, Any], target: float) -> int | None:
     return None
 
 
-def found_in(setting: str) -> dict[str, list[dict[str, Any]]]:
-    """Codec -> its results, one for each seed."""
-    kept = outcomes("codec_accuracy", runs(setting))
+def found_in(setting: str, *, run: bool = True) -> dict[str, list[dict[str, Any]]]:
+    """Codec -> its results, one for each seed; what is missing is run, or with `run=False` an error."""
+    kept = outcomes("codec_accuracy", runs(setting), run=run)
     return {
         name: [kept[f"{setting}{number}-seed{seed}"] for seed in SEEDS] for number, name in enumerate(SETTINGS[setting])
     }

@@ -51,21 +51,21 @@ def code_version() -> str:
     return digest.hexdigest()[:12]
 
 
-def outcomes(table: str, runs: Mapping[str, Sequence[str]]) -> dict[str, dict[str, Any]]:
+def outcomes(table: str, runs: Mapping[str, Sequence[str]], *, run: bool = True) -> dict[str, dict[str, Any]]:
     """Label -> result of every run of a table; those that are not there yet are run now, one after the other.
 
-    With `--table` on the command line nothing is run: the newest result of each experiment is read, and one whose
-    code has changed since is said to be so.
+    With `run=False`, or `--table` on the command line, nothing is run: the newest result of each experiment is read,
+    and one whose code has changed since is said to be so.
     """
-    version = code_version()
+    version, run = code_version(), run and "--table" not in sys.argv
     found: dict[str, dict[str, Any]] = {}
     for label, overrides in runs.items():
         experiment = rules.config_hash(compose(overrides))
         path = RESULTS / table / f"result-{label}-{experiment}.json"
         kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-        if kept is not None and kept["code_version"] != version and "--table" in sys.argv:
+        if kept is not None and kept["code_version"] != version and not run:
             print(f"{label}: of code {kept['code_version']}, today's is {version}", file=sys.stderr)
-        elif "--table" not in sys.argv and (kept is None or kept["code_version"] != version):
+        elif run and (kept is None or kept["code_version"] != version):
             kept = _run(label, overrides, version)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")

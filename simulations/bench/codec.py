@@ -1,7 +1,9 @@
 """The codec beside a plain copy of the vector, Flower's own float32 aggregation, and what theory allows."""
 
+import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from math import log2
 from pathlib import Path
@@ -15,10 +17,12 @@ from fedq.codec import Accumulator, Codec, Int2, Int4, Int8, Layout, Sign, decod
 from fedq.codec.bits import unpack
 from fedq.codec.header import HEADER_BYTES
 from fedq.flower import enter, serialized
+from simulations.bench import codec_full
 from simulations.bench.row import Row
-from simulations.bench.timing import Contender, Effort, medians, num_cores
+from simulations.bench.timing import FULL, Contender, Effort, medians, num_cores
 from simulations.bench.vectors import gaussian, real_update, resnet18
 
+ROOT = Path(__file__).parents[2]
 CLIENTS = 8  # that are added in one go, on both sides; a time is for one of them
 LLOYD_MAX = {1: 0.5708, 2: 0.1331, 4: 0.009592}  # 1 / (1 - D) - 1, D the distortion of Max (1960), table I
 ROTATED: dict[int, Codec] = {1: Sign(rotate=True), 2: Int2(rotate=True), 4: Int4(rotate=True)}
@@ -33,6 +37,9 @@ def rows(effort: Effort) -> Iterator[Row]:
     yield from _distortion()
     yield _memory()
     yield _entropy()
+    yield _compilation()
+    if effort.repeats >= FULL.repeats:
+        yield from codec_full.rows()
 
 
 def _times(layout: Layout, effort: Effort) -> Iterator[Row]:
@@ -133,8 +140,25 @@ def _memory() -> Row:
 
 def _peak(packets: int) -> float:
     command = [sys.executable, "-m", "simulations.bench.codec_stream", str(packets)]
-    done = subprocess.run(command, check=True, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     return float(done.stdout)
+
+
+def _compilation() -> Row:
+    """In a cache of its own, so that the first process compiles and the second reads."""
+    with tempfile.TemporaryDirectory() as cache:
+        command = [sys.executable, "-m", "simulations.bench.codec_jit"]
+        environment = {**os.environ, "NUMBA_CACHE_DIR": cache}
+        seconds = [
+            float(
+                subprocess.run(command, check=True, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True).stdout
+            )
+            for _ in range(2)
+        ]
+    words = (
+        "seconds until all kernels are ready in a fresh process: from numba's cache, over compiled for the first time"
+    )
+    return Row("jit_compile", seconds[1], seconds[0], "s", "ours/reference", words)
 
 
 def _entropy() -> Row:
