@@ -1,7 +1,8 @@
 """Hands out the compiled kernels where they pay and work. Knows when to use them; not what they compute.
 
-Numba is an optional dependency and slow to import: whoever asks is handed None, and uses numpy, wherever the
-kernels would not help. Both give the same bits. `FEDQ_JIT=0` in the environment turns the kernels off.
+Numba takes about a second to import and load the kernels, which a client's process that serves one message would
+never win back. So numpy works until it has taken about as long, and numba is loaded then: whichever it should have been,
+no more than twice the time is spent. Both give the same bits. `FEDQ_JIT=0` in the environment turns the kernels off.
 """
 
 import importlib
@@ -12,20 +13,33 @@ import threading
 from types import ModuleType
 
 ENVIRONMENT = "FEDQ_JIT"
-# Below it numpy takes a few milliseconds, and the import of numba would not pay.
-LEAST_VALUES = 262_144
+LEAST_VALUES = 262_144  # of a vector; numpy takes a few milliseconds for fewer
+LEAST_WORK = 2**26  # values that this process has packed or unpacked; numpy takes 3 to 20 ns for each
 
 _log = logging.getLogger(__name__)
 _lock = threading.Lock()
 _kernels: ModuleType | None = None
 _failed = False
+_work = 0
+
+
+def count(num_values: int) -> None:
+    """So many values are about to be packed or unpacked in this process."""
+    global _work
+    _work += num_values  # of two threads at once one may be lost: no bit depends on it
 
 
 def kernels(num_values: int) -> ModuleType | None:
-    """fedq.codec.kernels, or None: few values, no working numba, or turned off."""
-    if num_values < LEAST_VALUES or not _wanted() or _failed:
+    """fedq.codec.kernels, or None: few values, or so far in this process; no working numba, or turned off."""
+    if num_values < LEAST_VALUES or _work < LEAST_WORK or not _wanted() or _failed:
         return None
     return _kernels or _load()
+
+
+def load() -> ModuleType | None:
+    """The kernels at once, for a process that knows that it will need them; None as above."""
+    count(LEAST_WORK)
+    return kernels(LEAST_VALUES)
 
 
 def _wanted() -> bool:

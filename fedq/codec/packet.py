@@ -10,6 +10,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from fedq.codec import jit
 from fedq.codec.codec import Codec, Stream
 from fedq.codec.codecs import as_codec
 from fedq.codec.entropy import deflate, inflate
@@ -64,6 +65,7 @@ def encode(
         raise ValueError(f"key={key!r}: must be an integer 0..2**64-1")
     plan = _plan(codec, layout)
     num_sides, num_level_bytes = plan.num_sides, plan.num_level_bytes
+    jit.count(_work(codec, layout))
     seed = int(random_words(key=key, first_index=_SEED, count=1)[0]) if codec.uses_seed else 0
     # The bytes that are written into are the ones that are returned: the pages of a second copy, new from the system
     # each time, would cost more than the encoding.
@@ -156,6 +158,7 @@ def parts_of(
     codec = header.build_codec()
     plan = _plan(codec, layout)
     num_sides, num_level_bytes = plan.num_sides, plan.num_level_bytes
+    jit.count(_work(codec, layout))
     if codec.entropy:
         if len(body) < 4 * num_sides:
             raise MalformedUpdate("length", f"body of {len(body)} bytes: this layout has {4 * num_sides} of scales")
@@ -244,6 +247,11 @@ def _plan(codec: Codec, layout: Layout) -> _Plan:
             plans.clear()
         plans[codec] = _planned(codec, layout)
     return plans[codec]
+
+
+def _work(codec: Codec, layout: Layout) -> int:
+    """In values that are rounded and packed; to rotate one takes as long as eight of them."""
+    return layout.size * (8 if codec.uses_seed else 1)
 
 
 def _planned(codec: Codec, layout: Layout) -> _Plan:

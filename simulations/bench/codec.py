@@ -13,7 +13,7 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 
 from fedq import wire
-from fedq.codec import Accumulator, Codec, Int2, Int4, Int8, Layout, Sign, decode, encode
+from fedq.codec import Accumulator, Codec, Int2, Int4, Int8, Layout, Sign, decode, encode, jit
 from fedq.codec.bits import unpack
 from fedq.codec.header import HEADER_BYTES
 from fedq.flower import enter, serialized
@@ -32,6 +32,7 @@ FEW: dict[str, Codec] = {"int8": Int8(), "int4": Int4(), "int2": Int2(), "sign":
 def rows(effort: Effort) -> Iterator[Row]:
     """Times, bytes, distortion, memory."""
     layout = resnet18()
+    jit.load()  # as a process has them that packs and unpacks all the time
     yield from _times(layout, effort)
     yield from _sizes(layout)
     yield from _distortion()

@@ -10,7 +10,7 @@ from fedq.codec import jit
 
 def main() -> None:
     begun = time.perf_counter()
-    kernels = jit.kernels(jit.LEAST_VALUES)
+    kernels = jit.load()
     if kernels is None:
         raise SystemExit("numba does not work here")
     for name in kernels.__all__:

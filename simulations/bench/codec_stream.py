@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from fedq.codec import Accumulator, Int8, Layout, encode
+from fedq.codec import Accumulator, Int8, Layout, encode, jit
 
 SIZE = 1_000_000
 
 
 def main(packets: int) -> None:
+    jit.load()  # as a server of many packets has them, also where only ten come
     layout = Layout.flat(SIZE)
     values = np.random.default_rng(0).standard_normal(SIZE, dtype=np.float32)
     total = Accumulator(layout)

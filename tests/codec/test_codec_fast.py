@@ -22,6 +22,7 @@ LAYOUT = Layout(
 def compiled(request, monkeypatch):
     """Kernels for vectors of any size, on so many threads, in parts as small as they come."""
     monkeypatch.setattr(jit, "LEAST_VALUES", 0)
+    monkeypatch.setattr(jit, "LEAST_WORK", 0)
     monkeypatch.setattr(threads, "limit", request.param)
     monkeypatch.setattr("fedq.codec.fast.GRAIN", 8)
     assert jit.kernels(1) is not None

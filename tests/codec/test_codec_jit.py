@@ -20,7 +20,7 @@ import logging, sys
 logging.basicConfig(level=logging.INFO)
 import numpy as np
 from fedq.codec import jit
-kernels = jit.kernels(jit.LEAST_VALUES)
+kernels = jit.load()
 print(None if kernels is None else kernels.largest_magnitude(np.array([1, -3], np.float32)))
 """
 
@@ -30,6 +30,7 @@ def fresh(monkeypatch):
     """As in a process that has not asked yet."""
     monkeypatch.setattr(jit, "_kernels", None)
     monkeypatch.setattr(jit, "_failed", False)
+    monkeypatch.setattr(jit, "_work", jit.LEAST_WORK)
 
 
 def run(program, cwd=None, **environment):
@@ -55,18 +56,37 @@ def test_the_codec_and_a_small_vector_do_not_import_numba():
     assert result(run(program.format(FEW)))[0] == "False"
 
 
+def test_a_process_that_has_packed_little_does_not_import_numba():
+    program = """
+import sys
+import numpy as np
+from fedq.codec import Layout, encode, jit
+layout = Layout.flat(jit.LEAST_VALUES)
+vector = np.zeros(layout.size, np.float32)
+few = jit.LEAST_WORK // layout.size - 1
+for _ in range(few):
+    encode(vector, "sign", layout=layout)
+print("numba" in sys.modules)
+for _ in range(2):
+    encode(vector, "int8", layout=layout)
+print("numba" in sys.modules)
+"""
+    pytest.importorskip("numba")
+    assert result(run(program))[0].split() == ["False", "True"]
+
+
 def test_many_values_get_the_kernels(fresh):
     pytest.importorskip("numba")
     assert jit.kernels(MANY).encode_uniform is not None
     assert jit.kernels(FEW) is None
 
 
-def test_the_environment_turns_the_kernels_off(monkeypatch):
+def test_the_environment_turns_the_kernels_off(fresh, monkeypatch):
     monkeypatch.setenv("FEDQ_JIT", "0")
     assert jit.kernels(MANY) is None
 
 
-def test_a_wrong_environment_is_an_error(monkeypatch):
+def test_a_wrong_environment_is_an_error(fresh, monkeypatch):
     monkeypatch.setenv("FEDQ_JIT", "no")
     with pytest.raises(ValueError, match="FEDQ_JIT='no': must be 0 or 1"):
         jit.kernels(MANY)
