@@ -1,8 +1,9 @@
 """Hands out the compiled kernels where they pay and work. Knows when to use them; not what they compute.
 
 Numba takes about a second to import and load the kernels, which a client's process that serves one message would
-never win back. So numpy works until it has taken about as long, and numba is loaded then: whichever it should have been,
-no more than twice the time is spent. Both give the same bits. `FEDQ_JIT=0` in the environment turns the kernels off.
+never win back. So numpy works until it has taken about as long, and numba is loaded then: whichever it should have
+been, no more than twice the time is spent. Both give the same bits. `FEDQ_JIT=0` in the environment turns the
+kernels off.
 """
 
 import importlib
