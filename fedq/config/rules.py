@@ -310,15 +310,15 @@ def _codec_options(group: str, name: str | None) -> Iterator[tuple[Sequence[str]
     for option in sorted({option for options in CODEC_OPTIONS.values() for option in options}):
         rule = "downlink.name is null" if name is None else f"{group}.name={name} has no such option"
         if group == "downlink" and option == "feedback":
-            rule, mend = "a delta always feeds back what was lost, and weights leave nothing", "Use downlink.kind=delta"
-            yield (("downlink.feedback",), False, rule, mend)
+            rule = "a delta always feeds back what was lost, and weights leave nothing"
+            yield (("downlink.feedback",), False, rule, "Leave it out; downlink.kind=delta has it")
             continue
         owners = [codec for codec, options in CODEC_OPTIONS.items() if option in options]
         yield (
             (f"{group}.{option}",),
             option in CODEC_OPTIONS.get(name or "", ()),
             rule,
-            f"Use {group}.name={owners[-1]}",
+            f"Use {group}.name={'int8' if 'int8' in owners else owners[0]}",
         )
 
 

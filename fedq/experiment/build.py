@@ -47,7 +47,7 @@ def build(config: Config, *, model: Any = None, data: Any = None, owner: Owner |
     if owner is None:
         check_ledgers(config, dataset, found)
     codec = _codec(config, "codec", found)
-    downlink = _downlink(config, codec, found) if codec is not None else None
+    downlink = _downlink(config, codec, found)
     plan = _checked_plan(config, found) if not found else None
     if found or dataset is None or net is None or shards is None or codec is None or downlink is None:
         raise ConfigError(found)
@@ -108,14 +108,14 @@ def _codec(config: Config, group: Literal["codec", "downlink"], found: list[Prob
     try:
         return kind(**{name: getattr(options, name) for name in accepted})
     except ValueError as error:
-        key, _, rest = str(error).partition("=")
-        value, _, rule = rest.partition(": ")
-        rule, _, mend = rule.partition("; ")
-        found.append(Problem(key.replace("codec.", f"{group}."), value, rule, mend))
+        name = str(error).partition("=")[0].removeprefix("codec.")
+        key, (rule, mend) = f"{group}.{name}", _rule_and_mend(error)
+        if all(problem.key != key for problem in found):  # the rules report what is out of bounds
+            found.append(Problem(key, getattr(options, name), rule, mend.replace("Try ", f"Try {key}=")))
         return None
 
 
-def _downlink(config: Config, codec: Codec, found: list[Problem]) -> Downlink | None:
+def _downlink(config: Config, codec: Codec | None, found: list[Problem]) -> Downlink | None:
     """How the model is sent: as the options say, or in the codec of the update where that carries weights well."""
     kind = cast(Literal["weights", "delta"], config.downlink.kind)
     if config.downlink.name is None:
@@ -123,16 +123,21 @@ def _downlink(config: Config, codec: Codec, found: list[Problem]) -> Downlink | 
             rule = "changes need a codec of their own, with downlink.name"
             found.append(Problem("downlink.kind", kind, rule, f"Add downlink.name={config.codec.name}"))
             return None
-        return downlink_for(codec)
+        return None if codec is None else downlink_for(codec)
     own = _codec(config, "downlink", found)
     if own is None:
         return None
     try:
         return Downlink(with_feedback(own, kind == "delta"), kind)
     except ValueError as error:
-        rule, _, mend = str(error).partition(": ")[2].partition("; ")
-        found.append(Problem("downlink.name", config.downlink.name, rule, mend))
+        found.append(Problem("downlink.name", config.downlink.name, *_rule_and_mend(error)))
         return None
+
+
+def _rule_and_mend(error: ValueError) -> tuple[str, str]:
+    """Of a text `name=value: rule; mend`."""
+    rule, _, mend = str(error).partition(": ")[2].partition("; ")
+    return rule, mend[:1].upper() + mend[1:] if mend.startswith(("try ", "use ")) else mend
 
 
 def _checked_plan(config: Config, found: list[Problem]) -> Any:

@@ -24,7 +24,8 @@ def next_steps(result: Result, overrides: Sequence[str] = ()) -> list[Step]:
     if result.epsilon is not None:
         steps.append(Step(_fedq_run(again, privacy="off"), "the same run without privacy: what its noise costs"))
     elif result.int8_model_bytes is not None or 2 * result.bytes_up < result.float32_bytes_up:
-        off = _fedq_run(again, quant="off", codec="float32")
+        # Without its own options the downlink follows the codec.
+        off = _fedq_run(_without(again, "downlink"), quant="off", codec="float32")
         steps.append(Step(off, "the same run as plain float32 FedAvg: what int8 costs"))
     else:
         steps.append(Step(_fedq_run(again, codec="int8"), "the same run with int8 updates: a quarter of the bytes"))
@@ -37,10 +38,14 @@ def next_steps(result: Result, overrides: Sequence[str] = ()) -> list[Step]:
 
 def _fedq_run(overrides: Sequence[str], **changed: str) -> str:
     # A part that is replaced takes its options along: privacy=off privacy.target_epsilon=8 is an error.
-    kept = [word for word in overrides if word.split("=")[0].lstrip("+~").split(".")[0].split("@")[0] not in changed]
+    kept = _without(overrides, *changed)
     return _folded(
         [shlex.quote(word) for word in ["fedq", "run", *kept, *(f"{key}={value}" for key, value in changed.items())]]
     )
+
+
+def _without(overrides: Sequence[str], *groups: str) -> list[str]:
+    return [word for word in overrides if word.split("=")[0].lstrip("+~").split(".")[0].split("@")[0] not in groups]
 
 
 def shown_path(path: Path) -> str:

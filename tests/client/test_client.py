@@ -183,6 +183,169 @@ def test_a_failed_encoding_keeps_the_residual(make_client, ask, trainer):
     assert np.array_equal(client.state.residual(1), before)
 
 
+# --- changes in place of weights --------------------------------------------------------------------------
+
+
+class Server:
+    """Sends a client weights in round 1 and then changes, drawn, of every round since."""
+
+    def __init__(self, layout, start):
+        self.layout, self.held, self.round, self.deltas = layout, start, 1, []
+
+    def step(self):
+        """A round in which the model changes."""
+        self.round += 1
+        change = generator(0, "change", self.round).normal(scale=0.01, size=self.layout.size).astype(np.float32)
+        header = {"layout": self.layout, "kind": "delta", "round": self.round, "base": codec.digest(self.held)}
+        self.deltas.append(codec.encode(change, "int8", **header))
+        self.held = self.held + codec.decode(self.deltas[-1], self.layout)
+
+    def ask(self, deltas=None, **packets):
+        """A request of the last round; `deltas`: others than all there are."""
+        told = wire.name_deltas(self.deltas if deltas is None else deltas)
+        return wire.Request(self.round, -1, {**told, **packets})
+
+
+@pytest.fixture
+def server(trainer, start):
+    return Server(trainer.layout, start)
+
+
+@pytest.fixture
+def holder(make_client, ask):
+    """A client that holds the weights of round 1, and never opens its data again."""
+    client = make_client(keeps_weights=True)
+    client.train(ask(1))
+    return replace(client, shard=locked_shard)
+
+
+@pytest.mark.parametrize("missed", [0, 1, 3])
+def test_changes_are_applied_one_after_the_other(make_client, ask, server, missed):
+    client = make_client(keeps_weights=True)
+    client.train(ask(1))
+    for _ in range(1 + missed):
+        server.step()
+    reply = client.train(server.ask())
+    assert codec.peek(reply.packets["update"]).base == codec.digest(server.held)
+    assert np.array_equal(client.state.weights, server.held)
+
+
+def test_an_update_is_the_same_whether_weights_or_changes_brought_the_model(make_client, ask, server):
+    client, other = make_client(keeps_weights=True), make_client(state=ClientState())
+    client.train(ask(1))
+    server.step()
+    assert client.train(server.ask()) == other.train(ask(2, weights=server.held))
+
+
+def test_changes_may_follow_changes(make_client, ask, server):
+    client = make_client(keeps_weights=True)
+    client.train(ask(1))
+    for _ in range(3):
+        server.step()
+        client.train(server.ask(server.deltas[-1:]))
+    assert np.array_equal(client.state.weights, server.held)
+
+
+def test_changes_are_evaluated_too(make_client, ask, server):
+    client, other = make_client(keeps_weights=True), make_client(state=ClientState())
+    client.train(ask(1, holdout=0.25))
+    server.step()
+    told = client.evaluate(replace(server.ask(), holdout=0.25))
+    assert told == other.evaluate(ask(2, weights=server.held, holdout=0.25))
+
+
+def test_where_the_server_sends_weights_none_are_kept(make_client, ask):
+    client = make_client(codec=FEEDBACK)
+    client.train(ask(1))
+    assert client.state.weights is None
+
+
+def test_changes_that_are_delivered_again_give_the_same_bytes(make_client, ask, server):
+    client = make_client(codec=FEEDBACK, keeps_weights=True)
+    client.train(ask(1))
+    server.step()
+    first = client.train(server.ask())
+    assert client.train(server.ask()) == first
+    server.step()
+    client.train(server.ask(server.deltas[-1:]))
+    assert np.array_equal(client.state.weights, server.held)
+
+
+@pytest.mark.parametrize("name", ["changes", "weights"])
+def test_a_message_of_an_earlier_round_that_is_delivered_late_is_refused_unopened(holder, ask, server, name):
+    server.step()
+    late = server.ask()
+    server.step()
+    with pytest.raises(OpenedError):
+        holder.train(server.ask())
+    holder.state.commit(3, None, None, server.held)
+    with pytest.raises(ValueError, match={"changes": "^base: ", "weights": "^round: round 2 after round 3"}[name]):
+        holder.train(late if name == "changes" else ask(2))
+    assert np.array_equal(holder.state.weights, server.held)
+
+
+MISFITS = {
+    "a round is left out": (lambda s: s.ask(s.deltas[1:]), "base: packet against base"),
+    "in another order": (lambda s: s.ask(s.deltas[::-1]), "base: packet against base"),
+    "the last is of an earlier round": (lambda s: s.ask(s.deltas[:1]), "round: packet of round 2: expected round 3"),
+    "a number is left out": (lambda s: replace(s.ask(), packets={"delta.0": b"", "delta.2": b""}), "missing_key: "),
+    "weights beside them": (lambda s: s.ask(model=s.deltas[0]), "missing_key: "),
+    "another packet beside them": (lambda s: s.ask(update=s.deltas[0]), "missing_key: "),
+    "bytes that are no packet": (lambda s: s.ask([b"noise" * 20, *s.deltas[1:]]), "magic: "),
+    "weights in place of changes": (
+        lambda s: s.ask([codec.encode(s.held, "int8", layout=s.layout, kind="weights", round=3)]),
+        "kind: packet of kind weights: expected delta",
+    ),
+}
+
+
+@pytest.mark.parametrize("task", ["train", "evaluate"])
+@pytest.mark.parametrize("name", MISFITS)
+def test_changes_that_do_not_fit_are_refused_unopened_and_what_is_held_stays(holder, server, start, name, task):
+    make, reason = MISFITS[name]
+    server.step()
+    server.step()
+    with pytest.raises(ValueError, match=f"^{reason}"):
+        getattr(holder, task)(make(server))
+    assert np.array_equal(holder.state.weights, start)
+
+
+def test_changes_are_refused_unopened_where_nothing_is_held(make_client, server):
+    server.step()
+    with pytest.raises(MalformedUpdate, match=r"^base: changes, and this client holds no weights"):
+        make_client(shard=locked_shard, keeps_weights=True).train(server.ask())
+
+
+def test_changes_are_refused_unopened_where_another_model_s_weights_are_held(holder, server):
+    holder.state.commit(1, None, None, np.zeros(7, np.float32))
+    server.step()
+    with pytest.raises(MalformedUpdate, match=r"^base: changes, and this client holds no weights"):
+        holder.train(server.ask())
+
+
+def test_a_failed_encoding_keeps_the_weights(make_client, ask, trainer, start):
+    client = make_client(keeps_weights=True)
+    client.train(ask(1))
+    with pytest.raises(ValueError, match="must be finite"):
+        client.train(ask(2, weights=np.full(trainer.layout.size, 3e38, np.float32)))
+    assert np.array_equal(client.state.weights, start)
+
+
+def test_each_message_may_meet_a_new_process(make_client, ask, server, tmp_path):
+    """What one process was sent, the next one builds on."""
+
+    def process():
+        return make_client(codec=FEEDBACK, keeps_weights=True, state=ClientState(tmp_path / "disk", durable=True))
+
+    one = make_client(codec=FEEDBACK, keeps_weights=True, state=ClientState())
+    assert process().train(ask(1)) == one.train(ask(1))
+    for _ in range(3):
+        server.step()
+        request = replace(server.ask(server.deltas[-1:]), accepted=server.round - 1)
+        assert process().train(request) == one.train(request)
+    assert process().train(request) == one.train(request)  # delivered again
+
+
 # --- what is refused before data is opened ----------------------------------------------------------------
 
 

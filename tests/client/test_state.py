@@ -124,6 +124,26 @@ def test_the_next_process_knows_that_there_was_none_before_the_first_update(tmp_
     assert residual(tmp_path, 1).tolist() == vector(0.1).tolist()
 
 
+def test_the_next_process_finds_the_weights_bit_for_bit(tmp_path):
+    weights = np.float32([0.1, -0.0, 1e-45])
+    state = ClientState(tmp_path, durable=True)
+    with state.exclusive():
+        state.commit(4, None, None, weights)
+    other = ClientState(tmp_path, durable=True)
+    with other.exclusive():
+        assert other.weights.tobytes() == weights.tobytes()
+        assert (other.round, other.residual(4)) == (4, None)
+
+
+def test_weights_that_are_kept_no_more_are_gone_for_the_next_process_too(tmp_path):
+    state = ClientState(tmp_path, durable=True)
+    with state.exclusive():
+        state.commit(4, None, None, vector(0.1))
+    commit(tmp_path, 5, None, vector(0.2))
+    with state.exclusive():
+        assert state.weights is None
+
+
 def test_one_object_that_serves_several_messages_reads_what_another_process_wrote(tmp_path):
     mine = ClientState(tmp_path, durable=True)
     with mine.exclusive():

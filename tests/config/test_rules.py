@@ -1,9 +1,11 @@
 import dataclasses
+import inspect
 import math
 
 import pytest
 
 from fedq.codec import CODECS
+from fedq.codec.options import ROUNDINGS
 from fedq.config import Config, compose, problems, rules
 from fedq.data import PARTITIONERS
 from fedq.privacy import ACCOUNTANTS
@@ -138,6 +140,7 @@ def test_identity_ignores_where_and_how_it_runs():
     ("key", "owned"),
     [
         ("codec.name", CODECS),
+        ("codec.rounding", ROUNDINGS),
         ("partition.name", PARTITIONERS),
         ("train.loss", LOSSES),
         ("train.metric", METRICS),
@@ -146,6 +149,24 @@ def test_identity_ignores_where_and_how_it_runs():
 )
 def test_the_rules_name_exactly_what_the_rooms_own(key, owned):
     assert set(rules.CHOICES[key]) == set(owned)
+
+
+def test_the_rules_name_exactly_the_options_that_each_codec_takes():
+    taken = {name: set(inspect.signature(kind).parameters) for name, kind in CODECS.items()}
+    assert {name: set(options) for name, options in rules.CODEC_OPTIONS.items()} == taken
+
+
+@pytest.mark.parametrize(("group", "lacks"), [("codec", set()), ("downlink", {"kind"})])
+def test_the_keys_of_both_directions_are_the_options_that_any_codec_takes(group, lacks):
+    keys_of_group = {f.name for f in dataclasses.fields(getattr(Config(), group))}
+    taken = {option for kind in CODECS.values() for option in inspect.signature(kind).parameters}
+    assert keys_of_group == {"name"} | taken | lacks
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_both_directions_have_the_same_codecs(name):
+    assert name in rules.CHOICES["codec.name"]
+    assert rules.CHOICES["codec.name"] == rules.CHOICES["downlink.name"]
 
 
 def test_every_bounded_key_exists():
@@ -168,6 +189,54 @@ def test_every_bounded_key_exists():
 )
 def test_an_option_that_would_do_nothing_is_refused(idle):
     assert keys(*idle) == [idle[-1].partition("=")[0]]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["codec.rotate=true"], "codec.rotate=True: codec.name=float32 has no such option. Use codec.name=int8"),
+        (
+            ["codec=int8", "codec.fraction=0.1"],
+            "codec.fraction=0.1: codec.name=int8 has no such option. Use codec.name=topk",
+        ),
+        (
+            ["codec=topk", "codec.rotate=true"],
+            "codec.rotate=True: codec.name=topk has no such option. Use codec.name=int8",
+        ),
+        (
+            ["codec=float16", "codec.entropy=true"],
+            "codec.entropy=True: codec.name=float16 has no such option. Use codec.name=int8",
+        ),
+        (["downlink.block=64"], "downlink.block=64: downlink.name is null. Use downlink.name=int8"),
+        (
+            ["codec=int8", "downlink.name=float32", "downlink.rotate=true"],
+            "downlink.rotate=True: downlink.name=float32 has no such option. Use downlink.name=int8",
+        ),
+        (
+            ["downlink.name=sign", "downlink.kind=delta", "downlink.feedback=true"],
+            "downlink.feedback=True: a delta always feeds back what was lost, and weights leave nothing. "
+            "Leave it out; downlink.kind=delta has it",
+        ),
+    ],
+)
+def test_an_option_that_a_codec_lacks_is_refused_with_one_that_has_it(overrides, told):
+    (problem,) = problems(compose(overrides))
+    assert str(problem) == told
+
+
+@pytest.mark.parametrize("name", CODECS)
+@pytest.mark.parametrize("group", ["codec", "downlink"])
+def test_a_codec_takes_its_own_options(group, name):
+    values = {
+        "block": 256,
+        "rounding": "nearest",
+        "rotate": "true",
+        "fraction": 0.1,
+        "entropy": "true",
+        "feedback": "true",
+    }
+    own = [f"{group}.{option}={values[option]}" for option in rules.CODEC_OPTIONS[name]]
+    assert keys(f"{group}.name={name}", *(word for word in own if not word.startswith("downlink.feedback"))) == []
 
 
 # --- names of clients -------------------------------------------------------------------------------------

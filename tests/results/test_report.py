@@ -144,6 +144,12 @@ def test_an_int8_run_is_compared_with_plain_fedavg(make_result):
     assert first.command == "fedq run quant=off codec=float32"
 
 
+def test_plain_fedavg_is_offered_without_the_options_of_either_direction(make_result):
+    words = ["rounds=3", "codec=sign", "codec.rotate=true", "downlink.name=int4", "downlink.kind=delta"]
+    first = next_steps(make_result(epsilon=None), words)[0]
+    assert first.command == "fedq run rounds=3 quant=off codec=float32"
+
+
 def test_a_float_run_is_offered_int8(make_result):
     plain = make_result(epsilon=None, int8_model_bytes=None, bytes_up=16_000)
     assert next_steps(plain, [])[0].command == "fedq run codec=int8"
