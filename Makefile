@@ -27,6 +27,7 @@ check: $(DEV_STAMP)
 	$(BIN)/python -m pytest tests/test_architecture.py tests/config
 
 bench: $(DEV_STAMP)
+	$(BIN)/python -m simulations.bench codec
 	$(BIN)/python -m simulations.bench runtime
 	$(BIN)/python -m simulations.bench startup
 
@@ -34,6 +35,8 @@ bench: $(DEV_STAMP)
 tables: $(DEV_STAMP)
 	$(BIN)/python -m simulations.demo_ablation
 	$(BIN)/python -m simulations.fashion_mnist
+	$(BIN)/python -m simulations.codec_accuracy
+	$(BIN)/python -m simulations.codec_tables
 	$(BIN)/python -m simulations.demo_picture
 	$(BIN)/python -m simulations.client_startup
 

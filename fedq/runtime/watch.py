@@ -27,6 +27,6 @@ def headline(config: Config) -> str:
         str(c.data.get("_target_", "data")).rpartition(".")[2],
         str(c.model.get("_target_", "model")).rpartition(".")[2],
         "float32 model" if c.quant.name == "off" else "W8A8 QAT",
-        f"{c.codec.name} packets",
+        f"{c.codec.name} packets" if c.downlink.name is None else f"{c.codec.name} up, {c.downlink.name} down",
     ]
     return ", ".join(parts)
