@@ -87,11 +87,15 @@ def test_a_rehearsal_gives_the_bits_of_a_local_run_and_leaves_nothing_behind(tmp
     assert deployed.int8_accuracy == local.int8_accuracy
 
 
+DELTA = ["codec=sign", "codec.rotate=true", "downlink.name=sign", "downlink.rotate=true", "downlink.kind=delta"]
+
+
 @pytest.mark.slow
-def test_one_experiment_gives_the_same_bits_on_every_runtime(tmp_path, monkeypatch):
+@pytest.mark.parametrize("way", [["codec.rounding=stochastic"], DELTA], ids=["weights", "delta"])
+def test_one_experiment_gives_the_same_bits_on_every_runtime(tmp_path, monkeypatch, way):
     monkeypatch.chdir(tmp_path)
     words = ["experiment=demo", "privacy=off", "clients=3", "rounds=4", "fraction=0.67"]
-    words += ["codec.rounding=stochastic", "codec.feedback=true", "seed=5"]
+    words += [*way, "codec.feedback=true", "seed=5"]
     local = fedq.run(words, root="one", progress=False)
     assert [row.clients for row in local.history] == [0, 2, 2, 2, 2]
     two = fedq.run([*words, "runtime.workers=2"], root="two", progress=False)

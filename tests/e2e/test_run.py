@@ -86,8 +86,17 @@ def test_float32_bytes_are_those_of_the_same_run_under_float32(workplace):
     assert small.bytes_up < 0.6 * plain.bytes_up  # 650 parameters: a third of a message is not weights
 
 
+ONE_BIT = ["codec=sign", "codec.rotate=true", "codec.block=256", "codec.feedback=true"]
+CHANGES = ["downlink.name=sign", "downlink.rotate=true", "downlink.block=256", "downlink.kind=delta"]
+
+
 @pytest.mark.parametrize(
-    "way", [[], ["fraction=0.5", "codec=int8", "codec.rounding=stochastic", "codec.feedback=true"]]
+    "way",
+    [
+        [],
+        ["fraction=0.5", "codec=int8", "codec.rounding=stochastic", "codec.feedback=true"],
+        ["fraction=0.75", *ONE_BIT, *CHANGES],
+    ],
 )
 def test_the_same_bits_come_from_one_and_two_workers_with_a_client_that_fails(workplace, way):
     overrides = [
@@ -106,6 +115,28 @@ def test_the_same_bits_come_from_one_and_two_workers_with_a_client_that_fails(wo
     assert [(r.bytes_up, r.bytes_down, r.loss) for r in one.history] == [
         (r.bytes_up, r.bytes_down, r.loss) for r in two.history
     ]
+
+
+def test_one_bit_both_ways_gives_the_same_bits_from_one_and_two_workers_though_clients_miss_rounds(tmp_path):
+    words = ["clients=4", "rounds=8", "fraction=0.75", "model.hidden=[16]", *ONE_BIT, *CHANGES]
+    one, two = (fedq.run([*words, f"runtime.workers={n}"], root=tmp_path / str(n), progress=False) for n in (1, 2))
+    assert [row.clients for row in one.history] == [0, *[3] * 8]
+    assert one.clients_lost == two.clients_lost == 0
+    assert one.arrays.keys() == two.arrays.keys()
+    assert all(np.array_equal(one.arrays[k], two.arrays[k]) for k in one.arrays)
+    assert [(r.bytes_up, r.bytes_down, r.loss) for r in one.history] == [
+        (r.bytes_up, r.bytes_down, r.loss) for r in two.history
+    ]
+
+
+def test_changes_take_fewer_bytes_down_than_weights_where_all_take_part_and_the_model_is_as_good(tmp_path):
+    words = ["clients=3", "rounds=20", "model.hidden=[32]"]
+    plain, changes = (
+        fedq.run([*words, *way], root=tmp_path / str(len(way)), progress=False) for way in ([], [*ONE_BIT, *CHANGES])
+    )
+    assert changes.bytes_down < plain.bytes_down / 5
+    assert changes.bytes_up < plain.bytes_up / 5
+    assert changes.accuracy > plain.accuracy - 0.03
 
 
 def test_what_went_wrong_stays_in_the_client_s_own_log(workplace):

@@ -64,6 +64,7 @@ def test_with_all_off_the_model_is_that_of_flowers_fedavg(experiment, tmp_path, 
         ["codec=float32"],
         ["codec=int8", "codec.rounding=stochastic", "codec.feedback=true", "codec.block=64", "fraction=0.5"],
         ["codec=float16", "strategy=fedavgm", "fraction=0.34"],
+        ["codec=sign", "codec.feedback=true", "downlink.name=int2", "downlink.kind=delta", "fraction=0.67"],
     ],
 )
 def test_under_flowers_own_loop_the_bits_are_the_same(experiment, tmp_path, overrides):
