@@ -98,22 +98,33 @@ def _check_part(part: Any, values: np.ndarray) -> None:
         _must(np.array_equal(values, levels.view("<f2").astype(np.float32)), "float16 values are not as they stand")
     elif isinstance(codec, Blockwise):
         lengths = _lengths(codec, values.size)
-        largest = np.float32(np.abs(codec.points.points).max()) if codec.points else np.float32(codec.largest_level)
+        largest = float(np.abs(codec.points.points).max()) if codec.points else codec.largest_level
         _must(sides.size == len(lengths), f"{sides.size} scales of {len(lengths)} blocks")
+        _check_scales(sides)
         if codec.rotate:
             starts = np.cumsum([0, *lengths[:-1]])
             norms = np.sqrt(np.add.reduceat(values.astype(np.float64) ** 2, starts))
-            allowed = np.sqrt(lengths) * float(largest) * sides.astype(np.float64) * (1 + 1e-3)
+            allowed = np.sqrt(lengths) * largest * sides.astype(np.float64) * (1 + 1e-3)
             _must((norms <= allowed).all(), f"norms {norms} of rotated blocks: allowed are {allowed}")
         else:
-            allowed = np.repeat(largest * sides, lengths)
-            _must((np.abs(values) <= allowed).all(), f"values beyond the largest level: {_shown(values)}")
+            _check_magnitudes(values, largest * np.repeat(sides, lengths).astype(np.float64))
     elif isinstance(codec, Sparse):
-        largest = np.float32(127) * sides.max()
+        _check_scales(sides)
         _must(np.count_nonzero(values) <= codec.num_kept(values.size), "more values than are kept")
-        _must((np.abs(values) <= largest).all(), f"values beyond the largest level: {_shown(values)}")
+        _check_magnitudes(values, 127 * float(sides.max()))
     else:
         raise ViolationError(f"codec {codec.name}: its bound is not known here; add it to tests/fuzz/oracle.py")
+
+
+def _check_scales(scales: np.ndarray) -> None:
+    bits = scales.view(np.uint32)  # 0, or of a positive number that is normal
+    _must(((bits == 0) | (bits >= 0x00800000) & (bits < 0x7F800000)).all(), f"a scale of {_shown(scales)} was accepted")
+
+
+def _check_magnitudes(values: np.ndarray, allowed: np.ndarray | float) -> None:
+    # The product is rounded to float32.
+    good = np.abs(values.astype(np.float64)) <= allowed * (1 + 2.0**-23)
+    _must(good.all(), f"values beyond the largest level: {_shown(values)}")
 
 
 def _lengths(codec: Blockwise, size: int) -> list[int]:
