@@ -6,7 +6,7 @@ RUN_STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 LOCK := pyproject.toml constraints.txt
 
-.PHONY: demo test test-slow test-all check bench tables lock clean
+.PHONY: demo test test-slow test-all check fuzz bench tables lock clean
 
 demo: $(RUN_STAMP)
 	$(BIN)/fedq run experiment=demo
@@ -25,6 +25,11 @@ check: $(DEV_STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_architecture.py tests/config
+
+# The codec reads 100,000 mutations of valid packets, then what atheris finds in a minute.
+fuzz: $(DEV_STAMP)
+	$(BIN)/python -m tests.fuzz
+	$(BIN)/python -m tests.fuzz.guided
 
 bench: $(DEV_STAMP)
 	$(BIN)/python -m simulations.bench codec

@@ -40,6 +40,7 @@ LEAST_WEIGHT = 2.0**-20
 LARGEST_WEIGHT = 2.0**20
 LARGEST_VALUE = 2.0**21  # of one |weight * value|, exclusive
 SUM_LIMIT = 2**63  # of the bound on a sum, in steps, exclusive
+COUNT_LIMIT = 2**64  # of contributions, exclusive: what the field holds; only foreign bytes come near
 MAGIC = b"FQAC"
 VERSION = 1
 # A weight is a multiple of 2^-72: 2^-20 with 52 more bits.
@@ -113,7 +114,7 @@ class Accumulator:
         """Add all that another accumulator holds, to the bit as if added here. `other` stays as it is."""
         if other.layout.digest != self.layout.digest:
             raise ValueError("accumulators of two layouts cannot be merged; build both from one Layout")
-        bound = self._fitting(other._bound)
+        bound = self._fitting(other._bound, other._count)
         self._sums[:] += other._sums
         self._bound, self._count = bound, self._count + other._count
         self._total_weight += other._total_weight
@@ -183,7 +184,7 @@ class Accumulator:
                 "overflow", f"weight {weight:g} times value {largest:g}: must be below 2^21; lower weights"
             )
         # Rounding is monotonic, and half to even in both: this is exactly the largest |steps|.
-        self._bound = self._fitting(round(largest * (weight * GRID)))
+        self._bound = self._fitting(round(largest * (weight * GRID)), 1)
         self._count += 1
         self._total_weight += Fraction(weight)
 
@@ -196,10 +197,13 @@ class Accumulator:
             self._waiting.settle(self._settled, kernels)
         return self._settled
 
-    def _fitting(self, more: int) -> int:
+    def _fitting(self, more: int, contributions: int) -> int:
+        """The bound with so much more of so many contributions."""
         bound = self._bound + more
         if bound >= SUM_LIMIT:
             raise MalformedUpdate("overflow", "the sum could reach 2^31; divide all weights by 1000")
+        if self._count + contributions >= COUNT_LIMIT:
+            raise MalformedUpdate("overflow", f"{self._count} updates already; begin a new accumulator")
         return bound
 
     def _check_invariants(self) -> None:

@@ -242,11 +242,13 @@ class _Plan:
 def _plan(codec: Codec, layout: Layout) -> _Plan:
     """Made once for each codec that a layout meets: a model of many tensors is met again with each packet."""
     plans: dict[Codec, _Plan] = layout.memo
-    if codec not in plans:
+    plan = plans.get(codec)  # looked up once: another thread may clear them at any time
+    if plan is None:
+        plan = _planned(codec, layout)
         if len(plans) >= _PLANS:  # options come from the wire
             plans.clear()
-        plans[codec] = _planned(codec, layout)
-    return plans[codec]
+        plans[codec] = plan
+    return plan
 
 
 def _work(codec: Codec, layout: Layout) -> int:

@@ -308,3 +308,16 @@ def test_float32_packets_reproduce_a_plain_average(rng):
     plain = np.average(vectors.astype(np.float64), axis=0, weights=counts)
     # Ten roundings to the grid over the total weight, then float32.
     assert np.abs(total.mean() - plain).max() <= 10 * 2.0**-33 / counts.sum() + np.abs(plain).max() * 2.0**-23
+
+
+def test_more_updates_than_the_count_holds_are_refused(started):
+    """Of foreign bytes alone: else `to_bytes` would fail when a round ends. Found by `make fuzz`."""
+    count = 2**64 - 1
+    data = forged(started.to_bytes(), 8, struct.pack("<Q", count))
+    full = Accumulator.from_bytes(forged(data, 40, (count * 2**72).to_bytes(24, "little")), Layout.flat(2))
+    before = full.to_bytes()
+    assert refusal(full.add, packed([0, 0])) == "overflow"
+    assert refusal(full.add_vector, np.zeros(2, np.float32)) == "overflow"
+    assert refusal(full.merge, started) == "overflow"
+    assert refusal(started.merge, full) == "overflow"
+    assert full.to_bytes() == before

@@ -516,6 +516,19 @@ def test_nothing_is_allocated_before_every_length_is_checked():
     assert peak < 100_000
 
 
+def test_what_another_thread_forgets_is_worked_out_again(rng):
+    """A layout remembers how packets of a codec lie, and forgets all when it has met many."""
+
+    class Forgetful(dict):
+        def __setitem__(self, codec, plan):
+            pass  # cleared by another thread at once
+
+    layout = Layout.flat(300)
+    layout.__dict__["memo"] = Forgetful()
+    packet = encode(rng.normal(size=300).astype(np.float32), "int8", layout=layout)
+    assert np.array_equal(decode(packet, layout), decode(packet, Layout.flat(300)))
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_a_signed_mutation_gives_a_known_reason_or_a_finite_vector(data):
