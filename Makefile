@@ -18,7 +18,7 @@ test: $(DEV_STAMP)
 test-slow: $(DEV_STAMP)
 	$(BIN)/python -m pytest -m slow
 
-test-all: test test-slow
+test-all: test test-slow fuzz
 
 check: $(DEV_STAMP)
 	$(BIN)/ruff format --check .
