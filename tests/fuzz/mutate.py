@@ -299,16 +299,53 @@ def _places(data: bytes, start: Seed, rng: Random) -> bytes:
     """The places of kept values: bits that are flipped, or moved, so that as many are set as before."""
 
     def changed(levels: bytearray) -> None:
-        used = len(levels) - (start.codec.num_kept(len(levels)) if hasattr(start.codec, "num_kept") else 0)
+        used = len(levels) if start.codec.name != "topk" else max(1, len(levels) // 3)
         for _ in range(rng.choice((1, 1, 2, 5))):
-            one, other = rng.randrange(8 * max(1, used)), rng.randrange(8 * max(1, used))
+            one, other = rng.randrange(8 * used), rng.randrange(8 * used)
             bits = [levels[bit // 8] >> bit % 8 & 1 for bit in (one, other)]
             if rng.random() < 0.3:
                 bits[0] ^= 1
             for bit, value in zip((one, other), reversed(bits), strict=True):
-                levels[bit // 8] = levels[bit // 8] & ~(1 << bit % 8) | value << bit % 8
+                _set_bit(levels, bit, value)
 
     return _with_levels(data, start, changed)
+
+
+def _other_places(data: bytes, start: Seed, rng: Random) -> bytes:
+    """Places of topk written anew, as docs/packet-format.md says: of which one may repeat, or reach the end."""
+    if start.codec.name != "topk":
+        return _places(data, start, rng)
+
+    def changed(levels: bytearray) -> None:
+        at = 0
+        for run in start.layout.runs:
+            if not run.verbatim:
+                n = run.stop - run.start
+                k, size = start.codec.num_kept(n), start.codec.num_level_bytes(n)
+                places = sorted(rng.sample(range(n), k))
+                where = rng.choice((0, k - 1, rng.randrange(k)))
+                places[where] = rng.choice((n - 1, n, n + 1, places[where - 1], rng.randrange(n), 2 * n))
+                written = _elias_fano(sorted(places) if rng.random() < 0.8 else places, n, size - k)
+                levels[at : at + len(written)] = written
+                at += size
+
+    return _with_levels(data, start, changed)
+
+
+def _elias_fano(places: list[int], n: int, size: int) -> bytes:
+    """Into `size` bytes, without what does not fit."""
+    packed, low = bytearray(size), (n // len(places)).bit_length() - 1
+    bitmap = -(-low * len(places) // 8)
+    for i, place in enumerate(places):
+        for bit in range(low):
+            _set_bit(packed, i * low + bit, place >> bit & 1)
+        if (high := 8 * bitmap + (place >> low) + i) < 8 * size:
+            _set_bit(packed, high, 1)
+    return bytes(packed)
+
+
+def _set_bit(packed: bytearray, bit: int, value: int) -> None:
+    packed[bit // 8] = packed[bit // 8] & ~(1 << bit % 8) | value << bit % 8
 
 
 def _levels_longer_or_shorter(data: bytes, start: Seed, rng: Random) -> bytes:
@@ -399,6 +436,7 @@ AWARE: dict[str, Mutator] = {
     "every level": _every_level,
     "last bits": _last_bits,
     "places": _places,
+    "other places": _other_places,
     "levels longer or shorter": _levels_longer_or_shorter,
     "deflate stream": _stream,
 }

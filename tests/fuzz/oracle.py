@@ -1,6 +1,7 @@
 """What reading any bytes may do: a known reason, or what the bytes declare. Knows no mutation."""
 
 import tracemalloc
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -8,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from fedq.codec import REASONS, Accumulator, Layout, MalformedUpdate, jit
+from fedq.codec import REASONS, Accumulator, Layout, MalformedUpdate, Segment, jit
 from fedq.codec import packet as packets
 from fedq.codec.blockwise import Blockwise
 from fedq.codec.sparse import Sparse
+from tests.codec import stranger
+from tests.fuzz.seeds import HEADER_BYTES
 
 FINITE = "finite vector"
 SUMS = "sums"
@@ -37,7 +40,7 @@ class Case:
     sums: bytes = b""  # of the accumulator that it is added to; b"": an empty one
     company: tuple[bytes, ...] = ()  # good packets that are added before it
     compiled: bool = False  # read the second time, and sum, by the compiled kernels
-    measured: bool = False  # measure what is allocated
+    measured: bool = False  # measure what is allocated, and let a stranger read it: slow
 
 
 def check(case: Case) -> str:
@@ -86,8 +89,22 @@ def _check_vector(case: Case, vector: np.ndarray) -> None:
     for name, value in case.expected.items():
         if value is not None and getattr(header, name) != value:
             raise ViolationError(f"packet of {name} {getattr(header, name)!r} was accepted as {value!r}")
-    for part in packets.parts_of(case.data, case.layout):
+    parts = packets.parts_of(case.data, case.layout)
+    for part in parts:
         _check_part(part, vector[part.run.start : part.run.stop])
+    if header.build_codec().entropy:
+        unpacker = zlib.decompressobj(wbits=-15)
+        levels = unpacker.decompress(bytes(case.data)[HEADER_BYTES + 4 * sum(part.sides.size for part in parts) :])
+        _must(len(levels) == sum(part.levels.size for part in parts), "levels that inflate to another length")
+        _must(unpacker.eof and not unpacker.unused_data, "a deflate stream that does not end where the packet does")
+    if case.measured and _is_plain(case.layout):
+        read = stranger.read(bytes(case.data), [(segment.name, segment.shape) for segment in case.layout.segments])
+        _must(vector.tolist() == read, "another reader of the same document reads other values")
+
+
+def _is_plain(layout: Layout) -> bool:
+    """What tests/codec/stranger.py reads."""
+    return all(segment == Segment(segment.name, segment.shape) for segment in layout.segments)
 
 
 def _check_part(part: Any, values: np.ndarray) -> None:
@@ -101,6 +118,8 @@ def _check_part(part: Any, values: np.ndarray) -> None:
         largest = float(np.abs(codec.points.points).max()) if codec.points else codec.largest_level
         _must(sides.size == len(lengths), f"{sides.size} scales of {len(lengths)} blocks")
         _check_scales(sides)
+        used = values.size * codec.bits % 8
+        _must(not used or levels[-1] >> used == 0, "a bit after the last code is set")
         if codec.rotate:
             starts = np.cumsum([0, *lengths[:-1]])
             norms = np.sqrt(np.add.reduceat(values.astype(np.float64) ** 2, starts))
