@@ -41,7 +41,7 @@ def up_down(up: str, down: str, *options: str) -> list[str]:
     return [f"codec={up}", "codec.rotate=true", *ways("downlink", down, ["rotate=true"]), *options]
 
 
-R, E = "rotate=true", "entropy=true"
+R, EVEN = "rotate=true", ("rotate=false", "entropy=true")
 SETTINGS: dict[str, dict[str, list[str]]] = {
     "cross_device": {
         "float32": [],
@@ -54,23 +54,25 @@ SETTINGS: dict[str, dict[str, list[str]]] = {
         "the same, 30 rounds of 4 epochs": up_down("sign", "int2", "rounds=30", "train.epochs=4"),
         "topk 5 % with feedback up, int4 down": ["codec=topk", "codec.fraction=0.05", *ways("downlink", "int4", [R])],
         "randk 10 % up, int4 down": ["codec=randk", "codec.fraction=0.1", *ways("downlink", "int4", [R])],
+        "float32, 30 rounds of 4 epochs": ["rounds=30", "train.epochs=4"],
     },
     "cross_silo": {
         "float32": [],
         "float16": same("float16"),
         "int8 changes": changes("int8"),
         "int4 changes, rotated": changes("int4", R),
-        "int2 changes, blocks of 256, deflated": changes("int2", "block=256", E),
-        "int2 changes, blocks of 1024, deflated": changes("int2", "block=1024", E),
+        "int2 changes, blocks of 256, deflated": changes("int2", "block=256", *EVEN),
+        "int2 changes, blocks of 1024, deflated": changes("int2", "block=1024", *EVEN),
         "sign changes, rotated": changes("sign", R),
         "topk 5 % changes": changes("topk", "fraction=0.05"),
         "randk 5 % changes": changes("randk", "fraction=0.05"),
-        "int2 changes, blocks of 4096, deflated": changes("int2", "block=4096", E),
+        "int2 changes, blocks of 4096, deflated": changes("int2", "block=4096", *EVEN),
         "int2, blocks of 1024, 60 rounds of 27 steps": [
-            *changes("int2", "block=1024", E),
+            *changes("int2", "block=1024", *EVEN),
             "rounds=60",
             "train.steps=27",
         ],
+        "float32, 60 rounds of 27 steps": ["rounds=60", "train.steps=27"],
     },
 }
 COST = {"cross_device": "100 devices, 10 a round, 60 rounds", "cross_silo": "10 institutions, all in each of 80 rounds"}

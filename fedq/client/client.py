@@ -48,9 +48,9 @@ class Client:
         """The update for one request. Raises `Declined` or `MalformedUpdate` before any data is opened."""
         with self.state.exclusive():
             layout = self.trainer.layout
-            weights = self._received(request)
             if request.round < self.state.round:  # delivered again, late: its residual would replace a newer one
                 raise wire.MalformedReply("round", f"round {request.round} after round {self.state.round}")
+            weights = self._received(request)
             private = self._admit(request)
             trained_on, _ = self._parts(request.holdout)
             fitted = self.trainer.fit(  # under DP the spend is written, and noise is added, in here
@@ -98,8 +98,8 @@ class Client:
         weights = self.state.weights
         if weights is None or weights.size != layout.size:
             raise packets.MalformedUpdate("base", "changes, and this client holds no weights that they are against")
-        if request.round == self.state.round:  # delivered again: what it holds has these changes in it
-            return weights
+        if request.round == self.state.round and packets.peek(told[-1]).round == request.round:
+            return weights  # delivered again: what it holds has these changes in it
         for number, delta in enumerate(told, start=1):
             round = request.round if number == len(told) else None
             base = packets.digest(weights)

@@ -19,4 +19,6 @@ class Residual:
 
     def counted(self, accepted: int) -> np.ndarray | None:
         """What was lost so far, given the last round in which the server accepted an update of this client."""
+        if accepted > self.round:  # of a state that was restored: what was lost since is not known, and counted already
+            return None
         return self.after if accepted == self.round else self.before

@@ -29,6 +29,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from fedq.codec import jit
+from fedq.codec.codec import Codec
 from fedq.codec.header import Kind, as_view
 from fedq.codec.layout import Layout
 from fedq.codec.malformed import MalformedUpdate
@@ -92,19 +93,21 @@ class Accumulator:
         round: int | None = None,
         base: bytes | None = None,
         kind: Kind | None = None,
+        codec: Codec | None = None,
     ) -> None:
         """Decode and add. MalformedUpdate for a bad packet or weight; then nothing has changed."""
         checked_weight = _checked_weight(weight)
+        expected: dict[str, Any] = {"round": round, "base": base, "kind": kind, "codec": codec}
         kernels = jit.kernels(self.layout.size)
         if kernels is None:
-            self._add(decode(data, self.layout, round=round, base=base, kind=kind), checked_weight)
+            self._add(decode(data, self.layout, **expected), checked_weight)
             return
-        parts = parts_of(data, self.layout, round=round, base=base, kind=kind)
+        parts = parts_of(data, self.layout, **expected)
         weighed = Weighed.of(parts, kernels, factor=checked_weight * GRID)
         self._count_in(weighed.largest, checked_weight)
         self._waiting.put(weighed, self._settled, kernels)
         if type(data) is not bytes:  # whoever owns it may change it
-            self._waiting.settle(self._settled, kernels)
+            self._waiting.settle(self._settled)
 
     def add_vector(self, vector: NDArray[np.float32], weight: float = 1.0) -> None:
         """Add a vector that is already decoded; checked and summed as `add` does."""
@@ -191,10 +194,7 @@ class Accumulator:
     @property
     def _sums(self) -> NDArray[np.int64]:
         """With all that was added."""
-        if self._waiting:
-            kernels = jit.kernels(self.layout.size)
-            assert kernels is not None  # they weighed what waits
-            self._waiting.settle(self._settled, kernels)
+        self._waiting.settle(self._settled)
         return self._settled
 
     def _fitting(self, more: int, contributions: int) -> int:

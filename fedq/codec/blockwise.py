@@ -30,7 +30,17 @@ from fedq.codec.uniform import largest_scale as _largest_scale
 
 ROTATED_BLOCK = 4096  # large enough to mix, small enough that a block stays in a core's cache
 LEAST_ROTATED_BLOCK = 256
+LEAST_PIECE = 128  # of what is left of a run after whole blocks that are rotated
 _CHUNK = 65536  # values worked on at once: the temporaries stay in the cache
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Neighbouring blocks of one width."""
+
+    blocks: slice
+    start: int  # first value
+    width: int
 
 
 @dataclass(frozen=True)
@@ -88,15 +98,21 @@ class Blockwise:
         return codec
 
     def num_sides(self, num_values: int) -> int:
-        whole, rest = self.cut(num_values)
-        return whole + (rest > 0)
+        cuts = self.cut(num_values)
+        return int(cuts[-1].blocks.stop) if cuts else 0
 
     def num_level_bytes(self, num_values: int) -> int:
-        return packed_bytes(num_values, self.bits)
+        return packed_bytes(self.num_coded(num_values), self.bits)
+
+    def num_coded(self, num_values: int) -> int:
+        """Values of a run that get a code: with `rotate` it is filled up with zeros to a multiple of 128."""
+        return -(-num_values // LEAST_PIECE) * LEAST_PIECE if self.rotate else num_values
 
     def encode_run(
         self, values: NDArray[np.float32], sides: NDArray[np.float32], levels: NDArray[np.uint8], stream: Stream
     ) -> None:
+        if self.rotate and (missing := self.num_coded(values.size) - values.size):
+            values = np.concatenate([values, np.zeros(missing, np.float32)])
         kernels = self._kernels(stream)
         if kernels is not None and fast.encode(kernels, self, values, sides, levels, stream):
             return
@@ -115,6 +131,18 @@ class Blockwise:
         self, sides: NDArray[np.float32], levels: NDArray[np.uint8], values: NDArray[np.float32], stream: Stream
     ) -> None:
         self.check_scales(sides)
+        coded = self.num_coded(values.size)
+        if coded == values.size:
+            self._decode(sides, levels, values, stream)
+        else:
+            filled = np.empty(coded, np.float32)
+            self._decode(sides, levels, filled, stream)
+            values[:] = filled[: values.size]
+
+    def _decode(
+        self, sides: NDArray[np.float32], levels: NDArray[np.uint8], values: NDArray[np.float32], stream: Stream
+    ) -> None:
+        """As `decode_run`, of as many values as there are codes."""
         kernels = self._kernels(stream)
         if kernels is not None and fast.decode(kernels, self, sides, levels, values, stream):
             return
@@ -159,24 +187,27 @@ class Blockwise:
         """The largest of which every level is finite, and of a rotated block every value."""
         return LARGEST_ROTATED_SCALE if self.rotate else _largest_scale(self.largest_level)
 
-    def cut(self, num_values: int) -> tuple[int, int]:
-        """Whole blocks, and the values of the last one if it is of another length.
-
-        A rotated one is half a block at least: a few values by themselves do not mix.
-        """
-        if not self.rotate:
-            return divmod(num_values, self.num_block)
-        blocks = max(1, (num_values + self.num_block // 2) // self.num_block)
-        last = num_values - (blocks - 1) * self.num_block
-        return (blocks, 0) if last == self.num_block else (blocks - 1, last)
+    def cut(self, num_values: int) -> list["Cut"]:
+        """The blocks of a run: whole ones, and what is left, which `rotate` cuts into powers of two from 128 on."""
+        whole, rest = divmod(self.num_coded(num_values), self.num_block)
+        cuts = [Cut(slice(0, whole), 0, self.num_block)] if whole else []
+        number, start = whole, whole * self.num_block
+        while rest:
+            width = 1 << (rest.bit_length() - 1) if self.rotate else rest
+            cuts.append(Cut(slice(number, number + 1), start, width))
+            number, start, rest = number + 1, start + width, rest - width
+        return cuts
 
     def _pieces(self, num_values: int) -> list[tuple[slice, int, int]]:
         """Blocks of one length, about _CHUNK values of them, and where their values start and stop."""
-        whole, rest = self.cut(num_values)
-        step = max(1, _CHUNK // self.num_block)
-        pieces = [slice(first, min(first + step, whole)) for first in range(0, whole, step)]
-        cut = [(blocks, blocks.start * self.num_block, blocks.stop * self.num_block) for blocks in pieces]
-        return [*cut, (slice(whole, whole + 1), num_values - rest, num_values)] if rest else cut
+        pieces = []
+        for cut in self.cut(num_values):
+            step = max(1, _CHUNK // cut.width)
+            for first in range(cut.blocks.start, cut.blocks.stop, step):
+                last = min(first + step, cut.blocks.stop)
+                start = cut.start + (first - cut.blocks.start) * cut.width
+                pieces.append((slice(first, last), start, start + (last - first) * cut.width))
+        return pieces
 
     def _quantize(
         self, blocks: NDArray[np.float32], here: Stream

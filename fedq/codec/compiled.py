@@ -43,7 +43,7 @@ class Kernel:
             if self._compiled is None:
                 try:
                     self._dispatcher.compile(self._signature)
-                except OSError:  # the cache cannot be written: the disk is full, say
+                except Exception:  # a cache that is damaged, or cannot be written
                     self._dispatcher = njit(**_SETTINGS)(self._function)
                     self._dispatcher.compile(self._signature)
                 self._dispatcher.disable_compile()

@@ -15,7 +15,7 @@ from fedq.codec.rotation import LARGEST_SCALE, LARGEST_VALUE
 from fedq.codec.threads import split
 
 if TYPE_CHECKING:
-    from fedq.codec.blockwise import Blockwise
+    from fedq.codec.blockwise import Blockwise, Cut
 
 T = TypeVar("T")
 GRAIN = 262_144  # values that are worth handing to another thread
@@ -38,22 +38,14 @@ def encode(
     def work(blocks: slice, part: slice, width: int) -> bool:
         x, scales, first = values[part], sides[blocks], stream.first_index + part.start
         if codec.points is not None:
+            place, bounds = (width, first, stream.seed), (LARGEST_VALUE, float(LARGEST_SCALE))
             tables = codec.points.thresholds, codec.points.points
-            told = (
-                x,
-                codec.num_block,
-                first,
-                stream.seed,
-                *tables,
-                codec.feedback,
-                LARGEST_VALUE,
-                float(LARGEST_SCALE),
-            )
-            return bool(kernels.encode_lloyd(*told, scales, codes[part]) == 0)
+            done = kernels.encode_lloyd(x, *place, *tables, codec.feedback, *bounds, scales, codes[part])
+            return bool(done == 0)
         if codec.rotate:
             if not kernels.largest_magnitude(x) <= LARGEST_VALUE:
                 return False
-            kernels.rotate_run(x, codec.num_block, first, stream.seed, turned[part])
+            kernels.rotate_run(x, width, first, stream.seed, turned[part])
             x = turned[part]
         limits = np.float32(codec.largest_level), codec.largest_scale
         out = codes[part].view(np.int8)
@@ -87,14 +79,14 @@ def decode(
     def work(blocks: slice, part: slice, width: int) -> bool:
         out, scales, first = values[part], sides[blocks], stream.first_index + part.start
         if points is not None:
-            kernels.decode_lloyd(codes[part], scales, points.points, codec.num_block, first, stream.seed, out)
+            kernels.decode_lloyd(codes[part], scales, points.points, width, first, stream.seed, out)
             return True
         some = codes[part].view(np.int8)
         if kernels.check_uniform(some, scales, width, codec.largest_level, codec.largest_scale) < 0:
             return False
         kernels.decode_uniform(some, scales, width, out)
         if codec.rotate:
-            kernels.unrotate_run(out, codec.num_block, first, stream.seed)
+            kernels.unrotate_run(out, width, first, stream.seed)
         return True
 
     return all(_over_blocks(codec, values.size, work))
@@ -107,16 +99,16 @@ def largest(kernels: ModuleType, codec: "Blockwise", sides: NDArray[np.float32],
 
 
 def _over_blocks(codec: "Blockwise", num_values: int, work: Callable[[slice, slice, int], T]) -> list[T]:
-    """work(blocks, their values, width) of parts of a run: whole blocks on all cores, then the odd one at the end."""
-    whole, rest = codec.cut(num_values)
-    width, done = codec.num_block, []
-    if whole:
-        done = split(
-            lambda first, last: work(slice(first, last), slice(first * width, min(last * width, num_values)), width),
-            whole,
-            grain=max(1, GRAIN // width),
-        )
-    return [*done, work(slice(whole, whole + 1), slice(num_values - rest, num_values), rest)] if rest else done
+    """work(blocks, their values, width) of parts of a run: blocks of one width on all cores, then those of the next."""
+    done: list[T] = []
+    for cut in codec.cut(num_values):
+
+        def part(first: int, last: int, cut: "Cut" = cut) -> T:
+            values = slice(cut.start + first * cut.width, cut.start + last * cut.width)
+            return work(slice(cut.blocks.start + first, cut.blocks.start + last), values, cut.width)
+
+        done += split(part, cut.blocks.stop - cut.blocks.start, grain=max(1, GRAIN // cut.width))
+    return done
 
 
 def _over_groups(

@@ -57,7 +57,10 @@ def _load() -> ModuleType | None:
             try:
                 if sys.byteorder != "little":
                     raise ImportError("the kernels are written for little-endian machines")
-                _kernels = importlib.import_module("fedq.codec.kernels")
+                loaded = importlib.import_module("fedq.codec.kernels")
+                for name in loaded.__all__:  # all of them now: none fails later, in the middle of a packet
+                    getattr(loaded, name).compile()
+                _kernels = loaded
             # Numba fails in many ways: a numpy that is too new for it, no directory to cache in, a broken LLVM.
             except Exception as error:
                 _failed = True

@@ -1,4 +1,4 @@
-"""Compiled rotation.py and lloyd.py. Knows blocks of a run, the last of which is half a block to one and a half."""
+"""Compiled rotation.py and lloyd.py. Knows blocks of one length, a power of two; not runs, bits or packets."""
 
 # The types are in the decorators, where numba reads them.
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
@@ -21,17 +21,6 @@ from fedq.codec.kernel_parts import (
 BITS = np.uint32(1) << np.arange(32, dtype=np.uint32)
 SIGN = np.uint32(0x80000000)
 NO_SIGN = np.uint32(0)
-
-
-@inner
-def _num_blocks(num_values, block):
-    return max(1, (num_values + block // 2) // block)
-
-
-@inner
-def _stop(number, blocks, block, num_values):
-    """Where a block stops: the last one takes in what is less than half a block."""
-    return num_values if number == blocks - 1 else (number + 1) * block
 
 
 @inner
@@ -106,51 +95,31 @@ def _hadamard(x, spare):
 
 
 @inner
-def _window(size):
-    w = 1
-    while 2 * w <= size:
-        w *= 2
-    return w
-
-
-@inner
 def _rotate(x, first_index, seed, spare, hashes):
-    w = _window(x.size)
-    for step in range(2 if w == x.size else 4):
-        start = step % 2 * (x.size - w)
-        part = x[start : start + w]
-        _flip_signs(part, first_index + start, seed, step, hashes)
-        _hadamard(part, spare)
+    for step in range(2):
+        _flip_signs(x, first_index, seed, step, hashes)
+        _hadamard(x, spare)
 
 
 @inner
 def _unrotate(x, first_index, seed, spare, hashes):
-    w = _window(x.size)
-    for step in range(1 if w == x.size else 3, -1, -1):
-        start = step % 2 * (x.size - w)
-        part = x[start : start + w]
-        _hadamard(part, spare)
-        _flip_signs(part, first_index + start, seed, step, hashes)
+    for step in range(1, -1, -1):
+        _hadamard(x, spare)
+        _flip_signs(x, first_index, seed, step, hashes)
 
 
 @inner
-def _widest(num_values, block):
-    return min(num_values, block + block // 2)
-
-
-@inner
-def _spare(widest):
+def _spare(block):
     """Room to rotate in: for the transform, and for the signs."""
-    return np.empty(widest, np.float32), np.empty(widest // 64 + 3, np.uint64)
+    return np.empty(block, np.float32), np.empty(block // 64 + 3, np.uint64)
 
 
 @kernel(void, reads(f4), i64, i64, i64, writes(f4))
 def rotate_run(values, block, first_index, seed, rotated):
-    """The rotated copy of blocks, the last of which is half a block to one and a half."""
-    spare, hashes = _spare(_widest(values.size, block))
-    blocks = _num_blocks(values.size, block)
-    for number in range(blocks):
-        start, stop = number * block, _stop(number, blocks, block, values.size)
+    """The rotated copy of blocks."""
+    spare, hashes = _spare(block)
+    for number in range(values.size // block):
+        start, stop = number * block, (number + 1) * block
         z = rotated[start:stop]
         copy(values[start:stop], z)
         _rotate(z, first_index + start, seed, spare, hashes)
@@ -159,24 +128,19 @@ def rotate_run(values, block, first_index, seed, rotated):
 @kernel(void, writes(f4), i64, i64, i64)
 def unrotate_run(values, block, first_index, seed):
     """The inverse, in place."""
-    spare, hashes = _spare(_widest(values.size, block))
-    blocks = _num_blocks(values.size, block)
-    for number in range(blocks):
-        start, stop = number * block, _stop(number, blocks, block, values.size)
+    spare, hashes = _spare(block)
+    for number in range(values.size // block):
+        start, stop = number * block, (number + 1) * block
         _unrotate(values[start:stop], first_index + start, seed, spare, hashes)
 
 
 @inner
 def _tree_dot(a, b, terms):
     """Sum of a * b in float64, in the order of lloyd.tree_sum."""
-    if a.size == 1:
-        return np.float64(a[0]) * np.float64(b[0])
-    half = _window(a.size - 1)  # half the next power of two
+    half = a.size // 2
     low_a, low_b, high_a, high_b, out = a[:half], b[:half], a[half:], b[half:], terms[:half]
-    for i in range(high_a.size):
+    for i in range(half):
         out[i] = np.float64(low_a[i]) * np.float64(low_b[i]) + np.float64(high_a[i]) * np.float64(high_b[i])
-    for i in range(high_a.size, half):
-        out[i] = np.float64(low_a[i]) * np.float64(low_b[i]) + 0.0
     while half > 1:
         half //= 2
         low, high = terms[:half], terms[half : 2 * half]
@@ -211,13 +175,11 @@ def encode_lloyd(
     values, block, first_index, seed, thresholds, points, feedback, largest_value, largest_scale, scales, codes
 ):
     """Rotated blocks -> scales and Lloyd-Max codes. 0; or 1 for infinity or NaN, 2 for |value| > largest_value."""
-    widest = _widest(values.size, block)
-    spare, hashes = _spare(widest)
-    rotated, decoded = np.empty(widest, np.float32), np.empty(widest, np.float32)
-    terms = np.empty(_window(widest), np.float64)
-    blocks = _num_blocks(values.size, block)
-    for number in range(blocks):
-        start, stop = number * block, _stop(number, blocks, block, values.size)
+    spare, hashes = _spare(block)
+    rotated, decoded = np.empty(block, np.float32), np.empty(block, np.float32)
+    terms = np.empty(block, np.float64)
+    for number in range(values.size // block):
+        start, stop = number * block, (number + 1) * block
         magnitude = largest_bits(values[start:stop])
         if magnitude >= INFINITE:
             return 1
@@ -243,11 +205,10 @@ def encode_lloyd(
 @kernel(void, reads(u8), reads(f4), reads(f4), i64, i64, i64, writes(f4))
 def decode_lloyd(codes, scales, points, block, first_index, seed, values):
     """values = the inverse rotation of points[code] * scale."""
-    spare, hashes = _spare(_widest(values.size, block))
+    spare, hashes = _spare(block)
     table = np.empty_like(points)
-    blocks = _num_blocks(values.size, block)
-    for number in range(blocks):
-        start, stop = number * block, _stop(number, blocks, block, values.size)
+    for number in range(values.size // block):
+        start, stop = number * block, (number + 1) * block
         for k in range(points.size):
             table[k] = points[k] * scales[number]
         _look_up(codes[start:stop], table, values[start:stop])

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fedq.codec import jit
 from fedq.codec.codec import Codec, Stream
-from fedq.codec.codecs import as_codec
+from fedq.codec.codecs import as_codec, with_feedback
 from fedq.codec.entropy import deflate, inflate
 from fedq.codec.finite import NonFiniteError, first_nonfinite
 from fedq.codec.float32 import Float32
@@ -107,11 +107,13 @@ def decode(
     round: int | None = None,
     base: bytes | None = None,
     kind: Kind | None = None,
+    codec: Codec | None = None,
 ) -> NDArray[np.float32]:
     """The float32 vector of a packet, all finite; MalformedUpdate for any other bytes.
 
-    None: not checked. `base=b""` asks for a packet without a base. Every length is checked against the layout
-    before the vector is allocated, and no more is inflated than the layout needs.
+    None: not checked. `base=b""` asks for a packet without a base; `codec` for one with these options, so that a sender
+    cannot choose what decoding costs (whether it feeds back what was lost is its own business). Every length is checked
+    against the layout before the vector is allocated, and no more is inflated than the layout needs.
 
     >>> layout = Layout.flat(3)
     >>> packet = encode(np.array([1, -2, 0.5], np.float32), "float32", layout=layout, round=4)
@@ -122,7 +124,7 @@ def decode(
         ...
     fedq.codec.malformed.MalformedUpdate: round: packet of round 4: expected round 5
     """
-    parts = parts_of(data, layout, round=round, base=base, kind=kind)
+    parts = parts_of(data, layout, round=round, base=base, kind=kind, codec=codec)
     vector = np.empty(layout.size, np.float32)
     for part in parts:
         part.decode(vector[part.run.start : part.run.stop])
@@ -151,11 +153,15 @@ def parts_of(
     round: int | None = None,
     base: bytes | None = None,
     kind: Kind | None = None,
+    codec: Codec | None = None,
 ) -> list[Part]:
     """What `decode` reads, run by run. Views of `data`, unless it was deflated."""
     header, body = open_packet(data)
     _check_expected(header, layout, round=round, base=base, kind=kind)
-    codec = header.build_codec()
+    sent, asked = header.build_codec(), codec
+    if asked is not None and with_feedback(sent, False) != with_feedback(asked, False):
+        raise MalformedUpdate("codec", f"packet in {sent}: asked for was {asked}")
+    codec = sent
     plan = _plan(codec, layout)
     num_sides, num_level_bytes = plan.num_sides, plan.num_level_bytes
     jit.count(_work(codec, layout))

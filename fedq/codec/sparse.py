@@ -32,7 +32,7 @@ class Sparse:
     def __post_init__(self) -> None:
         check_switches(feedback=self.feedback, entropy=self.entropy)
         number = isinstance(self.fraction, int | float) and not isinstance(self.fraction, bool)
-        if not number or not LEAST_FRACTION <= np.float32(self.fraction) <= 1:
+        if not number or not 0 <= self.fraction <= 1 or np.float32(self.fraction) < LEAST_FRACTION:
             raise ValueError(f"codec.fraction={self.fraction!r}: must be a number 1e-06..1; try 0.01")
         # As it stands in the header, so that both ends count alike.
         object.__setattr__(self, "fraction", float(np.float32(self.fraction)))

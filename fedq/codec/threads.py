@@ -5,6 +5,7 @@ The work must release the GIL to gain from it, and its parts must not depend on 
 
 import itertools
 import os
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -80,6 +81,8 @@ def split(work: Callable[[int, int], T], count: int, *, grain: int) -> list[T]:
 def _started(function: Callable[[], None], copies: int) -> list[Future[None]]:
     """As many copies as the system allows; maybe none, at the interpreter's exit or at the limit of threads."""
     futures: list[Future[None]] = []
+    if sys.is_finalizing():  # no pool takes work any more
+        return futures
     try:
         with _lock:
             pool = _pools.get(os.getpid())

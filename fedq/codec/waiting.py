@@ -18,7 +18,7 @@ from fedq.codec.packet import Part
 from fedq.codec.threads import split
 
 TOGETHER = 8  # packets at most that are held, which is what the kernel takes
-_FEW = 2  # of which each is added by itself
+_FEW = 3  # of which each is added by itself
 _PIECE = 524_288  # values that a thread works on at once
 
 
@@ -67,24 +67,32 @@ class Waiting:
 
     def __init__(self) -> None:
         self._held: list[Weighed] = []
-
-    def __len__(self) -> int:
-        return len(self._held)
+        self._kernels: ModuleType | None = None  # those that weighed what is held
+        self._torn = False
 
     def put(self, weighed: Weighed, sums: NDArray[np.int64], kernels: ModuleType) -> None:
         """Hold it, or settle if there are enough, or if its blocks are others than those of the packets that wait."""
         if self._held and self._held[0].block != weighed.block:
-            self.settle(sums, kernels)
+            self.settle(sums)
+        self._kernels = kernels
         self._held.append(weighed)
         # Decoded vectors are as large as what they would save.
         if len(self._held) == TOGETHER or not weighed.levels:
-            self.settle(sums, kernels)
+            self.settle(sums)
 
-    def settle(self, sums: NDArray[np.int64], kernels: ModuleType) -> None:
-        """Add all to the sums."""
-        held, self._held = self._held, []
-        if not held:
+    def settle(self, sums: NDArray[np.int64]) -> None:
+        """Add all to the sums. RuntimeError if that was interrupted before: nobody knows what is in them then."""
+        if self._torn:
+            raise RuntimeError("an addition was interrupted in the middle: begin anew with another Accumulator")
+        if not self._held:
             return
+        self._torn = True
+        self._settle(sums)
+        self._held, self._torn = [], False
+
+    def _settle(self, sums: NDArray[np.int64]) -> None:
+        held, kernels = self._held, self._kernels
+        assert kernels is not None
         for weighed in held:
             weighed.add_values(sums, kernels)
         pieces = _pieces(held[0])

@@ -39,6 +39,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 # Codec -> its options.
 CODEC_OPTIONS = {name: tuple(inspect.signature(codec).parameters) for name, codec in CODECS.items()}
+LEAST_DELTA_FRACTION = 0.3  # below, whole weights in int8 are fewer bytes than changes with float32 for who missed them
 # key -> (least, largest, whether the bounds themselves are allowed)
 BOUNDS: dict[str, tuple[float, float, bool, bool]] = {
     "rounds": (1, 1_000_000, True, True),
@@ -156,6 +157,9 @@ def _together(config: Config) -> Iterator[Problem]:
             f"a round has {cohort_size(config)} clients (fraction={config.fraction} of clients={config.clients})",
             f"Use strategy.min_clients={cohort_size(config)} or a larger fraction",
         )
+    if config.downlink.kind == "delta" and config.fraction < LEAST_DELTA_FRACTION:
+        rule = f"with fraction={config.fraction} most clients have missed the changes before, and get float32 weights"
+        yield Problem("downlink.kind", "delta", rule, f"Use downlink.kind=weights, or fraction={LEAST_DELTA_FRACTION}")
     yield from _names(config)
     yield from _runtime(config)
     yield from _idle(config)

@@ -29,8 +29,8 @@ class Downlink:
             raise ValueError(f"downlink.kind={self.kind!r}: must be weights or delta")
         if self.kind == "weights" and self.codec.name in NO_WEIGHTS:
             raise ValueError(
-                f"downlink.name={self.codec.name}: drops most of what it is given, and so most of the model; "
-                "use downlink.kind=delta, or int8"
+                f"downlink.name={self.codec.name}: too coarse for weights, which would be no model any more; "
+                "use downlink.kind=delta, or downlink.name=int8"
             )
         if self.kind == "weights" and self.codec.feedback:
             raise ValueError(
@@ -39,8 +39,8 @@ class Downlink:
 
 
 # Codecs under which weights by themselves are no model.
-NO_WEIGHTS = ("topk", "randk")
-# What changes begin from: half of int8's bytes, and the next changes mend what it lost.
+NO_WEIGHTS = ("topk", "randk", "sign")
+# What changes begin from where their own codec is too coarse: half of int8's bytes, and the next changes mend it.
 FIRST = packets.Int4(rotate=True)
 # Of an uplink whose codec is too coarse for weights, or which was told nothing of the downlink.
 FALLBACK = "int8"
@@ -90,6 +90,8 @@ class Broadcaster:
 
     def __init__(self, layout: packets.Layout, downlink: Downlink, *, seed: int) -> None:
         self._layout, self._downlink, self._seed = layout, downlink, seed
+        fine = downlink.codec.name in FINE
+        self._first = packets.with_feedback(downlink.codec, False) if fine else FIRST
         self._held: np.ndarray | None = None  # what a client holds that has read the last broadcast
         self._since = 0  # round of what the first of `_deltas` is against
         self._deltas: list[tuple[int, bytes]] = []  # (round, packet), oldest first
@@ -99,9 +101,9 @@ class Broadcaster:
         """The broadcast for these clients. ValueError where the codec cannot carry the model."""
         if self._downlink.kind == "weights":
             return self.whole(master, round)
-        if self._held is None or not any(self._reaches(client) for client in cohort):
+        if self._held is None or not any(self._reaches(client) for client in self._holds):
             # Nobody holds anything to build on: begin anew, from weights that need not be exact.
-            packet = self._packet(master, FIRST, round, "weights")
+            packet = self._packet(master, self._first, round, "weights")
             self._held, self._since, self._deltas = packets.decode(packet, self._layout), round, []
             return Broadcast(packets.digest(self._held), packet)
         base = packets.digest(self._held)

@@ -183,7 +183,7 @@ class QuantizedFedAvg(FedAvg):
         """Add checked packets to the sums; a packet that does not decode changes nothing."""
         for name, data in update.items():
             total.sums.setdefault(name, packets.Accumulator(self.layout)).add(
-                data, weight, round=round, base=base, kind="delta"
+                data, weight, round=round, base=base, kind="delta", codec=self.codec
             )
 
     def finish(self, total: Total) -> np.ndarray:

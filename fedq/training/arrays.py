@@ -15,7 +15,8 @@ def layout_of(model: nn.Module) -> Layout:
     """One segment for each array of the state, in the model's own order.
 
     Float parameters that are trained and float buffers are averaged; parameters that are not trained are
-    frozen, named by a digest of their content and never sent; integer buffers (counters) stay local.
+    frozen, named by a digest of their content and never sent; integer buffers (counters) stay local. Float buffers
+    travel as float32 whatever the codec: a running variance that is rounded below zero makes every output NaN.
     """
     trained = {name: p.requires_grad for name, p in model.named_parameters(remove_duplicate=False)}
     segments = []
@@ -26,7 +27,8 @@ def layout_of(model: nn.Module) -> Layout:
             role = "local"
         content = hashlib.blake2b(_numpy(tensor).tobytes(), digest_size=16).digest() if role == "frozen" else b""
         dtype = str(tensor.dtype).removeprefix("torch.")
-        segments.append(Segment(name, tuple(tensor.shape), dtype, role, content=content))
+        hint = "float32" if role == "averaged" and name not in trained else None
+        segments.append(Segment(name, tuple(tensor.shape), dtype, role, hint, content))
     return Layout(segments)
 
 

@@ -62,16 +62,26 @@ class Run:
     def __init__(self, first, size, codec, block, rounding, flags, fraction, seed):
         self.first, self.size, self.codec, self.block = first, size, codec, block
         self.lloyd, self.rotate, self.seed = rounding == 2, bool(flags & 1), seed
-        self.kept = min(size, max(1, int(fraction * size + 0.5))) if codec in (7, 8) else size
+        self.coded = -(-size // 128) * 128 if self.rotate else size
+        if codec in (7, 8):
+            self.kept = self.coded = min(size, max(1, int(fraction * size + 0.5)))
 
     def cut(self, n):
         """Lengths of the blocks of n values."""
-        count = max(1, (n + self.block // 2) // self.block) if self.rotate else -(-n // self.block)
-        lengths = [self.block] * (count - 1)
-        return [*lengths, n - sum(lengths)]
+        lengths = [self.block] * (n // self.block)
+        rest = n % self.block
+        while rest:
+            w = rest
+            if self.rotate:
+                w = 128
+                while 2 * w <= rest:
+                    w *= 2
+            lengths.append(w)
+            rest -= w
+        return lengths
 
     def sides(self):
-        return self.size if self.codec == 1 else 0 if self.codec == 2 else len(self.cut(self.kept))
+        return self.size if self.codec == 1 else 0 if self.codec == 2 else len(self.cut(self.coded))
 
     def level_bytes(self):
         if self.codec in (1, 2):
@@ -79,7 +89,7 @@ class Run:
         if self.codec in (7, 8):
             low, high = self.place_bits()
             return self.kept + (-(-low * self.kept // 8) + -(-high // 8) if self.codec == 7 else 0)
-        return -(-self.size * BITS[self.codec] // 8)
+        return -(-self.coded * BITS[self.codec] // 8)
 
     def place_bits(self):
         low = 0
@@ -100,9 +110,9 @@ class Run:
                 values[place] = value
             return values
         bits = BITS[self.codec]
-        codes = [get(levels, i, bits) for i in range(self.size)]
-        values = scaled([self.point(code, bits) for code in codes], sides, self.cut(self.size))
-        return self.rotated_back(values) if self.rotate else values
+        codes = [get(levels, i, bits) for i in range(self.coded)]
+        values = scaled([self.point(code, bits) for code in codes], sides, self.cut(self.coded))
+        return self.rotated_back(values)[: self.size] if self.rotate else values
 
     def point(self, code, bits):
         if bits == 1:
@@ -125,20 +135,14 @@ class Run:
 
     def rotated_back(self, values):
         start = 0
-        for length in self.cut(self.size):
-            w = 1
-            while 2 * w <= length:
-                w *= 2
-            first, last = start, start + length - w
-            steps = [first, first] if w == length else [first, last, first, last]
-            for t in reversed(range(len(steps))):
-                window = steps[t]
-                values[window : window + w] = hadamard(values[window : window + w])
-                for i in range(window, window + w):
+        for w in self.cut(self.coded):
+            for t in (1, 0):
+                values[start : start + w] = hadamard(values[start : start + w])
+                for i in range(start, start + w):
                     index = self.first + i
                     if word(self.seed + (t + 1) * 2**32, index // 32) >> (index % 32) & 1:
                         values[i] = -values[i]
-            start += length
+            start += w
         return values
 
 

@@ -76,7 +76,7 @@ def test_the_level_below_the_lowest_is_refused(codec, index, byte):
     assert refusal(forged(packet, 76 + index, bytes([byte])), Layout.flat(256)) == "level"
 
 
-@pytest.mark.parametrize("codec", [Int4(), Int2(1024), Sign(1024), Sign(1024, rotate=True)])
+@pytest.mark.parametrize("codec", [Int4(), Int2(1024), Sign(1024)])
 def test_bits_after_the_last_level_are_refused(codec):
     from tests.codec.test_codec_packet import forged, refusal
 

@@ -139,7 +139,7 @@ def test_small_segments_may_be_beyond_float16():
     assert np.array_equal(decode(encode(vector, "float16", layout=layout), layout), vector)
 
 
-@pytest.mark.parametrize("codec", [c for c in EVERY_CODEC if c != RandK(fraction=0.2)])  # which enlarges again
+@pytest.mark.parametrize("codec", [c for c in EVERY_CODEC if not (c.uses_seed and c != RandK(0.2, feedback=True))])
 def test_decoding_and_encoding_again_is_stable(codec, mixed_layout, rng):
     """A decoded vector is on the codec's own grid, or within its bound of it, and never drifts off."""
     vector = rng.normal(size=mixed_layout.size).astype(np.float32)

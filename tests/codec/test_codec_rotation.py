@@ -8,7 +8,7 @@ from fedq.codec import Int2, Int4, Int8, Layout, Sign, decode, encode
 from fedq.codec.lloyd import LLOYD_MAX, tree_sum
 from fedq.codec.rotation import LARGEST_VALUE, rotate, unrotate
 
-WIDTHS = [128, 129, 255, 256, 300, 383, 4096, 5000]
+WIDTHS = [128, 256, 512, 4096, 65536]
 
 
 def decoded(vector, codec, key=0):
@@ -25,23 +25,21 @@ def nmse(vector, codec, keys=range(4)):
 def test_rotating_keeps_the_norm_and_is_undone(width, rng):
     rows = rng.normal(size=(2, width)).astype(np.float32)
     rotated = rotate(rows, first_index=77, seed=5)
-    # At most 4 transforms of 13 steps and a factor each way: 60 roundings of 2^-24.
-    bound = 60 * 2.0**-24
+    # Two transforms of up to 16 steps and a factor each way: 68 roundings of 2^-24.
+    bound = 68 * 2.0**-24
     assert np.abs(np.linalg.norm(rotated, axis=1) / np.linalg.norm(rows, axis=1) - 1).max() < bound
     unrotate(rotated, first_index=77, seed=5)
     assert np.linalg.norm(rotated - rows) < bound * np.linalg.norm(rows)
 
 
-@pytest.mark.parametrize("width", [128, 200])
-def test_a_rotation_is_signs_and_hadamard_matrices(width):
+def test_a_rotation_is_signs_and_hadamard_matrices():
     """From the matrix of a one-hot basis: what the document says, with scipy's Hadamard matrix."""
-    rotated = rotate(np.eye(width, dtype=np.float32), first_index=0, seed=3)
-    w, expected = 128, np.eye(width)
-    matrix, last = hadamard(w) / np.sqrt(w), slice(width - w, width)
-    for step, window in enumerate([slice(0, w), last] if width == w else [slice(0, w), last, slice(0, w), last]):
-        # Each row of the basis stands at its own place of the vector: row i begins at index i * width.
-        signs = signs_of(np.arange(width * width), seed=3, step=step).reshape(width, width)
-        expected[:, window] = (expected * signs)[:, window] @ matrix
+    w = 128
+    rotated = rotate(np.eye(w, dtype=np.float32), first_index=0, seed=3)
+    expected = np.eye(w)
+    for step in (0, 1):
+        # Each row of the basis stands at its own place of the vector: row i begins at index i * w.
+        expected = (expected * signs_of(np.arange(w * w), seed=3, step=step).reshape(w, w)) @ hadamard(w) / np.sqrt(w)
     assert np.allclose(rotated, expected, atol=1e-5)
 
 
@@ -96,11 +94,11 @@ UNBIASED = [
 
 @pytest.mark.parametrize("codec", UNBIASED)
 def test_the_mean_over_many_packets_is_the_vector(codec, rng):
-    """Sparse, skewed and smooth values, 300 of them: no power of two, so the rotation is of overlapping windows.
+    """Sparse, skewed and smooth values, 300 of them: blocks of 256 and 128 where the codec rotates.
 
     The mean of k decoded vectors is off by the deviation of one over sqrt(k) in each value. Of even levels that
     is at most half a step; of rotated values it is measured. 6 of them are allowed, which one of 900 values passes by
-    chance once in 10^6 tests; to them come float32's arithmetic and, since a Hadamard rotation of 300 values is not
+    chance once in 10^6 tests; to them come float32's arithmetic and, since a Hadamard rotation of 128 values is not
     quite a uniform one, 1 % of the largest value.
     """
     k = 3000
@@ -121,15 +119,19 @@ def test_the_mean_over_many_packets_is_the_vector(codec, rng):
         assert (np.abs(packets.mean(axis=0) - x) <= allowed).all()
 
 
-@pytest.mark.parametrize("n", [257, 300, 383, 4100])
-def test_a_block_that_is_no_power_of_two_is_mixed_as_well(n):
-    """Two windows that overlap almost wholly, with no signs between, would undo each other: a bias of 20 to 40 %."""
-    x = (np.eye(n)[n - 1] * 2 + np.eye(n)[1]).astype(np.float32)
-    block = 256 if n < 400 else 4096
-    along = np.stack([decoded(x, Sign(block, rotate=True), key) for key in range(400)])[:, [1, n - 1]].mean(axis=0)
-    # |error|^2 = 0.571 |x|^2 is spread over n values alike: a deviation of sqrt(0.571 * 5 / n) in each.
-    deviation = np.sqrt(0.571 * 5 / n)
-    assert np.abs(along - [1, 2]).max() < 6 * deviation / np.sqrt(400) + 0.02
+@pytest.mark.parametrize("n", [257, 383, 384, 500, 511, 1000, 4095, 7840, 8191])
+@pytest.mark.parametrize("codec", [Sign(rotate=True), Int2(rotate=True), Int4(rotate=True)])
+def test_halves_of_different_size_are_both_unbiased(codec, n, rng):
+    """Whatever the length: values that are not mixed with all others under one scale would be off by up to 9 times."""
+    x = rng.normal(size=n).astype(np.float32)
+    x[: n // 2] *= np.float32(0.1)
+    k = 60
+    error = np.mean([decoded(x, codec, key) for key in range(k)], axis=0) - x
+    for half in (slice(0, n // 2), slice(n // 2, n)):
+        # <error, x_half> / |x_half|^2: |error| is at most 0.76 |x| in one packet, and in a random direction.
+        along = np.dot(error[half].astype(np.float64), x[half]) / np.dot(x[half], x[half])
+        size = 0.76 * np.linalg.norm(x) / np.linalg.norm(x[half])
+        assert abs(along) < 6 * size / np.sqrt(n * k) * np.sqrt(2) + 0.01
 
 
 @pytest.mark.parametrize("codec", [Sign(rotate=True), Int2(rotate=True), Int4(rotate=True)])
@@ -163,7 +165,7 @@ def test_the_tree_adds_the_second_half_to_the_first():
 
 
 @pytest.mark.parametrize("codec", [Sign(rotate=True), Int2(rotate=True), Int4(rotate=True), Int8(rotate=True)])
-@pytest.mark.parametrize("n", [256, 257, 6143, 6144, 6145, 10240])
+@pytest.mark.parametrize("n", [256, 257, 6143, 6144, 6145])
 def test_zeros_and_vanishing_values_come_back_as_zeros(codec, n):
     assert not decoded(np.zeros(n, np.float32), codec).any()
     assert np.abs(decoded(np.full(n, 2.0**-140, np.float32), codec)).max() <= 2.0**-115

@@ -32,7 +32,7 @@ def test_without_a_word_about_it_the_model_travels_as_the_update():
 
 def test_the_model_may_travel_in_another_codec_than_the_update():
     experiment = built("codec=sign", "downlink.name=int4", "downlink.rotate=true")
-    assert (experiment.codec, experiment.downlink) == (Sign(), Downlink(Int4(rotate=True)))
+    assert (experiment.codec, experiment.downlink) == (Sign(rotate=True), Downlink(Int4(rotate=True)))
 
 
 def test_changes_feed_back_what_they_lost_without_being_told_to():
@@ -68,13 +68,13 @@ LLOYD_MAX = "must be nearest or stochastic. lloyd_max needs rotate=true and int4
         ),
         (
             ["downlink.name=topk"],
-            "downlink.name=topk: drops most of what it is given, and so most of the model. "
-            "Use downlink.kind=delta, or int8",
+            "downlink.name=topk: too coarse for weights, which would be no model any more. "
+            "Use downlink.kind=delta, or downlink.name=int8",
         ),
         (
             ["downlink.name=randk", "downlink.fraction=0.5"],
-            "downlink.name=randk: drops most of what it is given, and so most of the model. "
-            "Use downlink.kind=delta, or int8",
+            "downlink.name=randk: too coarse for weights, which would be no model any more. "
+            "Use downlink.kind=delta, or downlink.name=int8",
         ),
         (["codec=topk", "codec.fraction=2"], "codec.fraction=2.0: must be in [1e-06, 1]. Try codec.fraction=0.01"),
         (["codec=randk", "codec.fraction=0"], "codec.fraction=0.0: must be in [1e-06, 1]. Try codec.fraction=0.01"),

@@ -118,7 +118,7 @@ def _check_part(part: Any, values: np.ndarray) -> None:
         largest = float(np.abs(codec.points.points).max()) if codec.points else codec.largest_level
         _must(sides.size == len(lengths), f"{sides.size} scales of {len(lengths)} blocks")
         _check_scales(sides)
-        used = values.size * codec.bits % 8
+        used = codec.num_coded(values.size) * codec.bits % 8
         _must(not used or levels[-1] >> used == 0, "a bit after the last code is set")
         if codec.rotate:
             starts = np.cumsum([0, *lengths[:-1]])
@@ -148,9 +148,14 @@ def _check_magnitudes(values: np.ndarray, allowed: np.ndarray | float) -> None:
 
 def _lengths(codec: Blockwise, size: int) -> list[int]:
     """Of the blocks, as docs/packet-format.md cuts them."""
-    block = codec.num_block
-    blocks = max(1, (size + block // 2) // block) if codec.rotate else -(-size // block)
-    return [block] * (blocks - 1) + [size - (blocks - 1) * block]
+    coded, block = -(-size // 128) * 128 if codec.rotate else size, codec.num_block
+    lengths = [block] * (coded // block)
+    rest = coded % block
+    while rest:
+        width = 1 << (rest.bit_length() - 1) if codec.rotate else rest
+        lengths.append(width)
+        rest -= width
+    return lengths
 
 
 def _check_sum(case: Case, found: Any) -> str:
