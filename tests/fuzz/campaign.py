@@ -37,9 +37,12 @@ def run(
             case = case_of(seed=seed, number=number, compiled_share=compiled_share)
             try:
                 outcome = check(case)
-            except ViolationError as violation:
+            except Exception as violation:  # of the oracle itself, too: then what it was given is not as it must be
+                what = "" if isinstance(violation, ViolationError) else f"{type(violation).__name__} in the oracle: "
                 kinds = " + ".join(case.kinds)
-                tally.violations.append((number, f"{case.target}, {kinds}, {case.layout.size} values: {violation}"))
+                tally.violations.append(
+                    (number, f"{case.target}, {kinds}, {case.layout.size} values: {what}{violation}")
+                )
                 if len(tally.violations) == MANY:
                     break
                 continue

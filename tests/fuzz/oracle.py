@@ -1,5 +1,6 @@
 """What reading any bytes may do: a known reason, or what the bytes declare. Knows no mutation."""
 
+import struct
 import tracemalloc
 import zlib
 from collections.abc import Iterator
@@ -8,8 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import xxhash
 
-from fedq.codec import REASONS, Accumulator, Layout, MalformedUpdate, Segment, jit
+from fedq.codec import CODECS, REASONS, Accumulator, Layout, MalformedUpdate, Segment, jit
 from fedq.codec import packet as packets
 from fedq.codec.blockwise import Blockwise
 from fedq.codec.sparse import Sparse
@@ -86,6 +88,12 @@ def _check_vector(case: Case, vector: np.ndarray) -> None:
     if not np.isfinite(vector).all():
         raise ViolationError(f"decoded to {_shown(vector)}: must be finite")
     header = packets.peek(case.data)
+    data = bytes(case.data)
+    told = struct.unpack_from("<4sHBB", data), *struct.unpack_from("<QQ", data, 56)
+    checksum = xxhash.xxh3_64_intdigest(data[:64] + data[HEADER_BYTES:])
+    must = (b"FEDQ", 2, CODECS[header.codec].wire_id, 1 + (header.kind == "delta")), len(data) - HEADER_BYTES, checksum
+    _must(told == must, f"a packet of magic, version, codec, kind, length, checksum {told}: must be {must}")
+    _must(data[16:32] == case.layout.digest, "a packet of another layout was accepted")
     for name, value in case.expected.items():
         if value is not None and getattr(header, name) != value:
             raise ViolationError(f"packet of {name} {getattr(header, name)!r} was accepted as {value!r}")
@@ -94,11 +102,14 @@ def _check_vector(case: Case, vector: np.ndarray) -> None:
         _check_part(part, vector[part.run.start : part.run.stop])
     if header.build_codec().entropy:
         unpacker = zlib.decompressobj(wbits=-15)
-        levels = unpacker.decompress(bytes(case.data)[HEADER_BYTES + 4 * sum(part.sides.size for part in parts) :])
+        levels = unpacker.decompress(data[HEADER_BYTES + 4 * sum(part.sides.size for part in parts) :])
         _must(len(levels) == sum(part.levels.size for part in parts), "levels that inflate to another length")
         _must(unpacker.eof and not unpacker.unused_data, "a deflate stream that does not end where the packet does")
+    else:
+        length = HEADER_BYTES + sum(4 * part.sides.size + part.levels.size for part in parts)
+        _must(len(data) == length, f"a packet of {len(data)} bytes was accepted: its parts have {length}")
     if case.measured and _is_plain(case.layout):
-        read = stranger.read(bytes(case.data), [(segment.name, segment.shape) for segment in case.layout.segments])
+        read = stranger.read(data, [(segment.name, segment.shape) for segment in case.layout.segments])
         _must(vector.tolist() == read, "another reader of the same document reads other values")
 
 
@@ -129,8 +140,11 @@ def _check_part(part: Any, values: np.ndarray) -> None:
             _check_magnitudes(values, largest * np.repeat(sides, lengths).astype(np.float64))
     elif isinstance(codec, Sparse):
         _check_scales(sides)
-        _must(np.count_nonzero(values) <= codec.num_kept(values.size), "more values than are kept")
-        _check_magnitudes(values, 127 * float(sides.max()))
+        codes = levels[levels.size - codec.num_kept(values.size) :].view(np.int8)
+        products = codes * np.repeat(sides, codec.block)[: codes.size]
+        # Each at a place of its own, in the order of the places.
+        kept, sent = (some[some != 0] for some in (values, products))
+        _must(np.array_equal(kept, sent), f"kept are {_shown(kept)}: sent were {_shown(sent)}")
     else:
         raise ViolationError(f"codec {codec.name}: its bound is not known here; add it to tests/fuzz/oracle.py")
 
@@ -176,7 +190,13 @@ def _check_sum(case: Case, found: Any) -> str:
     else:
         before = twin.to_bytes()
         _same_reason(told, _reason_or(lambda: twin.add_vector(found, case.weight)))
-        if told is not None:
+        largest, factor = float(np.abs(found).max(initial=0)), float(case.weight) * 2.0**32
+        _must(told == "overflow" or largest * case.weight < 2.0**21, "a value of 2^21 or more was added")
+        if told is None:
+            steps = np.rint(found.astype(np.float64) * factor).astype(np.int64)
+            after = np.frombuffer(before[HEADER_BYTES:], "<i8") + steps
+            _must(twin.to_bytes()[HEADER_BYTES:] == after.tobytes(), "the sums are not those of the formula")
+        else:
             _must(twin.to_bytes() == before, f"a vector that was refused ({told}) has changed the sums")
     _must(total.to_bytes() == twin.to_bytes(), "the sums are not those of the decoded vectors that were accepted")
     if isinstance(found, str):
@@ -211,6 +231,10 @@ def _check_accumulator(case: Case) -> str:
     total = _reason_or(lambda: Accumulator.from_bytes(case.data, case.layout))
     if isinstance(total, str):
         return total
+    magic, version, reserved, _, layout, bound = struct.unpack_from("<4sHHQ16sQ", case.data)
+    _must((magic, version, reserved, layout) == (b"FQAC", 1, 0, case.layout.digest), "a header that none has")
+    sums = np.frombuffer(bytes(case.data)[HEADER_BYTES:], "<i8").tolist()
+    _must(bound < 2**63 and all(abs(sum_) <= bound for sum_ in sums), "sums beyond their bound were accepted")
     with _kernels(case.compiled):
         _must(_reason_or(total.to_bytes) == bytes(case.data), "the accumulator gives other bytes than it was read from")
         _check_mean(total)
