@@ -212,6 +212,22 @@ def test_a_hello_of_another_form_is_refused(changes, reason):
     assert reason_of(wire.read_hello, RecordDict({"fedq.hello": ConfigRecord(record)})) == reason
 
 
+# --- what a request brings --------------------------------------------------------------------------------
+
+
+def test_a_request_brings_weights_or_changes_from_the_oldest_on():
+    assert wire.name_deltas([b"a", b"b"]) == {"delta.0": b"a", "delta.1": b"b"}
+    assert wire.model_of({"model": PACKET}) == PACKET
+    assert wire.model_of({"delta.1": b"b", "delta.0": b"a"}) == [b"a", b"b"]
+
+
+@pytest.mark.parametrize(
+    "names", [[], ["update"], ["delta.1"], ["delta.0", "delta.2"], ["model", "delta.0"], ["delta.0", "update"]]
+)
+def test_packets_of_no_model_are_refused(names):
+    assert reason_of(wire.model_of, dict.fromkeys(names, PACKET)) == "missing_key"
+
+
 # --- for the meter ----------------------------------------------------------------------------------------
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.linalg import hadamard
 
-from fedq.codec import Int2, Int4, Int8, Layout, Sign, decode, encode
+from fedq.codec import Int2, Int4, Int8, Layout, Sign, decode, encode, lloyd
 from fedq.codec.lloyd import LLOYD_MAX, tree_sum
 from fedq.codec.rotation import LARGEST_VALUE, rotate, unrotate
 
@@ -152,6 +152,13 @@ def test_the_tables_are_those_of_lloyd_and_max():
         assert np.abs(means - points).max() < 1e-6
         assert np.abs((points[1:] + points[:-1]) / 2 - thresholds).max() < 1e-6
     assert LLOYD_MAX[1].points.tolist() == [-1, 1]
+
+
+def test_a_table_is_its_positive_half_and_the_mirror_image_of_it():
+    table = lloyd._symmetric([1.0, 3.0], [2.0])
+    assert table.points.tolist() == [-3, -1, 1, 3]
+    assert table.thresholds.tolist() == [-2, 0, 2]
+    assert table.points.dtype == table.thresholds.dtype == np.float32
 
 
 def test_the_tree_adds_the_second_half_to_the_first():
