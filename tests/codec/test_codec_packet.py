@@ -133,6 +133,12 @@ def test_float16_error_is_within_the_documented_bound(values):
     assert (np.abs(decoded.astype(np.float64) - vector) <= allowed).all()
 
 
+def test_float16_rounds_to_zero_whatever_traps_the_caller_has_set():
+    layout, vector = Layout.flat(256), np.full(256, 2.0**-30, np.float32)
+    with np.errstate(all="raise"):
+        assert not decode(encode(vector, "float16", layout=layout), layout).any()
+
+
 def test_small_segments_may_be_beyond_float16():
     layout = Layout.flat(3)
     vector = np.array([1e30, -1e-30, 0], np.float32)

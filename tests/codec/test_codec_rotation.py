@@ -161,6 +161,25 @@ def test_a_table_is_its_positive_half_and_the_mirror_image_of_it():
     assert table.points.dtype == table.thresholds.dtype == np.float32
 
 
+def test_codes_and_scales_worked_by_hand():
+    rows = np.array([[1, -1, 3, 0]], np.float32)  # |z|^2 = 11, root mean square 1.66
+    scales, codes = lloyd.to_codes(rows, LLOYD_MAX[1], feedback=False)
+    assert codes.tolist() == [[1, 0, 1, 0]]  # as many thresholds as are below: 0 is not below 0
+    assert scales.tolist() == [np.float32(11 / 5)]  # <z, q> = 1 + 1 + 3 - 0
+    scales, codes = lloyd.to_codes(rows, LLOYD_MAX[1], feedback=True)
+    assert scales.tolist() == [5 / 4]  # |q|^2 = 4
+    scales, codes = lloyd.to_codes(rows, LLOYD_MAX[2], feedback=False)
+    assert codes.tolist() == [[2, 1, 3, 1]]  # 1 / 1.66 is below the threshold 0.98, 3 / 1.66 is not
+
+
+@pytest.mark.parametrize("feedback", [False, True])
+def test_a_block_vanishes_below_a_mean_square_of_2_to_the_minus_200(feedback):
+    rows = np.array([[2.0**-100] * 4, [2.0**-101] * 4], np.float32)
+    scales, codes = lloyd.to_codes(rows, LLOYD_MAX[1], feedback=feedback)
+    assert scales.tolist() == [2.0**-100, 0]
+    assert codes.tolist() == [[1] * 4, [0] * 4]  # a vanishing value has the code of zero
+
+
 def test_the_tree_adds_the_second_half_to_the_first():
     rows = np.array([[2.0**53, 1.0, -(2.0**53), 1.0]])
     assert tree_sum(rows).tolist() == [2.0]  # (2^53 - 2^53) + (1 + 1)
