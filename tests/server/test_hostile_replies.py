@@ -9,7 +9,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRec
 from flwr.common.constant import ErrorCode
 from hand_made import CODEC, LAYOUT, START, Told, forged, instead, run, update_of, with_records
 
-from fedq import wire
+from fedq import flower, wire
 from fedq.codec import REASONS, Float32, Layout, Segment
 from fedq.server import QuantizedFedAvg
 from fedq.server.roster import Roster
@@ -231,6 +231,7 @@ ROSTER = Roster({"a": 11, "b": 12, "c": 13})
 
 def collected(replies, cohort=("b", "a"), task=wire.EVALUATE, **options):
     """What becomes of (node, content) pairs in round 3."""
+    flower.enter()
     strategy = QuantizedFedAvg(LAYOUT, CODEC, **options)
     messages = [
         Message(content, reply_to=Message(RecordDict(), dst_node_id=node, message_type=task))
