@@ -6,7 +6,7 @@ RUN_STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 LOCK := pyproject.toml constraints.txt
 
-.PHONY: demo test test-slow test-all check fuzz bench tables lock clean
+.PHONY: demo test test-slow test-all check fuzz mutants bench tables lock clean
 
 demo: $(RUN_STAMP)
 	$(BIN)/fedq run experiment=demo
@@ -30,6 +30,10 @@ check: $(DEV_STAMP)
 fuzz: $(DEV_STAMP)
 	$(BIN)/python -m tests.fuzz
 	$(BIN)/python -m tests.fuzz.guided
+
+# What tests of the codec and the reply checks would not notice: docs/mutants.md. Half an hour; goes on where it stopped.
+mutants: $(DEV_STAMP)
+	$(BIN)/python -m tests.mutants
 
 bench: $(DEV_STAMP)
 	$(BIN)/python -m simulations.bench codec
@@ -65,4 +69,4 @@ lock:
 	rm -rf .venv-lock
 
 clean:
-	rm -rf $(VENV) build dist outputs .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build dist outputs .mypy_cache .ruff_cache .pytest_cache .hypothesis mutants

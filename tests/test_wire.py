@@ -171,6 +171,43 @@ def test_what_a_refused_reply_held_is_not_repeated():
 # --- a request, a hello -----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("round", [0, 2**32 - 1])
+@pytest.mark.parametrize("holdout", [0.0, 0.25, math.nextafter(1, 0)])
+def test_a_request_at_the_limits_comes_back(round, holdout):
+    request = wire.Request(round, -1, {}, holdout)
+    assert wire.read_request(over_a_network(wire.write_request(request))) == request
+
+
+def test_a_share_is_named_only_where_examples_are_kept_back():
+    assert dict(wire.write_request(wire.Request(1, -1))["fedq.request"]) == {"round": 1, "accepted": -1}
+    assert wire.write_request(wire.Request(1, -1, {}, 0.25))["fedq.request"]["holdout"] == 0.25
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"holdout": 1.0}, "wrong_type"),
+        ({"holdout": -0.1}, "wrong_type"),
+        ({"holdout": math.nan}, "wrong_type"),
+        ({"holdout": 0}, "wrong_type"),
+        ({"accepted": 1.0}, "wrong_type"),
+        ({"accepted": "1"}, "wrong_type"),
+        ({"note": "x"}, "extra_key"),
+    ],
+)
+def test_numbers_that_no_request_holds_are_refused(changes, reason):
+    content = wire.write_request(wire.Request(1, -1, {"model": PACKET}))
+    content = RecordDict({**content, "fedq.request": ConfigRecord({**content["fedq.request"], **changes})})
+    assert reason_of(wire.read_request, content) == reason
+
+
+def test_a_packet_that_is_no_bytes_is_refused_in_a_request():
+    content = wire.write_request(wire.Request(1, -1))
+    assert reason_of(wire.read_request, RecordDict({**content, "fedq.packets": ConfigRecord({"model": 1})})) == (
+        "wrong_type"
+    )
+
+
 @pytest.mark.parametrize("round", [-1, 2**32])
 def test_a_round_that_no_packet_can_name_is_refused(round):
     assert reason_of(wire.read_request, wire.write_request(wire.Request(round, -1))) == "round"
@@ -212,6 +249,35 @@ def test_a_hello_of_another_form_is_refused(changes, reason):
     assert reason_of(wire.read_hello, RecordDict({"fedq.hello": ConfigRecord(record)})) == reason
 
 
+@pytest.mark.parametrize("identity", ["7", "x" * 64, "Kraków 1"])
+def test_a_printable_name_of_up_to_64_characters_is_read(identity):
+    assert wire.read_hello(wire.write_hello(wire.Hello(identity, "0.1", (), b""))).identity == identity
+
+
+def test_a_client_may_refuse_to_say_hello():
+    with pytest.raises(wire.MalformedReply, match=r"^declined: ") as caught:
+        wire.read_hello(wire.write_refusal(wire.Refusal(0, "declined")))
+    assert caught.value.reason == "declined"
+    assert reason_of(wire.read_hello, wire.write_refusal(wire.Refusal(1, "declined"))) == "round"
+    assert reason_of(wire.read_hello, RecordDict({"fedq.hello": MetricRecord()})) == "wrong_type"
+
+
+# --- what a request brings --------------------------------------------------------------------------------
+
+
+def test_a_request_brings_weights_or_changes_from_the_oldest_on():
+    assert wire.name_deltas([b"a", b"b"]) == {"delta.0": b"a", "delta.1": b"b"}
+    assert wire.model_of({"model": PACKET}) == PACKET
+    assert wire.model_of({"delta.1": b"b", "delta.0": b"a"}) == [b"a", b"b"]
+
+
+@pytest.mark.parametrize(
+    "names", [[], ["update"], ["delta.1"], ["delta.0", "delta.2"], ["model", "delta.0"], ["delta.0", "update"]]
+)
+def test_packets_of_no_model_are_refused(names):
+    assert reason_of(wire.model_of, dict.fromkeys(names, PACKET)) == "missing_key"
+
+
 # --- for the meter ----------------------------------------------------------------------------------------
 
 
@@ -225,3 +291,13 @@ def test_other_packets_leave_the_rest_of_the_message():
     swapped = wire.with_packets(wire.write_reply(GOOD), {"update": b"other"})
     assert read(swapped) == wire.Reply(3, {"update": b"other"}, 12, 0.5)
     assert wire.packets_of(wire.write_reply(GOOD)) == {"update": PACKET}
+
+
+def test_what_else_a_hostile_record_of_packets_holds_stays():
+    content = RecordDict({"fedq.packets": ConfigRecord({"update": PACKET, "note": "x"}), "more": ConfigRecord()})
+    assert wire.packets_of(content) == {"update": PACKET}
+    swapped = wire.with_packets(content, {"update": b"other", "model": b""})
+    assert dict(swapped["fedq.packets"]) == {"update": b"other", "note": "x", "model": b""}
+    assert set(swapped) == {"fedq.packets", "more"}
+    arrays = RecordDict({"fedq.packets": ArrayRecord()})
+    assert dict(wire.with_packets(arrays, {"update": PACKET})["fedq.packets"]) == {"update": PACKET}

@@ -253,6 +253,31 @@ def test_bytes_of_no_layout_are_refused(data):
         Layout.from_bytes(data)
 
 
+def test_layouts_at_the_limits_are_read():
+    assert Layout.from_bytes(bytes_of((1,) * 64)).size == 1
+    assert Layout.from_bytes(bytes_of((2**40,))).size == 2**40
+    assert Layout.from_bytes(bytes_of((2**39, 0, 2))).size == 0  # 2^40 beside the zero
+    with pytest.raises(MalformedUpdate, match="16777212 bytes after the last segment"):
+        Layout.from_bytes(bytes(2**24))
+    with pytest.raises(MalformedUpdate, match="16777217 bytes: at most 16777216"):
+        Layout.from_bytes(bytes(2**24 + 1))
+
+
+def test_flatten_rounds_a_float64_whatever_traps_the_caller_has_set():
+    layout = Layout([Segment("w", (2,))])
+    with np.errstate(all="raise"):
+        assert layout.flatten({"w": np.array([1e300, 1e-300])}).tolist() == [np.inf, 0]
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [("abcde", "arrays 'a', 'b', 'c', 'd', 'e' are missing"), ("abcdefg", "'a', 'b', 'c', 'd', 'e' and 2 more are")],
+)
+def test_five_missing_arrays_are_named(missing, message):
+    with pytest.raises(ValueError, match=message):
+        Layout([Segment(name, (1,)) for name in missing]).flatten({})
+
+
 def test_a_value_belongs_to_the_segment_around_it():
     layout = Layout([Segment("empty", (0,)), Segment("w", (3,)), Segment("b", (2,)), Segment("end", (0,))])
     assert [layout.segment_at(i).name for i in range(5)] == ["w", "w", "w", "b", "b"]

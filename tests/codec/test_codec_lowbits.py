@@ -5,6 +5,7 @@ import pytest
 
 from fedq.codec import Int2, Int4, Int8, Layout, Sign, decode, encode, packed_size, peek
 from fedq.codec.bits import pack, packed_bytes, signed, unpack
+from fedq.codec.rounding import random_halves
 from fedq.codec.uniform import largest_scale
 
 
@@ -34,6 +35,57 @@ def test_stochastic_sign_is_the_largest_magnitude_up_or_down():
     values = round_trip([4, -4, 2, 0, -1], Sign(block=256, rounding="stochastic"), key=3)
     assert values[:2] == [4, -4]
     assert {abs(value) for value in values} == {4}
+
+
+def test_stochastic_sign_follows_the_documented_formula(rng):
+    vector = rng.normal(size=512).astype(np.float32)
+    largest = np.abs(vector.reshape(2, 256)).max(axis=1).repeat(256)
+    codec, layout = Sign(256, "stochastic"), Layout.flat(512)
+    up = random_halves(key=5, first_index=0, count=512) < np.rint((vector / largest + 1) * np.float32(2**15))
+    back = decode(encode(vector, codec, layout=layout, key=5), layout)
+    assert back.tolist() == np.where(up, largest, -largest).tolist()
+
+
+@pytest.mark.parametrize("codec", [Int4(), Int2(), Sign(), Sign(rounding="stochastic")])
+def test_floating_point_traps_of_the_caller_are_not_sprung(codec):
+    layout = Layout.flat(256)
+    for values in (np.geomspace(2.0**-149, 1, 256), np.full(256, 2.0**-149), np.zeros(256)):
+        vector = values.astype(np.float32)
+        with np.errstate(all="raise"):
+            assert np.isfinite(decode(encode(vector, codec, layout=layout), layout)).all()
+
+
+@pytest.mark.parametrize(
+    ("codec", "largest"),
+    [(Int8(), 127), (Int4(), 7), (Int2(256), 1), (Sign(256), 1), (Int4(256, rotate=True), None)],
+)
+def test_scales_up_to_the_largest_are_read(codec, largest):
+    from tests.codec.test_codec_packet import forged, refusal
+
+    layout = Layout.flat(256)
+    packet = encode(np.ones(256, np.float32), codec, layout=layout)
+    limit = np.float32(2.0**100) if largest is None else largest_scale(largest)
+    for scale in (0, 2.0**-126, limit):
+        assert np.isfinite(decode(forged(packet, 72, np.float32(scale).tobytes()), layout)).all()
+    with np.errstate(over="ignore"):
+        beyond = np.nextafter(limit, np.float32(np.inf))
+    for scale in (beyond, np.nextafter(np.float32(2.0**-126), np.float32(0)), np.float32(-0.0)):
+        assert refusal(forged(packet, 72, scale.tobytes()), layout) == "scale"
+
+
+def test_the_last_rotated_block_is_half_a_block_at_least():
+    # Values -> scales: up to half a block more goes into the last one.
+    sizes = {256: 1, 511 - 128: 1, 384: 2, 512: 2, 639: 2, 640: 3}
+    assert {n: Int4(256, rotate=True).num_sides(n) for n in sizes} == sizes
+    assert Int4(256, rotate=True).cut(640) == (2, 128)
+    assert Int4(256, rotate=True).cut(639) == (1, 383)
+    assert Int4(256, rotate=True).cut(100) == (0, 100)
+    assert Int4(256).cut(640) == (2, 128)
+
+
+def test_rotated_blocks_are_powers_of_two_from_256():
+    assert [Int4(block, rotate=True).block for block in (256, 65536)] == [256, 65536]
+    assert [Int4(block).block for block in (16, 17, 65536)] == [16, 17, 65536]
 
 
 @pytest.mark.parametrize(
@@ -127,7 +179,9 @@ def test_what_is_left_out_is_filled_in():
     assert (Int8(rotate=True).block, Int8(rotate=True).rounding) == (4096, "nearest")
 
 
-@pytest.mark.parametrize("codec", [Int4(17, "stochastic", entropy=True), Sign(512, rotate=True, feedback=True), Int2()])
+@pytest.mark.parametrize(
+    "codec", [Int4(17, "stochastic", entropy=True), Sign(512, rotate=True, feedback=True, entropy=True), Int2()]
+)
 def test_options_come_back_from_the_header(codec):
     packet = encode(np.zeros(300, np.float32), codec, layout=Layout.flat(300))
     assert peek(packet).build_codec() == codec

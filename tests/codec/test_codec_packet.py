@@ -31,6 +31,7 @@ from fedq.codec import (
     encode,
     packed_size,
     peek,
+    with_feedback,
 )
 from fedq.codec.header import HEADER_BYTES
 
@@ -133,6 +134,12 @@ def test_float16_error_is_within_the_documented_bound(values):
     assert (np.abs(decoded.astype(np.float64) - vector) <= allowed).all()
 
 
+def test_float16_rounds_to_zero_whatever_traps_the_caller_has_set():
+    layout, vector = Layout.flat(256), np.full(256, 2.0**-30, np.float32)
+    with np.errstate(all="raise"):
+        assert not decode(encode(vector, "float16", layout=layout), layout).any()
+
+
 def test_small_segments_may_be_beyond_float16():
     layout = Layout.flat(3)
     vector = np.array([1e30, -1e-30, 0], np.float32)
@@ -201,6 +208,23 @@ def test_decoded_vector_is_writeable_and_owns_its_memory():
     decoded = decode(packet, layout)
     decoded[:] = 7
     assert decode(packet, layout).tolist() == [1, 1, 1]
+
+
+def test_feedback_is_switched_and_nothing_else():
+    assert with_feedback(Int8(32), True) == Int8(32, feedback=True)
+    assert with_feedback(Int8(32, feedback=True), False) == Int8(32)
+    for codec in (Float32(), TopK(), Int8(feedback=True)):
+        assert with_feedback(codec, codec.feedback) is codec
+    assert with_feedback(Float32(), True) == Float32()  # which loses nothing
+
+
+def test_a_layout_remembers_16_codecs_and_then_starts_anew():
+    layout = Layout.flat(300)
+    sizes = []
+    for block in range(16, 34):
+        assert packed_size(Int8(block), layout) == 72 + 4 * -(-300 // block) + 300
+        sizes.append(len(layout.memo))
+    assert sizes == [*range(1, 17), 1, 2]
 
 
 def test_codec_names_stand_for_default_options():
@@ -299,6 +323,25 @@ def test_encode_refuses_a_bad_argument(argument, message):
 def test_encode_refuses_an_unknown_codec(codec, message):
     with pytest.raises(ValueError, match=message):
         encode(np.zeros(3, np.float32), codec, layout=Layout.flat(3))
+
+
+def test_a_codec_like_no_other_gets_no_proposal():
+    with pytest.raises(ValueError, match=r"codec='gzip': must be one of float32, .*, randk$"):
+        packed_size("gzip", Layout.flat(3))
+
+
+@pytest.mark.parametrize("vector", [[0.0], np.zeros(1), np.zeros((1, 1), np.float32), np.zeros((), np.float32)])
+def test_only_vectors_have_a_digest(vector):
+    with pytest.raises(ValueError, match="digest of something else than a 1-D numpy float32 array"):
+        digest(vector)
+
+
+def test_the_largest_key_is_one():
+    vector, layout = np.linspace(-1, 1, 300, dtype=np.float32), Layout.flat(300)
+    packets = {encode(vector, Int8(rounding="stochastic"), layout=layout, key=key) for key in (0, 1, 2**64 - 1)}
+    assert len(packets) == 3
+    with pytest.raises(ValueError, match=r"key=True: must be an integer"):
+        encode(vector, "int8", layout=layout, key=True)
 
 
 # --- what decode refuses ---
@@ -555,6 +598,7 @@ def test_malformed_update_is_a_value_error_that_survives_pickling():
     copy = pickle.loads(pickle.dumps(error))
     assert isinstance(copy, ValueError)
     assert (copy.reason, str(copy)) == ("scale", "scale: scale -1 of block 0")
+    assert copy.detail == error.detail == "scale -1 of block 0"
 
 
 def test_the_set_of_reasons_is_closed():

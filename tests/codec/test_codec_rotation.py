@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.linalg import hadamard
 
-from fedq.codec import Int2, Int4, Int8, Layout, Sign, decode, encode
+from fedq.codec import Int2, Int4, Int8, Layout, Sign, decode, encode, lloyd
 from fedq.codec.lloyd import LLOYD_MAX, tree_sum
 from fedq.codec.rotation import LARGEST_VALUE, rotate, unrotate
 
@@ -154,6 +154,32 @@ def test_the_tables_are_those_of_lloyd_and_max():
         assert np.abs(means - points).max() < 1e-6
         assert np.abs((points[1:] + points[:-1]) / 2 - thresholds).max() < 1e-6
     assert LLOYD_MAX[1].points.tolist() == [-1, 1]
+
+
+def test_a_table_is_its_positive_half_and_the_mirror_image_of_it():
+    table = lloyd._symmetric([1.0, 3.0], [2.0])
+    assert table.points.tolist() == [-3, -1, 1, 3]
+    assert table.thresholds.tolist() == [-2, 0, 2]
+    assert table.points.dtype == table.thresholds.dtype == np.float32
+
+
+def test_codes_and_scales_worked_by_hand():
+    rows = np.array([[1, -1, 3, 0]], np.float32)  # |z|^2 = 11, root mean square 1.66
+    scales, codes = lloyd.to_codes(rows, LLOYD_MAX[1], feedback=False)
+    assert codes.tolist() == [[1, 0, 1, 0]]  # as many thresholds as are below: 0 is not below 0
+    assert scales.tolist() == [np.float32(11 / 5)]  # <z, q> = 1 + 1 + 3 - 0
+    scales, codes = lloyd.to_codes(rows, LLOYD_MAX[1], feedback=True)
+    assert scales.tolist() == [5 / 4]  # |q|^2 = 4
+    scales, codes = lloyd.to_codes(rows, LLOYD_MAX[2], feedback=False)
+    assert codes.tolist() == [[2, 1, 3, 1]]  # 1 / 1.66 is below the threshold 0.98, 3 / 1.66 is not
+
+
+@pytest.mark.parametrize("feedback", [False, True])
+def test_a_block_vanishes_below_a_mean_square_of_2_to_the_minus_200(feedback):
+    rows = np.array([[2.0**-100] * 4, [2.0**-101] * 4], np.float32)
+    scales, codes = lloyd.to_codes(rows, LLOYD_MAX[1], feedback=feedback)
+    assert scales.tolist() == [2.0**-100, 0]
+    assert codes.tolist() == [[1] * 4, [0] * 4]  # a vanishing value has the code of zero
 
 
 def test_the_tree_adds_the_second_half_to_the_first():

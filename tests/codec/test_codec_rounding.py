@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from fedq.codec.rounding import random_words
+from fedq.codec.rounding import random_halves, random_words
 
 MASK = 2**64 - 1
 
@@ -33,6 +33,13 @@ def test_the_hash_is_splitmix64():
 def test_words_follow_the_documented_formula(key, first, count):
     words = random_words(key=key, first_index=first, count=count)
     assert words.tolist() == [word(key, i) for i in range(first, first + count)]
+
+
+@pytest.mark.parametrize(("first", "count"), [(0, 9), (1, 8), (7, 1), (6, 2), (2**33 + 3, 5), (5, 0)])
+def test_halves_follow_the_documented_formula(first, count):
+    hashes = [mix((mix(7) + (i // 4 + 1) * 0x9E3779B97F4A7C15) & MASK) for i in range(first, first + count)]
+    halves = random_halves(key=7, first_index=first, count=count)
+    assert halves.tolist() == [h >> 16 * (i % 4) & 0xFFFF for i, h in enumerate(hashes, first)]
 
 
 def test_words_do_not_depend_on_how_the_vector_is_split():

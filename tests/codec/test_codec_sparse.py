@@ -80,6 +80,22 @@ def test_a_fraction_that_is_none_is_refused(codec, fraction):
         codec(fraction=fraction)
 
 
+@pytest.mark.parametrize("codec", [TopK, RandK])
+@pytest.mark.parametrize("options", [{"feedback": 1}, {"entropy": None}, {"block": 15}, {"rounding": "lloyd_max"}])
+def test_an_option_that_is_none_is_refused(codec, options):
+    with pytest.raises(ValueError, match=rf"codec\.{next(iter(options))}="):
+        codec(**options)
+
+
+@pytest.mark.parametrize("codec", [TopK, RandK])
+def test_options_are_kept_and_come_back_from_the_header(codec):
+    told = codec(0.3, block=64, rounding="stochastic", feedback=True, entropy=True)
+    assert (told.block, told.rounding, told.feedback, told.entropy) == (64, "stochastic", True, True)
+    assert told.fraction == float(np.float32(0.3)) != 0.3
+    assert peek(encode(np.zeros(300, np.float32), told, layout=Layout.flat(300))).build_codec() == told
+    assert (codec().block, codec().rounding, codec().feedback, codec().entropy) == (256, "nearest", False, False)
+
+
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=40), st.data())
 def test_smallest_is_a_stable_sort_cut_short(keys, data):
     keys, count = np.array(keys, np.uint32), data.draw(st.integers(1, len(keys)))

@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.common.constant import ErrorCode
-from hand_made import LAYOUT, START, Told, forged, instead, run, update_of, with_records
+from hand_made import CODEC, LAYOUT, START, Told, forged, instead, run, update_of, with_records
 
-from fedq import wire
+from fedq import flower, wire
 from fedq.codec import REASONS, Float32, Layout, Segment
+from fedq.server import QuantizedFedAvg
+from fedq.server.roster import Roster
+from fedq.server.total import Accepted, Rejected
 
 HONEST = ("0", "1", "3")
 NUMBERS = {"num_examples": 12, "loss": 0.5}
@@ -221,6 +224,61 @@ def test_the_order_of_replies_does_not_matter(order):
     assert shuffled.reasons(1) == ordered.reasons(1) == [("1", "packet_nonfinite")]
     assert list(shuffled.rounds[1].accepted) == ["0", "2", "3"]
     assert shuffled.rounds[1].train_loss == ordered.rounds[1].train_loss
+
+
+ROSTER = Roster({"a": 11, "b": 12, "c": 13})
+
+
+def collected(replies, cohort=("b", "a"), task=wire.EVALUATE, **options):
+    """What becomes of (node, content) pairs in round 3."""
+    flower.enter()
+    strategy = QuantizedFedAvg(LAYOUT, CODEC, **options)
+    messages = [
+        Message(content, reply_to=Message(RecordDict(), dst_node_id=node, message_type=task))
+        for node, content in replies
+    ]
+    return strategy.collect(3, messages, cohort, ROSTER, strategy.snapshot(START, 3), task=task)
+
+
+def evaluated(*numbers, round=3, **changes):
+    return wire.write_reply(wire.Reply(round, {}, *numbers, **changes))
+
+
+def test_evaluations_are_collected_by_name_with_their_numbers():
+    total = collected([(12, evaluated(20, 0.5, 0.75)), (11, evaluated(10, 0.25, 1.0))])
+    assert total.accepted == [Accepted("a", 10.0, 10, 0.25, 1.0), Accepted("b", 20.0, 20, 0.5, 0.75)]
+    assert (total.rejected, total.sums) == ([], {})
+
+
+def test_an_evaluation_under_dp_has_no_number_and_the_weight_of_every_other():
+    assert collected([(11, evaluated())], ["a"], private=True).accepted == [Accepted("a", 1.0, None, None)]
+    assert collected([(11, evaluated(10, 0.5, 1.0))], ["a"], private=True).reasons == {"extra_key": 1}
+
+
+def test_each_reply_is_judged_by_itself():
+    replies = [
+        (99, evaluated(10, 0.5, 1.0)),  # of nobody
+        (13, evaluated(10, 0.5, 1.0)),  # of a client that was not asked
+        (12, evaluated(10, 0.5)),  # without a metric
+        (12, evaluated(10, 0.5, 1.0)),
+        (11, evaluated(10, 0.5, 1.0)),
+    ]
+    total = collected(replies, ["d", "b", "a"])
+    assert [a.client for a in total.accepted] == ["a"]
+    assert total.rejected == [
+        Rejected("99", "unknown_node"),
+        Rejected("b", "duplicate"),
+        Rejected("b", "missing_key"),
+        Rejected("c", "unknown_node"),
+        Rejected("d", "no_reply"),
+    ]
+
+
+def test_a_training_reply_has_no_metric_and_an_evaluation_no_packet():
+    with_packet = wire.Reply(3, {"update": b""}, 10, 0.5, 1.0)
+    assert collected([(11, wire.write_reply(with_packet))], ["a"]).reasons == {"extra_key": 1}
+    assert collected([(11, wire.write_reply(with_packet))], ["a"], wire.TRAIN).reasons == {"extra_key": 1}
+    assert collected([(11, evaluated(10, 0.5))], ["a"], wire.TRAIN).reasons == {"missing_key": 1}
 
 
 # --- too few ----------------------------------------------------------------------------------------------
