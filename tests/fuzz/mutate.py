@@ -95,6 +95,8 @@ def _told(case: Case, start: Seed, rng: Random) -> Case:
     elif drawn < 0.4:
         name, other = rng.choice((("kind", "weights"), ("kind", "delta"), ("round", 8), ("base", b""), ("base", BASE)))
         expected = {name: other}
+    if rng.random() < 0.1:
+        expected["codec"] = rng.choice((start.codec, start.codec, rng.choice(codecs())))
     drawn = rng.random()
     if drawn < 0.05:
         weight = rng.choice(WEIGHTS)

@@ -1,11 +1,12 @@
 """A few of the mutations that `make fuzz` runs by the hundred thousand, and that the oracle sees what it should."""
 
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from fedq.codec import CODECS, Layout, MalformedUpdate, blockwise, encode, packet
+from fedq.codec import CODECS, Layout, MalformedUpdate, blockwise, encode, jit, packet
 from fedq.codec.entropy import inflate
 from tests.fuzz import campaign
 from tests.fuzz.mutate import case_of, sealed
@@ -37,6 +38,16 @@ def test_every_codec_and_every_option_is_mutated():
 def test_a_mutation_is_named_by_seed_and_number():
     assert [case_of(seed=3, number=n).data for n in range(40)] == [case_of(seed=3, number=n).data for n in range(40)]
     assert case_of(seed=3, number=0).data != case_of(seed=4, number=0).data
+
+
+def test_the_compiled_kernels_read_mutations_too(good, monkeypatch):
+    asked = []
+    monkeypatch.setattr(jit, "_load", lambda: asked.append(jit.LEAST_VALUES))  # None: numpy goes on
+    monkeypatch.setattr(jit, "_kernels", None)
+    monkeypatch.setattr(jit, "_failed", False)
+    monkeypatch.delenv(jit.ENVIRONMENT, raising=False)
+    assert check(replace(good, compiled=True)) == "finite vector"
+    assert set(asked) == {0}
 
 
 # --- planted faults ---
