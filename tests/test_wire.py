@@ -48,6 +48,31 @@ def test_a_request_comes_back(accepted):
     assert wire.read_request(over_a_network(wire.write_request(request))) == request
 
 
+def test_a_request_with_changes_comes_back_in_their_order():
+    """Twelve: `delta.10` sorts before `delta.2`."""
+    deltas = [bytes([number]) for number in range(12)]
+    request = wire.Request(42, 41, dict(sorted(wire.name_deltas(deltas).items())))
+    assert wire.model_of(wire.read_request(over_a_network(wire.write_request(request))).packets) == deltas
+
+
+def test_a_request_with_weights_brings_one_packet():
+    assert wire.model_of({"model": PACKET}) == PACKET
+
+
+@pytest.mark.parametrize(
+    "names", [[], ["delta.1"], ["delta.0", "delta.2"], ["delta.0", "model"], ["delta.00"], ["delta.-1"], ["update"]]
+)
+def test_a_request_that_brings_neither_weights_nor_all_changes_is_refused(names):
+    assert reason_of(wire.model_of, dict.fromkeys(names, PACKET)) == "missing_key"
+
+
+@pytest.mark.parametrize("accepted", [None, -1, 41])
+def test_a_request_to_another_app_s_client_comes_back_with_the_codec_of_the_update(accepted):
+    request = wire.GuestRequest(42, accepted, 0, b"layout", "arrays", "sign", bytes(8), {"model": PACKET})
+    content = wire.write_guest_request(request, RecordDict({"arrays": ArrayRecord(), "config": ConfigRecord()}))
+    assert wire.read_guest_request(over_a_network(content)) == request
+
+
 def test_a_reply_comes_back():
     assert read(over_a_network(wire.write_reply(GOOD))) == GOOD
 
