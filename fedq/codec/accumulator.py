@@ -107,11 +107,15 @@ class Accumulator:
         self._count_in(weighed.largest, checked_weight)
         self._waiting.put(weighed, self._settled, kernels)
         if type(data) is not bytes:  # whoever owns it may change it
-            self._waiting.settle(self._settled)
+            self.settle()
 
     def add_vector(self, vector: NDArray[np.float32], weight: float = 1.0) -> None:
         """Add a vector that is already decoded; checked and summed as `add` does."""
         self._add(self.layout.check(vector), _checked_weight(weight))
+
+    def settle(self) -> None:
+        """Add what waits to be added with later packets; `mean`, `merge` and `to_bytes` do so by themselves."""
+        self._waiting.settle(self._settled)
 
     def merge(self, other: "Accumulator") -> None:
         """Add all that another accumulator holds, to the bit as if added here. `other` stays as it is."""

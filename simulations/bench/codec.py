@@ -55,10 +55,15 @@ def _times(layout: Layout, effort: Effort) -> Iterator[Row]:
         for each in packets:
             total.add(each, 100.0)
 
+    def accumulate_one() -> None:
+        total.add(packets[0], 100.0)
+        total.settle()
+
     contenders: dict[str, Contender] = {
         "copy": lambda: np.copyto(copied, vector),
         "encode": lambda: _done(encode(vector, stochastic, layout=layout, key=1)),
         "accumulate": accumulate,
+        "accumulate_one": accumulate_one,
         "flower": lambda: _done(aggregate_arrayrecords(records, "num-examples")),
         "encode_bit": lambda: _done(encode(vector, one_bit, layout=layout, key=1)),
         "decode_bit": lambda: _done(decode(bit_packet, layout)),
@@ -72,6 +77,7 @@ def _times(layout: Layout, effort: Effort) -> Iterator[Row]:
     for name, key, words in (
         ("encode_int8_stochastic", "encode", "vector to packet"),
         ("accumulate_int8", "accumulate", f"check, decode and add a packet, as runs do, one of {CLIENTS}"),
+        ("accumulate_int8_alone", "accumulate_one", "the same of a packet that no other comes with"),
         ("encode_1bit_rotated", "encode_bit", "randomized Hadamard rotation, one bit a value, unbiased"),
         ("decode_1bit_rotated", "decode_bit", "packet to vector"),
     ):

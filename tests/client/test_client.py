@@ -279,7 +279,7 @@ def test_a_message_of_an_earlier_round_that_is_delivered_late_is_refused_unopene
     with pytest.raises(OpenedError):
         holder.train(server.ask())
     holder.state.commit(3, None, None, server.held)
-    with pytest.raises(ValueError, match="^round: round 2 after round 3"):
+    with pytest.raises(ValueError, match=r"^round: round 2 after round 3"):
         holder.train(late if name == "changes" else ask(2))
     assert np.array_equal(holder.state.weights, server.held)
 
