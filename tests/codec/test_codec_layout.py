@@ -271,7 +271,7 @@ def test_flatten_rounds_a_float64_whatever_traps_the_caller_has_set():
 
 @pytest.mark.parametrize(
     ("missing", "message"),
-    [("abcde", "arrays 'a', 'b', 'c', 'd', 'e' are missing"), ("abcdefg", "'a', 'b', 'c', 'd', 'e' and 2 more are")],
+    [("abcde", "arrays 'a', 'b', 'c', 'd', 'e' are missing"), ("abcdef", "'a', 'b', 'c', 'd', 'e' and 1 more are")],
 )
 def test_five_missing_arrays_are_named(missing, message):
     with pytest.raises(ValueError, match=message):

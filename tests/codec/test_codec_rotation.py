@@ -157,9 +157,9 @@ def test_the_tables_are_those_of_lloyd_and_max():
 
 
 def test_a_table_is_its_positive_half_and_the_mirror_image_of_it():
-    table = lloyd._symmetric([1.0, 3.0], [2.0])
-    assert table.points.tolist() == [-3, -1, 1, 3]
-    assert table.thresholds.tolist() == [-2, 0, 2]
+    table = lloyd._symmetric([1.0, 3.0, 5.0], [2.0, 4.0])
+    assert table.points.tolist() == [-5, -3, -1, 1, 3, 5]
+    assert table.thresholds.tolist() == [-4, -2, 0, 2, 4]
     assert table.points.dtype == table.thresholds.dtype == np.float32
 
 
