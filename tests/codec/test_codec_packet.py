@@ -26,6 +26,7 @@ from fedq.codec import (
     Segment,
     Sign,
     TopK,
+    codec_of,
     decode,
     digest,
     encode,
@@ -334,6 +335,18 @@ def test_a_codec_like_no_other_gets_no_proposal():
 def test_only_vectors_have_a_digest(vector):
     with pytest.raises(ValueError, match="digest of something else than a 1-D numpy float32 array"):
         digest(vector)
+
+
+def test_a_codec_that_a_message_names_is_known_or_refused():
+    assert codec_of("int8", Int8(block=32).options()) == Int8(block=32)
+    for name, options, reason in (
+        ("gzip", bytes(8), "codec"),
+        ("int8", b"\xff" * 8, "options"),
+        ("int8", b"", "options"),
+    ):
+        with pytest.raises(MalformedUpdate, match=f"^{reason}: ") as caught:
+            codec_of(name, options)
+        assert caught.value.reason == reason
 
 
 def test_the_largest_key_is_one():
