@@ -16,7 +16,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 1 if anything else came of a mutation than a reason or what it declares, or a reason never did."""
     asked = _parser().parse_args(arguments)
     console = Console(highlight=False)
-    from tests.fuzz import campaign  # after the environment is set
+    from fedq.codec import jit  # after the environment is set
+    from tests.fuzz import campaign
     from tests.fuzz.seeds import codecs, seeds
 
     numbers = range(asked.count) if asked.only is None else range(asked.only, asked.only + 1)
@@ -31,6 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         tally = campaign.run(numbers, seed=asked.seed, compiled_share=asked.compiled, on_done=on_done)
     _show(tally, console)
+    if asked.compiled and jit._kernels is None:
+        console.print("the compiled kernels did not work here, and numpy stood in for them", style="red")
     console.print(f"{sum(tally.outcomes.values())} mutations in {time.monotonic() - began:.0f} s")
     for number, what in tally.violations:
         console.print(f"VIOLATION {what}", markup=False, style="red")
