@@ -52,12 +52,13 @@ def _signs(shape: tuple[int, ...], *, first_index: int, seed: int, step: int) ->
 def _hadamard(rows: NDArray[np.float32]) -> NDArray[np.float32]:
     """Orthonormal fast Walsh-Hadamard transform of each row, whose length is a power of two."""
     height, width = rows.shape
-    x = rows * np.float32(2.0 ** (-(width.bit_length() - 1) / 2))
-    half = 1
-    while half < width:
-        pairs = x.reshape(height, width // (2 * half), 2, half)
-        total = pairs[:, :, 0] + pairs[:, :, 1]
-        np.subtract(pairs[:, :, 0], pairs[:, :, 1], out=pairs[:, :, 1])
-        pairs[:, :, 0] = total
-        half *= 2
+    with np.errstate(under="ignore"):
+        x = rows * np.float32(2.0 ** (-(width.bit_length() - 1) / 2))
+        half = 1
+        while half < width:
+            pairs = x.reshape(height, width // (2 * half), 2, half)
+            total = pairs[:, :, 0] + pairs[:, :, 1]
+            np.subtract(pairs[:, :, 0], pairs[:, :, 1], out=pairs[:, :, 1])
+            pairs[:, :, 0] = total
+            half *= 2
     return x

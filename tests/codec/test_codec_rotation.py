@@ -218,3 +218,12 @@ def test_packets_of_different_keys_are_rotated_differently(rng):
     errors = np.stack([decoded(x, Sign(rotate=True), key) - x for key in range(8)])
     # So that errors of clients average out: of 8 independent ones the mean has an eighth of the square.
     assert np.sum(errors.mean(axis=0) ** 2) < 1.3 / 8 * np.mean(np.sum(errors**2, axis=1))
+
+
+@pytest.mark.parametrize("codec", [Sign(rotate=True), Int4(rotate=True), Int8(rotate=True), Int2(rotate=True)])
+def test_floating_point_traps_of_the_caller_are_not_sprung(codec):
+    vector = np.tile(np.array([2.0**-149, -(2.0**-127), 1.0, 0.0], np.float32), 100)
+    tiny = np.full(400, 2.0**-149, np.float32)
+    with np.errstate(all="raise"):
+        assert np.isfinite(decoded(vector, codec)).all()
+        assert np.isfinite(decoded(tiny, codec)).all()
