@@ -73,14 +73,16 @@ def test_scales_up_to_the_largest_are_read(codec, largest):
         assert refusal(forged(packet, 72, scale.tobytes()), layout) == "scale"
 
 
-def test_the_last_rotated_block_is_half_a_block_at_least():
-    # Values -> scales: up to half a block more goes into the last one.
-    sizes = {256: 1, 511 - 128: 1, 384: 2, 512: 2, 639: 2, 640: 3}
-    assert {n: Int4(256, rotate=True).num_sides(n) for n in sizes} == sizes
-    assert Int4(256, rotate=True).cut(640) == (2, 128)
-    assert Int4(256, rotate=True).cut(639) == (1, 383)
-    assert Int4(256, rotate=True).cut(100) == (0, 100)
-    assert Int4(256).cut(640) == (2, 128)
+def test_what_rotated_blocks_leave_is_cut_into_powers_of_two():
+    # Values -> scales: filled up to a multiple of 128, which binary digits then cut.
+    sizes = {256: 1, 257: 2, 384: 2, 385: 1, 512: 1, 4096 + 384: 3, 4096 + 385: 2}
+    assert {n: Int4(rotate=True).num_sides(n) for n in sizes} == sizes
+    assert [(cut.start, cut.width) for cut in Int4(rotate=True).cut(4096 + 384)] == [
+        (0, 4096),
+        (4096, 256),
+        (4352, 128),
+    ]
+    assert [(cut.start, cut.width) for cut in Int4(256).cut(600)] == [(0, 256), (512, 88)]
 
 
 def test_rotated_blocks_are_powers_of_two_from_256():

@@ -38,16 +38,15 @@ def packet(make):
 
 LIES = {
     # values
-    "NaN": (forged(BODY, struct.pack("<f", math.nan), **F32), "packet_nonfinite"),
-    "infinity": (forged(BODY + 8, struct.pack("<f", math.inf), **F32), "packet_nonfinite"),
-    "minus infinity": (forged(BODY + 4 * 323, struct.pack("<f", -math.inf), **F32), "packet_nonfinite"),
-    "NaN among the biases of an int8 packet": (forged(BODY + 4 * 5, struct.pack("<f", math.nan)), "packet_nonfinite"),
+    "NaN": (forged(BODY + 4 * 5, struct.pack("<f", math.nan)), "packet_nonfinite"),  # among the biases
+    "infinity": (forged(BODY + 4 * 6, struct.pack("<f", math.inf)), "packet_nonfinite"),
+    "minus infinity": (forged(BODY + 4 * 8, struct.pack("<f", -math.inf)), "packet_nonfinite"),
     "NaN scale": (forged(BODY, struct.pack("<f", math.nan)), "packet_scale"),
     "infinite scale": (forged(BODY, struct.pack("<f", math.inf)), "packet_scale"),
     "negative scale": (forged(BODY, struct.pack("<f", -1.0)), "packet_scale"),
     "level -128": (forged(BODY + 4 * 9, b"\x80"), "packet_level"),
     "a value that would drown all others": (
-        instead(update=np.full(LAYOUT.size, 1e30, np.float32), **F32),
+        instead(update=np.full(LAYOUT.size, 1e30, np.float32)),
         "packet_overflow",
     ),
     # weights
@@ -75,7 +74,8 @@ LIES = {
         "packet_length",
     ),
     "a dtype that does not exist": (forged(6, b"\x09"), "packet_codec"),
-    "float16 bytes said to be float32": (forged(6, b"\x01", codec="float16"), "packet_length"),
+    "a good packet in another codec than was asked for": (instead(**F32), "packet_codec"),
+    "float16 bytes said to be int8": (forged(6, b"\x03", codec="float16"), "packet_options"),
     "options that int8 does not have": (forged(52, b"\x09"), "packet_options"),
     # keys
     "unknown key": (with_records(reply=ConfigRecord({"round": 1, "note": "x"})), "extra_key"),
