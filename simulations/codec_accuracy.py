@@ -84,7 +84,7 @@ HIGHLIGHTS = (
     ("cross_device", "sign up, int4 down, rotated"),
     ("cross_device", "sign up, int2 down, rotated"),
     ("cross_silo", "int2 changes, blocks of 256, deflated"),
-    ("cross_silo", "int2, blocks of 1024, 60 rounds of 27 steps"),
+    ("cross_silo", "int2 changes, blocks of 4096, deflated"),
 )
 
 
