@@ -164,8 +164,9 @@ def plot(found: Mapping[str, Mapping[str, list[dict[str, Any]]]]) -> None:
     for axes, (setting, codecs) in zip(figure.subplots(1, len(found), squeeze=False)[0], found.items(), strict=True):
         for number, (name, results) in enumerate(codecs.items()):
             spent, accuracy = _curve(results)
-            style = {"color": "black", "linewidth": 2.2} if name == "float32" else {"color": f"C{number - 1}"}
-            axes.plot(spent, accuracy, label=name, **style)
+            plain, color = name.startswith("float32"), "black" if name.startswith("float32") else f"C{number % 10}"
+            style = "--" if name != "float32" and (plain or number > 10) else "-"
+            axes.plot(spent, accuracy, style, label=name, color=color, linewidth=2.2 if plain else 1.4)
         axes.set(xscale="log", ylim=(60, 88), xlabel="MB sent, both ways", title=f"{setting}: {COST[setting]}")
         axes.grid(alpha=0.3, which="both")
         axes.legend(fontsize=7, loc="lower right")
