@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from fedq.codec import jit
 from fedq.codec.codec import Codec
+from fedq.codec.finite import largest_magnitude
 from fedq.codec.header import Kind, as_view
 from fedq.codec.layout import Layout
 from fedq.codec.malformed import MalformedUpdate
@@ -176,7 +177,7 @@ class Accumulator:
         return total
 
     def _add(self, vector: NDArray[np.float32], weight: float) -> None:
-        self._count_in(_largest_magnitude(vector), weight)
+        self._count_in(largest_magnitude(vector), weight)
         sums, factor = self._sums, weight * GRID
         for start in range(0, vector.size, _CHUNK):
             steps = np.multiply(vector[start : start + _CHUNK], factor, dtype=np.float64)
@@ -225,11 +226,6 @@ def _checked_weight(weight: Any) -> float:
     if not number or not LEAST_WEIGHT <= weight <= LARGEST_WEIGHT:
         raise MalformedUpdate("weight", f"weight={weight!r}: must be 2^-20..2^20; use counts, not fractions")
     return float(weight)
-
-
-def _largest_magnitude(vector: NDArray[np.float32]) -> float:
-    """max |value|, NaN if any is NaN; 0 for no values."""
-    return float(np.maximum(vector.max(initial=0), -vector.min(initial=0)))
 
 
 def _checksum(fields: bytes | memoryview, body: bytes | memoryview) -> int:

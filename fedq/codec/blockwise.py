@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from fedq.codec import fast, jit
 from fedq.codec.bits import pack, packed_bytes, signed, unpack
 from fedq.codec.codec import Stream
-from fedq.codec.finite import NonFiniteError
+from fedq.codec.finite import NonFiniteError, largest_magnitude
 from fedq.codec.lloyd import LLOYD_MAX, Points, to_codes, tree_sum
 from fedq.codec.malformed import MalformedUpdate
 from fedq.codec.options import Options, Rounding, check_block, check_rounding, check_switches
@@ -256,7 +256,7 @@ class Blockwise:
 
 
 def _check_magnitude(values: NDArray[np.float32]) -> None:
-    largest = np.maximum(values.max(), -values.min())
+    largest = largest_magnitude(values)
     if not np.isfinite(largest):
         raise NonFiniteError
     if largest > LARGEST_VALUE:

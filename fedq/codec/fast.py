@@ -1,6 +1,6 @@
 """The compiled kernels, on one run of a blockwise codec, on all cores. Knows kernels and threads; raises nothing.
 
-A function answers False or None where values or levels are not as they must be: the numpy path then says what is wrong.
+A function answers False, or -1, where values or levels are not as they must be: the numpy path then says what is wrong.
 """
 
 from collections.abc import Callable

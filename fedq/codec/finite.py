@@ -1,4 +1,4 @@
-"""Find NaN and infinity. Knows arrays only."""
+"""Find NaN, infinity and the largest magnitude. Knows arrays only."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,6 +8,17 @@ _CHUNK = 65536  # values looked at in one go, so that the answer needs no second
 
 class NonFiniteError(ValueError):
     """NaN or infinity among values to encode; whoever holds the whole vector says where."""
+
+
+def largest_magnitude(values: NDArray[np.float32]) -> float:
+    """max |value|, NaN if any is NaN; 0 for no values."""
+    return float(np.maximum(values.max(initial=0), -values.min(initial=0)))
+
+
+def check_finite(values: NDArray[np.float32]) -> None:
+    """NonFiniteError if any value is NaN or infinite."""
+    if not np.isfinite(largest_magnitude(values)):
+        raise NonFiniteError
 
 
 def first_nonfinite(values: NDArray[np.floating]) -> int | None:

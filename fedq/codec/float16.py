@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedq.codec.codec import OPTIONS_BYTES, Stream
-from fedq.codec.finite import NonFiniteError, first_nonfinite
+from fedq.codec.finite import check_finite, first_nonfinite
 from fedq.codec.malformed import MalformedUpdate
 
 LARGEST = 65504.0  # the largest finite float16
@@ -43,8 +43,7 @@ class Float16:
     def encode_run(
         self, values: NDArray[np.float32], sides: NDArray[np.float32], levels: NDArray[np.uint8], stream: Stream
     ) -> None:
-        if first_nonfinite(values) is not None:
-            raise NonFiniteError
+        check_finite(values)
         too_large = np.abs(values) > LARGEST
         if too_large.any():
             at = int(too_large.argmax())

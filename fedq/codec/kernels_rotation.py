@@ -40,8 +40,6 @@ def _flip_signs(values, first_index, seed, step, hashes):
         part, flips = bits[word * 32 : word * 32 + 32], words[word]
         for i in range(32):
             part[i] = part[i] ^ (SIGN if flips & BITS[i] else NO_SIGN)
-    for i in range(bits.size // 32 * 32, bits.size):
-        bits[i] = bits[i] ^ (SIGN if words[i >> 5] & BITS[i & 31] else NO_SIGN)
 
 
 @inner

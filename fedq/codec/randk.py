@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedq.codec.codec import Stream
+from fedq.codec.finite import check_finite
 from fedq.codec.rounding import random_words
-from fedq.codec.sparse import Sparse, check_finite, smallest
+from fedq.codec.sparse import Sparse, smallest
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,6 @@ class RandK(Sparse):
         indices = self._indices(values.size, stream)
         values[:] = 0
         values[indices] = self._decode_kept(sides, levels, indices.size, stream)
-
-    def _index_bytes(self, num_values: int, num_kept: int) -> int:
-        return 0
 
     def _indices(self, num_values: int, stream: Stream) -> NDArray[np.int64]:
         words = random_words(key=stream.seed + 3 * 2**32, first_index=stream.first_index, count=num_values)

@@ -1,6 +1,5 @@
 """Codecs that keep a fraction of the values, as int8, and send zeros for the rest. Knows one run; not packets."""
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -8,7 +7,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedq.codec.codec import Stream
-from fedq.codec.finite import NonFiniteError
 from fedq.codec.int8 import Int8
 from fedq.codec.options import Options, Rounding, check_switches
 
@@ -50,8 +48,6 @@ class Sparse:
         told = Options.from_bytes(options)
         if told.rotate:
             raise ValueError(f"options={options.hex()}: {cls.name} does not rotate: it picks values where they stand")
-        if not math.isfinite(told.fraction):
-            raise ValueError(f"options={options.hex()}: fraction {told.fraction}: must be a number")
         return cls(told.fraction, told.block, told.rounding, told.feedback, told.entropy)
 
     def num_kept(self, num_values: int) -> int:
@@ -71,8 +67,8 @@ class Sparse:
         return Int8(self.block, self.rounding)
 
     def _index_bytes(self, num_values: int, num_kept: int) -> int:
-        """Bytes of the indices, before the levels."""
-        raise NotImplementedError
+        """Bytes of the indices, before the levels: none where both ends know them."""
+        return 0
 
     def _encode_kept(
         self, kept: NDArray[np.float32], sides: NDArray[np.float32], levels: NDArray[np.uint8], stream: Stream
@@ -97,8 +93,3 @@ def smallest(keys: NDArray[np.uint32], count: int) -> NDArray[np.int64]:
     ties = np.flatnonzero(keys == bound)
     chosen[ties[: count - int(chosen.sum())]] = True
     return np.flatnonzero(chosen)
-
-
-def check_finite(values: NDArray[np.float32]) -> None:
-    if not np.isfinite(np.maximum(values.max(), -values.min())):
-        raise NonFiniteError

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from fedq.codec import elias_fano
 from fedq.codec.codec import Stream
-from fedq.codec.sparse import Sparse, check_finite, smallest
+from fedq.codec.finite import check_finite
+from fedq.codec.sparse import Sparse, smallest
 
 
 @dataclass(frozen=True)

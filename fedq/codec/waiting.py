@@ -37,10 +37,12 @@ class Weighed:
         """MalformedUpdate for what no encoder writes."""
         levels, values, largest, block = [], [], 0.0, 1
         for part in parts:
-            most = _largest_packed(part, kernels)
+            codec, most = part.codec, -1.0
+            if isinstance(codec, Blockwise) and codec.bits == 8 and not codec.rotate:  # its bytes mean what they say
+                most = fast.largest(kernels, codec, part.sides, part.levels.view(np.int8))
+                block = codec.num_block
             if most >= 0:
                 levels.append((part.run.start, part))
-                block = _block(part)
             else:
                 decoded, most = _decoded(part, kernels)
                 values.append((part.run.start, decoded))
@@ -120,19 +122,6 @@ def _add(
     missing = TOGETHER - len(held)  # filled up with what adds nothing
     levels, scales = zip(*pieces, *[pieces[0]] * missing, strict=True)
     kernels.add_eight(levels, scales, (*factors, *[0.0] * missing), block, sums)
-
-
-def _largest_packed(part: Part, kernels: ModuleType) -> float:
-    """Magnitude of a value of levels that stay packed, as bytes that mean what they say; -1 for all others."""
-    codec = part.codec
-    if not isinstance(codec, Blockwise) or codec.bits != 8 or codec.rotate:
-        return -1.0
-    return fast.largest(kernels, codec, part.sides, part.levels.view(np.int8))
-
-
-def _block(part: Part) -> int:
-    assert isinstance(part.codec, Blockwise)
-    return part.codec.num_block
 
 
 def _decoded(part: Part, kernels: ModuleType) -> tuple[NDArray[np.float32], float]:

@@ -59,16 +59,17 @@ def _rehearse(experiment: Experiment) -> Traffic:
     dealer, last = Dealer(experiment.identities, seed=config.seed), dict.fromkeys(experiment.identities, -1)
     rehearsed = min(config.rounds, max(1, _MESSAGES // rules.cohort_size(config)))
     hello = meter.take()
+    snapshot = strategy.snapshot(experiment.initial, 1)  # as long as that of any other round
     for round in range(rehearsed + 1):
         if round:
             cohort = dealer.cohort(round, rules.cohort_size(config))
-            broadcast = strategy.broadcast(experiment.initial, round, cohort)
+            stands_alone = strategy.downlink.kind == "weights"
+            broadcast = snapshot if stands_alone else strategy.broadcast(experiment.initial, round, cohort)
             _send(exchange, strategy.messages(round, broadcast, {c: last[c] for c in cohort}, roster))
             strategy.note(round, cohort, cohort)
             last.update(dict.fromkeys(cohort, round))
         if experiment.accuracy_source == "clients" and rules.evaluation_due(config, round):
             everyone = dict.fromkeys(experiment.identities, -1)
-            snapshot = strategy.snapshot(experiment.initial, round)
             _send(exchange, strategy.messages(round, snapshot, everyone, roster, task=wire.EVALUATE))
     sent = meter.take()
     if rehearsed < config.rounds:  # a message of a later round is a byte longer at most

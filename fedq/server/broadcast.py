@@ -16,6 +16,14 @@ from fedq import codec as packets
 from fedq import wire
 from fedq.randomness import key64
 
+# Codecs under which weights by themselves are no model.
+NO_WEIGHTS = ("topk", "randk", "sign")
+# What changes begin from where their own codec is too coarse: half of int8's bytes, and the next changes mend it.
+FIRST = packets.Int4(rotate=True)
+# Of an uplink whose codec is too coarse for weights, or which was told nothing of the downlink.
+FALLBACK = "int8"
+FINE = ("float32", "float16", "int8", "int4")
+
 
 @dataclass(frozen=True)
 class Downlink:
@@ -36,15 +44,6 @@ class Downlink:
             raise ValueError(
                 "downlink.feedback=True: weights that stand alone leave nothing to feed back; use downlink.kind=delta"
             )
-
-
-# Codecs under which weights by themselves are no model.
-NO_WEIGHTS = ("topk", "randk", "sign")
-# What changes begin from where their own codec is too coarse: half of int8's bytes, and the next changes mend it.
-FIRST = packets.Int4(rotate=True)
-# Of an uplink whose codec is too coarse for weights, or which was told nothing of the downlink.
-FALLBACK = "int8"
-FINE = ("float32", "float16", "int8", "int4")
 
 
 def downlink_for(uplink: packets.Codec) -> Downlink:

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from fedq.codec import Int8, Layout
-from fedq.codec.accumulator import Accumulator, _largest_magnitude
+from fedq.codec.accumulator import Accumulator
 from fedq.codec.codec import Stream
+from fedq.codec.finite import largest_magnitude
 from fedq.codec.rounding import random_halves, random_words
 from fedq.codec.uniform import largest_scale
 
@@ -188,7 +189,7 @@ def test_largest_magnitude_is_that_of_the_accumulator(kind, bad, rng):
     values = kind(rng, 1001)
     if bad is not None:
         values[500] = bad
-    assert np.array_equal(kernels.largest_magnitude(values), _largest_magnitude(values), equal_nan=True)
+    assert np.array_equal(kernels.largest_magnitude(values), largest_magnitude(values), equal_nan=True)
     assert kernels.largest_magnitude(values[:0]) == 0
 
 
