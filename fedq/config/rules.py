@@ -17,13 +17,19 @@ from fedq.config.schema import Config
 OBJECT = "object:"  # stands before the name of a model or data that is an object of the calling process
 
 # What may stand in a closed option. The rooms own the classes behind the names; a test compares them.
-CHOICES: dict[str, tuple[str, ...]] = {
+CHOICES: dict[str, tuple[str | int, ...]] = {
     "partition.name": ("iid", "dirichlet", "by_column"),
     "train.schedule": ("constant", "linear", "cosine"),
     "train.loss": ("cross_entropy", "binary_cross_entropy", "mse", "l1", "huber"),
     "train.metric": ("accuracy", "multilabel_accuracy", "r2", "mse", "mae"),
-    "quant.name": ("off", "int8"),
-    "quant.activations": ("fixed", "learned", "observed", "off"),
+    "train.device": ("auto", "cpu", "cuda", "mps"),
+    "train.autocast": ("off", "bf16"),
+    "quant.name": ("off", "int8", "int4", "ternary"),
+    "quant.weight_bits": (8, 4, 2),
+    "quant.granularity": ("channel", "tensor"),
+    "quant.weight_rounding": ("nearest", "stochastic"),
+    "quant.activation_bits": (8, 4),
+    "quant.activations": ("fixed", "learned", "observed", "dynamic", "off"),
     "privacy.unit": ("off", "example"),
     "privacy.accountant": ("prv", "rdp"),
     "privacy.noise": ("gaussian", "seeded"),
@@ -54,11 +60,12 @@ BOUNDS: dict[str, tuple[float, float, bool, bool]] = {
     "train.lr": (0, math.inf, False, False),
     "train.clip_grad": (0, math.inf, False, False),
     "train.holdout": (0, 1, False, False),
-    "quant.weight_bits": (8, 8, True, True),
-    "quant.activation_bits": (8, 8, True, True),
     "quant.weight_range": (1, 127, True, True),
     "quant.activation_range": (0, math.inf, False, False),
     "quant.input_range": (0, math.inf, False, False),
+    "quant.sparsity": (0, 1, False, False),
+    "quant.sparsity_begin": (0, 1, True, True),
+    "quant.sparsity_end": (0, 1, True, True),
     # Below 0.05 the accountants take minutes to find a noise, and above 1e4 the number says nothing.
     "privacy.target_epsilon": (0.05, 1e4, True, True),
     "privacy.target_delta": (1e-15, 0.1, True, True),
@@ -79,6 +86,14 @@ BOUNDS: dict[str, tuple[float, float, bool, bool]] = {
     "runtime.timeout": (0, 7 * 86400, False, True),
     "runtime.min_available": (1, 1_000_000, True, True),
 }
+
+
+_LATER = (
+    (None, "names"),
+    ("train", "autocast"),
+    *(("quant", key) for key in ("granularity", "weight_rounding", "calibration")),
+    *(("quant", key) for key in ("sparsity", "sparsity_begin", "sparsity_end")),
+)
 
 
 def problems(config: Config) -> list[Problem]:
@@ -106,8 +121,14 @@ def identity(config: Config) -> dict[str, Any]:
     for key in ("runtime", "name", "overrides", "overlay"):
         del whole[key]
     del whole["privacy"]["ledger"]
-    if not whole["names"]:  # 0, 1, 2, ... as ever
-        del whole["names"]
+    for group, key in _LATER:  # an experiment that does without them is the one it was before they came
+        at = whole if group is None else whole[group]
+        if at[key] == value_of(Config(), key if group is None else f"{group}.{key}"):
+            del at[key]
+    if whole["quant"]["weight_range"] is None:
+        whole["quant"]["weight_range"] = 63
+    for key in ("device", "compile", "data_parallel"):  # of a machine, as `runtime`
+        del whole["train"][key]
     return whole
 
 
@@ -126,7 +147,7 @@ def _single(config: Config) -> Iterator[Problem]:
     for key, choices in CHOICES.items():
         value = value_of(config, key)
         if value not in choices and not (value is None and value_of(Config(), key) is None):
-            yield Problem(key, value, f"must be one of {', '.join(choices)}", f"Use {key}={choices[0]}")
+            yield Problem(key, value, f"must be one of {', '.join(map(str, choices))}", f"Use {key}={choices[0]}")
     published = config.data.get("nominal_examples")
     if published is not None and (type(published) is not int or published < 1):
         rule = "must be a whole number of at least 1: the public size of the training part"

@@ -36,18 +36,32 @@ class Train:
     loss: str = option("cross_entropy", "cross_entropy, binary_cross_entropy, mse, l1, huber")
     metric: str = option("accuracy", "accuracy, multilabel_accuracy, r2, mse, mae")
     holdout: float = option(0.2, "share of its shard on which a client evaluates if the server has no test set")
+    device: str = option("auto", "where a client trains: auto (cuda or mps where there is one), cpu, cuda, mps")
+    compile: bool = option(False, "torch.compile the training step: 20 to 30 s once, then faster steps")
+    data_parallel: bool = option(False, "split each batch over all GPUs of the machine (privacy off only)")
+    autocast: str = option("off", "off or bf16: matrix products of the forward pass in bfloat16")
 
 
 @dataclass
 class Quant:
-    name: str = option("off", "off or int8")
-    weight_bits: int = option(8, "bits of a weight (8)")
-    activation_bits: int = option(8, "bits of an activation (8)")
-    activations: str = option("fixed", "activation ranges: fixed, learned, observed (refused under DP), off")
-    weight_range: int = option(63, "largest weight level: 63 is exact on every CPU, 127 only with VNNI or ARM")
+    name: str = option("off", "off, int8, int4 or ternary")
+    weight_bits: int = option(8, "bits of a weight: 8, 4 or 2 (ternary: -1, 0, 1)")
+    granularity: str = option("channel", "values that share one weight step: channel (of the output) or tensor")
+    weight_rounding: str = option("nearest", "weights in training: nearest or stochastic (delivered ones: nearest)")
+    activation_bits: int = option(8, "bits of an activation: 8 or 4")
+    activations: str = option(
+        "fixed", "activation ranges: fixed, learned, observed (refused under DP), dynamic (training only), off"
+    )
+    weight_range: int | None = option(
+        None, "largest 8-bit weight level; null: 63, exact on every CPU (127 only with VNNI or ARM)"
+    )
     activation_range: float = option(8.0, "fixed (or first) range of activations without a natural bound")
     input_range: float = option(4.0, "fixed range of the model's input")
+    calibration: str | None = option(None, "dynamic: .npy file of public inputs that give the export its ranges")
     skip: list[str] = option([], "name patterns of layers that stay float")
+    sparsity: float | None = option(None, "share of each large weight that is zero at the end; null: dense")
+    sparsity_begin: float = option(0.1, "share of the rounds after which pruning begins")
+    sparsity_end: float = option(0.6, "share of the rounds after which the sparsity is reached")
 
 
 @dataclass

@@ -1,5 +1,7 @@
 """Small reference models. Knows torch; not data, training, quantization, Flower or Hydra."""
 
-from fedq.models.reference import ACTIVATIONS, cnn, linear, mlp
+from fedq.models.reference import ACTIVATIONS, cnn, cnn_wide, linear, mlp
+from fedq.models.resnet import resnet8_gn
+from fedq.models.transformer import transformer
 
-__all__ = ["ACTIVATIONS", "cnn", "linear", "mlp"]
+__all__ = ["ACTIVATIONS", "cnn", "cnn_wide", "linear", "mlp", "resnet8_gn", "transformer"]
