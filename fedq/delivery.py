@@ -149,7 +149,7 @@ class Delivery:
 
         path = self._folder / INT8_MODEL
         try:
-            export_onnx(e.trainer.model, e.dataset.input_shape, path)
+            export_onnx(e.trainer.model, e.dataset.input_shape, path, skip=e.config.quant.skip)
         except ExportError as error:
             return {"error": str(error)}
         model = Int8Model(path)

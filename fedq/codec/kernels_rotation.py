@@ -5,7 +5,7 @@
 
 import numpy as np
 
-from fedq.codec.compiled import boolean, f4, f8, i64, inner, kernel, reads, u8, void, writes
+from fedq.compiled import boolean, f4, f8, i64, inner, kernel, reads, u8, void, writes
 from fedq.codec.kernel_parts import (
     F32_ONE,
     F32_ZERO,

@@ -5,7 +5,7 @@
 
 import numpy as np
 
-from fedq.codec.compiled import boolean, eight, f4, f8, i8, i64, inner, kernel, reads, u64, void, writes
+from fedq.compiled import boolean, eight, f4, f8, i8, i64, inner, kernel, reads, u64, void, writes
 from fedq.codec.kernel_parts import F32_ONE, F32_ZERO, INFINITE, SMALLEST_SCALE, fill_hashes, largest_bits, mix
 
 FIXED_POINT = np.float32(2.0**16)

@@ -3,19 +3,28 @@
 Knows no data, privacy accounting, Flower or configuration.
 """
 
+from fedq.quant.attention import QMultiheadAttention
 from fedq.quant.export import ExportError, export_onnx
 from fedq.quant.grad_samplers import register_grad_samplers
 from fedq.quant.int8_model import Int8Model
-from fedq.quant.layers import QConv2d, QLinear
+from fedq.quant.layers import QConv1d, QConv2d, QEmbedding, QLinear, QuantizedLayer
+from fedq.quant.recurrent import QLSTM
 from fedq.quant.swap import LayerReport, QuantReport, quantize
+from fedq.quant.weights import WeightFormat
 
 __all__ = [
     "ExportError",
     "Int8Model",
     "LayerReport",
+    "QConv1d",
     "QConv2d",
+    "QEmbedding",
+    "QLSTM",
     "QLinear",
+    "QMultiheadAttention",
     "QuantReport",
+    "QuantizedLayer",
+    "WeightFormat",
     "export_onnx",
     "quantize",
     "register_grad_samplers",
