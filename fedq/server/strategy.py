@@ -131,18 +131,19 @@ class QuantizedFedAvg(FedAvg):
         return self._pruner is None or self._pruner.settled
 
     @property
-    def _kept(self) -> packets.Kept:
+    def kept(self) -> packets.Kept:
+        """Which weights are sent, both ways, until the next are pruned."""
         return packets.Kept(self.layout) if self._pruner is None else self._pruner.kept
 
     # --- what one round is made of -----------------------------------------------------------------
 
     def broadcast(self, master: np.ndarray, round: int, cohort: Sequence[str]) -> Broadcast:
         """What the clients of the round get; a packet is encoded once, for all that it goes to."""
-        return self._broadcaster.make(master, round, cohort, self._kept)
+        return self._broadcaster.make(master, round, cohort, self.kept)
 
     def snapshot(self, master: np.ndarray, round: int) -> Broadcast:
         """The model in one packet, for clients that evaluate."""
-        return self._broadcaster.whole(master, round, self._kept)
+        return self._broadcaster.whole(master, round, self.kept)
 
     def last_accepted(self, cohort: Sequence[str]) -> dict[str, int]:
         """Client -> last round whose update of it was accepted; -1: none. A client needs it for error feedback."""
@@ -214,7 +215,7 @@ class QuantizedFedAvg(FedAvg):
 
     def finish(self, total: Total) -> np.ndarray:
         """Pseudo-gradient: minus the weighted mean update, float32, shape (layout.size,)."""
-        return self._kept.scatter(-total.sums[wire.UPDATE].mean())
+        return self.kept.scatter(-total.sums[wire.UPDATE].mean())
 
     def apply(self, master: np.ndarray, pseudo_gradient: np.ndarray) -> np.ndarray:
         """One step of the server optimizer on the flat master. FedAvg is SGD with lr 1; momentum and Adam come free."""
@@ -235,15 +236,17 @@ class QuantizedFedAvg(FedAvg):
             stepped[part] = master[part] - pseudo_gradient[part]
         return stepped
 
+    def prune(self, round: int, master: np.ndarray) -> np.ndarray:
+        """The master after a round, with what is pruned by then at 0.0, whatever the server optimizer made of it."""
+        return master if self._pruner is None else self._pruner.after(round, master)
+
     def note(self, round: int, asked: Iterable[str], answered: Iterable[str]) -> None:
         """Who was asked, and who has surely read the broadcast of the round, whether the round counts or not."""
         self._broadcaster.note(round, asked, answered)
 
     def step(self, round: int, master: np.ndarray, total: Total) -> np.ndarray:
         """The next master, and a note of whose update counted: their next request says so."""
-        stepped = self.apply(master, self.finish(total))
-        if self._pruner is not None:
-            stepped = self._pruner.after(round, stepped)
+        stepped = self.prune(round, self.apply(master, self.finish(total)))
         self._last_accepted.update({a.client: round for a in total.accepted})
         return stepped
 
