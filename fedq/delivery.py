@@ -23,6 +23,7 @@ from fedq.experiment.ledgers import ledger_file
 from fedq.results import Result, RoundLog, RoundRow, save_curves, write_model
 from fedq.server import Outcome
 from fedq.server.loop import Round
+from fedq.server.pruning import zeros
 from fedq.server.total import Traffic
 from fedq.training import state_arrays
 from fedq.training.numerics import fingerprint
@@ -80,6 +81,7 @@ class Delivery:
             reasons=dict(sorted(Counter(r.reason for r in what.rejected).items())),
             rejected=[{"client": r.client, "reason": r.reason} for r in what.rejected],
             accepted=list(what.accepted),
+            sparsity=what.sparsity,
         )
         self._log.append(row)
         self._rows.append(row)
@@ -127,6 +129,7 @@ class Delivery:
             float32_bytes_down=self._traffic.float32_down,
             model_bytes=(self._folder / MODEL).stat().st_size,
             int8_model_bytes=int8.get("bytes"),
+            sparsity=None if e.pruning is None else zeros(arrays, e.pruning.names),
             clients_lost=sum(row.lost for row in self._rows),
             wall_seconds=round(time.monotonic() - begun, 3),
             fingerprint=fingerprint(),
