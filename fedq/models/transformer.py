@@ -60,7 +60,7 @@ class Transformer(nn.Module):
 def transformer(
     input_shape: Sequence[int], num_outputs: int, *, width: int = 64, heads: int = 4, depth: int = 2
 ) -> nn.Module:
-    """Encoder of `depth` blocks over 4x4 patches (Dosovitskiy et al. 2021): 71,946 parameters on 28x28x1, 10 classes."""
+    """Encoder blocks over 4x4 patches (Dosovitskiy et al. 2021): 71,946 parameters on 28x28x1, 10 classes."""
     check_shapes(input_shape, num_outputs)
     _, height, image_width = check_images("transformer", input_shape, least=4)
     if height % _PATCHES or image_width % _PATCHES:

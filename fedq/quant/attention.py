@@ -16,7 +16,7 @@ from fedq.quant.layers import Product, QLinear, QuantizedLayer
 from fedq.quant.weights import WeightFormat
 
 
-class QMultiheadAttention(QuantizedLayer, nn.MultiheadAttention):  # type: ignore[misc]
+class QMultiheadAttention(QuantizedLayer, nn.MultiheadAttention):
     """nn.MultiheadAttention whose four kinds of products are of integers; arguments and results are torch's.
 
     Grids: `input_grid` of query, key and value, `output_grid` of what they are projected to, `chances` of the
@@ -70,7 +70,7 @@ class QMultiheadAttention(QuantizedLayer, nn.MultiheadAttention):  # type: ignor
             weight, bias = weight[rows], None if bias is None else bias[rows]
         return functional.linear(x, weight, bias)
 
-    def __call__(  # type: ignore[override]
+    def __call__(
         self,
         query: Tensor,
         key: Tensor,
@@ -110,7 +110,7 @@ class QMultiheadAttention(QuantizedLayer, nn.MultiheadAttention):  # type: ignor
             parts = list(self._part(query, None).chunk(3, dim=-1))
         else:
             parts = [self._part(x, number) for number, x in enumerate((query, key, value))]
-        q, k, v = (part.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for part in parts)
+        q, k, v = (part.reshape(*part.shape[:-1], self.num_heads, self.head_dim).transpose(1, 2) for part in parts)
         return self._before_product(q), self._before_product(k.transpose(-2, -1)), self._before_product(v)
 
     def _part(self, x: Tensor, part: int | None) -> Tensor:
@@ -138,7 +138,7 @@ class QMultiheadAttention(QuantizedLayer, nn.MultiheadAttention):  # type: ignor
         if attention is not None:
             mask = _additive(attention, scores)
             if mask.dim() == 3:  # (n * heads, length, length)
-                mask = mask.unflatten(0, (-1, self.num_heads))
+                mask = mask.view(-1, self.num_heads, *mask.shape[1:])
         if padding is not None:
             padded = _additive(padding, scores)[:, None, None, :]
             mask = padded if mask is None else mask + padded

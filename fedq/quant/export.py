@@ -105,22 +105,24 @@ class _Frozen(QuantizedLayer):
     """Stands before a quantized layer's own class: its parameters are integers behind DequantizeLinear."""
 
     def snapped(self, product: Product) -> tuple[Tensor, Tensor | None]:
-        return self.integers[product.weight]()  # type: ignore[no-any-return,operator,index]
+        integers: nn.ModuleDict = self.integers  # type: ignore[assignment]
+        return integers[product.weight]()  # type: ignore[no-any-return]
 
 
-class _FrozenEmbedding(_Frozen, QEmbedding):  # type: ignore[misc]
+class _FrozenEmbedding(_Frozen, QEmbedding):
     def forward(self, x: Tensor) -> Tensor:
-        return self.integers["weight"].rows(x)  # type: ignore[no-any-return,operator,index,union-attr]
+        parameters = self.integers["weight"]  # type: ignore[index]
+        return parameters.rows(x)  # type: ignore[no-any-return,union-attr]
 
 
-class _FrozenAttention(_Frozen, QMultiheadAttention):  # type: ignore[misc]
+class _FrozenAttention(_Frozen, QMultiheadAttention):
     """The grid stands right before each product: onnxruntime fuses no kernel across what splits a tensor in three."""
 
     def _after_projection(self, x: Tensor) -> Tensor:
         return x
 
     def _before_product(self, x: Tensor) -> Tensor:
-        return x if self.output_grid is None else self.output_grid(x)  # type: ignore[no-any-return]
+        return x if self.output_grid is None else self.output_grid(x)
 
 
 def export_onnx(

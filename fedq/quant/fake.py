@@ -137,16 +137,23 @@ def step_gradient(grad: Tensor, passed: Tensor, units: Tensor, lowest: int, high
 
 def snap(x: Tensor, step: float | Tensor, lowest: int, highest: int, *, slope: float = 1.0) -> Tensor:
     """x on the grid {lowest..highest} * step; a tensor `step` (1,) gets `slope` times its gradient."""
-    return _applied(_Snap, x, step, lowest, highest, slope)
+    snapped: Tensor = _applied(_Snap, x, step, lowest, highest, slope)
+    return snapped
 
 
 def snap_within(x: Tensor, step: float | Tensor) -> Tensor:
     """x on the grid of multiples of `step`; for x that is known to stay in range."""
-    return _applied(_SnapWithin, x, step)
+    snapped: Tensor = _applied(_SnapWithin, x, step)
+    return snapped
 
 
 def snap_parameters(
-    weight: Tensor, bias: Tensor | None, input_step: float | Tensor | None, form: WeightFormat, *, training: bool = False
+    weight: Tensor,
+    bias: Tensor | None,
+    input_step: float | Tensor | None,
+    form: WeightFormat,
+    *,
+    training: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Weight and bias as the int8 kernel sees them, times their steps; identity for gradients."""
     snapped: tuple[Tensor, Tensor | None] = _applied(_SnapParameters, weight, bias, input_step, form, training)

@@ -65,21 +65,20 @@ def _conv_grad_sample(
 ) -> dict[nn.Parameter, Tensor]:  # fmt: skip
     from opacus.utils.tensor_utils import unfold2d
 
-    n, groups = len(x), layer.groups
+    n, groups, weight, bias = len(x), layer.groups, layer.weight, layer.bias
+    assert isinstance(weight, nn.Parameter)
     samples: dict[nn.Parameter, Tensor] = {}
-    if layer.weight.requires_grad and n == 0:  # unfold2d refuses that
-        samples[layer.weight] = layer.weight.new_zeros((0, *layer.weight.shape))
-    elif layer.weight.requires_grad:
+    if weight.requires_grad and n == 0:  # unfold2d refuses that
+        samples[weight] = weight.new_zeros((0, *weight.shape))
+    elif weight.requires_grad:
         # Opacus 1.6's unfold2d reads a channels_last tensor in the wrong order, without an error.
-        patches = unfold2d(
-            x.contiguous(), kernel_size=kernel_size, padding=padding, stride=stride, dilation=dilation
-        )
+        patches = unfold2d(x.contiguous(), kernel_size=kernel_size, padding=padding, stride=stride, dilation=dilation)
         places = patches.shape[-1]
-        patches = patches.reshape(n, groups, layer.weight[0].numel(), places)
+        patches = patches.reshape(n, groups, weight[0].numel(), places)
         by_group = backprops.reshape(n, groups, layer.out_channels // groups, places)
-        samples[layer.weight] = (by_group @ patches.transpose(2, 3)).reshape(n, *layer.weight.shape)
-    if layer.bias is not None and layer.bias.requires_grad:
-        samples[layer.bias] = backprops.sum(dim=(2, 3))
+        samples[weight] = (by_group @ patches.transpose(2, 3)).reshape(n, *weight.shape)
+    if isinstance(bias, nn.Parameter) and bias.requires_grad:
+        samples[bias] = backprops.sum(dim=(2, 3))
     return samples
 
 
@@ -91,10 +90,11 @@ def attention_grad_sample(
     part = layer.parts.pop()  # the last call is the first to come back
     rows = slice(None) if part is None else slice(part * layer.embed_dim, (part + 1) * layer.embed_dim)
     samples: dict[nn.Parameter, Tensor] = {}
-    if layer.in_proj_weight.requires_grad:
-        samples[layer.in_proj_weight] = _in_rows(layer.in_proj_weight, rows, torch.einsum("nti,ntj->nij", backprops, x))
-    if layer.in_proj_bias is not None and layer.in_proj_bias.requires_grad:
-        samples[layer.in_proj_bias] = _in_rows(layer.in_proj_bias, rows, backprops.sum(dim=1))
+    weight, bias = layer.in_proj_weight, layer.in_proj_bias
+    if isinstance(weight, nn.Parameter) and weight.requires_grad:
+        samples[weight] = _in_rows(weight, rows, backprops.transpose(1, 2) @ x)
+    if isinstance(bias, nn.Parameter) and bias.requires_grad:
+        samples[bias] = _in_rows(bias, rows, backprops.sum(dim=1))
     return samples
 
 
@@ -110,10 +110,10 @@ def lstm_grad_sample(layer: QLSTM, activations: list[Tensor], backprops: Tensor)
     """Of one step of one layer and direction; Opacus adds up the steps."""
     samples: dict[nn.Parameter, Tensor] = {}
     for product, x in zip(layer.products_of(*layer.cells.pop()), activations, strict=True):
-        weight = getattr(layer, product.weight)
+        weight: nn.Parameter = getattr(layer, product.weight)
         if weight.requires_grad:
             samples[weight] = torch.einsum("ni,nj->nij", backprops, x)
-        bias = None if product.bias is None else getattr(layer, product.bias)
+        bias: nn.Parameter | None = None if product.bias is None else getattr(layer, product.bias)
         if bias is not None and bias.requires_grad:
             samples[bias] = backprops
     return samples

@@ -26,7 +26,8 @@ class Grid(nn.Module):
     def __init__(self, *, signed: bool, bits: int = 8) -> None:
         super().__init__()
         self.signed, self.bits = signed, bits
-        self.lowest, self.highest = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+        self.lowest: int = -(2 ** (bits - 1)) if signed else 0
+        self.highest: int = self.lowest + 2**bits - 1
 
     @property
     def zero_point(self) -> int:

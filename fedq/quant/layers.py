@@ -74,7 +74,7 @@ class QuantizedLayer(nn.Module):
         return y if self.output_grid is None else self.output_grid(y)
 
 
-class QLinear(QuantizedLayer, nn.Linear):  # type: ignore[misc]  # bias: Parameter | None, as torch has it
+class QLinear(QuantizedLayer, nn.Linear):  # bias: Parameter | None, as torch has it
     """nn.Linear with integer weights, one step an output row."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ class QLinear(QuantizedLayer, nn.Linear):  # type: ignore[misc]  # bias: Paramet
         return functional.linear(x, weight, bias)
 
 
-class QConv1d(QuantizedLayer, nn.Conv1d):  # type: ignore[misc]
+class QConv1d(QuantizedLayer, nn.Conv1d):
     """nn.Conv1d with integer weights, one step an output channel."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ class QConv1d(QuantizedLayer, nn.Conv1d):  # type: ignore[misc]
         return self._conv_forward(x, weight, bias)  # type: ignore[no-any-return]
 
 
-class QConv2d(QuantizedLayer, nn.Conv2d):  # type: ignore[misc]
+class QConv2d(QuantizedLayer, nn.Conv2d):
     """nn.Conv2d with integer weights, one step an output channel; any stride, padding, dilation and groups."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ class QConv2d(QuantizedLayer, nn.Conv2d):  # type: ignore[misc]
         return self._conv_forward(x, weight, bias)  # type: ignore[no-any-return]
 
 
-class QEmbedding(QuantizedLayer, nn.Embedding):  # type: ignore[misc]
+class QEmbedding(QuantizedLayer, nn.Embedding):
     """nn.Embedding with integer rows, one step a row. Nothing is multiplied, so it has no input grid."""
 
     def forward(self, x: Tensor) -> Tensor:

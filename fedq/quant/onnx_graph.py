@@ -68,7 +68,9 @@ def _derive_bias_steps(graph: onnx.GraphProto) -> None:
             continue
         name, wanted = node.input[1], arrays[node.input[1]]
         for weight, step in steps:
-            factor = next((n for n, f in factors if step.shape == wanted.shape and np.array_equal(step * f, wanted)), "")
+            factor = next(
+                (n for n, f in factors if step.shape == wanted.shape and np.array_equal(step * f, wanted)), ""
+            )
             if factor and weight != name and name not in made:
                 made[name] = onnx.helper.make_node("Mul", [weight, factor], [f"{name}.derived"])
         if name in made:

@@ -15,7 +15,7 @@ from fedq.quant.layers import Product, QuantizedLayer
 from fedq.quant.weights import WeightFormat
 
 
-class QLSTM(QuantizedLayer, nn.LSTM):  # type: ignore[misc]
+class QLSTM(QuantizedLayer, nn.LSTM):
     """nn.LSTM with integer weights; arguments and results are torch's, packed sequences and proj_size excepted.
 
     Grids: `input_grid` of the first layer's input, `hidden_grid` of hidden states, which lie within [-1, 1]. Cells and
@@ -69,9 +69,7 @@ class QLSTM(QuantizedLayer, nn.LSTM):  # type: ignore[misc]
         of_input, of_state = self.held
         return functional.linear(x, *of_input) + functional.linear(hidden, *of_state)
 
-    def __call__(  # type: ignore[override]
-        self, x: Tensor, state: tuple[Tensor, Tensor] | None = None
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def __call__(self, x: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """As nn.LSTM."""
         if not isinstance(x, Tensor):
             raise TypeError("a quantized LSTM takes tensors, no packed sequences; pad them, or name it in quant.skip")

@@ -142,7 +142,7 @@ def _raise_opset(proto: onnx.ModelProto, opset: int) -> None:
 
 
 def shorten_names(graph: onnx.GraphProto) -> None:
-    """Short names for all but the graph's own inputs and outputs: on a small model long ones are a tenth of the file."""
+    """Short names for all but the graph's inputs and outputs: on a small model long ones are a tenth of the file."""
     keep = {value.name for value in [*graph.input, *graph.output]} | {""}
     new: dict[str, str] = {name: name for name in keep}
 

@@ -1,6 +1,5 @@
 """How weights become integers: 8 or 4 bits or ternary, one step a channel or a tensor. Knows tensors; no layers."""
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -59,7 +58,12 @@ class WeightFormat:
 
 
 def parameter_levels(
-    weight: Tensor, bias: Tensor | None, input_step: float | Tensor | None, form: WeightFormat, *, training: bool = False
+    weight: Tensor,
+    bias: Tensor | None,
+    input_step: float | Tensor | None,
+    form: WeightFormat,
+    *,
+    training: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """(weight levels, step per output channel, bias levels, bias step), levels as float32 whole numbers.
 
@@ -104,8 +108,3 @@ def _ternary(weight: Tensor, form: WeightFormat) -> tuple[Tensor, Tensor]:
     step = (magnitude * kept).sum(dim=rest, keepdim=True) / kept.sum(dim=rest, keepdim=True).clamp_min(1)
     step = step.clamp_min(_SMALLEST_STEP).expand(len(weight), *[1] * (weight.dim() - 1))
     return torch.sign(weight) * kept, step
-
-
-def size_in_bytes(num_weights: int, form: WeightFormat) -> int:
-    """Of the levels alone, as the delivered file stores them."""
-    return math.ceil(num_weights * form.bits / 8)

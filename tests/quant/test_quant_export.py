@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedq.quant import ExportError, Int8Model, export_onnx, quantize
-from fedq.quant.weights import WeightFormat, parameter_levels
 from fedq.quant.layers import QuantizedLayer
+from fedq.quant.weights import WeightFormat, parameter_levels
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedq.quant.weights import WeightFormat, parameter_levels
 from fedq.quant.fake import snap, snap_parameters, snap_within
+from fedq.quant.weights import WeightFormat, parameter_levels
 
 
 def test_values_go_to_the_nearest_level_and_ties_to_the_even_one():
