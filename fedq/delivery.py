@@ -129,7 +129,7 @@ class Delivery:
             int8_model_bytes=int8.get("bytes"),
             clients_lost=sum(row.lost for row in self._rows),
             wall_seconds=round(time.monotonic() - begun, 3),
-            fingerprint=fingerprint(),
+            fingerprint=fingerprint(e.trainer.hardware, autocast=config.train.autocast),
             config_hash=rules.config_hash(config),
             config=rules.identity(config),
             history=self._rows,
