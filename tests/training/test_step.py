@@ -209,7 +209,8 @@ def test_a_model_quantized_and_trained_in_bfloat16_is_delivered_in_int8(tmp_path
     torch.manual_seed(0)
     model = mlp(examples.input_shape, 10)
     quantize(model)
-    trainer, first = fitted(model, examples.train, autocast="bf16", epochs=1, batch_size=32)
+    recipe = {"optimizer": "Adam", "lr": 0.005, "batch_size": 32, "epochs": 3, "autocast": "bf16"}
+    trainer, first = fitted(model, examples.train, **recipe)
     last = trainer.fit(first.vector, examples.train, round=1, batches=np.random.default_rng(1), torch_seed=0)
     assert last.loss < 0.5 * first.loss
     trainer.load(last.vector)
