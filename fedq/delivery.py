@@ -132,7 +132,7 @@ class Delivery:
             sparsity=None if e.pruning is None else zeros(arrays, e.pruning.names),
             clients_lost=sum(row.lost for row in self._rows),
             wall_seconds=round(time.monotonic() - begun, 3),
-            fingerprint=fingerprint(),
+            fingerprint=fingerprint(e.trainer.hardware, autocast=config.train.autocast),
             config_hash=rules.config_hash(config),
             config=rules.identity(config),
             history=self._rows,

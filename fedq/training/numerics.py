@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from fedq.training.hardware import Hardware
 
-def fingerprint() -> dict[str, Any]:
-    """Versions, CPU and threads. Bits are promised between equal fingerprints only."""
+
+def fingerprint(hardware: Hardware, *, autocast: str) -> dict[str, Any]:
+    """Versions, devices and threads. Bits are promised between equal fingerprints only, and on a CPU only."""
     return {
         "python": platform.python_version(),
         "torch": str(torch.__version__),
@@ -22,6 +24,9 @@ def fingerprint() -> dict[str, Any]:
         "machine": platform.machine(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
+        "device": hardware.describe(),
+        "compile": hardware.compiled,
+        "autocast": autocast,
     }
 
 
