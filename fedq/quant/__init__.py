@@ -10,7 +10,7 @@ from fedq.quant.grad_samplers import register_grad_samplers
 from fedq.quant.int8_model import ExportError, Int8Model
 from fedq.quant.layers import QConv1d, QConv2d, QEmbedding, QLinear, QuantizedLayer
 from fedq.quant.recurrent import QLSTM
-from fedq.quant.swap import LayerReport, QuantReport, quantize
+from fedq.quant.swap import LayerReport, QuantReport, quantize, spell_out
 from fedq.quant.weights import WeightFormat
 
 __all__ = [
@@ -29,5 +29,6 @@ __all__ = [
     "export_onnx",
     "quantize",
     "register_grad_samplers",
+    "spell_out",
     "with_fixed_ranges",
 ]
