@@ -4,7 +4,7 @@ Knows no data, privacy accounting, Flower or configuration.
 """
 
 from fedq.quant.export import ExportError, export_onnx
-from fedq.quant.float_twin import export_float32, float_twin
+from fedq.quant.float_twin import export_float32
 from fedq.quant.grad_samplers import register_grad_samplers
 from fedq.quant.int8_model import Int8Model
 from fedq.quant.layers import QConv2d, QLinear
@@ -19,7 +19,6 @@ __all__ = [
     "QuantReport",
     "export_float32",
     "export_onnx",
-    "float_twin",
     "quantize",
     "register_grad_samplers",
 ]
