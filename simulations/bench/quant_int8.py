@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from fedq.compiler import without_compiler
 from fedq.data import DataNotFoundError, Dataset, Examples, fashion_mnist
+from fedq.data.idx import DEBIAN_FOLDER
 from fedq.quant import Int8Model, QuantReport, export_float32, export_onnx, quantize
 from fedq.quant.layers import QuantizedLayer
 from simulations.bench.quant_steps import INPUT_SHAPE, MODELS, fresh, in_training_format
@@ -46,10 +47,10 @@ class Trained:
     epochs: float
 
 
-def data() -> Dataset | None:
+def data(folder: str = DEBIAN_FOLDER) -> Dataset | None:
     """Fashion-MNIST, or None where it is not installed."""
     try:
-        return fashion_mnist(validation_fraction=0)
+        return fashion_mnist(folder, validation_fraction=0)
     except DataNotFoundError:
         return None
 

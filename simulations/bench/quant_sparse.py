@@ -2,6 +2,7 @@
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 
 import numba
@@ -54,9 +55,10 @@ def kernels(density: float) -> dict[str, Callable[[], np.ndarray]]:
 
     found["numba CSR int8"] = compiled
     found["scipy CSR float32"] = lambda: floats @ float_inputs
-    csr = torch.sparse_csr_tensor(
-        torch.from_numpy(floats.indptr), torch.from_numpy(floats.indices), torch.from_numpy(floats.data), floats.shape
-    )
+    parts = (torch.from_numpy(part) for part in (floats.indptr, floats.indices, floats.data))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls its own CSR tensors a beta feature
+        csr = torch.sparse_csr_tensor(*parts, floats.shape, check_invariants=True)
     batch = torch.from_numpy(float_inputs)
     try:
         csr @ batch
