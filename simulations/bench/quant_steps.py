@@ -174,7 +174,7 @@ class LinearAttention(nn.Module):
 
 
 def with_linear_attention(model: nn.Module) -> nn.Module:
-    """In place: `LinearAttention` for torch's attention, whose fused weights Opacus knows no per-example gradients of."""
+    """In place: `LinearAttention` for torch's, of whose fused weights Opacus knows no per-example gradients."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.MultiheadAttention:
