@@ -42,7 +42,7 @@ def fresh(name: str, *, seed: int = 0, **options: Any) -> nn.Module:
 def in_training_format(model: nn.Module) -> nn.Module:
     """Laid out as fedq's trainer does it: channels_last where there are convolutions."""
     convolutions = any(isinstance(module, nn.Conv2d) for module in model.modules())
-    return model.to(memory_format=torch.channels_last if convolutions else torch.contiguous_format)  # type: ignore[call-overload, no-any-return]
+    return model.to(memory_format=torch.channels_last if convolutions else torch.contiguous_format)
 
 
 def _quantized(name: str) -> nn.Module:
