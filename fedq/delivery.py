@@ -23,6 +23,7 @@ from fedq.experiment.ledgers import ledger_file
 from fedq.results import Result, RoundLog, RoundRow, save_curves, write_model
 from fedq.server import Outcome
 from fedq.server.loop import Round
+from fedq.server.pruning import zeros
 from fedq.server.total import Traffic
 from fedq.training import state_arrays
 from fedq.training.numerics import fingerprint
@@ -81,6 +82,7 @@ class Delivery:
             reasons=dict(sorted(Counter(r.reason for r in what.rejected).items())),
             rejected=[{"client": r.client, "reason": r.reason} for r in what.rejected],
             accepted=list(what.accepted),
+            sparsity=what.sparsity,
         )
         self._log.append(row)
         self._rows.append(row)
@@ -130,6 +132,7 @@ class Delivery:
             float32_bytes_down=self._traffic.float32_down,
             model_bytes=(self._folder / MODEL).stat().st_size,
             int8_model_bytes=int8.get("bytes"),
+            sparsity=None if e.pruning is None else zeros(arrays, e.pruning.names),
             clients_lost=sum(row.lost for row in self._rows),
             wall_seconds=round(time.monotonic() - begun, 3),
             fingerprint=fingerprint(),
@@ -152,7 +155,7 @@ class Delivery:
 
         path = self._folder / INT8_MODEL
         try:
-            export_onnx(e.trainer.model, e.dataset.input_shape, path)
+            export_onnx(e.trainer.model, e.dataset.input_shape, path, skip=e.config.quant.skip)
         except ExportError as error:
             return {"error": str(error)}
         model = Int8Model(path)

@@ -8,7 +8,7 @@ import hashlib
 import json
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -51,11 +51,18 @@ def code_version() -> str:
     return digest.hexdigest()[:12]
 
 
-def outcomes(table: str, runs: Mapping[str, Sequence[str]], *, run: bool = True) -> dict[str, dict[str, Any]]:
+def outcomes(
+    table: str,
+    runs: Mapping[str, Sequence[str]],
+    *,
+    run: bool = True,
+    also: Callable[[fedq.Result], dict[str, Any]] | None = None,
+) -> dict[str, dict[str, Any]]:
     """Label -> result of every run of a table; those that are not there yet are run now, one after the other.
 
     With `run=False`, or `--table` on the command line, nothing is run: the newest result of each experiment is read,
-    and one whose code has changed since is said to be so.
+    and one whose code has changed since is said to be so. `also` measures the delivered model once more, while its
+    weights are there: its figures are kept under "also".
     """
     version, run = code_version(), run and "--table" not in sys.argv
     found: dict[str, dict[str, Any]] = {}
@@ -66,7 +73,7 @@ def outcomes(table: str, runs: Mapping[str, Sequence[str]], *, run: bool = True)
         if kept is not None and kept["code_version"] != version and not run:
             print(f"{label}: of code {kept['code_version']}, today's is {version}", file=sys.stderr)
         elif run and (kept is None or kept["code_version"] != version):
-            kept = _run(label, overrides, version)
+            kept = _run(label, overrides, version, also)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
         if kept is None:
@@ -78,12 +85,15 @@ def outcomes(table: str, runs: Mapping[str, Sequence[str]], *, run: bool = True)
 _KEPT = ("round", "accuracy", "loss", "epsilon", "bytes_up", "bytes_down")  # of each round
 
 
-def _run(label: str, overrides: Sequence[str], version: str) -> dict[str, Any]:
+def _run(
+    label: str, overrides: Sequence[str], version: str, also: Callable[[fedq.Result], dict[str, Any]] | None
+) -> dict[str, Any]:
     print(f"{label}: fedq run {' '.join(overrides)}", file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory() as scratch:
         result = fedq.run(overrides, root=scratch)
+        extra = {} if also is None else {"also": also(result)}
     history = [{k: asdict(row)[k] for k in _KEPT} for row in result.history]
-    return {**result.to_dict(), "code_version": version, "overrides": list(overrides), "history": history}
+    return {**result.to_dict(), **extra, "code_version": version, "overrides": list(overrides), "history": history}
 
 
 def last_rounds(result: Mapping[str, Any], count: int = 5) -> float:

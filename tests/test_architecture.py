@@ -20,7 +20,7 @@ FLOORS = [
     {"client", "server"},
     {"wire", "training", "results"},
     {"quant", "privacy", "codec", "data", "models"},
-    {"randomness", "compiler", "flower"},
+    {"randomness", "compiler", "compiled", "jit", "flower"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 READS_CONFIG = {"cli", "runtime", "app", "delivery", "experiment"}

@@ -326,3 +326,31 @@ def test_what_else_a_hostile_record_of_packets_holds_stays():
     assert set(swapped) == {"fedq.packets", "more"}
     arrays = RecordDict({"fedq.packets": ArrayRecord()})
     assert dict(wire.with_packets(arrays, {"update": PACKET})["fedq.packets"]) == {"update": PACKET}
+
+
+# --- masks ------------------------------------------------------------------------------------------------
+
+
+def test_a_mask_travels_beside_the_model():
+    request = wire.Request(42, -1, {"model": PACKET, "mask": b"\x07"})
+    packets = wire.read_request(over_a_network(wire.write_request(request))).packets
+    assert (wire.model_of(packets), wire.mask_of(packets)) == (PACKET, b"\x07")
+
+
+def test_a_request_without_a_mask_keeps_everything():
+    assert wire.mask_of({"model": PACKET}) == b""
+
+
+@pytest.mark.parametrize("packets", [{"mask": PACKET}, {"mask": PACKET, "delta.0": PACKET}])
+def test_a_mask_without_a_model_is_refused(packets):
+    assert reason_of(wire.model_of, packets) == "missing_key"
+
+
+def test_packets_of_all_values_are_measured_without_a_mask():
+    content = wire.write_request(wire.Request(42, -1, {"model": PACKET, "mask": b"\x07"}))
+    assert wire.packets_of(wire.with_packets(content, {"model": b"dense"})) == {"model": b"dense"}
+
+
+def test_a_reply_that_brings_a_mask_is_refused():
+    reply = wire.write_reply(wire.Reply(3, {"update": PACKET, "mask": PACKET}, 12, 0.5))
+    assert reason_of(read, reply) == "extra_key"

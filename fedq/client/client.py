@@ -47,10 +47,9 @@ class Client:
     def train(self, request: wire.Request) -> wire.Reply:
         """The update for one request. Raises `Declined` or `MalformedUpdate` before any data is opened."""
         with self.state.exclusive():
-            layout = self.trainer.layout
             if request.round < self.state.round:  # delivered again, late: its residual would replace a newer one
                 raise wire.MalformedReply("round", f"round {request.round} after round {self.state.round}")
-            weights = self._received(request)
+            kept, weights = self._received(request)
             private = self._admit(request)
             trained_on, _ = self._parts(request.holdout)
             fitted = self.trainer.fit(  # under DP the spend is written, and noise is added, in here
@@ -60,20 +59,22 @@ class Client:
                 batches=generator(self.seed, "batches", request.round, self.identity),
                 torch_seed=key64(self.seed, "torch", request.round, self.identity),
                 private=private,
+                kept=kept.mask,
             )
             before = self.state.residual(request.accepted) if self.codec.feedback else None
             update = fitted.vector - weights if before is None else fitted.vector - weights + before
+            sent = kept.gather(update)  # what was lost of a weight that is pruned since is lost for good
             packet = packets.encode(  # post-processing: costs no epsilon
-                update,
+                sent,
                 self.codec,
-                layout=layout,
+                layout=kept.layout,
                 kind="delta",
                 round=request.round,
-                base=packets.digest(weights),
+                base=packets.digest(kept.gather(weights)),
                 key=key64(self.seed, "update", request.round, self.identity),
             )
             if self.codec.feedback or self.keeps_weights:
-                after = update - packets.decode(packet, layout) if self.codec.feedback else None
+                after = kept.scatter(sent - packets.decode(packet, kept.layout)) if self.codec.feedback else None
                 self.state.commit(request.round, before, after, weights if self.keeps_weights else None)
             self.state.log(_line(request.round, fitted.num_examples, fitted.loss, len(packet)))
             if fitted.evidence is not None:
@@ -85,26 +86,28 @@ class Client:
         """Loss and metric of the sent model on the examples that this client holds out. Never under DP."""
         if self.privacy is not None:
             raise PermissionError("an evaluation is not covered by this client's privacy plan")
-        weights = self._received(request)
+        _, weights = self._received(request)
         _, held_out = self._parts(request.holdout)
         result = self.trainer.evaluate(weights, held_out)
         return wire.Reply(request.round, {}, result.num_examples, result.loss, result.metric)
 
-    def _received(self, request: wire.Request) -> np.ndarray:
-        """The weights of a request: as they came, or what this client holds and the changes since."""
+    def _received(self, request: wire.Request) -> tuple[packets.Kept, np.ndarray]:
+        """Which weights are kept, and all weights: as they came, or what this client holds and the changes since."""
         layout, told = self.trainer.layout, wire.model_of(request.packets)
+        kept = packets.Kept.from_packet(wire.mask_of(request.packets), layout, round=request.round)
         if isinstance(told, bytes):
-            return packets.decode(told, layout, round=request.round, kind="weights")
+            values = packets.decode(told, kept.layout, round=request.round, kind="weights")
+            return kept, kept.scatter(values)
         weights = self.state.weights
         if weights is None or weights.size != layout.size:
             raise packets.MalformedUpdate("base", "changes, and this client holds no weights that they are against")
         if request.round == self.state.round and packets.peek(told[-1]).round == request.round:
-            return weights  # delivered again: what it holds has these changes in it
+            return kept, weights  # delivered again: what it holds has these changes in it
         for number, delta in enumerate(told, start=1):
             round = request.round if number == len(told) else None
             base = packets.digest(weights)
             weights = weights + packets.decode(delta, layout, round=round, base=base, kind="delta")
-        return weights
+        return kept, weights
 
     def _parts(self, holdout: float) -> tuple[Examples, Examples]:
         """The examples to train on and those to evaluate on: the same cut in every round of a run."""

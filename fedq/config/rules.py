@@ -12,6 +12,7 @@ from typing import Any
 from fedq.codec import CODECS
 from fedq.codec.options import ROUNDINGS
 from fedq.config.problem import Problem
+from fedq.config.pruning import idle_pruning, pruning_problems
 from fedq.config.schema import Config
 
 OBJECT = "object:"  # stands before the name of a model or data that is an object of the calling process
@@ -181,6 +182,7 @@ def _together(config: Config) -> Iterator[Problem]:
     if config.downlink.kind == "delta" and config.fraction < LEAST_DELTA_FRACTION:
         rule = f"with fraction={config.fraction} most clients have missed the changes before, and get float32 weights"
         yield Problem("downlink.kind", "delta", rule, f"Use downlink.kind=weights, or fraction={LEAST_DELTA_FRACTION}")
+    yield from pruning_problems(config)
     yield from _names(config)
     yield from _runtime(config)
     yield from _idle(config)
@@ -303,6 +305,7 @@ def _idle(config: Config) -> Iterator[Problem]:
         ),
         (_options("privacy", "unit"), private, "privacy is off, so it would do nothing", "Add privacy=example"),
         (_options("quant", "name"), c.quant.name != "off", "quant is off, so it would do nothing", "Add quant=int8"),
+        idle_pruning(c),
         (
             ("partition.alpha", "partition.min_size"),
             c.partition.name == "dirichlet",

@@ -9,13 +9,15 @@ from fedq.codec import CODECS, Codec, with_feedback
 from fedq.config import Config, ConfigError, Problem, problems, rules
 from fedq.experiment.binding import imported, problem
 from fedq.experiment.data import deal, load_data
-from fedq.experiment.experiment import Experiment
+from fedq.experiment.experiment import Experiment, weights_of
 from fedq.experiment.ledgers import check_ledgers, data_name
 from fedq.experiment.model import make_model, make_quantized
 from fedq.experiment.optimizers import check_training
 from fedq.experiment.owner import Owner
+from fedq.quant import QuantReport
 from fedq.server import Downlink
 from fedq.server.broadcast import downlink_for
+from fedq.server.pruning import parts_of
 from fedq.training import Recipe, Trainer, layout_of, read_vector
 
 
@@ -43,6 +45,8 @@ def build(config: Config, *, model: Any = None, data: Any = None, owner: Owner |
         if dataset is not None and net is not None and config.quant.name != "off"
         else None
     )
+    if net is not None and report is not None:
+        _check_pruning(config, net, report, found)
     check_training(config, dataset, found)
     if owner is None:
         check_ledgers(config, dataset, found)
@@ -96,6 +100,12 @@ def _recipe(config: Config) -> Recipe:
         t.loss,
         t.metric,
     )
+
+
+def _check_pruning(config: Config, net: Any, report: QuantReport, found: list[Problem]) -> None:
+    if config.quant.sparsity is not None and not parts_of(layout_of(net), weights_of(report)):
+        rule = "no quantized layer of this model has 256 weights: there is nothing to prune"
+        found.append(Problem("quant.sparsity", config.quant.sparsity, rule, "Use quant.sparsity=null"))
 
 
 def _codec(config: Config, group: Literal["codec", "downlink"], found: list[Problem]) -> Codec | None:

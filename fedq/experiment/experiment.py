@@ -13,11 +13,12 @@ from fedq.client import Client, ClientState, Privacy
 from fedq.codec import Codec, Layout
 from fedq.compiler import without_compiler
 from fedq.config import Config, rules
+from fedq.config.pruning import pruning_rounds
 from fedq.data import Dataset
 from fedq.experiment.ledgers import ledger_file
 from fedq.quant import QuantReport
 from fedq.randomness import key64
-from fedq.server import Downlink, QuantizedFedAvg
+from fedq.server import Downlink, Pruning, QuantizedFedAvg
 from fedq.training import Trainer
 
 
@@ -51,6 +52,14 @@ class Experiment:
             return "server_test"
         return "none" if self.plan is not None else "clients"
 
+    @cached_property
+    def pruning(self) -> Pruning | None:
+        """Which weights become zero, and when; None: none."""
+        sparsity = self.config.quant.sparsity
+        if sparsity is None or self.quantized is None:
+            return None
+        return Pruning(weights_of(self.quantized), sparsity, *pruning_rounds(self.config))
+
     def strategy(self) -> QuantizedFedAvg:
         c = self.config.strategy
         return QuantizedFedAvg(
@@ -68,6 +77,7 @@ class Experiment:
             timeout=self.config.runtime.timeout,
             holdout=self.holdout,
             version=__version__,
+            pruning=self.pruning,
         )
 
     def _server_optimizer(self, parameters: list[torch.Tensor]) -> torch.optim.Optimizer:
@@ -117,3 +127,8 @@ class Experiment:
         seeded = self.config.privacy.noise == "seeded"
         random = SeededRandom(key64(self.config.seed, "noise", identity)) if seeded else SecureRandom()
         return Privacy(self.plan, ledger, random, self.data_name, run)
+
+
+def weights_of(report: QuantReport) -> tuple[str, ...]:
+    """The arrays of integer weights, by name: what sparsity is about."""
+    return tuple(f"{layer}.weight" for layer in report.quantized)

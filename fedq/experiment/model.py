@@ -4,6 +4,7 @@ import copy
 import fnmatch
 import inspect
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,10 +83,10 @@ def _answers(config: Config, net: nn.Module, dataset: Dataset, found: list[Probl
     return True
 
 
-def _rehearse_export(net: nn.Module, input_shape: tuple[int, ...]) -> None:
+def _rehearse_export(net: nn.Module, input_shape: tuple[int, ...], skip: Sequence[str]) -> None:
     """A user's own model may hold what cannot be exported: better known before the training than after it."""
     with tempfile.TemporaryDirectory() as folder:
-        export_onnx(net, input_shape, Path(folder) / "model.onnx")
+        export_onnx(net, input_shape, Path(folder) / "model.onnx", skip=skip)
 
 
 def make_quantized(
@@ -103,13 +104,15 @@ def make_quantized(
             weights=q.weight_bits,
             activations=None if q.activations == "off" else q.activation_bits,
             ranges="fixed" if q.activations == "off" else q.activations,
-            weight_range=q.weight_range,
+            granularity=q.granularity,
+            rounding=q.weight_rounding,
+            weight_range=q.weight_range if q.weight_bits == 8 else None,
             activation_range=q.activation_range,
             input_range=q.input_range,
             skip=tuple(q.skip),
         )
-        if q.activations != "off" and not str(config.model.get("_target_")).startswith("fedq.models."):
-            _rehearse_export(net, input_shape)
+        if q.activations not in ("off", "dynamic") and not str(config.model.get("_target_")).startswith("fedq.models."):
+            _rehearse_export(net, input_shape, q.skip)
         return report
     except (ValueError, ExportError) as error:
         found.append(problem(error, key="quant", value=q.name, mend="Use quant=off to train the float model"))

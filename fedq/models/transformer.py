@@ -32,6 +32,8 @@ class EncoderBlock(nn.Module):
 class Transformer(nn.Module):
     """16 patches of an image through encoder blocks; the mean over patches decides."""
 
+    places: Tensor
+
     def __init__(
         self, input_shape: Sequence[int], num_outputs: int, *, width: int = 64, heads: int = 4, depth: int = 2
     ) -> None:
@@ -39,6 +41,7 @@ class Transformer(nn.Module):
         channels, height, image_width = input_shape
         self.patch = nn.Linear(channels * height * image_width // _PATCHES**2, width)
         self.position = nn.Embedding(_PATCHES**2, width)
+        self.register_buffer("places", torch.arange(_PATCHES**2), persistent=False)
         self.blocks = nn.Sequential(*(EncoderBlock(width, heads=heads) for _ in range(depth)))
         self.norm = nn.LayerNorm(width)
         self.output = nn.Linear(width, num_outputs)
@@ -48,7 +51,7 @@ class Transformer(nn.Module):
         cells = x.reshape(n, c, _PATCHES, h // _PATCHES, _PATCHES, w // _PATCHES)
         patches = cells.permute(0, 2, 4, 1, 3, 5).reshape(n, _PATCHES**2, -1)
         # One row of numbers for each example, since per-example gradients want a batch axis.
-        places = torch.arange(_PATCHES**2, device=x.device).expand(n, -1)
+        places = torch.zeros_like(patches[..., 0], dtype=torch.long) + self.places
         tokens = self.patch(patches) + self.position(places)
         out: Tensor = self.output(self.norm(self.blocks(tokens)).mean(1))
         return out
@@ -57,7 +60,7 @@ class Transformer(nn.Module):
 def transformer(
     input_shape: Sequence[int], num_outputs: int, *, width: int = 64, heads: int = 4, depth: int = 2
 ) -> nn.Module:
-    """Encoder of `depth` blocks over 4x4 patches (Dosovitskiy et al. 2021): 71,946 parameters on 28x28x1, 10 classes."""
+    """Encoder blocks over 4x4 patches (Dosovitskiy et al. 2021): 71,946 parameters on 28x28x1, 10 classes."""
     check_shapes(input_shape, num_outputs)
     _, height, image_width = check_images("transformer", input_shape, least=4)
     if height % _PATCHES or image_width % _PATCHES:

@@ -10,7 +10,7 @@ non-finite example a NaN share (NaN * 0), and spreads over hooks what a reader m
 """
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -71,13 +71,15 @@ class DPSGD:
         make_optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer],
         context: SpendContext,
         max_batch: int = MAX_BATCH,
+        pruned: Mapping[nn.Parameter, Tensor] | None = None,
     ) -> DPEvidence:
         """Train `model` in place by `plan.steps` noised steps; Declined or LedgerError come before any.
 
         `inputs`, `targets`: (n, ...), n may be 0. `loss` must SUM over the batch. `max_batch` bounds memory
-        only: a larger batch is processed in parts. `make_optimizer` gets the trainable parameters.
+        only: a larger batch is processed in parts. `make_optimizer` gets the trainable parameters. `pruned`: parameter
+        -> bool, True where it is 0.0 and stays so; public, as the weights that the server sends are.
         """
-        plan = self.plan
+        plan, pruned = self.plan, pruned or {}
         if len(inputs) != len(targets):
             raise ValueError(f"{len(inputs)} inputs and {len(targets)} targets: must be as many")
         if max_batch < 1:
@@ -103,13 +105,20 @@ class DPSGD:
                 for start in range(0, len(drawn), max_batch):
                     chunk = torch.from_numpy(drawn[start : start + max_batch])
                     loss(forward(inputs[chunk]), targets[chunk]).backward()  # type: ignore[no-untyped-call]
-                    total += clip_and_sum(parameters, plan.clip_norm)
+                    total += clip_and_sum(parameters, plan.clip_norm, pruned)
                 # Every step is noised, that of an empty batch too: skipping one would tell that it was empty.
                 noised = total + plan.noise_std * torch.from_numpy(self.random.normal(total.numel()))
                 steps_noised += 1
                 _set_gradients(parameters, noised / plan.divisor)
+                # Noise is on every value, also where nothing is trained; what is dropped of it is post-processing.
+                for parameter, zeros in pruned.items():
+                    if parameter.grad is not None:
+                        parameter.grad.masked_fill_(zeros, 0.0)
                 with without_compiler():
                     optimizer.step()
+                with torch.no_grad():
+                    for parameter, zeros in pruned.items():
+                        parameter.masked_fill_(zeros, 0.0)
         check_unchanged(model, untrained)
         return DPEvidence(
             noise_source=self.random.source,
@@ -174,10 +183,12 @@ def _spend(plan: DPPlan, context: SpendContext, random: RandomSource) -> Spend:
     )
 
 
-def clip_and_sum(parameters: list[nn.Parameter], clip_norm: float) -> Tensor:
+def clip_and_sum(
+    parameters: list[nn.Parameter], clip_norm: float, pruned: Mapping[nn.Parameter, Tensor] | None = None
+) -> Tensor:
     """Clip each example's gradient (all parameters together) and sum: flat float64. Uses up `.grad_sample`.
 
-    An example whose gradient, or its norm, is not finite contributes zero.
+    An example whose gradient, or its norm, is not finite contributes zero. Pruned values take no part in the norm.
     """
     flat: list[Tensor | None] = []
     squares: Tensor | None = None
@@ -189,6 +200,8 @@ def clip_and_sum(parameters: list[nn.Parameter], clip_norm: float) -> Tensor:
             flat.append(None)
             continue
         samples = samples.flatten(start_dim=1)
+        if pruned and parameter in pruned:
+            samples.masked_fill_(pruned[parameter].flatten(), 0.0)
         flat.append(samples)
         square = torch.linalg.vector_norm(samples, dim=1).square()
         squares = square if squares is None else squares + square

@@ -15,26 +15,26 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from fedq.quant.fake import parameter_levels
-from fedq.quant.grids import Grid
-from fedq.quant.int8_model import Int8Model
-from fedq.quant.layers import QConv2d, QLinear, QuantizedLayer
+from fedq.quant.attention import QMultiheadAttention
+from fedq.quant.grids import DynamicGrid, Grid
+from fedq.quant.int8_model import ExportError, Int8Model
+from fedq.quant.layers import Product, QConv1d, QConv2d, QEmbedding, QLinear, QuantizedLayer
+from fedq.quant.weights import parameter_levels
 
 if TYPE_CHECKING:
     import onnx
 
 OPSET = 20
-
-
-class ExportError(RuntimeError):
-    """The model cannot become an int8 model; nothing was written."""
+_COMPARED = 64  # made-up examples
+_MOST_APART = 0.1  # mean difference of outputs, over their mean distance from their mean
 
 
 class _OnnxGrid(nn.Module):
@@ -42,42 +42,56 @@ class _OnnxGrid(nn.Module):
 
     Levels are stored as uint8, which is onnxruntime's fastest format beside int8 weights on x86. It would
     convert int8 levels by itself, but not where a tensor has two readers, and there it then fuses no
-    integer kernel.
+    integer kernel. The 16 levels of 4 bits lie among them, and a Clip keeps to them.
     """
 
-    def __init__(self, grid: Grid) -> None:
+    def __init__(self, grid: Grid, *, of_kernel: bool) -> None:
         super().__init__()
         self.step, self.zero_point = float(grid.step), grid.zero_point
+        self.within = None if grid.bits == 8 else (grid.lowest * self.step, grid.highest * self.step)
+        self.of_kernel = of_kernel  # of a kernel's output, which must be quantized before anything else is done
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.within is not None:
+            x = self._snapped(x) if self.of_kernel else x
+            x = x.clamp(*self.within)
+        return self._snapped(x)
+
+    def _snapped(self, x: Tensor) -> Tensor:
         ops, form = torch.ops.quantized_decomposed, (self.step, self.zero_point, 0, 255, torch.uint8)
         return ops.dequantize_per_tensor(ops.quantize_per_tensor(x, *form), *form)  # type: ignore[no-any-return]
 
 
 class _IntegerParameters(nn.Module):
-    """Weight as int8 and bias as int32 constants, each behind one DequantizeLinear per output channel."""
+    """A weight as int8 and its bias as int32 constants, each behind one DequantizeLinear per output channel."""
 
     weight: Tensor
     weight_step: Tensor
     bias: Tensor | None
-    bias_step: Tensor | None
+    input_step: float
 
-    def __init__(self, layer: QuantizedLayer, source: Grid) -> None:
+    def __init__(self, layer: QuantizedLayer, product: Product) -> None:
         super().__init__()
+        weight: Tensor = getattr(layer, product.weight)
+        bias: Tensor | None = None if product.bias is None else getattr(layer, product.bias)
+        source = None if product.grid is None else product.grid.bias_step
         with torch.no_grad():
-            levels, step, bias_levels, bias_step = parameter_levels(
-                layer.weight, layer.bias, source.step, layer.weight_range
-            )
+            levels, step, bias_levels, _ = parameter_levels(weight, bias, source, layer.form)
         self.register_buffer("weight", levels.to(torch.int8))
-        self.register_buffer("weight_step", step.flatten())
+        self.register_buffer("weight_step", step.flatten().clone())
         self.register_buffer("bias", None if bias_levels is None else bias_levels.to(torch.int32))
-        self.register_buffer("bias_step", bias_step)
+        self.input_step = 0.0 if source is None else float(source)
 
     def forward(self) -> tuple[Tensor, Tensor | None]:
         weight = _dequantize(self.weight, self.weight_step, -128, 127)
-        if self.bias is None or self.bias_step is None:
+        if self.bias is None:
             return weight, None
-        return weight, _dequantize(self.bias, self.bias_step, -(2**31), 2**31 - 1)
+        return weight, _dequantize(self.bias, self.weight_step * self.input_step, -(2**31), 2**31 - 1)
+
+    def rows(self, chosen: Tensor) -> Tensor:
+        """Some rows of the weight: they alone are dequantized."""
+        levels = functional.embedding(chosen, self.weight).to(torch.float32)
+        return levels * functional.embedding(chosen, self.weight_step[:, None])
 
 
 def _dequantize(levels: Tensor, step: Tensor, lowest: int, highest: int) -> Tensor:
@@ -87,29 +101,49 @@ def _dequantize(levels: Tensor, step: Tensor, lowest: int, highest: int) -> Tens
     )
 
 
-class _FrozenLinear(QLinear):
-    def snapped_parameters(self) -> tuple[Tensor, Tensor | None]:
-        return self.integers()  # type: ignore[no-any-return,operator]
+class _Frozen(QuantizedLayer):
+    """Stands before a quantized layer's own class: its parameters are integers behind DequantizeLinear."""
+
+    def snapped(self, product: Product) -> tuple[Tensor, Tensor | None]:
+        integers: nn.ModuleDict = self.integers  # type: ignore[assignment]
+        return integers[product.weight]()  # type: ignore[no-any-return]
 
 
-class _FrozenConv2d(QConv2d):
-    def snapped_parameters(self) -> tuple[Tensor, Tensor | None]:
-        return self.integers()  # type: ignore[no-any-return,operator]
+class _FrozenEmbedding(_Frozen, QEmbedding):
+    def forward(self, x: Tensor) -> Tensor:
+        parameters = self.integers["weight"]  # type: ignore[index]
+        return parameters.rows(x)  # type: ignore[no-any-return,union-attr]
 
 
-_FROZEN: dict[type[nn.Module], type[QuantizedLayer]] = {QLinear: _FrozenLinear, QConv2d: _FrozenConv2d}
+class _FrozenAttention(_Frozen, QMultiheadAttention):
+    """The grid stands right before each product: onnxruntime fuses no kernel across what splits a tensor in three."""
+
+    def _after_projection(self, x: Tensor) -> Tensor:
+        return x
+
+    def _before_product(self, x: Tensor) -> Tensor:
+        return x if self.output_grid is None else self.output_grid(x)
 
 
-def export_onnx(model: nn.Module, input_shape: tuple[int, ...], path: str | os.PathLike[str]) -> None:
+def export_onnx(
+    model: nn.Module,
+    input_shape: tuple[int, ...],
+    path: str | os.PathLike[str],
+    *,
+    skip: Sequence[str] = (),
+    input_dtype: torch.dtype = torch.float32,
+) -> None:
     """Write `model`, as `quantize` left it and training moved it, to `path`: the whole file or none.
 
-    `input_shape`: of one example, without the batch axis, which stays dynamic. The model is untouched. The
-    file is checked by ONNX and loaded once: a product with int8 weights that onnxruntime would not compute
-    on integers raises ExportError.
+    `input_shape`: of one example, without the batch axis, which stays dynamic. `skip`: as `quantize` got it. The model
+    is untouched. The file is checked by ONNX, loaded once and run: a Conv, Gemm or MatMul outside `skip` that
+    onnxruntime would not compute on integers raises ExportError, and so do outputs that are not the model's.
     """
-    from fedq.quant.onnx_graph import clean  # lazily: it imports onnx
+    from fedq.quant.onnx_graph import clean, drop_idle_relus, refuse_float_products  # lazily: it imports onnx
 
-    proto = _captured(_freeze(model), tuple(input_shape))
+    proto = _captured(_freeze(model), tuple(input_shape), input_dtype)
+    drop_idle_relus(proto.graph)
+    allowed = refuse_float_products(proto, skip)
     clean(proto)
     target = Path(path)
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
@@ -118,7 +152,9 @@ def export_onnx(model: nn.Module, input_shape: tuple[int, ...], path: str | os.P
             file.write(proto.SerializeToString(deterministic=True))
             file.flush()
             os.fsync(file.fileno())
-        _check(proto, Int8Model(temporary))
+        delivered = Int8Model(temporary)
+        _check(proto, delivered, allowed)
+        _compare(model, delivered, tuple(input_shape), input_dtype)
         os.chmod(temporary, 0o644)  # mkstemp's file is for the owner only
         os.replace(temporary, target)
     finally:
@@ -126,20 +162,39 @@ def export_onnx(model: nn.Module, input_shape: tuple[int, ...], path: str | os.P
             os.unlink(temporary)
 
 
-def _check(proto: "onnx.ModelProto", delivered: Int8Model) -> None:
+def _check(proto: "onnx.ModelProto", delivered: Int8Model, allowed: int) -> None:
     import onnx
-
-    from fedq.quant.onnx_graph import products_without_int8_weights
 
     try:
         onnx.checker.check_model(proto, full_check=True)
     except onnx.checker.ValidationError as error:
         raise ExportError(f"the exported graph is not valid ONNX: {error}") from error
     ran = delivered.float_products
-    if len(ran) > len(products_without_int8_weights(proto)):
+    if len(ran) > allowed:
         raise ExportError(
             f"onnxruntime would compute {', '.join(ran)} on float32 in spite of int8 weights: it has no int8 "
             "kernel for this combination of operations; name the layer in quant.skip"
+        )
+
+
+def _compare(model: nn.Module, delivered: Int8Model, input_shape: tuple[int, ...], input_dtype: torch.dtype) -> None:
+    """ExportError where the file does not compute what the model does, on made-up inputs.
+
+    Sums of floats in another order may move a value to the next level, and what follows with it, so the bits differ;
+    but far less than a wrong kernel, layout or grid makes them differ.
+    """
+    inputs = torch.randn((_COMPARED, *input_shape), generator=torch.Generator().manual_seed(0)).to(input_dtype)
+    trained = copy.deepcopy(model).cpu().eval()
+    with torch.no_grad():
+        expected = trained(inputs.abs() if not input_dtype.is_floating_point else inputs)
+    got = torch.from_numpy(delivered(inputs.abs().numpy() if not input_dtype.is_floating_point else inputs.numpy()))
+    if got.shape != expected.shape:
+        raise ExportError(f"the exported model gives outputs of shape {tuple(got.shape)}, not {tuple(expected.shape)}")
+    apart = float((got - expected).abs().mean()) / max(float((expected - expected.mean(0)).abs().mean()), 1e-6)
+    if not apart <= _MOST_APART:
+        raise ExportError(
+            f"the exported model's outputs are {apart:.0%} of their own spread away from the trained model's, at most "
+            f"{_MOST_APART:.0%} are rounding; nothing was written"
         )
 
 
@@ -153,25 +208,40 @@ def _freeze(model: nn.Module) -> nn.Module:
         if not torch.isfinite(tensor).all():
             raise ExportError(f"{name}: holds NaN or infinity; the training diverged, so lower its lr")
     for name, layer in layers.items():
-        if layer.source is None:
+        if layer.source is None and not isinstance(layer, QEmbedding):
             raise ExportError(
                 f"{name or 'model'}: its activations are float, so no int8 kernel can compute it; "
                 "use quant.activations=8"
             )
-        layer.integers = _IntegerParameters(layer, layer.source[0])
+        layer.integers = nn.ModuleDict({p.weight: _IntegerParameters(layer, p) for p in layer.products})
     # Only now: a layer's source may be another layer's output grid.
     for layer in layers.values():
-        layer.__class__ = _FROZEN[type(layer)]
-        for name in ("input_grid", "output_grid"):
-            if getattr(layer, name) is not None:
-                setattr(layer, name, _OnnxGrid(getattr(layer, name)))
+        layer.__class__ = _frozen_class(type(layer))
+    for module in list(frozen.modules()):
+        for name, grid in list(module.named_children()):
+            if isinstance(grid, DynamicGrid):
+                raise ExportError(
+                    "the model's activation ranges are dynamic, and an int8 kernel takes one range for all examples: "
+                    "give public inputs that show them (quant.calibration=FILE.npy), or use quant.activations=fixed"
+                )
+            if isinstance(grid, Grid):
+                of_kernel = name == "output_grid" and isinstance(module, QConv1d | QConv2d | QLinear)
+                setattr(module, name, _OnnxGrid(grid, of_kernel=of_kernel))
     return frozen
 
 
-def _captured(frozen: nn.Module, input_shape: tuple[int, ...]) -> "onnx.ModelProto":
+def _frozen_class(kind: type[QuantizedLayer]) -> type[QuantizedLayer]:
+    if kind is QEmbedding:
+        return _FrozenEmbedding
+    if kind is QMultiheadAttention:
+        return _FrozenAttention
+    return type(f"Frozen{kind.__name__}", (_Frozen, kind), {})
+
+
+def _captured(frozen: nn.Module, input_shape: tuple[int, ...], dtype: torch.dtype) -> "onnx.ModelProto":
     import torch.ao.quantization.fx._decomposed  # defines torch.ops.quantized_decomposed
 
-    example = torch.zeros((2, *input_shape))
+    example = torch.zeros((2, *input_shape), dtype=dtype)
     try:
         with _quiet():
             program = torch.onnx.export(

@@ -1,40 +1,52 @@
-"""Round values to an int8 grid in the forward pass, straight through in the backward pass. Knows tensors.
+"""Round values to integer grids in the forward pass, straight through in the backward pass. Knows tensors.
 
 Knows no modules, Opacus or ONNX. Every rounding is half to even, and every division is a division (not a
 product with the reciprocal), because that is what onnxruntime's QuantizeLinear does: the bits shall agree.
 """
 
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-# An int32 accumulator starts from the bias. Half its range is left for the products.
-_BIAS_LEVELS = 2.0**30
-# Smallest step that keeps 1 / step and step * step finite in float32; an all-zero channel gets it.
-_SMALLEST_STEP = 2.0**-60
+from fedq.quant import jit
+from fedq.quant.weights import WeightFormat, parameter_levels
+
+_NOTHING = np.empty(0, np.float32)
 
 
 class _Snap(torch.autograd.Function):
     """Nearest grid value; the gradient passes where lowest < x / step < highest.
 
-    Only x / step is kept, so the bounds are known integers even where the step is a tensor on another device.
+    The bounds are known integers even where the step is a tensor on another device.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, step: float | Tensor, lowest: int, highest: int, slope: float) -> Tensor:
-        units = torch.div(x, step)
-        ctx.save_for_backward(units)
-        ctx.levels, ctx.slope = (lowest, highest), slope
-        return torch.round(units).clamp_(lowest, highest).mul_(step)
+        ctx.levels, ctx.slope, ctx.step = (lowest, highest), slope, step if type(step) is float else None
+        ctx.save_for_backward(x, *([] if ctx.step is not None else [step]))
+        if type(step) is float and (kernels := _kernels(x)) is not None:
+            out = torch.empty_like(x)
+            kernels.snap(_flat(x), _flat(out), step, lowest, highest)
+            return out
+        return torch.div(x, step).round_().clamp_(lowest, highest).mul_(step)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
-        (units,) = ctx.saved_tensors
-        passed = pass_within(grads[0], units, *ctx.levels)
+        x, *learned = ctx.saved_tensors
+        (grad,) = grads
+        lowest, highest = ctx.levels
+        if not learned and grad.stride() == x.stride() and (kernels := _kernels(x, grad)) is not None:
+            passed = torch.empty_like(x)
+            kernels.pass_within(_flat(grad), _flat(x), _flat(passed), ctx.step, lowest, highest)
+            return passed, None, None, None, None
+        units = torch.div(x, learned[0] if learned else ctx.step)
+        passed = pass_within(grad, units, lowest, highest)
         if not ctx.needs_input_grad[1]:
             return passed, None, None, None, None
-        moved = step_gradient(grads[0], passed, units, *ctx.levels).sum().mul_(ctx.slope)
+        moved = step_gradient(grad, passed, units, lowest, highest).sum().mul_(ctx.slope)
         return passed, moved.view(1), None, None, None
 
 
@@ -42,7 +54,11 @@ class _SnapWithin(torch.autograd.Function):
     """`_Snap` for values that cannot leave the range: nothing to clamp, to save or to mask."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, step: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, step: float | Tensor) -> Tensor:
+        if type(step) is float and (kernels := _kernels(x)) is not None:
+            out = torch.empty_like(x)
+            kernels.snap(_flat(x), _flat(out), step, -np.inf, np.inf)
+            return out
         return torch.div(x, step).round_().mul_(step)
 
     @staticmethod
@@ -55,17 +71,51 @@ class _SnapParameters(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, weight: Tensor, bias: Tensor | None, input_step: float | Tensor | None, weight_range: int
+        ctx: Any,
+        weight: Tensor,
+        bias: Tensor | None,
+        input_step: float | Tensor | None,
+        form: WeightFormat,
+        training: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        levels, step, bias_levels, bias_step = parameter_levels(weight, bias, input_step, weight_range)
+        compilable = form.bits != 2 and not (training and form.rounding == "stochastic")
+        if compilable and not isinstance(input_step, Tensor) and (kernels := _kernels(weight)) is not None:
+            snapped = torch.empty_like(weight)
+            moved = None if bias is None else torch.empty_like(bias)
+            flat_bias = (_NOTHING, _NOTHING) if bias is None or moved is None else (_flat(bias), _flat(moved))
+            together = form.granularity == "tensor"
+            kernels.snap_rows(
+                _flat(weight), flat_bias[0], input_step or 0.0, form.largest, together, len(weight), _flat(snapped),
+                flat_bias[1],
+            )  # fmt: skip
+            return snapped, moved
+        levels, step, bias_levels, bias_step = parameter_levels(weight, bias, input_step, form, training=training)
         snapped = levels.mul_(step)
         if bias_levels is None or bias_step is None:
             return snapped, None if bias is None else bias.clone()
         return snapped, bias_levels.mul_(bias_step)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
-        return grads[0], grads[1], None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
+        return grads[0], grads[1], None, None, None
+
+
+def _kernels(*tensors: Tensor) -> Any:
+    """The compiled kernels where all tensors are plain float32 arrays of this process, else None."""
+    x = tensors[0]
+    if (
+        torch.compiler.is_compiling()
+        or x.numel() == 0
+        or any(t.dtype is not torch.float32 or t.device.type != "cpu" for t in tensors)
+        or not (x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)))
+    ):
+        return None
+    return jit.kernels(x.numel())
+
+
+def _flat(x: Tensor) -> np.ndarray:
+    """All values of a dense tensor in the order of memory, sharing it."""
+    return x.detach().as_strided((x.numel(),), (1,)).numpy()
 
 
 def pass_within(grad: Tensor, units: Tensor, lowest: int, highest: int) -> Tensor:
@@ -87,36 +137,29 @@ def step_gradient(grad: Tensor, passed: Tensor, units: Tensor, lowest: int, high
 
 def snap(x: Tensor, step: float | Tensor, lowest: int, highest: int, *, slope: float = 1.0) -> Tensor:
     """x on the grid {lowest..highest} * step; a tensor `step` (1,) gets `slope` times its gradient."""
-    return _Snap.apply(x, step, lowest, highest, slope)  # type: ignore[no-untyped-call,no-any-return]
+    snapped: Tensor = _applied(_Snap, x, step, lowest, highest, slope)
+    return snapped
 
 
-def snap_within(x: Tensor, step: float) -> Tensor:
+def snap_within(x: Tensor, step: float | Tensor) -> Tensor:
     """x on the grid of multiples of `step`; for x that is known to stay in range."""
-    return _SnapWithin.apply(x, step)  # type: ignore[no-untyped-call,no-any-return]
+    snapped: Tensor = _applied(_SnapWithin, x, step)
+    return snapped
 
 
 def snap_parameters(
-    weight: Tensor, bias: Tensor | None, input_step: float | Tensor | None, weight_range: int
+    weight: Tensor,
+    bias: Tensor | None,
+    input_step: float | Tensor | None,
+    form: WeightFormat,
+    *,
+    training: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Weight and bias as the int8 kernel sees them, times their steps; identity for gradients."""
-    return _SnapParameters.apply(  # type: ignore[no-untyped-call,no-any-return]
-        weight, bias, input_step, weight_range
-    )
+    snapped: tuple[Tensor, Tensor | None] = _applied(_SnapParameters, weight, bias, input_step, form, training)
+    return snapped
 
 
-def parameter_levels(
-    weight: Tensor, bias: Tensor | None, input_step: float | Tensor | None, weight_range: int
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """(weight levels, step per output channel, bias levels, bias step), levels as float32 whole numbers.
-
-    Weight (out, ...) is symmetric: step = absmax / weight_range over a channel. The bias lies on the grid
-    of the int32 sums, input_step * step. `input_step` None (float activations): no bias levels.
-    """
-    step = weight.abs().amax(dim=tuple(range(1, weight.dim())), keepdim=True)
-    step.div_(weight_range).clamp_min_(_SMALLEST_STEP)
-    if bias is None or input_step is None:
-        return torch.div(weight, step).round_(), step, None, None
-    # A channel of (almost) zero weights may have a large bias: its step grows until the bias fits int32.
-    step = torch.maximum(step, (bias.abs() / (input_step * _BIAS_LEVELS)).view(step.shape))
-    bias_step = step.flatten() * input_step
-    return torch.div(weight, step).round_(), step, torch.div(bias, bias_step).round_(), bias_step
+def _applied(function: type[torch.autograd.Function], *arguments: Any) -> Any:
+    apply: Callable[..., Any] = function.apply
+    return apply(*arguments)

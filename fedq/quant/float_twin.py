@@ -12,14 +12,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fedq.quant.export import ExportError
 from fedq.quant.grids import Grid
+from fedq.quant.int8_model import ExportError
 from fedq.quant.layers import QuantizedLayer
 from fedq.quant.swap import AbsorbedReLU
 
 OPSET = 20  # the int8 file's
-# What `quantize` hangs on a layer beside its parameters. A grid among them is a module and goes with the grids.
-_ATTRIBUTES = tuple(name for name in QuantizedLayer.__annotations__ if name not in ("weight", "bias"))
 
 
 def float_twin(model: nn.Module) -> nn.Module:
@@ -32,9 +30,11 @@ def float_twin(model: nn.Module) -> nn.Module:
         if isinstance(module, AbsorbedReLU):
             module.__class__ = nn.ReLU  # type: ignore[assignment]  # whose own attributes it has kept
         elif isinstance(module, QuantizedLayer):
+            for kind in type(module).__mro__:
+                if issubclass(kind, QuantizedLayer):  # what it has beside torch's; a grid goes with the grids below
+                    for name in kind.__annotations__:
+                        module.__dict__.pop(name, None)
             module.__class__ = float_base(type(module))  # type: ignore[assignment]
-            for name in _ATTRIBUTES:
-                module.__dict__.pop(name, None)
         for name, child in list(module.named_children()):
             if isinstance(child, Grid):
                 delattr(module, name)
@@ -49,7 +49,13 @@ def float_base(kind: type[nn.Module]) -> type[nn.Module]:
     raise TypeError(f"{kind.__name__}: derives from no layer of torch.nn, so it has no float twin")
 
 
-def export_float32(model: nn.Module, input_shape: tuple[int, ...], path: str | os.PathLike[str]) -> None:
+def export_float32(
+    model: nn.Module,
+    input_shape: tuple[int, ...],
+    path: str | os.PathLike[str],
+    *,
+    input_dtype: torch.dtype = torch.float32,
+) -> None:
     """Write the float twin of `model`, as torch exports it; `input_shape`: of one example, the batch stays dynamic.
 
     ExportError where it cannot be captured.
@@ -63,7 +69,7 @@ def export_float32(model: nn.Module, input_shape: tuple[int, ...], path: str | o
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 twin,
-                (torch.zeros((2, *input_shape)),),
+                (torch.zeros((2, *input_shape), dtype=input_dtype),),
                 dynamo=True,
                 dynamic_shapes=({0: torch.export.Dim("batch")},),
                 input_names=["input"],

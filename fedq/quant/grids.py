@@ -1,8 +1,8 @@
-"""Where the int8 grid of one activation comes from: fixed, learned or observed. Knows torch modules.
+"""Where the integer grid of one activation comes from: fixed, learned, observed or dynamic. Knows torch modules.
 
-Knows no layers, Opacus or ONNX. A signed grid has levels -128..127, of which the range counts 127 to each
+Knows no layers, Opacus or ONNX. A signed grid of 8 bits has levels -128..127, of which the range counts 127 to each
 side: ONNX's QuantizeLinear saturates at -128, and what saturates in the delivered model must do so in
-training. A non-negative grid, as after ReLU, has levels 0..255.
+training. A non-negative grid, as after ReLU, has levels 0..255. With 4 bits they are -8..7 and 0..15.
 """
 
 import math
@@ -23,25 +23,35 @@ def _float32(value: float) -> float:
 class Grid(nn.Module):
     """One activation's grid: [0, range] or [-range, range]."""
 
-    def __init__(self, *, signed: bool) -> None:
+    def __init__(self, *, signed: bool, bits: int = 8) -> None:
         super().__init__()
-        self.signed = signed
-        self.lowest, self.highest = (-128, 127) if signed else (0, 255)
+        self.signed, self.bits = signed, bits
+        self.lowest: int = -(2 ** (bits - 1)) if signed else 0
+        self.highest: int = self.lowest + 2**bits - 1
 
     @property
     def zero_point(self) -> int:
-        """The uint8 level that stands for 0."""
-        return -self.lowest
+        """The uint8 level that stands for 0, with 8 bits and with 4."""
+        return 128 if self.signed else 0
 
     @property
     def step(self) -> float | Tensor:
         """Value of one level."""
         raise NotImplementedError
 
+    @property
+    def bias_step(self) -> float | Tensor | None:
+        """`step`, for the bias of a layer that reads this grid; None: it differs between examples."""
+        return self.step
+
     def describe(self) -> str:
         """As `[-4, 4] fixed`, for reports."""
         top = float(self.step) * self.highest
-        return f"[{-top if self.signed else 0:g}, {top:.4g}] {self.kind}"
+        return f"[{-top if self.signed else 0:g}, {top:.4g}] {self.kind}{self._width}"
+
+    @property
+    def _width(self) -> str:
+        return "" if self.bits == 8 else f" {self.bits}-bit"
 
     kind = "abstract"
 
@@ -54,8 +64,8 @@ class FixedGrid(Grid):
 
     kind = "fixed"
 
-    def __init__(self, limit: float, *, signed: bool, bounded: bool = False) -> None:
-        super().__init__(signed=signed)
+    def __init__(self, limit: float, *, signed: bool, bounded: bool = False, bits: int = 8) -> None:
+        super().__init__(signed=signed, bits=bits)
         self._step = _float32(limit / self.highest)
         self.bounded = bounded
 
@@ -78,8 +88,8 @@ class LearnedGrid(Grid):
 
     kind = "learned"
 
-    def __init__(self, limit: float, *, signed: bool) -> None:
-        super().__init__(signed=signed)
+    def __init__(self, limit: float, *, signed: bool, bits: int = 8) -> None:
+        super().__init__(signed=signed, bits=bits)
         # Shape (1,), not (): Opacus' per-sample gradients and flat vectors want at least one dimension.
         self.log_range = nn.Parameter(torch.tensor([math.log(limit)], dtype=torch.float32))
 
@@ -106,8 +116,8 @@ class ObservedGrid(Grid):
     kind = "observed"
     range: Tensor
 
-    def __init__(self, limit: float, *, signed: bool) -> None:
-        super().__init__(signed=signed)
+    def __init__(self, limit: float, *, signed: bool, bits: int = 8) -> None:
+        super().__init__(signed=signed, bits=bits)
         self.register_buffer("range", torch.tensor([limit], dtype=torch.float32))
 
     @property
@@ -127,8 +137,44 @@ class ObservedGrid(Grid):
         self.range.lerp_(torch.where(usable, extreme, self.range), _MOMENTUM)
 
 
-RANGES: dict[str, type[FixedGrid] | type[LearnedGrid] | type[ObservedGrid]] = {
+class DynamicGrid(Grid):
+    """A range of each example's own, found anew each time and kept nowhere. For training: int8 kernels take one step
+    for all examples, so `calibration.with_fixed_ranges` takes its place before an export.
+    """
+
+    kind = "dynamic"
+
+    def __init__(self, limit: float, *, signed: bool, bits: int = 8) -> None:
+        super().__init__(signed=signed, bits=bits)
+        self.limit = limit  # of no use in training: where the range is not known otherwise
+        self.seen: float | None = None  # largest value since calibration began; None: nobody asked
+
+    @property
+    def step(self) -> float:
+        return _float32(self.limit / self.highest)
+
+    @property
+    def bias_step(self) -> None:
+        return None
+
+    def describe(self) -> str:
+        return f"{'signed' if self.signed else 'non-negative'} dynamic{self._width}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            magnitude = x.abs() if self.signed else x
+            top = magnitude.amax(dim=tuple(range(1, x.dim())), keepdim=True) if x.numel() else x.new_ones(())
+            if self.seen is not None and x.numel():
+                self.seen = max(self.seen, float(top.max()))
+            step = (top / self.highest).clamp_min_(2.0**-60)
+        if self.signed:
+            return snap_within(x, step)
+        return snap(x, step, self.lowest, self.highest)
+
+
+RANGES: dict[str, type[FixedGrid] | type[LearnedGrid] | type[ObservedGrid] | type[DynamicGrid]] = {
     "fixed": FixedGrid,
     "learned": LearnedGrid,
     "observed": ObservedGrid,
+    "dynamic": DynamicGrid,
 }

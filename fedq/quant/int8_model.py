@@ -13,13 +13,18 @@ if TYPE_CHECKING:
     import onnx
 
 # Operators that multiply matrices, in ONNX and in onnxruntime's own fusions of them.
-_PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN", "Einsum", "Attention")
+_DTYPES = {"tensor(int64)": np.int64, "tensor(int32)": np.int32}  # of inputs that are no numbers to compute with
 _PROVIDERS = ["CPUExecutionProvider"]
 _BATCH = 1024  # examples a call: bounds memory, and is large enough to cost nothing
 
 
+class ExportError(RuntimeError):
+    """The model cannot become an int8 model; nothing was written."""
+
+
 class Int8Model:
-    """A model on disk as a function of arrays: float32 (n, ...) to float32 (n, ...).
+    """A model on disk as a function of arrays: float32 (n, ...), or int64 for token numbers, to float32 (n, ...).
 
     `int8_ops` and `float_ops` (operator -> count) are of the graph that onnxruntime really runs, after its
     own optimisation for this processor. An operator is int8 if its data input is; QuantizeLinear and
@@ -48,7 +53,7 @@ class Int8Model:
         shape = tuple(self._input.shape[1:])
         if inputs.shape[1:] != shape or inputs.ndim != 1 + len(shape):
             raise ValueError(f"inputs have shape {inputs.shape}: the model takes (n, {', '.join(map(str, shape))})")
-        inputs = np.ascontiguousarray(inputs, dtype=np.float32)
+        inputs = self._as_input(inputs)
         # At least one call, so that no examples give an output of the right width.
         starts = range(0, max(len(inputs), 1), _BATCH)
         parts = [self._session.run(None, {self._input.name: inputs[i : i + _BATCH]})[0] for i in starts]
@@ -65,7 +70,7 @@ class Int8Model:
             options = self._options()
             options.enable_profiling, options.profile_file_prefix = True, str(Path(folder) / "profile")
             session = onnxruntime.InferenceSession(self._path, options, providers=_PROVIDERS)
-            feed = {self._input.name: np.ascontiguousarray(inputs, dtype=np.float32)}
+            feed = {self._input.name: self._as_input(inputs)}
             for _ in range(calls):
                 session.run(None, feed)
             events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
@@ -75,6 +80,9 @@ class Int8Model:
                 spent[event["args"]["op_name"]] += event["dur"]
         total = sum(spent.values()) or 1
         return [(kind, taken / total) for kind, taken in spent.most_common()]
+
+    def _as_input(self, inputs: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(inputs, dtype=_DTYPES.get(self._input.type, np.float32))
 
     def _options(self) -> Any:
         import onnxruntime
@@ -89,10 +97,11 @@ class Int8Model:
 def float_products(model: "onnx.ModelProto") -> list["onnx.NodeProto"]:
     """Nodes that multiply float matrices."""
     types = _tensor_types(model)
-    return [node for node in model.graph.node if _is_product(node.op_type) and types[node.input[0]] in _floats()]
+    return [node for node in model.graph.node if is_product(node.op_type) and types[node.input[0]] in _floats()]
 
 
-def _is_product(op_type: str) -> bool:
+def is_product(op_type: str) -> bool:
+    """Whether an operator multiplies matrices."""
     # Fusions are called FusedConv, FusedMatMul, NhwcFusedConv, MatMulNBits, ...
     return any(name in op_type for name in _PRODUCTS)
 

@@ -1,4 +1,4 @@
-"""Linear and Conv2d that compute in training what an int8 kernel computes later. Knows torch and grids.
+"""Layers that compute in training what integer kernels compute later. Knows torch and grids.
 
 Knows no Opacus and no ONNX, but is shaped for Opacus: the grids are applied in `__call__`, around the
 hooks, so that whoever hooks the layer sees a plain layer between a quantized input and its raw output.
@@ -6,6 +6,7 @@ Hence the per-sample gradients of the plain layers are exact here, and a learned
 own to Opacus.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,14 +14,22 @@ from torch.nn import functional
 
 from fedq.quant.fake import snap_parameters
 from fedq.quant.grids import Grid
+from fedq.quant.weights import WeightFormat
+
+
+@dataclass(frozen=True)
+class Product:
+    """One weight of a layer, the bias that is added, and the grid of what it is multiplied with (None: float)."""
+
+    weight: str
+    bias: str | None
+    grid: Grid | None
 
 
 class QuantizedLayer(nn.Module):
-    """What QLinear and QConv2d share: grids around a plain layer whose weight and bias are on grids too."""
+    """What all quantized layers share: grids around a plain layer whose weights and biases are on grids too."""
 
-    weight: nn.Parameter
-    bias: nn.Parameter | None
-    weight_range: int
+    form: WeightFormat
     input_grid: Grid | None
     output_grid: Grid | None
     # The grid that the input is on, which may belong to another layer. In a tuple, so that torch does not
@@ -32,22 +41,30 @@ class QuantizedLayer(nn.Module):
         cls,
         layer: nn.Module,
         *,
-        weight_range: int,
+        form: WeightFormat,
         input_grid: Grid | None = None,
         output_grid: Grid | None = None,
     ) -> "QuantizedLayer":
         """Turn a plain layer into a quantized one in place: identity, parameters, hooks and keys stay."""
         layer.__class__ = cls
         assert isinstance(layer, QuantizedLayer)  # for mypy
-        layer.weight_range = weight_range
+        layer.form = form
         layer.input_grid, layer.output_grid = input_grid, output_grid
         layer.source = None if input_grid is None else (input_grid,)
         return layer
 
-    def snapped_parameters(self) -> tuple[Tensor, Tensor | None]:
-        """Weight and bias on their grids."""
-        step = None if self.source is None else self.source[0].step
-        return snap_parameters(self.weight, self.bias, step, self.weight_range)
+    @property
+    def products(self) -> list[Product]:
+        """All weights, for whoever wants to see their integers."""
+        bias = None if getattr(self, "bias", None) is None else "bias"
+        return [Product("weight", bias, None if self.source is None else self.source[0])]
+
+    def snapped(self, product: Product) -> tuple[Tensor, Tensor | None]:
+        """A weight and its bias on their grids."""
+        weight: Tensor = getattr(self, product.weight)
+        bias: Tensor | None = None if product.bias is None else getattr(self, product.bias)
+        step = None if product.grid is None else product.grid.bias_step
+        return snap_parameters(weight, bias, step, self.form, training=self.training)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         (x,) = args or kwargs.values()
@@ -57,20 +74,39 @@ class QuantizedLayer(nn.Module):
         return y if self.output_grid is None else self.output_grid(y)
 
 
-class QLinear(QuantizedLayer, nn.Linear):  # type: ignore[misc]  # bias: Parameter | None, as torch has it
-    """nn.Linear with int8 weights per output row."""
+class QLinear(QuantizedLayer, nn.Linear):  # bias: Parameter | None, as torch has it
+    """nn.Linear with integer weights, one step an output row."""
 
     def forward(self, x: Tensor) -> Tensor:
-        weight, bias = self.snapped_parameters()
+        (product,) = self.products
+        weight, bias = self.snapped(product)
         return functional.linear(x, weight, bias)
 
 
-class QConv2d(QuantizedLayer, nn.Conv2d):  # type: ignore[misc]
-    """nn.Conv2d with int8 weights per output channel; any stride, padding, dilation and groups."""
+class QConv1d(QuantizedLayer, nn.Conv1d):
+    """nn.Conv1d with integer weights, one step an output channel."""
 
     def forward(self, x: Tensor) -> Tensor:
-        weight, bias = self.snapped_parameters()
+        (product,) = self.products
+        weight, bias = self.snapped(product)
         return self._conv_forward(x, weight, bias)  # type: ignore[no-any-return]
 
 
-LAYERS: dict[type[nn.Module], type[QuantizedLayer]] = {nn.Linear: QLinear, nn.Conv2d: QConv2d}
+class QConv2d(QuantizedLayer, nn.Conv2d):
+    """nn.Conv2d with integer weights, one step an output channel; any stride, padding, dilation and groups."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        (product,) = self.products
+        weight, bias = self.snapped(product)
+        return self._conv_forward(x, weight, bias)  # type: ignore[no-any-return]
+
+
+class QEmbedding(QuantizedLayer, nn.Embedding):
+    """nn.Embedding with integer rows, one step a row. Nothing is multiplied, so it has no input grid."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        (product,) = self.products
+        weight, _ = self.snapped(product)
+        return functional.embedding(
+            x, weight, self.padding_idx, self.max_norm, self.norm_type, self.scale_grad_by_freq, self.sparse
+        )

@@ -1,11 +1,19 @@
-"""Clean an exported ONNX graph, and say which of its products have int8 weights. Knows ONNX; not torch."""
+"""Clean an exported ONNX graph, and say which of its products are of floats. Knows ONNX; not torch."""
 
+import ast
+import fnmatch
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import onnx
-from onnx import TensorProto
+from onnx import TensorProto, numpy_helper
 
-from fedq.quant.int8_model import float_products
+from fedq.quant.int8_model import ExportError, is_product
+from fedq.quant.storage import pack_weights, shorten_names
+
+# Operators that pass values on as they are, and through which onnxruntime carries a DequantizeLinear.
+_MOVES = ("Transpose", "Reshape", "Unsqueeze", "Squeeze", "Identity", "Flatten", "MaxPool")
 
 
 def clean(proto: onnx.ModelProto) -> None:
@@ -18,20 +26,63 @@ def clean(proto: onnx.ModelProto) -> None:
     for holder in holders:
         holder.doc_string = ""
         del holder.metadata_props[:]
-    _drop_idle_relus(proto.graph)
     # Zero is ONNX's default for a zero point. A bias may leave it out; without a weight's, onnxruntime
     # fuses nothing.
     integers = {tensor.name for tensor in proto.graph.initializer if tensor.data_type == TensorProto.INT32}
     for node in proto.graph.node:
         if node.op_type == "DequantizeLinear" and node.input[0] in integers:
             del node.input[2:]
+    _share_constants(proto.graph)
     used = {name for node in proto.graph.node for name in node.input}
     kept = [tensor for tensor in proto.graph.initializer if tensor.name in used]
     del proto.graph.initializer[:]
     proto.graph.initializer.extend(kept)
+    _derive_bias_steps(proto.graph)
+    shorten_names(proto.graph)
+    pack_weights(proto)
 
 
-def _drop_idle_relus(graph: onnx.GraphProto) -> None:
+def _share_constants(graph: onnx.GraphProto) -> None:
+    """One of each: zero points of layers of one width, grids that two layers read."""
+    first: dict[bytes, str] = {}
+    stands_for: dict[str, str] = {}
+    for tensor in graph.initializer:
+        nameless = onnx.TensorProto()
+        nameless.CopyFrom(tensor)
+        nameless.name = ""
+        stands_for[tensor.name] = first.setdefault(nameless.SerializeToString(deterministic=True), tensor.name)
+    for node in graph.node:
+        for i, name in enumerate(node.input):
+            node.input[i] = stands_for.get(name, name)
+
+
+def _derive_bias_steps(graph: onnx.GraphProto) -> None:
+    """A bias' steps are its weight's times the input's: computed when the file is loaded, they take no bytes in it."""
+    arrays = {t.name: numpy_helper.to_array(t) for t in graph.initializer if t.data_type == TensorProto.FLOAT}
+    integers = {t.name for t in graph.initializer if t.data_type == TensorProto.INT32}
+    steps = [(name, array) for name, array in arrays.items() if array.ndim == 1]
+    factors = [(name, array) for name, array in arrays.items() if array.ndim == 0]
+    made: dict[str, onnx.NodeProto] = {}
+    for node in graph.node:
+        if node.op_type != "DequantizeLinear" or node.input[0] not in integers or node.input[1] not in arrays:
+            continue
+        name, wanted = node.input[1], arrays[node.input[1]]
+        for weight, step in steps:
+            factor = next(
+                (n for n, f in factors if step.shape == wanted.shape and np.array_equal(step * f, wanted)), ""
+            )
+            if factor and weight != name and name not in made:
+                made[name] = onnx.helper.make_node("Mul", [weight, factor], [f"{name}.derived"])
+        if name in made:
+            node.input[1] = made[name].output[0]
+    kept = [tensor for tensor in graph.initializer if tensor.name not in made]
+    nodes = [*made.values(), *graph.node]
+    del graph.initializer[:], graph.node[:]
+    graph.initializer.extend(kept)
+    graph.node.extend(nodes)
+
+
+def drop_idle_relus(graph: onnx.GraphProto) -> None:
     """Drop a Relu after a grid without negative levels: it does nothing, but would part two int8 kernels."""
     zeros = {t.name for t in graph.initializer if t.data_type == TensorProto.UINT8 and not any(t.raw_data)}
     never_negative = {
@@ -51,14 +102,48 @@ def _drop_idle_relus(graph: onnx.GraphProto) -> None:
     graph.node.extend(kept)
 
 
-def products_without_int8_weights(proto: onnx.ModelProto) -> list[onnx.NodeProto]:
-    """Products that the graph means to compute on floats: skipped layers, activations by activations."""
+def float_products_by_scope(proto: onnx.ModelProto) -> list[tuple[onnx.NodeProto, list[str]]]:
+    """Products that are not of two integer operands, each with the names of the modules that it was called in.
+
+    Of a graph as torch's exporter made it: `clean` drops where nodes come from.
+    """
     made_by = {name: node for node in proto.graph.node for name in node.output}
 
-    def has_int8_weights(node: onnx.NodeProto) -> bool:
-        weights = made_by.get(node.input[1])
-        while weights is not None and weights.op_type in ("Transpose", "Reshape"):
-            weights = made_by.get(weights.input[0])
-        return weights is not None and weights.op_type == "DequantizeLinear"
+    def integer(name: str) -> bool:
+        node = made_by.get(name)
+        while node is not None and node.op_type in _MOVES:
+            node = made_by.get(node.input[0])
+        return node is not None and node.op_type == "DequantizeLinear"
 
-    return [node for node in float_products(proto) if not has_int8_weights(node)]
+    return [
+        (node, _scopes(node))
+        for node in proto.graph.node
+        if is_product(node.op_type) and not all(integer(name) for name in node.input[:2])
+    ]
+
+
+def refuse_float_products(proto: onnx.ModelProto, skip: Sequence[str]) -> int:
+    """How many float products there are, all of them inside modules that `skip` names; ExportError for another."""
+    products = float_products_by_scope(proto)
+    for node, scopes in products:
+        if not any(fnmatch.fnmatchcase(scope, pattern) for scope in scopes for pattern in skip):
+            inside = scopes[-1] if scopes else ""
+            raise ExportError(
+                f"{inside or 'the model'}: a {node.op_type} would be computed on float32{_line(node)}; quantize its "
+                f"operands with a layer that fedq knows, or name the module in quant.skip={[inside or '*']}"
+            )
+    return len(products)
+
+
+def _scopes(node: onnx.NodeProto) -> list[str]:
+    told = {entry.key: entry.value for entry in node.metadata_props}.get("pkg.torch.onnx.name_scopes", "[]")
+    scopes = ast.literal_eval(told)
+    return [str(scope) for scope in scopes[:-1] if scope]  # the last one is the operation's own name
+
+
+def _line(node: onnx.NodeProto) -> str:
+    """Where in somebody's code it stands, as `: model.py, line 12`."""
+    told = {entry.key: entry.value for entry in node.metadata_props}.get("pkg.torch.onnx.stack_trace", "")
+    lines = [line.strip() for line in told.splitlines() if line.strip().startswith("File ")]
+    own = [line for line in lines if "/torch/" not in line and "/fedq/quant/" not in line]
+    return f" ({own[-1]})" if own else ""

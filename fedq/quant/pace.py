@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import nn
 
 from fedq.quant.float_twin import export_float32
@@ -36,7 +37,7 @@ def measure(model: nn.Module, int8: str | os.PathLike[str], inputs: np.ndarray) 
     ours = Int8Model(int8)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "float32.onnx"
-        export_float32(model, inputs.shape[1:], path)
+        export_float32(model, inputs.shape[1:], path, input_dtype=torch.from_numpy(batch).dtype)
         plain = Int8Model(path)
         fast, slow = in_turns(lambda: ours(batch), lambda: plain(batch))
     return Pace(slow / fast, dict(ours.profile(batch, calls=3)))

@@ -4,6 +4,7 @@ Changes nothing: it returns plans, and `swap` carries them out. Knows no Opacus 
 """
 
 import functools
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,6 +37,9 @@ class GridPlan:
 TANH_GRID = GridPlan(4.0, signed=True)
 
 
+_HIDDEN = GridPlan(1.0, signed=True, bounded=True)  # an LSTM's hidden states
+
+
 @dataclass
 class LayerPlan:
     """Where one layer's input comes from and what its output needs."""
@@ -43,6 +47,7 @@ class LayerPlan:
     input: GridPlan | None = None  # None: the input is on `producer`'s output grid already
     producer: nn.Module | None = None
     output: GridPlan | None = None
+    inner: GridPlan | None = None  # of attention: the mixed values, on their way into the output projection
 
 
 @dataclass
@@ -82,6 +87,7 @@ _KEEPS_RANGE = (
     functional.adaptive_avg_pool2d, torch.mean, "mean",
 )  # fmt: skip
 _SHAPE_ONLY = ("size", "dim", "numel", getattr)  # read no values
+_WITH_WEIGHTS = (nn.Linear, nn.modules.conv._ConvNd, nn.Embedding, nn.MultiheadAttention, nn.RNNBase)
 
 
 def place(model: nn.Module, layers: list[nn.Module], *, input_range: float, activation_range: float) -> Placement:
@@ -99,17 +105,33 @@ def trace(model: nn.Module) -> fx.GraphModule:
     outside. Evaluation mode, since that is what is delivered: what a forward does in training only is passed over.
     """
     modes = {module: module.training for module in model.modules()}
+    seen_from_outside = nn.Sequential(model) if type(model).__module__.startswith("torch.nn") else model
     try:
-        return fx.symbolic_trace((nn.Sequential(model) if isinstance(model, nn.Linear | nn.Conv2d) else model).eval())
+        return fx.GraphModule(seen_from_outside, _Tracer().trace(seen_from_outside.eval()))
     finally:
         for module, training in modes.items():
             module.training = training
 
 
+class _Tracer(fx.Tracer):
+    """As fx's own, but looks into torch's modules that hold layers, such as an encoder; attention stays one node."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        holds_layers = any(isinstance(part, _WITH_WEIGHTS) for part in m.modules() if part is not m)
+        looked_into = holds_layers and not isinstance(m, _WITH_WEIGHTS)
+        return super().is_leaf_module(m, module_qualified_name) and not looked_into
+
+
 def _alone(layer: nn.Module, activation_range: float) -> LayerPlan:
     """For a layer of which nothing is known but its type."""
     signed = GridPlan(activation_range, signed=True)
-    return LayerPlan(input=signed, output=None if isinstance(layer, nn.Linear) else signed)
+    if isinstance(layer, nn.Embedding):
+        return LayerPlan()
+    return LayerPlan(
+        input=signed,
+        output=None if isinstance(layer, nn.Linear | nn.LSTM) else signed,
+        inner=signed if isinstance(layer, nn.MultiheadAttention) else None,
+    )
 
 
 class _Placer:
@@ -137,7 +159,8 @@ class _Placer:
         idle = self._modules_called_only_at({end for layer in into_relu for end in ends[layer]})
         for layer in calls:
             output = self._output(layer, ends[layer], idle)
-            result.plans[layer] = LayerPlan(output=output)
+            attends = isinstance(layer, nn.MultiheadAttention)
+            result.plans[layer] = LayerPlan(output=output, inner=self.signed if attends else None)
         gridded = {end for layer in into_relu if result.plans[layer].output for end in ends[layer]}
         result.absorbed = list(self._modules_called_only_at(gridded))
         self._plan_inputs(result.plans)
@@ -145,6 +168,10 @@ class _Placer:
 
     def _output(self, layer: nn.Module, ends: list[fx.Node], idle: dict[nn.Module, None]) -> GridPlan | None:
         """The grid of a layer's output, or None to leave it float."""
+        if isinstance(layer, nn.Embedding | nn.LSTM):
+            return None
+        if isinstance(layer, nn.MultiheadAttention):
+            return self.signed  # of what it projects its input to
         if ends and all(self._is(end, _RELU) for end in ends):
             # The grid takes the ReLU's place, where that is a module to take the place of. A function
             # stays, and behind a grid it would block the gradient of values that round to 0: then better a
@@ -168,10 +195,21 @@ class _Placer:
             layer = self._called(node)
             if node.op == "placeholder":
                 values[node] = _Value(self.input_fits)
-            elif layer in plans:
+            elif isinstance(layer, nn.MultiheadAttention) and layer in plans:
+                inputs.setdefault(layer, []).extend(values[argument] for argument in arguments[:3])
+                values[node] = _Value(self.signed)
+            elif isinstance(layer, nn.LSTM) and layer in plans:
                 inputs.setdefault(layer, []).append(source)
+                values[node] = _Value(_HIDDEN)
+            elif layer in plans:
+                if not isinstance(layer, nn.Embedding):
+                    inputs.setdefault(layer, []).append(source)
                 output = plans[layer].output
                 values[node] = _Value(self.signed) if output is None else _Value(output, layer)
+            elif node.target is operator.getitem and source.fits is _HIDDEN and node.args[1] != 0:
+                values[node] = _Value(self.signed)  # an LSTM's last states, of which cells have no bound
+            elif node.target is operator.getitem:
+                values[node] = _Value(source.fits)
             elif self._is(node, _RELU):
                 values[node] = _Value(self.positive, source.producer)  # at 0 every grid has a level
             elif self._is(node, _TANH):

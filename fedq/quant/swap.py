@@ -11,11 +11,22 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from fedq.quant.attention import QMultiheadAttention
 from fedq.quant.grids import RANGES, FixedGrid, Grid
-from fedq.quant.layers import LAYERS, QuantizedLayer
+from fedq.quant.layers import QConv1d, QConv2d, QEmbedding, QLinear, QuantizedLayer
 from fedq.quant.placement import GridPlan, Placement, place
+from fedq.quant.recurrent import QLSTM
+from fedq.quant.weights import WeightFormat
 
-# Layers with weights that a later version may quantize; named in the report instead of passed over.
+LAYERS: dict[type[nn.Module], type[QuantizedLayer]] = {
+    nn.Linear: QLinear,
+    nn.Conv1d: QConv1d,
+    nn.Conv2d: QConv2d,
+    nn.Embedding: QEmbedding,
+    nn.LSTM: QLSTM,
+    nn.MultiheadAttention: QMultiheadAttention,
+}
+# Layers with weights that are not offered; named in the report instead of passed over.
 _OTHER_WEIGHTS = (
     nn.modules.conv._ConvNd, nn.Bilinear, nn.Embedding, nn.EmbeddingBag, nn.RNNBase, nn.RNNCellBase,
     nn.MultiheadAttention, nn.Linear,
@@ -44,16 +55,13 @@ class QuantReport:
 
     layers: tuple[LayerReport, ...]
     ranges: str
-    weight_range: int
+    form: WeightFormat
     untraceable: str | None  # why placement could not see the model's graph; None if it could
 
     @property
     def portable(self) -> bool:
-        """Whether int8 kernels are exact on every processor.
-
-        x86 without VNNI adds two products of uint8 and int8 in 16 bits, saturating: 2 * 255 * 64 is the most.
-        """
-        return 2 * 255 * self.weight_range <= 2**15 - 1
+        """Whether int8 kernels are exact on every processor."""
+        return self.form.portable
 
     @property
     def quantized(self) -> tuple[str, ...]:
@@ -66,13 +74,13 @@ class QuantReport:
 
     def __str__(self) -> str:
         lines = [
-            f"{layer.name} ({layer.kind}): int8 weights, input {layer.input}, output {layer.output}"
+            f"{layer.name} ({layer.kind}): {self.form.describe()}, input {layer.input}, output {layer.output}"
             if layer.quantized
             else f"{layer.name} ({layer.kind}): float32, {layer.reason}"
             for layer in self.layers
         ]
         if not self.portable:
-            lines.append(f"weight levels up to {self.weight_range} can saturate on x86 without VNNI; 63 cannot")
+            lines.append(f"weight levels up to {self.form.largest} can saturate on x86 without VNNI; 63 cannot")
         if self.untraceable is not None:
             lines.append(f"placed without the model's graph, one layer at a time: {self.untraceable}")
         return "\n".join(lines)
@@ -84,24 +92,30 @@ def quantize(
     weights: int = 8,
     activations: int | None = 8,
     ranges: str = "fixed",
-    weight_range: int = 63,
+    granularity: str = "channel",
+    rounding: str = "nearest",
+    weight_range: int | None = None,
     activation_range: float = 8.0,
     input_range: float = 4.0,
     skip: Sequence[str] = (),
 ) -> QuantReport:
-    """Make every Linear and Conv2d of `model` quantization-aware, in place.
+    """Make every Linear, Conv1d, Conv2d, Embedding, LSTM and MultiheadAttention quantization-aware, in place.
 
-    `activation_range` is the top of a ReLU's grid, [0, activation_range], and of any grid about whose
+    `weights`: 8, 4 or 2 (ternary) bits, one step for each `granularity` (channel or tensor); `rounding` of weights in
+    training: nearest or stochastic. `activations`: 8 or 4 bits, or None for float; `ranges`: fixed, learned, observed
+    or dynamic. `activation_range` is the top of a ReLU's grid, [0, activation_range], and of any grid about whose
     values nothing is known; `input_range` is that of the model's input, [-input_range, input_range].
-    `skip`: shell patterns of module names that stay float. Keys of the state dict stay those of the float
-    model; `learned` adds parameters (`log_range`), `observed` adds buffers (`range`).
+    `weight_range`: largest 8-bit level (63 unless told). `skip`: shell patterns of module names that stay float. Keys
+    of the state dict stay those of the float model; `learned` adds parameters (`log_range`), `observed` adds buffers
+    (`range`).
 
     >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
     >>> print(quantize(model))
     0 (Linear): int8 weights, input [-4, 4] fixed, output [0, 8] fixed
     2 (Linear): int8 weights, input [0, 8] fixed, output float
     """
-    _check(weights, activations, ranges, weight_range, activation_range, input_range)
+    form = WeightFormat(weights, granularity, rounding, weight_range)
+    _check(activations, ranges, activation_range, input_range)
     reasons = _reasons_to_stay_float(model, skip)
     chosen = {module: name for name, module in model.named_modules() if type(module) in LAYERS and name not in reasons}
     if not chosen:
@@ -111,25 +125,26 @@ def quantize(
             raise ValueError(f"model: parameter {name!r} holds NaN or infinity; give the model finite weights")
     if activations is None:
         for layer in chosen:
-            LAYERS[type(layer)].adopt(layer, weight_range=weight_range)
-        return _report(model, chosen, reasons, Placement(), ranges="off", weight_range=weight_range)
+            LAYERS[type(layer)].adopt(layer, form=form)
+        _refuse_fused_paths(model)
+        return _report(model, reasons, Placement(), ranges="off", form=form)
     placement = place(model, list(chosen), input_range=input_range, activation_range=activation_range)
-    for layer, name in chosen.items():
-        if layer not in placement.plans:
-            reasons[name] = "forward never calls it"
-    if not placement.plans:
-        raise ValueError(_nothing_to_do(reasons))
-    _carry_out(placement, ranges, weight_range)
-    return _report(model, chosen, reasons, placement, ranges=ranges, weight_range=weight_range)
+    idle = [name for layer, name in chosen.items() if layer not in placement.plans]
+    if idle:
+        raise ValueError(
+            f"model: no input reaches {', '.join(repr(name) for name in idle)} in evaluation mode, so what would be "
+            "delivered has it not; take it out of the model, or name it in quant.skip"
+        )
+    _carry_out(placement, _GridMaker(ranges, activations), form)
+    _refuse_fused_paths(model)
+    return _report(model, reasons, placement, ranges=ranges, form=form)
 
 
-def _carry_out(placement: Placement, ranges: str, weight_range: int) -> None:
+def _carry_out(placement: Placement, make: "_GridMaker", form: WeightFormat) -> None:
     for layer, plan in placement.plans.items():
+        inner = {"out_grid": make(plan.inner, layer)} if plan.inner is not None else {}
         LAYERS[type(layer)].adopt(
-            layer,
-            weight_range=weight_range,
-            input_grid=_make(plan.input, ranges, layer),
-            output_grid=_make(plan.output, ranges, layer),
+            layer, form=form, input_grid=make(plan.input, layer), output_grid=make(plan.output, layer), **inner
         )
     for layer, plan in placement.plans.items():
         if plan.producer is not None:
@@ -141,35 +156,36 @@ def _carry_out(placement: Placement, ranges: str, weight_range: int) -> None:
         relu.__class__ = AbsorbedReLU
 
 
-def _make(plan: GridPlan | None, ranges: str, layer: nn.Module) -> Grid | None:
-    if plan is None:
-        return None
-    if plan.bounded:
-        return FixedGrid(plan.limit, signed=plan.signed, bounded=True)
-    if plan.of_data and ranges == "learned":
-        # Its gradient would need that of the first layer's input, which plain training never computes: on the
-        # cnn it cost two thirds of a step. A public constant serves.
-        return FixedGrid(plan.limit, signed=plan.signed)
-    grid: Grid = RANGES[ranges](plan.limit, signed=plan.signed)
-    return grid.to(next(layer.parameters()).device)
+@dataclass(frozen=True)
+class _GridMaker:
+    ranges: str
+    bits: int
+
+    def __call__(self, plan: GridPlan | None, layer: nn.Module) -> Grid | None:
+        if plan is None:
+            return None
+        if plan.bounded:
+            return FixedGrid(plan.limit, signed=plan.signed, bounded=True, bits=self.bits)
+        if plan.of_data and self.ranges == "learned":
+            # Its gradient would need that of the first layer's input, which plain training never computes: on the
+            # cnn it cost two thirds of a step. A public constant serves.
+            return FixedGrid(plan.limit, signed=plan.signed, bits=self.bits)
+        grid: Grid = RANGES[self.ranges](plan.limit, signed=plan.signed, bits=self.bits)
+        return grid.to(next(layer.parameters()).device)
 
 
-def _check(
-    weights: int,
-    activations: int | None,
-    ranges: str,
-    weight_range: int,
-    activation_range: float,
-    input_range: float,
-) -> None:
-    if weights != 8:
-        raise ValueError(f"weights={weights}: only 8 bits are supported; use weights=8")
-    if activations not in (8, None):
-        raise ValueError(f"activations={activations}: only 8 bits, or None for float, are supported; use activations=8")
+def _refuse_fused_paths(model: nn.Module) -> None:
+    """torch's encoder computes from the bare weights in evaluation mode, past the layers, unless it is told this."""
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0
+
+
+def _check(activations: int | None, ranges: str, activation_range: float, input_range: float) -> None:
+    if activations not in (8, 4, None):
+        raise ValueError(f"activations={activations}: must be 8 or 4 bits, or None for float; use activations=8")
     if ranges not in RANGES:
         raise ValueError(f"ranges={ranges}: must be one of {', '.join(RANGES)}; try fixed")
-    if not 1 <= weight_range <= 127:
-        raise ValueError(f"quant.weight_range={weight_range}: must be 1..127 levels to each side; try 63")
     for key, value in {"activation_range": activation_range, "input_range": input_range}.items():
         if not (math.isfinite(value) and 1e-3 <= value <= 1e6):
             raise ValueError(f"quant.{key}={value}: must be a number from 0.001 to 1e6; try 8")
@@ -184,36 +200,48 @@ def _reasons_to_stay_float(model: nn.Module, skip: Sequence[str]) -> dict[str, s
                 f"quant.skip={pattern!r}: matches no module; the model has {', '.join(filter(None, names))}"
             )
     reasons = {}
+    inside = {id(m.out_proj) for m in model.modules() if isinstance(m, nn.MultiheadAttention)}  # goes with its layer
     for name, module in model.named_modules():
         if isinstance(module, QuantizedLayer):
             raise ValueError(f"model: {name or 'it'} is quantized already; quantize a model once, from its float form")
-        if isinstance(module, _OTHER_WEIGHTS):
+        if isinstance(module, _OTHER_WEIGHTS) and id(module) not in inside:
             if any(fnmatch.fnmatch(name, pattern) for pattern in skip):
                 reasons[name] = "named in quant.skip"
             elif type(module) not in LAYERS:
                 reasons[name] = f"{type(module).__name__} is not supported"
+            elif (why := _unsupported(module)) is not None:
+                reasons[name] = why
     return reasons
+
+
+def _unsupported(layer: nn.Module) -> str | None:
+    if isinstance(layer, nn.MultiheadAttention):
+        return QMultiheadAttention.unsupported(layer)
+    if isinstance(layer, nn.LSTM):
+        return QLSTM.unsupported(layer)
+    if isinstance(layer, nn.Embedding) and layer.max_norm is not None:
+        return "Embedding with max_norm is not supported"
+    return None
 
 
 def _nothing_to_do(reasons: dict[str, str]) -> str:
     why = "; ".join(f"{name or 'it'}: {reason}" for name, reason in reasons.items())
-    return f"model has no Linear or Conv2d layer to quantize{f' ({why})' if why else ''}; use quant=off"
+    return f"model has no layer to quantize{f' ({why})' if why else ''}; use quant=off"
 
 
 def _report(
     model: nn.Module,
-    chosen: dict[nn.Module, str],
     reasons: dict[str, str],
     placement: Placement,
     *,
     ranges: str,
-    weight_range: int,
+    form: WeightFormat,
 ) -> QuantReport:
     reports = []
     for name, module in model.named_modules():
         if name in reasons:
             reports.append(LayerReport(name, type(module).__name__, quantized=False, reason=reasons[name]))
-        elif module in chosen and isinstance(module, QuantizedLayer):
+        elif isinstance(module, QuantizedLayer):
             source, output = module.source, module.output_grid
             reports.append(
                 LayerReport(
@@ -224,4 +252,4 @@ def _report(
                     output="float" if output is None else output.describe(),
                 )
             )
-    return QuantReport(tuple(reports), ranges, weight_range, placement.untraceable)
+    return QuantReport(tuple(reports), ranges, form, placement.untraceable)

@@ -58,6 +58,7 @@ class Result:
     float32_bytes_down: int
     model_bytes: int | None = None
     int8_model_bytes: int | None = None
+    sparsity: float | None = None  # share of zeros among the prunable weights, measured; None: a dense run
     clients_lost: int = 0
 
     fingerprint: dict[str, Any] = field(default_factory=dict)  # bits are promised between equal ones only

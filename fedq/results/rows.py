@@ -33,6 +33,7 @@ class RoundRow:
     rejected: list[dict[str, Any]] = field(default_factory=list)  # {"client": id, "reason": code}
     accepted: list[str] = field(default_factory=list)  # ids of the clients whose replies counted
     metric_value: float | None = None  # of the evaluation set, where the metric is not accuracy
+    sparsity: float | None = None  # share of the prunable weights that are zero for good; None: a dense run
 
     def __post_init__(self) -> None:
         if self.status not in get_args(RoundStatus):

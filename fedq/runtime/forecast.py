@@ -1,7 +1,7 @@
 """What a run will cost, before it starts: its messages rehearsed with updates of noise. Trains nothing."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from flwr.app import Context, Message
@@ -52,14 +52,15 @@ def forecast(experiment: Experiment) -> Forecast:
 def _rehearse(experiment: Experiment) -> Traffic:
     config, strategy = experiment.config, experiment.strategy()
     meter = Meter(experiment.layout)
-    grid = InProcessGrid(_silent_clients(experiment), config.clients)
+    updates = [_update(experiment, experiment.layout)]  # the last one is what clients send
+    grid = InProcessGrid(_silent_clients(experiment, updates), config.clients)
     exchange = counted(grid_exchange(grid), meter)
     roster = Roster(dict(zip(experiment.identities, grid.contexts, strict=True)))
     _send(exchange, [Message(wire.empty(), dst_node_id=node, message_type=wire.HELLO) for node in grid.contexts])
     dealer, last = Dealer(experiment.identities, seed=config.seed), dict.fromkeys(experiment.identities, -1)
     rehearsed = min(config.rounds, max(1, _MESSAGES // rules.cohort_size(config)))
     hello = meter.take()
-    snapshot = strategy.snapshot(experiment.initial, 1)  # as long as that of any other round
+    snapshot = strategy.snapshot(experiment.initial, 1)  # as long as that of any other round, until weights are pruned
     for round in range(rehearsed + 1):
         if round:
             cohort = dealer.cohort(round, rules.cohort_size(config))
@@ -68,6 +69,10 @@ def _rehearse(experiment: Experiment) -> Traffic:
             _send(exchange, strategy.messages(round, broadcast, {c: last[c] for c in cohort}, roster))
             strategy.note(round, cohort, cohort)
             last.update(dict.fromkeys(cohort, round))
+            if not strategy.settled:  # which weights go is not known yet; how many is
+                strategy.prune(round, experiment.initial)
+                snapshot = strategy.snapshot(experiment.initial, round)
+                updates.append(_update(experiment, strategy.kept.layout))
         if experiment.accuracy_source == "clients" and rules.evaluation_due(config, round):
             everyone = dict.fromkeys(experiment.identities, -1)
             _send(exchange, strategy.messages(round, snapshot, everyone, roster, task=wire.EVALUATE))
@@ -87,11 +92,14 @@ def _send(exchange: Exchange, messages: list[Message]) -> None:
         pass
 
 
-def _silent_clients(experiment: Experiment) -> ClientApp:
+def _update(experiment: Experiment, layout: codec.Layout) -> bytes:
+    noise = np.random.default_rng(0).normal(size=layout.size).astype(np.float32)
+    return codec.encode(noise, experiment.codec, layout=layout)
+
+
+def _silent_clients(experiment: Experiment, updates: Sequence[bytes]) -> ClientApp:
     """Clients whose replies have the size of real ones (with codec.entropy about that) and no content."""
     app = ClientApp()
-    noise = np.random.default_rng(0).normal(size=experiment.layout.size).astype(np.float32)
-    update = codec.encode(noise, experiment.codec, layout=experiment.layout)
     private = experiment.plan is not None
     sizes, names = dict(_shard_sizes(experiment)), experiment.identities
 
@@ -106,9 +114,8 @@ def _silent_clients(experiment: Experiment) -> ClientApp:
     @app.train()
     def train(message: Message, context: Context) -> Message:
         round, size = wire.read_request(message.content).round, sizes[name_of(context)][0]
-        reply = (
-            wire.Reply(round, {wire.UPDATE: update}) if private else wire.Reply(round, {wire.UPDATE: update}, size, 0.0)
-        )
+        update = {wire.UPDATE: updates[-1]}
+        reply = wire.Reply(round, update) if private else wire.Reply(round, update, size, 0.0)
         return Message(wire.write_reply(reply), reply_to=message)
 
     @app.evaluate()

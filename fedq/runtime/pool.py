@@ -114,7 +114,7 @@ class Pool:
                 except BrokenPipeError:
                     raise self._death(number) from None
                 busy.append(number)
-        total = Total(self._layout)
+        total = Total(broadcast.kept(self._layout, round).layout)
         for number in busy:
             stdout = self._workers[number].stdout
             assert stdout is not None
@@ -124,7 +124,7 @@ class Pool:
                 answer = None
             if answer is None:
                 raise self._death(number)
-            total.merge(Total.from_bytes(answer[1]["total"], self._layout))
+            total.merge(Total.from_bytes(answer[1]["total"], total.layout))
             self._replied(len(total.accepted) + len(total.rejected), len(accepted))
         return total
 

@@ -3,6 +3,7 @@
 from fedq.server.broadcast import Broadcast, Downlink
 from fedq.server.link import GridLink
 from fedq.server.loop import Outcome, Rules, run_rounds
+from fedq.server.pruning import Pruning
 from fedq.server.roster import Roster, say_hello
 from fedq.server.sampling import Dealer
 from fedq.server.strategy import QuantizedFedAvg
@@ -14,6 +15,7 @@ __all__ = [
     "Downlink",
     "GridLink",
     "Outcome",
+    "Pruning",
     "QuantizedFedAvg",
     "Roster",
     "Rules",

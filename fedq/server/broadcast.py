@@ -14,6 +14,7 @@ import numpy as np
 
 from fedq import codec as packets
 from fedq import wire
+from fedq.codec import Kept, Layout
 from fedq.randomness import key64
 
 # Codecs under which weights by themselves are no model.
@@ -61,11 +62,16 @@ class Broadcast:
     whole: bytes = b""  # a packet of weights
     deltas: tuple[bytes, ...] = ()  # packets of changes, the newest last
     behind: Mapping[str, int] = field(default_factory=dict)  # client -> how many of the last deltas it needs
+    mask: bytes = b""  # a packet that says which values `whole` holds; none: all
 
     def packets(self, client: str) -> dict[str, bytes]:
         """Name -> packet, for one client."""
         missing = self.behind.get(client, 0)
-        return wire.name_deltas(self.deltas[-missing:]) if missing else {wire.MODEL: self.whole}
+        return wire.name_deltas(self.deltas[-missing:]) if missing else {wire.MODEL: self.whole, **self._masks}
+
+    def kept(self, layout: Layout, round: int) -> Kept:
+        """What is sent of the model's layout, both ways, in the round that it was made for."""
+        return Kept.from_packet(self.mask, layout, round=round)
 
     def head(self) -> dict[str, Any]:
         """All but the packets, as JSON takes it: for a worker process."""
@@ -73,15 +79,20 @@ class Broadcast:
 
     def blobs(self) -> dict[str, bytes]:
         """The packets."""
-        return {wire.MODEL: self.whole, **wire.name_deltas(self.deltas)}
+        return {wire.MODEL: self.whole, **self._masks, **wire.name_deltas(self.deltas)}
 
     @classmethod
     def from_frame(cls, head: Mapping[str, Any], blobs: Mapping[str, bytes]) -> "Broadcast":
         """What `head` and `blobs` were made of."""
-        deltas = {name: packet for name, packet in blobs.items() if name != wire.MODEL}
+        deltas = {name: packet for name, packet in blobs.items() if name not in (wire.MODEL, wire.MASK)}
         told = wire.model_of(deltas) if deltas else []
         assert isinstance(told, list)  # wire.MODEL was left out
-        return cls(bytes.fromhex(head["base"]), blobs[wire.MODEL], tuple(told), head["behind"])
+        mask = wire.mask_of(blobs)
+        return cls(bytes.fromhex(head["base"]), blobs[wire.MODEL], tuple(told), head["behind"], mask)
+
+    @property
+    def _masks(self) -> dict[str, bytes]:
+        return {wire.MASK: self.mask} if self.mask else {}
 
 
 class Broadcaster:
@@ -96,10 +107,15 @@ class Broadcaster:
         self._deltas: list[tuple[int, bytes]] = []  # (round, packet), oldest first
         self._holds: dict[str, int] = {}  # client -> round of the broadcast that it has surely read last
 
-    def make(self, master: np.ndarray, round: int, cohort: Sequence[str]) -> Broadcast:
-        """The broadcast for these clients. ValueError where the codec cannot carry the model."""
+    def make(
+        self, master: np.ndarray, round: int, cohort: Sequence[str], kept: packets.Kept | None = None
+    ) -> Broadcast:
+        """The broadcast for these clients. ValueError where the codec cannot carry the model.
+
+        `kept`: which values are sent, where weights are; changes are always sent of all.
+        """
         if self._downlink.kind == "weights":
-            return self.whole(master, round)
+            return self.whole(master, round, kept)
         if self._held is None or not any(self._reaches(client) for client in self._holds):
             # Nobody holds anything to build on: begin anew, from weights that need not be exact.
             packet = self._packet(master, self._first, round, "weights")
@@ -115,12 +131,13 @@ class Broadcaster:
         whole = b"" if everybody else self._packet(self._held, packets.as_codec("float32"), round, "weights")
         return Broadcast(packets.digest(self._held), whole, tuple(packet for _, packet in self._deltas), behind)
 
-    def whole(self, master: np.ndarray, round: int) -> Broadcast:
+    def whole(self, master: np.ndarray, round: int, kept: packets.Kept | None = None) -> Broadcast:
         """Weights that stand alone and change nothing here: to evaluate, or where all broadcasts are so."""
         alone = self._downlink.kind == "weights"
         codec = self._downlink.codec if alone else packets.as_codec(FALLBACK)
-        packet = self._packet(master, codec, round, "weights")
-        return Broadcast(packets.digest(packets.decode(packet, self._layout)), packet)
+        kept = kept or packets.Kept(self._layout)
+        packet = self._packet(kept.gather(master), codec, round, "weights", layout=kept.layout)
+        return Broadcast(packets.digest(packets.decode(packet, kept.layout)), packet, mask=kept.packet(round))
 
     def note(self, round: int, asked: Iterable[str], answered: Iterable[str]) -> None:
         """Who answered, and so has read what was sent. What the others of those asked have read nobody knows."""
@@ -142,7 +159,14 @@ class Broadcaster:
             self._since = self._deltas.pop(0)[0]
 
     def _packet(
-        self, vector: np.ndarray, codec: packets.Codec, round: int, kind: packets.Kind, base: bytes = b""
+        self,
+        vector: np.ndarray,
+        codec: packets.Codec,
+        round: int,
+        kind: packets.Kind,
+        base: bytes = b"",
+        layout: packets.Layout | None = None,
     ) -> bytes:
         key = key64(self._seed, "broadcast", round)
-        return packets.encode(vector, codec, layout=self._layout, kind=kind, round=round, base=base, key=key)
+        layout = layout or self._layout
+        return packets.encode(vector, codec, layout=layout, kind=kind, round=round, base=base, key=key)

@@ -70,6 +70,7 @@ class Round:
     seconds: float
     accepted: Sequence[str] = ()
     rejected: Sequence[Rejected] = ()
+    sparsity: float | None = None  # share of the prunable weights that are zero for good; None: a dense run
 
 
 @dataclass
@@ -108,7 +109,8 @@ def run_rounds(
     try:
         scores = outcome.scores = score(0, master)
         hello.add(scores.traffic)
-        watch(Round(0, "initial", scores, None, 0, hello, time.monotonic() - begun, (), [*refused, *scores.rejected]))
+        lost, seconds = [*refused, *scores.rejected], time.monotonic() - begun
+        watch(Round(0, "initial", scores, None, 0, hello, seconds, (), lost, strategy.sparsity))
         for number in range(1, rules.rounds + 1):
             begun = time.monotonic()
             cohort = dealer.cohort(number, rules.cohort)
@@ -130,7 +132,7 @@ def run_rounds(
                 master = stepped
                 scores = score(number, master) if rules.due(number) else Scores()
                 total.traffic.add(scores.traffic)
-                outcome.master, outcome.scores = best.offer(master, scores)
+                outcome.master, outcome.scores = best.offer(master, scores, settled=strategy.settled)
             outcome.rounds = number
             watch(
                 Round(
@@ -143,6 +145,7 @@ def run_rounds(
                     time.monotonic() - begun,
                     [a.client for a in total.accepted],
                     [*total.rejected, *(scores.rejected if enough else ())],
+                    strategy.sparsity,
                 )
             )
             if stepped is not None and not enough:
@@ -171,10 +174,13 @@ class _Best:
         self._score = -np.inf
         self._kept: tuple[np.ndarray, Scores] | None = None
 
-    def offer(self, master: np.ndarray, scores: Scores) -> tuple[np.ndarray, Scores]:
-        """The model to keep so far, and its scores."""
+    def offer(self, master: np.ndarray, scores: Scores, *, settled: bool = True) -> tuple[np.ndarray, Scores]:
+        """The model to keep so far, and its scores. One that is not yet settled gives way to whichever comes next."""
         metric = scores.validation.metric
         value = -np.inf if metric is None else self._sign * metric
         if self._kept is None or not self._by_validation or value > self._score:
             self._score, self._kept = value, (master, scores)
-        return self._kept
+        kept = self._kept
+        if not settled:  # denser than what was asked for
+            self._kept = None
+        return kept

@@ -21,6 +21,7 @@ from fedq import wire
 from fedq.compiler import without_compiler
 from fedq.server.broadcast import Broadcast, Broadcaster, Downlink, downlink_for
 from fedq.server.guest import Guest, check_options
+from fedq.server.pruning import Pruner, Pruning
 from fedq.server.roster import Roster, grid_exchange, say_hello
 from fedq.server.sampling import Dealer
 from fedq.server.total import Accepted, Rejected, Total
@@ -39,6 +40,7 @@ class QuantizedFedAvg(FedAvg):
     `statistics` names averaged segments that are no parameters (running means, observed ranges): they take the
     plain mean whatever the server optimizer. Under DP (`private=True`) all weights are equal, and a reply that carries
     anything but its packet is dropped. `holdout`: share of its examples that each client keeps to evaluate on.
+    `pruning`: which weights become zero, and stay so; packets then carry the others alone.
 
     Without a `layout` it takes the place of FedAvg in any PyTorch app whose ClientApp has `mods=[quantized_mod]`:
     it takes FedAvg's own keyword arguments, samples and averages metrics as FedAvg does, and finds the layout in
@@ -67,9 +69,12 @@ class QuantizedFedAvg(FedAvg):
         holdout: float = 0.0,
         version: str = "",
         feedback: bool = False,
+        pruning: Pruning | None = None,
         **flower: Any,
     ) -> None:
         if layout is None:
+            if pruning is not None:
+                raise ValueError("pruning needs a layout: another app's clients know no masks; run fedq's own client")
             check_options(private=private, fraction=fraction, seed=seed)
             super().__init__(**flower)
         else:
@@ -83,6 +88,9 @@ class QuantizedFedAvg(FedAvg):
         self.downlink = downlink or downlink_for(self.codec)
         if layout is None and self.downlink.kind != "weights":
             raise ValueError("downlink.kind=delta needs a layout: another app's clients keep no weights; use weights")
+        if pruning is not None and self.downlink.kind != "weights":
+            raise ValueError("downlink.kind=delta with pruning: changes are against values that are gone; use weights")
+        self.pruning = pruning
         self.by_examples = weighting == "examples" and not private
         self.max_weight, self.min_clients, self.seed, self.timeout, self.version = (
             max_weight,
@@ -110,16 +118,32 @@ class QuantizedFedAvg(FedAvg):
         self._optimizer: torch.optim.Optimizer | None = None
         self._last_accepted: dict[str, int] = {}
         self._broadcaster = Broadcaster(layout, self.downlink, seed=self.seed)
+        self._pruner = None if self.pruning is None else Pruner(layout, self.pruning)
+
+    @property
+    def sparsity(self) -> float | None:
+        """Share of the prunable weights that are zero for good by now; None where nothing is ever pruned."""
+        return None if self._pruner is None else self._pruner.sparsity
+
+    @property
+    def settled(self) -> bool:
+        """Whether the model is as sparse as it shall be."""
+        return self._pruner is None or self._pruner.settled
+
+    @property
+    def kept(self) -> packets.Kept:
+        """Which weights are sent, both ways, until the next are pruned."""
+        return packets.Kept(self.layout) if self._pruner is None else self._pruner.kept
 
     # --- what one round is made of -----------------------------------------------------------------
 
     def broadcast(self, master: np.ndarray, round: int, cohort: Sequence[str]) -> Broadcast:
         """What the clients of the round get; a packet is encoded once, for all that it goes to."""
-        return self._broadcaster.make(master, round, cohort)
+        return self._broadcaster.make(master, round, cohort, self.kept)
 
     def snapshot(self, master: np.ndarray, round: int) -> Broadcast:
         """The model in one packet, for clients that evaluate."""
-        return self._broadcaster.whole(master, round)
+        return self._broadcaster.whole(master, round, self.kept)
 
     def last_accepted(self, cohort: Sequence[str]) -> dict[str, int]:
         """Client -> last round whose update of it was accepted; -1: none. A client needs it for error feedback."""
@@ -156,7 +180,7 @@ class QuantizedFedAvg(FedAvg):
         task: str = wire.TRAIN,
     ) -> Total:
         """Check and fold replies as they come. Whatever fails a check leaves no trace but its reason."""
-        total = Total(self.layout)
+        total = Total(broadcast.kept(self.layout, round).layout)
         waiting = set(cohort)
         for message in replies:
             client = roster.identity_of(message.metadata.src_node_id)
@@ -185,13 +209,13 @@ class QuantizedFedAvg(FedAvg):
     def fold(self, total: Total, update: Mapping[str, bytes], weight: float, *, round: int, base: bytes) -> None:
         """Add checked packets to the sums; a packet that does not decode changes nothing."""
         for name, data in update.items():
-            total.sums.setdefault(name, packets.Accumulator(self.layout)).add(
+            total.sums.setdefault(name, packets.Accumulator(total.layout)).add(
                 data, weight, round=round, base=base, kind="delta", codec=self.codec
             )
 
     def finish(self, total: Total) -> np.ndarray:
         """Pseudo-gradient: minus the weighted mean update, float32, shape (layout.size,)."""
-        return -total.sums[wire.UPDATE].mean()
+        return self.kept.scatter(-total.sums[wire.UPDATE].mean())
 
     def apply(self, master: np.ndarray, pseudo_gradient: np.ndarray) -> np.ndarray:
         """One step of the server optimizer on the flat master. FedAvg is SGD with lr 1; momentum and Adam come free."""
@@ -212,13 +236,17 @@ class QuantizedFedAvg(FedAvg):
             stepped[part] = master[part] - pseudo_gradient[part]
         return stepped
 
+    def prune(self, round: int, master: np.ndarray) -> np.ndarray:
+        """The master after a round, with what is pruned by then at 0.0, whatever the server optimizer made of it."""
+        return master if self._pruner is None else self._pruner.after(round, master)
+
     def note(self, round: int, asked: Iterable[str], answered: Iterable[str]) -> None:
         """Who was asked, and who has surely read the broadcast of the round, whether the round counts or not."""
         self._broadcaster.note(round, asked, answered)
 
     def step(self, round: int, master: np.ndarray, total: Total) -> np.ndarray:
         """The next master, and a note of whose update counted: their next request says so."""
-        stepped = self.apply(master, self.finish(total))
+        stepped = self.prune(round, self.apply(master, self.finish(total)))
         self._last_accepted.update({a.client: round for a in total.accepted})
         return stepped
 

@@ -29,7 +29,7 @@ class Rejected:
 
 @dataclass
 class Traffic:
-    """Bytes of serialized messages, of the same messages under `codec=float32`, and what the uplink held."""
+    """Bytes of serialized messages, of the same messages with the dense model in float32, and what the uplink held."""
 
     up: int = 0
     down: int = 0

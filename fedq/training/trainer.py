@@ -21,6 +21,7 @@ from fedq.privacy import DPSGD, DPEvidence, DPPlan, Ledger, RandomSource, SpendC
 from fedq.quant import register_grad_samplers
 from fedq.training.arrays import load_vector, read_vector
 from fedq.training.objectives import LOSSES, METRICS, Metric
+from fedq.training.pruned import Pruned, pruned_in, zero_gradients, zero_weights
 
 _EVALUATION_BATCH = 1000
 
@@ -110,19 +111,22 @@ class Trainer:
         batches: np.random.Generator,
         torch_seed: int,
         private: PrivateFit | None = None,
+        kept: np.ndarray | None = None,
     ) -> Fitted:
         """Train from `weights` (float32, shape (layout.size,)) on the shard; the weights themselves are not changed.
 
         `batches` orders the examples and `torch_seed` seeds layers that draw, such as dropout. Under DP both come
         from the private source instead: a mask that others know by its place in the batch would tie every example's
-        gradient to who comes before it. The spend is on disk before the first step.
+        gradient to who comes before it. The spend is on disk before the first step. `kept`: bool of the same shape;
+        weights where it is False begin and end as exactly 0.0, whatever the optimizer.
         """
         self.load(weights)
+        pruned = pruned_in(self.model, self.layout, kept)
         self.model.train()
         self.model.to(memory_format=self._format if private is None else self._private_format)  # type: ignore[call-overload]
         with _seeded(torch_seed if private is None else int(private.random.uniform((1,))[0] * 2**53)):
             if private is None:
-                loss = self._descend(examples, round, batches)
+                loss = self._descend(examples, round, batches, pruned)
                 return Fitted(read_vector(self.model, self.layout), len(examples), loss)
             register_grad_samplers()  # without them Opacus cannot tell a quantized layer's per-example gradients
             mechanism = DPSGD(private.plan, random=private.random, ledger=private.ledger)
@@ -133,6 +137,7 @@ class Trainer:
                 loss=lambda outputs, targets: self._loss(outputs, targets).sum(),
                 make_optimizer=lambda parameters: self.recipe.make_optimizer(parameters, round),
                 context=private.context,
+                pruned=pruned,
             )
         return Fitted(read_vector(self.model, self.layout), len(examples), None, evidence)
 
@@ -162,7 +167,7 @@ class Trainer:
             for name, tensor in self._rest.items():
                 tensor.copy_(self._at_start[name])
 
-    def _descend(self, examples: Examples, round: int, batches: np.random.Generator) -> float:
+    def _descend(self, examples: Examples, round: int, batches: np.random.Generator, pruned: Pruned) -> float:
         optimizer = self.recipe.make_optimizer(self.model.parameters(), round)
         inputs, targets = torch.from_numpy(examples.inputs), torch.from_numpy(examples.targets)
         seen, total = 0, 0.0
@@ -171,10 +176,12 @@ class Trainer:
             self.model.zero_grad(set_to_none=True)
             loss = self._loss(self.model(inputs[rows]), targets[rows]).mean()
             loss.backward()  # type: ignore[no-untyped-call]
+            zero_gradients(pruned)
             if self.recipe.clip_grad is not None:
                 nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_grad)
             with without_compiler():
                 optimizer.step()
+            zero_weights(pruned)
             seen, total = seen + len(chosen), total + float(loss.detach()) * len(chosen)
         return total / max(seen, 1)
 

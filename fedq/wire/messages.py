@@ -1,6 +1,7 @@
 """What fedq's own clients and server say: requests and replies <-> Flower's `RecordDict`. Knows no arrays or models.
 
-A message carries named packets (`model` or `delta.0`, `delta.1`, ... down, `update` up) beside a few public numbers.
+A message carries named packets (`model`, with a `mask` or none, or `delta.0`, `delta.1`, ... down, `update` up) beside
+a few public numbers.
 Nothing from the wire is trusted: `read_*` checks every key, type and range, and raises `MalformedReply` with a reason.
 """
 
@@ -17,7 +18,7 @@ HELLO = "query.hello"
 TRAIN = "train"
 EVALUATE = "evaluate"
 
-MODEL, UPDATE, _DELTA = "model", "update", "delta."
+MODEL, MASK, UPDATE, _DELTA = "model", "mask", "update", "delta."
 
 _HELLO, _REQUEST, REPLY = "fedq.hello", "fedq.request", "fedq.reply"
 PACKETS, _METRICS, _REFUSAL = "fedq.packets", "fedq.metrics", "fedq.refusal"
@@ -192,12 +193,17 @@ def name_deltas(deltas: Sequence[bytes]) -> dict[str, bytes]:
 
 def model_of(packets: Mapping[str, bytes]) -> bytes | list[bytes]:
     """What a request brings: one packet of weights, or packets of changes to apply one after the other."""
-    if set(packets) == {MODEL}:
+    if set(packets) - {MASK} == {MODEL}:
         return packets[MODEL]
     deltas = name_deltas(list(packets.values()))
     if not deltas or set(deltas) != set(packets):
         raise MalformedReply("missing_key", f"a request brings {MODEL}, or {_DELTA}0, {_DELTA}1, ... without a gap")
     return [packets[name] for name in deltas]
+
+
+def mask_of(packets: Mapping[str, bytes]) -> bytes:
+    """The packet that says which values of `model` are sent; b"" where all are."""
+    return packets.get(MASK, b"")
 
 
 def packets_of(content: RecordDict) -> dict[str, bytes]:
@@ -212,9 +218,12 @@ def fields_of(content: RecordDict) -> set[str]:
 
 
 def with_packets(content: RecordDict, packets: Mapping[str, bytes]) -> RecordDict:
-    """The same message with other packets, to ask what it would have cost. What else it holds stays, hostile or not."""
+    """The same message with other packets, to ask what it would have cost. What else it holds stays, hostile or not.
+
+    Only a mask does not, unless it is given: packets of all values come without one.
+    """
     record = content.get(PACKETS)
-    others = dict(record) if isinstance(record, ConfigRecord) else {}
+    others = {k: v for k, v in record.items() if k != MASK} if isinstance(record, ConfigRecord) else {}
     return RecordDict({**content, PACKETS: ConfigRecord({**others, **packets})})
 
 

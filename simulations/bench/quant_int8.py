@@ -131,7 +131,7 @@ def agreement(name: str, trained: Trained, files: Files, dataset: Dataset, effor
         f"model; batch 1: {same(alone, expected[:one_by_one]):.4%} of {one_by_one:,}; accuracy "
         f"{accuracy(expected, targets):.2%} fake-quant, {accuracy(got, targets):.2%} int8; largest output difference "
         f"{largest:.3g}; {np.mean(top[:, -1] - top[:, -2] < step):.2%} of the top-2 margins are under {step:.2g}, "
-        f"{what}; trained {trained.epochs:.2g} epochs, weight levels to {trained.report.weight_range}"
+        f"{what}; trained {trained.epochs:.2g} epochs, weight levels to {trained.report.form.largest}"
     )
     return Row(f"int8_agreement_{name}", same(got, expected), 1.0, "", "ours/reference", words)
 
@@ -160,7 +160,7 @@ def output_step(model: nn.Module) -> float | None:
     if not layers or layers[-1].source is None:
         return None
     weight = layers[-1].weight.detach().abs().amax(dim=1).max()
-    return float(layers[-1].source[0].step) * float(weight) / layers[-1].weight_range
+    return float(layers[-1].source[0].step) * float(weight) / layers[-1].form.largest
 
 
 def _size(name: str, files: Files) -> Row:

@@ -126,6 +126,14 @@ def test_under_dp_every_field_of_every_message_is_public(tmp_path, data):
     assert grid.fields == {field for field in wire.PUBLIC_FIELDS if "refusal" not in field}
 
 
+def test_under_dp_a_pruned_model_brings_no_field_more(tmp_path, data):
+    sparse = ["quant=int8", "quant.weight_range=63", "quant.sparsity=0.9"]
+    grid, log = tapped_run(tmp_path, data, *DP, *sparse, rounds=4)
+    assert [round.sparsity for round in log[2:]] == [461 / 512] * 3
+    assert [len(round.accepted) for round in log] == [0, 3, 3, 3, 3]
+    assert grid.fields == {field for field in wire.PUBLIC_FIELDS if "refusal" not in field}
+
+
 def test_without_dp_fields_are_sent_that_are_not_public(tmp_path, data):
     """Else the test above would pass with a blind tap."""
     grid, _ = tapped_run(tmp_path, data, "train.epochs=0.1")

@@ -186,3 +186,47 @@ def hashed(key, j):
 
 def word(key, i):
     return hashed(key, i // 2) >> (32 * (i % 2)) & 0xFFFFFFFF
+
+
+def read_mask(packet, segments):
+    """For each value of the vector whether it is kept; segments as for `read`."""
+    magic, version, reserved, _, length, layout, checksum = struct.unpack_from("<4sHHIQ16sQ", packet)
+    assert (magic, version, reserved, length) == (b"FQMK", 1, 0, len(packet) - 44)
+    assert checksum == xxhash.xxh3_64_intdigest(packet[:36] + packet[44:])
+    assert layout == xxhash.xxh3_128_digest(layout_bytes(segments))
+    sizes = [product(shape) for _, shape in segments]
+    prunable = [i for i, (_, shape) in enumerate(segments) if len(shape) > 1 and sizes[i] >= 256]
+    num_marks = -(-len(prunable) // 8)
+    bits = zlib.decompress(packet[44 + num_marks :], wbits=-15)
+    mask, at = [], 0
+    for i, size in enumerate(sizes):
+        if i in prunable and get(packet[44:], prunable.index(i), 1):
+            mask += [bool(get(bits, at + j, 1)) for j in range(size)]
+            at += size
+        else:
+            mask += [True] * size
+    return mask
+
+
+def kept_digest(mask, segments):
+    """Digest of the layout of what is kept."""
+    kept, at = [], 0
+    for name, shape in segments:
+        count = sum(mask[at : at + product(shape)])
+        kept.append((name, shape if count == product(shape) else (count,)))
+        at += product(shape)
+    bitmap = bytearray(-(-len(mask) // 8))
+    for i, bit in enumerate(mask):
+        bitmap[i // 8] |= bit << i % 8
+    data = struct.pack("<I", len(kept) + 1) + layout_bytes(kept)[4:]
+    for text in (b".kept", b"bool", b"frozen", b""):
+        data += struct.pack("<I", len(text)) + text
+    data += struct.pack("<IQ", 1, len(mask))
+    return xxhash.xxh3_128_digest(data + struct.pack("<I", 16) + xxhash.xxh3_128_digest(bytes(bitmap)))
+
+
+def product(shape):
+    size = 1
+    for dimension in shape:
+        size *= dimension
+    return size

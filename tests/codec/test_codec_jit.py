@@ -93,7 +93,7 @@ def test_a_wrong_environment_is_an_error(fresh, monkeypatch):
 
 
 def test_without_numba_there_are_no_kernels_and_one_line_says_why(fresh, monkeypatch, caplog):
-    for name in [name for name in sys.modules if name.startswith(("fedq.codec.kernel", "fedq.codec.compiled"))]:
+    for name in [name for name in sys.modules if name.startswith(("fedq.codec.kernel", "fedq.compiled"))]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "numba", None)
     with caplog.at_level(logging.INFO, logger="fedq.codec.jit"):

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedq.quant import ExportError, Int8Model, export_onnx, quantize
-from fedq.quant.fake import parameter_levels
 from fedq.quant.layers import QuantizedLayer
+from fedq.quant.weights import WeightFormat, parameter_levels
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def test_the_file_holds_the_layers_own_integers(trained: Trained):
     assert len(weights) == len(biases) == len(layers)
     for layer, weight, bias in zip(layers, weights, biases, strict=True):
         assert layer.source is not None
-        levels, _, bias_levels, _ = parameter_levels(layer.weight, layer.bias, layer.source[0].step, 63)
+        levels, _, bias_levels, _ = parameter_levels(layer.weight, layer.bias, layer.source[0].step, WeightFormat())
         assert np.array_equal(weight, levels.detach().numpy())
         assert bias_levels is not None
         assert np.array_equal(bias, bias_levels.detach().numpy())
@@ -167,7 +167,10 @@ def test_extreme_values_are_exact_integers(tmp_path: Path):
 def test_a_skipped_layer_may_run_on_floats(tmp_path: Path):
     model = mlp()
     quantize(model, skip=["0"])
-    export_onnx(model, (64,), tmp_path / "model.onnx")
+    with pytest.raises(ExportError, match=r"^0: a Gemm would be computed on float32.*quant\.skip=\['0'\]"):
+        export_onnx(model, (64,), tmp_path / "model.onnx")
+    assert not (tmp_path / "model.onnx").exists()
+    export_onnx(model, (64,), tmp_path / "model.onnx", skip=["0"])
     delivered = Int8Model(tmp_path / "model.onnx")
     assert delivered.int8_ops == {"QGemm": 1}
     assert len(delivered.float_products) == 1

@@ -4,7 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedq.quant.fake import parameter_levels, snap, snap_parameters, snap_within
+from fedq.quant.fake import snap, snap_parameters, snap_within
+from fedq.quant.weights import WeightFormat, parameter_levels
 
 
 def test_values_go_to_the_nearest_level_and_ties_to_the_even_one():
@@ -70,7 +71,7 @@ def test_gradient_of_the_step_is_that_of_lsq(x: float, slope: float):
 
 def test_each_output_channel_has_its_own_step():
     weight = torch.tensor([[63.0, -31.4, 0.6], [0.63, 0.014, -0.0051]])
-    levels, step, _, _ = parameter_levels(weight, None, None, 63)
+    levels, step, _, _ = parameter_levels(weight, None, None, WeightFormat(limit=63))
     assert step.flatten().tolist() == pytest.approx([1.0, 0.01])
     assert levels.tolist() == [[63, -31, 1], [63, 1, -1]]
 
@@ -78,13 +79,13 @@ def test_each_output_channel_has_its_own_step():
 @pytest.mark.parametrize("weight_range", [1, 63, 127])
 def test_the_largest_weight_of_a_channel_gets_the_last_level(weight_range: int):
     weight = torch.randn(64, 3, 5, 5, generator=torch.Generator().manual_seed(0)) * 1e-3
-    levels, _, _, _ = parameter_levels(weight, None, None, weight_range)
+    levels, _, _, _ = parameter_levels(weight, None, None, WeightFormat(limit=weight_range))
     assert levels.abs().amax(dim=(1, 2, 3)).tolist() == [weight_range] * 64
 
 
 def test_bias_lies_on_the_grid_of_the_sums():
     weight, bias = torch.tensor([[63.0], [126.0]]), torch.tensor([1.3, 1.3])
-    snapped, snapped_bias = snap_parameters(weight, bias, 0.5, 63)  # steps of the sums: 0.5 and 1.0
+    snapped, snapped_bias = snap_parameters(weight, bias, 0.5, WeightFormat())  # steps of the sums: 0.5 and 1.0
     assert snapped.tolist() == [[63.0], [126.0]]
     assert snapped_bias is not None
     assert snapped_bias.tolist() == [1.5, 1.0]
@@ -93,7 +94,7 @@ def test_bias_lies_on_the_grid_of_the_sums():
 @pytest.mark.parametrize("weights", [[0.0, 0.0], [1e-30, -1e-30]])
 def test_a_channel_without_weights_keeps_its_bias(weights: list[float]):
     bias = torch.tensor([-7.7])
-    levels, _, bias_levels, bias_step = parameter_levels(torch.tensor([weights]), bias, 1 / 32, 63)
+    levels, _, bias_levels, bias_step = parameter_levels(torch.tensor([weights]), bias, 1 / 32, WeightFormat(limit=63))
     assert bias_levels is not None
     assert bias_step is not None
     assert levels.abs().max() == 0
@@ -105,7 +106,7 @@ def test_a_channel_without_weights_keeps_its_bias(weights: list[float]):
 def test_gradient_of_the_parameters_is_the_identity(bias: Tensor | None):
     weight = torch.tensor([[0.3, 5.0], [0.0, 0.0]], requires_grad=True)
     bias = None if bias is None else bias.requires_grad_()
-    snapped, snapped_bias = snap_parameters(weight, bias, 0.5, 63)
+    snapped, snapped_bias = snap_parameters(weight, bias, 0.5, WeightFormat())
     (snapped * torch.tensor([[1.0, 2.0], [3.0, 4.0]])).sum().backward(retain_graph=True)
     assert weight.grad is not None
     assert weight.grad.tolist() == [[1.0, 2.0], [3.0, 4.0]]

@@ -11,7 +11,7 @@ from torch import nn
 from fedq.models import transformer
 from fedq.quant import ExportError, Int8Model, quantize
 from fedq.quant.float_twin import export_float32, float_base, float_twin
-from fedq.quant.layers import LAYERS
+from fedq.quant.swap import LAYERS
 
 SHAPES = {
     mlp: (64,),
@@ -38,13 +38,38 @@ def test_the_twin_has_the_outputs_and_the_keys_of_the_model_before_quantization(
     assert [type(module) for module in twin.modules()] == classes
 
 
-def test_layers_that_stayed_float_are_as_they_were():
+class Reader(nn.Module):
+    """An embedding, a two-layer LSTM and a one-dimensional convolution over token numbers; for 6 of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.lstm = nn.Embedding(20, 8), nn.LSTM(8, 6, num_layers=2, batch_first=True)
+        self.conv, self.out = nn.Conv1d(6, 4, 3), nn.Linear(16, 3)
+
+    def forward(self, x):
+        return self.out(self.conv(self.lstm(self.embed(x))[0].transpose(1, 2)).flatten(1))
+
+
+def test_layers_of_sequences_are_torch_s_again():
+    torch.manual_seed(0)
+    model, tokens = Reader().eval(), torch.randint(0, 20, (5, 6))
+    outputs, keys = model(tokens), list(model.state_dict())
+    quantize(model)
+    twin = float_twin(model).eval()
+    assert torch.equal(twin(tokens), outputs)
+    assert list(twin.state_dict()) == keys
+
+
+def test_attention_is_torch_s_again():
     torch.manual_seed(0)
     model = transformer((1, 8, 8), 10).eval()
     inputs = torch.randn(3, 1, 8, 8)
     outputs = model(inputs)
+    keys = list(model.state_dict())
     quantize(model)
-    assert torch.equal(float_twin(model).eval()(inputs), outputs)
+    twin = float_twin(model).eval()
+    assert torch.equal(twin(inputs), outputs)
+    assert list(twin.state_dict()) == keys
 
 
 def test_the_quantized_model_is_untouched():

@@ -5,7 +5,7 @@ import pytest
 from hand_made import START, run
 
 from fedq import wire
-from fedq.server.loop import Score, Scores
+from fedq.server.loop import Rules, Score, Scores, _Best
 from fedq.server.total import Traffic
 
 
@@ -80,6 +80,19 @@ def test_best_keeps_the_model_of_the_best_validation(greater, best):
     ran = run(rounds=4, keep="best", greater_is_better=greater, score=score)
     assert ran.outcome.master.tobytes() == seen[best].tobytes()
     assert ran.outcome.scores.validation.metric == values[best]
+
+
+def test_a_model_that_is_not_yet_as_sparse_as_asked_is_never_the_best():
+    """The second scores best, and is too dense; of the two after it the third is better."""
+    best = _Best(Rules(4, 1, keep="best"))
+    models = [np.full(2, number, np.float32) for number in range(4)]
+    kept = [
+        best.offer(model, validated({number: metric})(number, model), settled=settled)[0]
+        for number, (model, metric, settled) in enumerate(
+            zip(models, [0.5, 0.9, 0.6, 0.4], [False, False, True, True], strict=True)
+        )
+    ]
+    assert [int(model[0]) for model in kept] == [0, 1, 2, 2]
 
 
 def test_best_goes_on_training_from_the_last_model():

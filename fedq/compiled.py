@@ -6,21 +6,24 @@ No `parallel=True`: numba's own threads survive neither a fork nor being called 
 import hashlib
 import threading
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from numba import njit, types
 
 _SETTINGS = {"nogil": True, "error_model": "numpy"}
-# Of all files that go into a kernel. Numba looks only at the one that the kernel is in.
-_FILES = [Path(__file__), *sorted(Path(__file__).parent.glob("kernel*.py"))]
-_SOURCES = b"".join(path.read_bytes() for path in _FILES)
-_DIGEST = hashlib.blake2b(_SOURCES, digest_size=4).hexdigest()
-
 i8, u8, f4, f8, i64, u64 = types.int8, types.uint8, types.float32, types.float64, types.int64, types.uint64
 boolean, void = types.boolean, types.void
 
 inner = njit(inline="never", **_SETTINGS)  # called by kernels only
+
+
+@cache
+def _digest(folder: Path) -> str:
+    """Of all files that go into the kernels of a room."""
+    files = [Path(__file__), *sorted(folder.glob("kernel*.py"))]
+    return hashlib.blake2b(b"".join(path.read_bytes() for path in files), digest_size=4).hexdigest()
 
 
 class Kernel:
@@ -28,7 +31,8 @@ class Kernel:
 
     def __init__(self, function: Callable[..., Any], signature: Any) -> None:
         self.__doc__, self.__name__ = function.__doc__, function.__name__
-        function.__qualname__ += f"_{_DIGEST}"  # which numba names the file in its cache after
+        # Numba names the file in its cache after this, and by itself looks only at the file that the kernel is in.
+        function.__qualname__ += f"_{_digest(Path(function.__code__.co_filename).parent)}"
         self._function, self._signature = function, signature
         self._dispatcher = njit(cache=True, **_SETTINGS)(function)
         self._lock = threading.Lock()

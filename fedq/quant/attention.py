@@ -1,0 +1,155 @@
+"""nn.MultiheadAttention spelled out, so that each of its products can be one of integers. Knows torch and grids.
+
+The hooks of whoever hooks the layer see its packed input projection alone, as `layers` explains: what Opacus takes
+for the layer is a Linear. The output projection is a layer of its own, as in torch.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fedq.quant.grids import FixedGrid, Grid
+from fedq.quant.layers import Product, QLinear, QuantizedLayer
+from fedq.quant.weights import WeightFormat
+
+
+class QMultiheadAttention(QuantizedLayer, nn.MultiheadAttention):
+    """nn.MultiheadAttention whose four kinds of products are of integers; arguments and results are torch's.
+
+    Grids: `input_grid` of query, key and value, `output_grid` of what they are projected to, `chances` of the
+    attention weights (within [0, 1]), and the output projection's own. With float activations there are none.
+    """
+
+    chances: Grid | None
+    # Which third of the packed projection each call computed (None: all of it), for per-sample gradients.
+    parts: list[int | None]
+
+    @classmethod
+    def adopt(
+        cls,
+        layer: nn.Module,
+        *,
+        form: WeightFormat,
+        input_grid: Grid | None = None,
+        output_grid: Grid | None = None,
+        out_grid: Grid | None = None,
+    ) -> "QuantizedLayer":
+        """`out_grid`: of the output projection's input."""
+        QLinear.adopt(layer.out_proj, form=form, input_grid=out_grid)  # type: ignore[arg-type]
+        adopted = super().adopt(layer, form=form, input_grid=input_grid, output_grid=output_grid)
+        assert isinstance(adopted, QMultiheadAttention)
+        bits = 8 if input_grid is None else input_grid.bits
+        adopted.chances = None if input_grid is None else FixedGrid(1.0, signed=False, bits=bits)
+        adopted.parts = []
+        return adopted
+
+    @staticmethod
+    def unsupported(layer: nn.MultiheadAttention) -> str | None:
+        """Why such a layer stays float, or None."""
+        if not layer._qkv_same_embed_dim:
+            return "MultiheadAttention with kdim or vdim of its own is not supported"
+        if layer.bias_k is not None or layer.add_zero_attn:
+            return "MultiheadAttention with add_bias_kv or add_zero_attn is not supported"
+        return None
+
+    @property
+    def products(self) -> list[Product]:
+        bias = None if self.in_proj_bias is None else "in_proj_bias"
+        return [Product("in_proj_weight", bias, None if self.source is None else self.source[0])]
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        """(n, length, width) -> the packed projection, or a third of it, as `parts` says last."""
+        part = self.parts[-1]
+        (product,) = self.products
+        weight, bias = self.snapped(product)
+        if part is not None:
+            rows = slice(part * self.embed_dim, (part + 1) * self.embed_dim)
+            weight, bias = weight[rows], None if bias is None else bias[rows]
+        return functional.linear(x, weight, bias)
+
+    def __call__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """As nn.MultiheadAttention."""
+        itself = query is key and key is value
+        unbatched = query.dim() == 2
+        if unbatched:
+            query, key, value = (t.unsqueeze(0) for t in (query, key, value))
+        elif not self.batch_first:
+            query, key, value = (t.transpose(0, 1) for t in (query, key, value))
+        q, k, v = self._projected(query, key, value, itself=itself)
+        scores = (q @ k) / math.sqrt(self.head_dim)
+        mask = self._mask(key_padding_mask, attn_mask, scores)
+        chances = functional.softmax(scores if mask is None else scores + mask, dim=-1)
+        chances = functional.dropout(chances, self.dropout, self.training)
+        if self.chances is not None:
+            chances = self.chances(chances)
+        mixed = (chances @ v).transpose(1, 2).flatten(start_dim=2)
+        out = self.out_proj(mixed)
+        weights = chances.mean(1) if average_attn_weights else chances
+        if unbatched:
+            out, weights = out.squeeze(0), weights.squeeze(0)
+        elif not self.batch_first:
+            out = out.transpose(0, 1)
+        return out, weights if need_weights else None
+
+    def _projected(self, query: Tensor, key: Tensor, value: Tensor, *, itself: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Query and value (n, heads, length, head_dim), key (n, heads, head_dim, length)."""
+        if itself:
+            parts = list(self._part(query, None).chunk(3, dim=-1))
+        else:
+            parts = [self._part(x, number) for number, x in enumerate((query, key, value))]
+        q, k, v = (part.reshape(*part.shape[:-1], self.num_heads, self.head_dim).transpose(1, 2) for part in parts)
+        return self._before_product(q), self._before_product(k.transpose(-2, -1)), self._before_product(v)
+
+    def _part(self, x: Tensor, part: int | None) -> Tensor:
+        hooked = self.training and torch.is_grad_enabled() and bool(self._backward_hooks)
+        self.parts.append(part)
+        try:
+            x = x if self.input_grid is None else self.input_grid(x)
+            projected: Tensor = nn.Module.__call__(self, x)
+        finally:
+            if not hooked:  # else the hooks take it away
+                self.parts.pop()
+        return self._after_projection(projected)
+
+    def _after_projection(self, x: Tensor) -> Tensor:
+        """On the grid, all of it in one pass."""
+        return x if self.output_grid is None else self.output_grid(x)
+
+    def _before_product(self, x: Tensor) -> Tensor:
+        """An export puts the grid here."""
+        return x
+
+    def _mask(self, padding: Tensor | None, attention: Tensor | None, scores: Tensor) -> Tensor | None:
+        """What is added to the scores: minus infinity where nothing shall be seen."""
+        mask = None
+        if attention is not None:
+            mask = _additive(attention, scores)
+            if mask.dim() == 3:  # (n * heads, length, length)
+                mask = mask.view(-1, self.num_heads, *mask.shape[1:])
+        if padding is not None:
+            padded = _additive(padding, scores)[:, None, None, :]
+            mask = padded if mask is None else mask + padded
+        return mask
+
+    def merge_masks(self, *args: Any, **kwargs: Any) -> Any:
+        """Not used here: only torch's fused path calls it, which `quantize` turns off."""
+        raise NotImplementedError
+
+
+def _additive(mask: Tensor, scores: Tensor) -> Tensor:
+    if mask.dtype == torch.bool:
+        return torch.zeros_like(mask, dtype=scores.dtype).masked_fill(mask, -math.inf)
+    return mask.to(scores.dtype)

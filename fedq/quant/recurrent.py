@@ -1,0 +1,126 @@
+"""nn.LSTM spelled out step by step, so that its products can be of integers. Knows torch and grids.
+
+The hooks of whoever hooks the layer see one step's gates at a time: what Opacus takes for the layer is two Linears
+that are added. Slower than torch's fused LSTM, which no hook can look into.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fedq.quant.grids import FixedGrid, Grid
+from fedq.quant.layers import Product, QuantizedLayer
+from fedq.quant.weights import WeightFormat
+
+
+class QLSTM(QuantizedLayer, nn.LSTM):
+    """nn.LSTM with integer weights; arguments and results are torch's, packed sequences and proj_size excepted.
+
+    Grids: `input_grid` of the first layer's input, `hidden_grid` of hidden states, which lie within [-1, 1]. Cells and
+    gates stay float. With float activations there are none.
+    """
+
+    hidden_grid: Grid | None
+    cells: list[tuple[int, int]]  # (layer, direction) of each call, for per-sample gradients
+    held: list[tuple[Tensor, Tensor | None]]  # parameters of the layer and direction that is at work
+
+    @classmethod
+    def adopt(
+        cls,
+        layer: nn.Module,
+        *,
+        form: WeightFormat,
+        input_grid: Grid | None = None,
+        output_grid: Grid | None = None,
+    ) -> "QuantizedLayer":
+        adopted = super().adopt(layer, form=form, input_grid=input_grid)
+        assert isinstance(adopted, QLSTM)
+        assert output_grid is None  # the hidden states are on their grid anyway
+        bits = 8 if input_grid is None else input_grid.bits
+        adopted.hidden_grid = None if input_grid is None else FixedGrid(1.0, signed=True, bounded=True, bits=bits)
+        adopted.cells, adopted.held = [], []
+        return adopted
+
+    @staticmethod
+    def unsupported(layer: nn.LSTM) -> str | None:
+        """Why such a layer stays float, or None."""
+        return "LSTM with proj_size is not supported" if layer.proj_size else None
+
+    @property
+    def products(self) -> list[Product]:
+        return [p for n in range(self.num_layers) for d in range(self._directions) for p in self.products_of(n, d)]
+
+    @property
+    def _directions(self) -> int:
+        return 2 if self.bidirectional else 1
+
+    def products_of(self, number: int, direction: int) -> tuple[Product, Product]:
+        """The two products of one layer and direction: of its input, and of its own last state."""
+        end = f"_l{number}{'_reverse' if direction else ''}"
+        first = None if self.source is None else self.source[0]
+        grid = first if number == 0 else self.hidden_grid
+        biases = (f"bias_ih{end}", f"bias_hh{end}") if self.bias else (None, None)
+        return Product(f"weight_ih{end}", biases[0], grid), Product(f"weight_hh{end}", biases[1], self.hidden_grid)
+
+    def forward(self, x: Tensor, hidden: Tensor) -> Tensor:  # type: ignore[override]
+        """One step's gates before their functions, (n, 4 * hidden_size), by the parameters that are `held`."""
+        of_input, of_state = self.held
+        return functional.linear(x, *of_input) + functional.linear(hidden, *of_state)
+
+    def __call__(self, x: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """As nn.LSTM."""
+        if not isinstance(x, Tensor):
+            raise TypeError("a quantized LSTM takes tensors, no packed sequences; pad them, or name it in quant.skip")
+        unbatched = x.dim() == 2
+        if unbatched:
+            x = x.unsqueeze(0 if self.batch_first else 1)
+            state = None if state is None else (state[0].unsqueeze(1), state[1].unsqueeze(1))
+        steps = list(x.unbind(1 if self.batch_first else 0))
+        if self.input_grid is not None:
+            steps = [self.input_grid(step) for step in steps]
+        finals: list[tuple[Tensor, Tensor]] = []
+        for number in range(self.num_layers):
+            ways = []
+            for direction in range(self._directions):
+                at = number * self._directions + direction
+                begin = self._begin(steps[0]) if state is None else (state[0][at], state[1][at])
+                outputs, final = self._run(steps[::-1] if direction else steps, begin, (number, direction))
+                ways.append(outputs[::-1] if direction else outputs)
+                finals.append(final)
+            steps = [torch.cat(both, dim=-1) for both in zip(*ways, strict=True)] if len(ways) > 1 else ways[0]
+            if self.dropout and number < self.num_layers - 1:
+                steps = [functional.dropout(step, self.dropout, self.training) for step in steps]
+        out = torch.stack(steps, dim=1 if self.batch_first else 0)
+        hidden, cell = (torch.stack(parts) for parts in zip(*finals, strict=True))
+        if unbatched:
+            return out.squeeze(0 if self.batch_first else 1), (hidden.squeeze(1), cell.squeeze(1))
+        return out, (hidden, cell)
+
+    def _begin(self, step: Tensor) -> tuple[Tensor, Tensor]:
+        zeros = step.new_zeros((len(step), self.hidden_size))
+        return zeros, zeros
+
+    def _run(
+        self, steps: list[Tensor], state: tuple[Tensor, Tensor], which: tuple[int, int]
+    ) -> tuple[list[Tensor], tuple[Tensor, Tensor]]:
+        """One layer in one direction."""
+        hooked = self.training and torch.is_grad_enabled() and bool(self._backward_hooks)
+        hidden, cell = state
+        hidden = self._on_grid(hidden)
+        outputs = []
+        self.held = [self.snapped(product) for product in self.products_of(*which)]  # once for all steps
+        for step in steps:
+            if hooked:
+                self.cells.append(which)  # the hooks take it away
+            gates: Any = nn.Module.__call__(self, step, hidden)
+            into, forget, change, out = gates.chunk(4, dim=-1)  # torch's order
+            cell = torch.sigmoid(forget) * cell + torch.sigmoid(into) * torch.tanh(change)
+            hidden = self._on_grid(torch.sigmoid(out) * torch.tanh(cell))
+            outputs.append(hidden)
+        self.held = []  # no copy of the module can hold what has a gradient
+        return outputs, (hidden, cell)
+
+    def _on_grid(self, hidden: Tensor) -> Tensor:
+        return hidden if self.hidden_grid is None else self.hidden_grid(hidden)
