@@ -114,12 +114,16 @@ class _Switch(nn.Module):
         self.grid, self.on, self.counts = grid, False, False
         self.values, self.clipped, self.used = 0, 0, 0.0
 
+    @property
+    def bias_step(self) -> float | Tensor | None:
+        return self.grid.bias_step  # an LSTM's products ask the grid of its hidden states
+
     def forward(self, x: Tensor) -> Tensor:
         if not self.on:
             return x if self.grid.signed else torch.relu(x)
         if self.counts and x.numel():
             self._count(x)
-        return self.grid(x)
+        return self.grid(x)  # type: ignore[no-any-return]
 
     def _count(self, x: Tensor) -> None:
         self.values += x.numel()
