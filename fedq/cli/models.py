@@ -38,9 +38,9 @@ def export(
     """
     if form not in FORMATS:
         refuse_text(f"--format {form}: not a format of fedq. Use --format {FORMATS[0]}")
+    if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
+        refuse_text(f"--output {output}: not a file in a folder that exists. Name one, such as model.onnx")
     path = run / "model.onnx" if output is None else output
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        refuse_text(f"--output {path}: not a file in a folder that exists. Name one, such as model.onnx")
     finished, experiment = _rebuilt(run)
     if experiment.config.quant.activations == "off":
         refuse_text(f"{run}: quant.activations=off, and no int8 kernel takes floats. Use a run with 8-bit activations")

@@ -93,7 +93,7 @@ def summary(found: "Inspection", about: Inspected) -> str:
         return f"No layer loses much: {name} most, {loss} of its output. There is nothing to mend."
     why = _cause(worst)
     tries = remedies(found, about)
-    return f"{name} loses most by itself, {loss} of its output: {why}. Try {' or '.join(tries)}."
+    return f"{name} loses most by itself, {loss} of its output: {why}. Try {one_line(' or '.join(tries))}."
 
 
 def remedies(found: "Inspection", about: Inspected) -> list[str]:

@@ -235,5 +235,5 @@ def test_a_model_that_diverged_is_refused():
     quantize(model)
     with torch.no_grad():
         model[0].weight[0, 0] = torch.nan
-    with pytest.raises(ValueError, match="0.weight: holds NaN"):
+    with pytest.raises(ValueError, match=r"0\.weight: holds NaN"):
         inspect(model, torch.zeros(3, 6))
