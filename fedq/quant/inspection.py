@@ -30,7 +30,7 @@ class WeightView:
     shape: tuple[int, ...]
     zeros: float  # share of levels that are 0
     histogram: tuple[int, ...]  # of levels, from the lowest to the highest; empty: float
-    bytes: int  # levels (and gaps, where sparse), steps and bias
+    bytes: int  # in the file: levels (and gaps, where sparse), steps and bias; a tied weight's count once
     tied_to: str | None = None  # the weight that it is, under another name
 
 
@@ -188,6 +188,15 @@ class _Probed(QuantizedLayer):
         return self.bench[0].called(self, lambda: super(_Probed, self).__call__(*args, **kwargs))
 
 
+@dataclass(frozen=True)
+class _Known:
+    """A weight that was seen under a name; of a float parameter, itself."""
+
+    name: str
+    levels: Tensor
+    step: Tensor
+
+
 class _Bench:
     """A copy of the model that can be float, quantized, or quantized in one layer."""
 
@@ -261,7 +270,7 @@ class _Bench:
             self.errors[layer].kept = self.errors[layer].kept if on else []
 
     def views(self) -> Iterator[LayerView]:
-        known: dict[int, str] = {}
+        known: dict[int, _Known] = {}
         for layer in self.layers:
             errors, name = self.errors[layer], self.names[layer]
             quantized = isinstance(layer, QuantizedLayer)
@@ -286,30 +295,33 @@ class _Bench:
         return None if holder is None or holder is layer else self.names[holder]
 
 
-def _weights(layer: nn.Module, name: str, known: dict[int, str]) -> Iterator[WeightView]:
+def _weights(layer: nn.Module, name: str, known: dict[int, _Known]) -> Iterator[WeightView]:
     """The weights of a layer; `known`: those that were seen before, by identity."""
     prefix = f"{name}." if name else ""
     if not isinstance(layer, QuantizedLayer):
         for key, p in layer.named_parameters(recurse=False):
-            tied = known.get(id(p))
-            known.setdefault(id(p), f"{prefix}{key}")
+            before = known.setdefault(id(p), _Known(f"{prefix}{key}", p, p))
+            tied = None if before.name == f"{prefix}{key}" else before.name
             zeros = float((p == 0).double().mean()) if p.numel() else 0.0
-            yield WeightView(f"{prefix}{key}", tuple(p.shape), zeros, (), 4 * p.numel(), tied)
+            yield WeightView(f"{prefix}{key}", tuple(p.shape), zeros, (), 0 if tied else 4 * p.numel(), tied)
         return
     for product in layer.products:
         weight: nn.Parameter = getattr(layer, product.weight)
         bias: nn.Parameter | None = None if product.bias is None else getattr(layer, product.bias)
-        tied = known.get(id(weight))
-        known.setdefault(id(weight), f"{prefix}{product.weight}")
         source = None if product.grid is None else product.grid.bias_step
         levels, step, _, _ = parameter_levels(weight, bias, source, layer.form)
+        before = known.setdefault(id(weight), _Known(f"{prefix}{product.weight}", levels, step))
+        tied = None if before.name == f"{prefix}{product.weight}" else before.name
         whole = levels.to(torch.int8).numpy()
+        stored = 0 if bias is None else 4 * bias.numel()
+        if tied is None or not (torch.equal(levels, before.levels) and torch.equal(step, before.step)):
+            stored += _stored(whole) + 4 * step.numel()
         yield WeightView(
             f"{prefix}{product.weight}",
             tuple(weight.shape),
             float(np.mean(whole == 0)) if whole.size else 0.0,
             histogram(whole, largest=layer.form.largest),
-            _stored(whole) + 4 * step.numel() + (0 if bias is None else 4 * bias.numel()),
+            stored,
             tied,
         )
 

@@ -125,7 +125,7 @@ def _other_range(grid: "GridView", found: "Inspection", about: Inspected) -> lis
 
 def _cause(layer: "LayerView") -> str:
     if _by_weights(layer):
-        return f"rounding its weights to {layer.bits} bits alone costs {percent(layer.weights_error)}"
+        return f"rounding its weights to {_bits(layer)} alone costs {percent(layer.weights_error)}"
     grid = _guilty(layer)
     if grid is None or grid.high is None or grid.low is None:
         return "its activations are rounded too coarsely"
@@ -135,6 +135,10 @@ def _cause(layer: "LayerView") -> str:
     if grid.used < HALF_USED:
         return f"only {percent(grid.used)} of its {ends} is used"
     return f"its {ends} has {2**grid.bits} levels, too few for it"
+
+
+def _bits(layer: "LayerView") -> str:
+    return "three levels" if layer.bits == 2 else f"{layer.bits} bits"
 
 
 def _by_weights(layer: "LayerView") -> bool:
@@ -180,7 +184,7 @@ def _weights(found: "Inspection") -> "RenderableType":
             shapes = ", ".join(map(_shape, layer.weights))
             table.add_row(one_line(layer.name), layer.kind, "float", shapes, "", "", f"{layer.bytes:,}")
             continue
-        bits = {2: "ternary"}.get(layer.bits, str(layer.bits))
+        bits = "ternary" if layer.bits == 2 else str(layer.bits)
         several = len(layer.weights) > 1
         if several:
             table.add_row(one_line(layer.name), layer.kind, bits, "", "", "", f"{layer.bytes:,}")

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedq.quant import quantize
+from fedq.quant import export_onnx, quantize
 from fedq.quant.inspection import histogram, inspect
 
 
@@ -183,6 +183,22 @@ def test_every_kind_of_layer_is_looked_into(options):
     assert sorted(g.role for g in found["lstm"].grids) == sorted(roles)
     if options.get("ranges") == "dynamic":
         assert grid(found["lstm"], "input").high is None
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_bytes_are_those_of_the_file(tied, bits, tmp_path):
+    import onnx
+
+    model = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64, bias=False))
+    if tied:
+        model[2].weight = model[0].weight
+    quantize(model, weights=bits)
+    export_onnx(model, (64,), tmp_path / "model.onnx")
+    tensors = onnx.load(tmp_path / "model.onnx").graph.initializer
+    zero_points = sum(len(t.raw_data) for t in tensors if len(t.dims) == 1 and t.data_type == onnx.TensorProto.INT8)
+    inside = sum(len(t.raw_data) for t in tensors if t.dims) - zero_points
+    assert inspect(model, torch.ones(1, 64)).int8_bytes == inside
 
 
 def test_a_tied_weight_is_one_parameter():
