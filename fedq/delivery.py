@@ -35,6 +35,7 @@ PRIVACY_UNIT = {"example": "one training example of one client (add or remove)"}
 ELSEWHERE = "the clients' ledgers and evidence lie on their own machines, where this server does not see them"
 DATA_DEPENDENT = frozenset({"declined", "client_error", "error"})  # refusals that may tell something of the data
 MODEL, INT8_MODEL = "model.safetensors", "model.onnx"
+_DEAREST = 8  # operators whose share of the int8 model's time is told
 
 
 class Delivery:
@@ -120,6 +121,8 @@ class Delivery:
             int8_agreement=int8.get("agreement"),
             int8_ops=int8.get("int8_ops", {}),
             float_ops=int8.get("float_ops", {}),
+            int8_speedup=int8.get("speedup"),
+            int8_profile=int8.get("profile", {}),
             **privacy,
             reply_fields=self._traffic.fields,
             quantized=[] if e.quantized is None else str(e.quantized).splitlines(),
@@ -132,7 +135,7 @@ class Delivery:
             sparsity=None if e.pruning is None else zeros(arrays, e.pruning.names),
             clients_lost=sum(row.lost for row in self._rows),
             wall_seconds=round(time.monotonic() - begun, 3),
-            fingerprint=fingerprint(),
+            fingerprint=fingerprint(e.trainer.hardware, autocast=config.train.autocast),
             config_hash=rules.config_hash(config),
             config=rules.identity(config),
             history=self._rows,
@@ -167,7 +170,23 @@ class Delivery:
             if e.trainer.metric.is_accuracy and e.dataset.test.targets.ndim == 1:
                 fake_quant = e.trainer.model_outputs(e.dataset.test.inputs).numpy()
                 found["agreement"] = float(np.mean(outputs.argmax(1) == fake_quant.argmax(1)))
-        return found
+        return found | self._pace(path)
+
+    def _pace(self, path: Path) -> dict[str, Any]:
+        """How fast the int8 model is beside the float32 one; nothing where that cannot be exported."""
+        from fedq.quant import ExportError
+        from fedq.quant.pace import measure
+
+        e = self._experiment
+        inputs = np.zeros((1, *e.dataset.input_shape), np.float32)
+        if e.dataset.test is not None and len(e.dataset.test):
+            inputs = e.dataset.test.inputs[:64]
+        try:
+            pace = measure(e.trainer.model, path, inputs)
+        except ExportError:
+            return {}
+        dearest = {kind: round(share, 4) for kind, share in list(pace.profile.items())[:_DEAREST]}
+        return {"speedup": float(f"{pace.speedup:.4g}"), "profile": dearest}
 
     def _privacy(self) -> dict[str, Any]:
         """What the clients' own ledgers and evidence say. In simulation they lie beside the run."""

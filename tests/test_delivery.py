@@ -255,3 +255,19 @@ class Failing(nn.Sequential):
 def test_a_server_that_sees_no_file_still_tells_which_codes_came(tmp_path):
     _, result = served(tmp_path / "declined", "privacy.nominal_examples=400", with_files=False, model=Failing)
     assert result.privacy_reasons == [ELSEWHERE, "a refusal (declined)"]
+
+
+# --- the speed of the int8 model ---------------------------------------------------------------------------
+
+
+def test_a_quantized_run_tells_how_fast_its_int8_model_is_here(tmp_path):
+    _, result = served(tmp_path / "int8", "quant=int8", "quant.weight_range=63", "rounds=1")
+    assert result.int8_speedup > 0
+    assert max(result.int8_profile, key=result.int8_profile.get) == next(iter(result.int8_profile))
+    again = read_result(result.folder)
+    assert (again.int8_speedup, again.int8_profile) == (result.int8_speedup, result.int8_profile)
+
+
+def test_a_float_run_has_no_such_figure(finished):
+    _, result = finished
+    assert (result.int8_speedup, result.int8_profile) == (None, {})

@@ -11,6 +11,7 @@ from typing import Any
 
 from fedq.codec import CODECS
 from fedq.codec.options import ROUNDINGS
+from fedq.config import hardware
 from fedq.config.problem import Problem
 from fedq.config.pruning import idle_pruning, pruning_problems
 from fedq.config.schema import Config
@@ -185,6 +186,7 @@ def _together(config: Config) -> Iterator[Problem]:
     yield from pruning_problems(config)
     yield from _names(config)
     yield from _runtime(config)
+    yield from hardware.problems(config)
     yield from _idle(config)
     for group in ("model", "data"):
         target = getattr(config, group).get("_target_")

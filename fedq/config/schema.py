@@ -37,7 +37,7 @@ class Train:
     metric: str = option("accuracy", "accuracy, multilabel_accuracy, r2, mse, mae")
     holdout: float = option(0.2, "share of its shard on which a client evaluates if the server has no test set")
     device: str = option("auto", "where a client trains: auto (cuda or mps where there is one), cpu, cuda, mps")
-    compile: bool = option(False, "torch.compile the training step: 20 to 30 s once, then faster steps")
+    compile: bool = option(False, "torch.compile the training step: 6 to 30 s once; meant for GPUs, slower on CPUs")
     data_parallel: bool = option(False, "split each batch over all GPUs of the machine (privacy off only)")
     autocast: str = option("off", "off or bf16: matrix products of the forward pass in bfloat16")
 

@@ -10,6 +10,7 @@ from fedq.config import Config, ConfigError, Problem, problems, rules
 from fedq.experiment.binding import imported, problem
 from fedq.experiment.data import deal, load_data
 from fedq.experiment.experiment import Experiment, weights_of
+from fedq.experiment.hardware import make_hardware
 from fedq.experiment.ledgers import check_ledgers, data_name
 from fedq.experiment.model import make_model, make_quantized
 from fedq.experiment.optimizers import check_training
@@ -48,6 +49,7 @@ def build(config: Config, *, model: Any = None, data: Any = None, owner: Owner |
     if net is not None and report is not None:
         _check_pruning(config, net, report, found)
     check_training(config, dataset, found)
+    hardware = make_hardware(config, found, owner=owner)
     if owner is None:
         check_ledgers(config, dataset, found)
     codec = _codec(config, "codec", found)
@@ -56,7 +58,7 @@ def build(config: Config, *, model: Any = None, data: Any = None, owner: Owner |
     if found or dataset is None or net is None or shards is None or codec is None or downlink is None:
         raise ConfigError(found)
     layout = layout_of(net)
-    trainer = Trainer(net, layout, _recipe(config))
+    trainer = Trainer(net, layout, _recipe(config), hardware)
     return Experiment(
         config,
         dataset,
@@ -99,6 +101,7 @@ def _recipe(config: Config) -> Recipe:
         t.clip_grad,
         t.loss,
         t.metric,
+        t.autocast,
     )
 
 

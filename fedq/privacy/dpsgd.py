@@ -27,6 +27,7 @@ from fedq.privacy.spend import Spend
 from fedq.privacy.suitable import (
     check_loss_sums,
     check_unchanged,
+    device_of,
     refuse_channels_last,
     refuse_cross_example_layers,
     refuse_mixing,
@@ -75,9 +76,10 @@ class DPSGD:
     ) -> DPEvidence:
         """Train `model` in place by `plan.steps` noised steps; Declined or LedgerError come before any.
 
-        `inputs`, `targets`: (n, ...), n may be 0. `loss` must SUM over the batch. `max_batch` bounds memory
-        only: a larger batch is processed in parts. `make_optimizer` gets the trainable parameters. `pruned`: parameter
-        -> bool, True where it is 0.0 and stays so; public, as the weights that the server sends are.
+        `inputs`, `targets`: (n, ...), n may be 0; what is drawn of them moves to where the model is. `loss` must SUM
+        over the batch. `max_batch` bounds memory only: a larger batch is processed in parts. `make_optimizer` gets the
+        trainable parameters. `pruned`: parameter -> bool, True where it is 0.0 and stays so; public, as the weights
+        that the server sends are.
         """
         plan, pruned = self.plan, pruned or {}
         if len(inputs) != len(targets):
@@ -93,6 +95,7 @@ class DPSGD:
             raise ValueError("the model has no trainable parameter: there is nothing for DP-SGD to train")
         untrained = untrained_state(model)
         optimizer = make_optimizer(parameters)
+        device = device_of(model)
 
         with _per_example_gradients(model) as forward:
             # All that can refuse has had its say. The spend is on disk before the first noised step: a crash
@@ -104,7 +107,8 @@ class DPSGD:
                 total = torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float64)
                 for start in range(0, len(drawn), max_batch):
                     chunk = torch.from_numpy(drawn[start : start + max_batch])
-                    loss(forward(inputs[chunk]), targets[chunk]).backward()  # type: ignore[no-untyped-call]
+                    outputs = forward(inputs[chunk].to(device))
+                    loss(outputs, targets[chunk].to(device)).backward()  # type: ignore[no-untyped-call]
                     total += clip_and_sum(parameters, plan.clip_norm, pruned)
                 # Every step is noised, that of an empty batch too: skipping one would tell that it was empty.
                 noised = total + plan.noise_std * torch.from_numpy(self.random.normal(total.numel()))
@@ -188,7 +192,8 @@ def clip_and_sum(
 ) -> Tensor:
     """Clip each example's gradient (all parameters together) and sum: flat float64. Uses up `.grad_sample`.
 
-    An example whose gradient, or its norm, is not finite contributes zero. Pruned values take no part in the norm.
+    An example whose gradient, or its norm, is not finite contributes zero. Pruned values take no part in the norm. The
+    sum is on the CPU, where the noise is drawn, whatever device the gradients are on.
     """
     flat: list[Tensor | None] = []
     squares: Tensor | None = None
@@ -217,13 +222,20 @@ def clip_and_sum(
         else:
             # 0 * NaN is NaN, so a factor of zero alone does not remove a non-finite example.
             samples = samples.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
-            parts.append((factors @ samples).double())
+            parts.append(_weighted_sum(factors, samples).cpu().double())
     return torch.cat(parts)
+
+
+def _weighted_sum(factors: Tensor, samples: Tensor) -> Tensor:
+    if samples.device.type == "cpu":
+        return factors @ samples
+    # A GPU may be told to multiply matrices in TF32, whose 10 bits would let an example exceed its bound.
+    return samples.mul_(factors.unsqueeze(1)).sum(0)
 
 
 def _set_gradients(parameters: list[nn.Parameter], gradient: Tensor) -> None:
     offset = 0
     for parameter in parameters:
         part = gradient[offset : offset + parameter.numel()]
-        parameter.grad = part.view_as(parameter).to(parameter.dtype)
+        parameter.grad = part.view_as(parameter).to(parameter.dtype).to(parameter.device)  # MPS has no float64
         offset += parameter.numel()

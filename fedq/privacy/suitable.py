@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from fedq.seeding import seeded
+
 
 def refuse_cross_example_layers(model: nn.Module) -> None:
     """ValueError for a layer through which one example reaches another's gradient."""
@@ -41,8 +43,9 @@ def check_loss_sums(
     model.eval()
     try:
         with torch.no_grad():
-            output = model(torch.zeros((1, *inputs.shape[1:]), dtype=inputs.dtype))
-            target = torch.zeros((1, *targets.shape[1:]), dtype=targets.dtype)
+            device = device_of(model)
+            output = model(torch.zeros((1, *inputs.shape[1:]), dtype=inputs.dtype, device=device))
+            target = torch.zeros((1, *targets.shape[1:]), dtype=targets.dtype, device=device)
             one = loss(output, target)
             two = loss(torch.cat([output, output]), torch.cat([target, target]))
     finally:
@@ -64,13 +67,12 @@ def refuse_mixing(model: nn.Module, input_shape: tuple[int, ...]) -> None:
     was_training = {module: module.training for module in model.modules()}
     stream = torch.Generator().manual_seed(0)
     alone, other, another = (torch.randn((1, *input_shape), generator=stream) for _ in range(3))
-    outputs = []
+    outputs, device = [], device_of(model)
     try:
         model.train()
         for neighbour in (other, 9 * another):
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)  # dropout must draw the same masks twice
-                outputs.append(model(torch.cat([alone, neighbour]))[0].clone())
+            with torch.no_grad(), seeded(0, device):  # dropout must draw the same masks twice
+                outputs.append(model(torch.cat([alone, neighbour]).to(device))[0].clone())
     except Exception as error:
         raise ValueError(f"the model cannot be probed for mixing of examples: {error}") from error
     finally:
@@ -82,6 +84,11 @@ def refuse_mixing(model: nn.Module, input_shape: tuple[int, ...]) -> None:
             "the model mixes the examples of a batch (the output for one changes with another), so no example's share "
             "can be bounded; compute each example's output from that example alone, or use privacy=off"
         )
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's parameters are; the CPU for a model without."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
 def untrained_state(model: nn.Module) -> dict[str, Tensor]:

@@ -6,11 +6,12 @@ Knows no data, privacy accounting, Flower or configuration.
 from fedq.quant.attention import QMultiheadAttention
 from fedq.quant.calibration import with_fixed_ranges
 from fedq.quant.export import export_onnx
+from fedq.quant.float_twin import export_float32
 from fedq.quant.grad_samplers import register_grad_samplers
 from fedq.quant.int8_model import ExportError, Int8Model
 from fedq.quant.layers import QConv1d, QConv2d, QEmbedding, QLinear, QuantizedLayer
 from fedq.quant.recurrent import QLSTM
-from fedq.quant.swap import LayerReport, QuantReport, quantize
+from fedq.quant.swap import LayerReport, QuantReport, quantize, spell_out
 from fedq.quant.weights import WeightFormat
 
 __all__ = [
@@ -26,8 +27,10 @@ __all__ = [
     "QuantReport",
     "QuantizedLayer",
     "WeightFormat",
+    "export_float32",
     "export_onnx",
     "quantize",
     "register_grad_samplers",
+    "spell_out",
     "with_fixed_ranges",
 ]

@@ -32,7 +32,7 @@ class QMultiheadAttention(QuantizedLayer, nn.MultiheadAttention):
         cls,
         layer: nn.Module,
         *,
-        form: WeightFormat,
+        form: WeightFormat | None,
         input_grid: Grid | None = None,
         output_grid: Grid | None = None,
         out_grid: Grid | None = None,
@@ -62,13 +62,18 @@ class QMultiheadAttention(QuantizedLayer, nn.MultiheadAttention):
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         """(n, length, width) -> the packed projection, or a third of it, as `parts` says last."""
-        part = self.parts[-1]
+        return functional.linear(x, *self._third(self.parts[-1]))
+
+    def rows(self, part: int | None) -> slice:
+        """Of the packed projection: query's, key's or value's, or all."""
+        return slice(None) if part is None else slice(part * self.embed_dim, (part + 1) * self.embed_dim)
+
+    def _third(self, part: int | None) -> tuple[Tensor, Tensor | None]:
         (product,) = self.products
         weight, bias = self.snapped(product)
-        if part is not None:
-            rows = slice(part * self.embed_dim, (part + 1) * self.embed_dim)
-            weight, bias = weight[rows], None if bias is None else bias[rows]
-        return functional.linear(x, weight, bias)
+        if part is None:
+            return weight, bias
+        return weight[self.rows(part)], None if bias is None else bias[self.rows(part)]
 
     def __call__(
         self,

@@ -70,10 +70,11 @@ class _IntegerParameters(nn.Module):
     bias: Tensor | None
     input_step: float
 
-    def __init__(self, layer: QuantizedLayer, product: Product) -> None:
+    def __init__(self, layer: QuantizedLayer, product: Product, rows: slice = slice(None)) -> None:
         super().__init__()
-        weight: Tensor = getattr(layer, product.weight)
-        bias: Tensor | None = None if product.bias is None else getattr(layer, product.bias)
+        assert layer.form is not None  # `_freeze` passes the others over
+        weight: Tensor = getattr(layer, product.weight)[rows]
+        bias: Tensor | None = None if product.bias is None else getattr(layer, product.bias)[rows]
         source = None if product.grid is None else product.grid.bias_step
         with torch.no_grad():
             levels, step, bias_levels, _ = parameter_levels(weight, bias, source, layer.form)
@@ -115,8 +116,36 @@ class _FrozenEmbedding(_Frozen, QEmbedding):
         return parameters.rows(x)  # type: ignore[no-any-return,union-attr]
 
 
+class _FrozenConv1d(_Frozen, QConv1d):
+    """What pads with other values than zeros stands between grid and kernel, so the grid stands there again."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.padding_mode == "zeros":
+            return super().forward(x)
+        padded = functional.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+        weight, bias = self.snapped(self.products[0])
+        rest = (self.stride, 0, self.dilation, self.groups)
+        return functional.conv1d(self.again(padded), weight, bias, *rest)  # type: ignore[operator]
+
+
+class _FrozenConv2d(_Frozen, QConv2d):
+    """The same."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.padding_mode == "zeros":
+            return super().forward(x)
+        padded = functional.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+        weight, bias = self.snapped(self.products[0])
+        rest = (self.stride, 0, self.dilation, self.groups)
+        return functional.conv2d(self.again(padded), weight, bias, *rest)  # type: ignore[operator]
+
+
 class _FrozenAttention(_Frozen, QMultiheadAttention):
     """The grid stands right before each product: onnxruntime fuses no kernel across what splits a tensor in three."""
+
+    def _third(self, part: int | None) -> tuple[Tensor, Tensor | None]:
+        integers: nn.ModuleDict = self.integers  # type: ignore[assignment]
+        return integers["in_proj_weight" if part is None else f"third{part}"]()  # type: ignore[no-any-return]
 
     def _after_projection(self, x: Tensor) -> Tensor:
         return x
@@ -201,7 +230,11 @@ def _compare(model: nn.Module, delivered: Int8Model, input_shape: tuple[int, ...
 def _freeze(model: nn.Module) -> nn.Module:
     """A copy in eval mode whose layers hold integers and whose grids are ONNX's."""
     frozen = copy.deepcopy(model).cpu().eval()
-    layers = {name: layer for name, layer in frozen.named_modules() if isinstance(layer, QuantizedLayer)}
+    layers = {
+        name: layer
+        for name, layer in frozen.named_modules()
+        if isinstance(layer, QuantizedLayer) and layer.form is not None
+    }
     if not layers:
         raise ExportError("model has no quantized layer: call fedq.quantize on it before training")
     for name, tensor in frozen.state_dict().items():
@@ -214,6 +247,11 @@ def _freeze(model: nn.Module) -> nn.Module:
                 "use quant.activations=8"
             )
         layer.integers = nn.ModuleDict({p.weight: _IntegerParameters(layer, p) for p in layer.products})
+        if isinstance(layer, QMultiheadAttention):
+            thirds = {f"third{i}": _IntegerParameters(layer, layer.products[0], layer.rows(i)) for i in range(3)}
+            layer.integers.update(thirds)
+        if isinstance(layer, QConv1d | QConv2d) and layer.source is not None:
+            layer.again = layer.source[0]
     # Only now: a layer's source may be another layer's output grid.
     for layer in layers.values():
         layer.__class__ = _frozen_class(type(layer))
@@ -231,10 +269,9 @@ def _freeze(model: nn.Module) -> nn.Module:
 
 
 def _frozen_class(kind: type[QuantizedLayer]) -> type[QuantizedLayer]:
-    if kind is QEmbedding:
-        return _FrozenEmbedding
-    if kind is QMultiheadAttention:
-        return _FrozenAttention
+    for own in (_FrozenConv1d, _FrozenConv2d, _FrozenEmbedding, _FrozenAttention):
+        if issubclass(own, kind):
+            return own
     return type(f"Frozen{kind.__name__}", (_Frozen, kind), {})
 
 

@@ -88,7 +88,7 @@ def attention_grad_sample(
     """Of the packed input projection, or of a third of it; the output projection is a layer of its own."""
     (x,) = activations
     part = layer.parts.pop()  # the last call is the first to come back
-    rows = slice(None) if part is None else slice(part * layer.embed_dim, (part + 1) * layer.embed_dim)
+    rows = layer.rows(part)
     samples: dict[nn.Parameter, Tensor] = {}
     weight, bias = layer.in_proj_weight, layer.in_proj_bias
     if isinstance(weight, nn.Parameter) and weight.requires_grad:

@@ -29,7 +29,7 @@ class Product:
 class QuantizedLayer(nn.Module):
     """What all quantized layers share: grids around a plain layer whose weights and biases are on grids too."""
 
-    form: WeightFormat
+    form: WeightFormat | None  # None: float, and only spelled out
     input_grid: Grid | None
     output_grid: Grid | None
     # The grid that the input is on, which may belong to another layer. In a tuple, so that torch does not
@@ -41,7 +41,7 @@ class QuantizedLayer(nn.Module):
         cls,
         layer: nn.Module,
         *,
-        form: WeightFormat,
+        form: WeightFormat | None,
         input_grid: Grid | None = None,
         output_grid: Grid | None = None,
     ) -> "QuantizedLayer":
@@ -63,6 +63,8 @@ class QuantizedLayer(nn.Module):
         """A weight and its bias on their grids."""
         weight: Tensor = getattr(self, product.weight)
         bias: Tensor | None = None if product.bias is None else getattr(self, product.bias)
+        if self.form is None:
+            return weight, bias
         step = None if product.grid is None else product.grid.bias_step
         return snap_parameters(weight, bias, step, self.form, training=self.training)
 

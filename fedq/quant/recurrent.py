@@ -31,7 +31,7 @@ class QLSTM(QuantizedLayer, nn.LSTM):
         cls,
         layer: nn.Module,
         *,
-        form: WeightFormat,
+        form: WeightFormat | None,
         input_grid: Grid | None = None,
         output_grid: Grid | None = None,
     ) -> "QuantizedLayer":
@@ -89,7 +89,7 @@ class QLSTM(QuantizedLayer, nn.LSTM):
                 outputs, final = self._run(steps[::-1] if direction else steps, begin, (number, direction))
                 ways.append(outputs[::-1] if direction else outputs)
                 finals.append(final)
-            steps = [torch.cat(both, dim=-1) for both in zip(*ways, strict=True)] if len(ways) > 1 else ways[0]
+            steps = ways[0] if len(ways) == 1 else [self._joined(both) for both in zip(*ways, strict=True)]
             if self.dropout and number < self.num_layers - 1:
                 steps = [functional.dropout(step, self.dropout, self.training) for step in steps]
         out = torch.stack(steps, dim=1 if self.batch_first else 0)
@@ -99,7 +99,7 @@ class QLSTM(QuantizedLayer, nn.LSTM):
         return out, (hidden, cell)
 
     def _begin(self, step: Tensor) -> tuple[Tensor, Tensor]:
-        zeros = step.new_zeros((len(step), self.hidden_size))
+        zeros = step.new_zeros((step.shape[0], self.hidden_size))
         return zeros, zeros
 
     def _run(
@@ -121,6 +121,11 @@ class QLSTM(QuantizedLayer, nn.LSTM):
             outputs.append(hidden)
         self.held = []  # no copy of the module can hold what has a gradient
         return outputs, (hidden, cell)
+
+    def _joined(self, both: tuple[Tensor, Tensor]) -> Tensor:
+        joined = torch.cat(both, dim=-1)
+        # On the grid already, but where it is delivered a kernel wants to see that right before it.
+        return joined if self.training else self._on_grid(joined)
 
     def _on_grid(self, hidden: Tensor) -> Tensor:
         return hidden if self.hidden_grid is None else self.hidden_grid(hidden)

@@ -140,6 +140,18 @@ def quantize(
     return _report(model, reasons, placement, ranges=ranges, form=form)
 
 
+def spell_out(model: nn.Module) -> None:
+    """Make what is left of torch's MultiheadAttention and LSTM such that hooks see their products, in place.
+
+    For DP: Opacus has no per-example gradients of torch's own, and its DPMultiheadAttention and DPLSTM have other keys.
+    The outputs stay the same, in float.
+    """
+    for module in list(model.modules()):
+        if type(module) in (nn.MultiheadAttention, nn.LSTM) and _unsupported(module) is None:
+            LAYERS[type(module)].adopt(module, form=None)
+    _refuse_fused_paths(model)
+
+
 def _carry_out(placement: Placement, make: "_GridMaker", form: WeightFormat) -> None:
     for layer, plan in placement.plans.items():
         inner = {"out_grid": make(plan.inner, layer)} if plan.inner is not None else {}
@@ -241,7 +253,7 @@ def _report(
     for name, module in model.named_modules():
         if name in reasons:
             reports.append(LayerReport(name, type(module).__name__, quantized=False, reason=reasons[name]))
-        elif isinstance(module, QuantizedLayer):
+        elif isinstance(module, QuantizedLayer) and module.form is not None:
             source, output = module.source, module.output_grid
             reports.append(
                 LayerReport(

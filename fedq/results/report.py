@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from fedq.results.next_steps import next_steps, shown_path
 from fedq.results.result import Result
-from fedq.results.wording import counts, duration, number, one_line, percent, plural, size, spent
+from fedq.results.wording import counts, duration, number, one_line, percent, plural, shares, size, spent, times
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -28,6 +28,7 @@ FILES = {
     "config.yaml": "what was run",
     "clients": "a log for each client",
 }
+_DEAREST = 3  # operators that are named where int8 does not pay
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,10 @@ def _score(result: Result) -> list[Line]:
         lines.append(Line("int8", int8, f"{ops}; still in float: {counts(result.float_ops)}", style))
     if has_int8 and result.int8_agreement is not None:
         lines.append(Line("", percent(result.int8_agreement, digits=2), "of its answers are the fake-quant model's"))
+    if has_int8 and result.int8_speedup is not None and result.int8_speedup < 1:
+        dearest = shares(dict(list(result.int8_profile.items())[:_DEAREST]))
+        words = "as fast as the same model in float32: int8 does not pay on this machine"
+        lines.append(Line("", times(result.int8_speedup), f"{words}; its time goes to {dearest}", "yellow"))
     return lines
 
 

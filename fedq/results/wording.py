@@ -81,6 +81,16 @@ def counts(of: Mapping[str, int], *, empty: str = "none") -> str:
     return ", ".join(f"{count} {one_line(name)}" for name, count in of.items()) or empty
 
 
+def shares(of: Mapping[str, float]) -> str:
+    """{'Tanh': 0.5, 'QGemm': 0.123} -> '50 % Tanh, 12 % QGemm'."""
+    return ", ".join(f"{percent(share, digits=0)} {one_line(name)}" for name, share in of.items()) or "none"
+
+
+def times(ratio: float | None) -> str:
+    """0.618 -> '0.62 times'."""
+    return NONE if ratio is None or not math.isfinite(ratio) else f"{ratio:.2f} times"
+
+
 def one_line(text: str, *, limit: int = 500) -> str:
     """Foreign text made harmless: a client's id cannot move the cursor, recolour or forge a line."""
     shown = "".join(c if unicodedata.category(c)[0] != "C" and c not in "\u2028\u2029" else _escape(c) for c in text)

@@ -1,6 +1,7 @@
 """Fit and evaluate one model on one shard: the only place where quant and privacy meet. Not Flower or files."""
 
 from fedq.training.arrays import layout_of, load_vector, read_vector, state_arrays
+from fedq.training.hardware import Hardware
 from fedq.training.objectives import LOSSES, METRICS, Metric
 from fedq.training.trainer import Evaluation, Fitted, PrivateFit, Recipe, Trainer
 
@@ -9,6 +10,7 @@ __all__ = [
     "METRICS",
     "Evaluation",
     "Fitted",
+    "Hardware",
     "Metric",
     "PrivateFit",
     "Recipe",

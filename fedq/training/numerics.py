@@ -4,14 +4,20 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from fedq.training.hardware import Hardware
 
-def fingerprint() -> dict[str, Any]:
-    """Versions, CPU and threads. Bits are promised between equal fingerprints only."""
+# avx2 and avx512f alone add products of int8 in 16 bits; each of the others has an instruction for it.
+_TELLING_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
+
+
+def fingerprint(hardware: Hardware, *, autocast: str) -> dict[str, Any]:
+    """Versions, devices and threads. Bits are promised between equal fingerprints only, and on a CPU only."""
     return {
         "python": platform.python_version(),
         "torch": str(torch.__version__),
@@ -21,8 +27,22 @@ def fingerprint() -> dict[str, Any]:
         "flwr": _version("flwr"),
         "machine": platform.machine(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cpu_flags": cpu_flags(),
         "threads": torch.get_num_threads(),
+        "device": hardware.describe(),
+        "compile": hardware.compiled,
+        "autocast": autocast,
     }
+
+
+def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
+    """What the first core can do that int8 kernels ask for; empty where Linux does not say it."""
+    if not cpuinfo.exists():
+        return []
+    first = cpuinfo.read_text(encoding="utf-8", errors="replace").partition("\n\n")[0]
+    lines = (line.partition(":") for line in first.splitlines())
+    said = {word for key, _, value in lines if key.strip() in ("flags", "Features") for word in value.split()}
+    return [flag for flag in _TELLING_FLAGS if flag in said]
 
 
 def use_one_thread() -> None:

@@ -6,7 +6,6 @@ vector first, and random numbers come from the generators that are passed in.
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,9 +18,12 @@ from fedq.compiler import without_compiler
 from fedq.data import Examples
 from fedq.privacy import DPSGD, DPEvidence, DPPlan, Ledger, RandomSource, SpendContext
 from fedq.quant import register_grad_samplers
+from fedq.seeding import seeded
 from fedq.training.arrays import load_vector, read_vector
+from fedq.training.hardware import Hardware
 from fedq.training.objectives import LOSSES, METRICS, Metric
 from fedq.training.pruned import Pruned, pruned_in, zero_gradients, zero_weights
+from fedq.training.step import Step
 
 _EVALUATION_BATCH = 1000
 
@@ -41,6 +43,7 @@ class Recipe:
     clip_grad: float | None = None
     loss: str = "cross_entropy"
     metric: str = "accuracy"
+    autocast: str = "off"
 
     def lr_in(self, round: int) -> float:
         """Learning rate of round 1, 2, ... `rounds`."""
@@ -82,12 +85,14 @@ class Evaluation:
 
 
 class Trainer:
-    """Fits and evaluates `model` (float or quantization-aware) by `recipe`."""
+    """Fits and evaluates `model` (float or quantization-aware) by `recipe`, on `hardware`; arrays go in and out."""
 
-    def __init__(self, model: nn.Module, layout: Layout, recipe: Recipe) -> None:
-        self.model, self.layout, self.recipe = model, layout, recipe
+    def __init__(self, model: nn.Module, layout: Layout, recipe: Recipe, hardware: Hardware | None = None) -> None:
+        self.hardware = hardware or Hardware()
+        self.model, self.layout, self.recipe = model.to(self.hardware.device), layout, recipe
         self.metric: Metric = METRICS[recipe.metric]
         self._loss = LOSSES[recipe.loss]
+        self._step = Step(model, self._loss, self.hardware, full=recipe.batch_size, autocast=recipe.autocast)
         averaged = {s.name for s in layout.segments if s.role == "averaged"}
         # Counters, frozen weights and the like: no part of the vector, and the same at the start of every fit.
         self._rest = {n: t for n, t in (*model.named_parameters(), *model.named_buffers()) if n not in averaged}
@@ -124,7 +129,8 @@ class Trainer:
         pruned = pruned_in(self.model, self.layout, kept)
         self.model.train()
         self.model.to(memory_format=self._format if private is None else self._private_format)  # type: ignore[call-overload]
-        with _seeded(torch_seed if private is None else int(private.random.uniform((1,))[0] * 2**53)):
+        seed = torch_seed if private is None else int(private.random.uniform((1,))[0] * 2**53)
+        with seeded(seed, *self.hardware.devices):
             if private is None:
                 loss = self._descend(examples, round, batches, pruned)
                 return Fitted(read_vector(self.model, self.layout), len(examples), loss)
@@ -147,11 +153,11 @@ class Trainer:
         return score(self.model_outputs(examples.inputs), examples, self._loss, self.metric)
 
     def model_outputs(self, inputs: np.ndarray) -> torch.Tensor:
-        """Outputs (n, k) of the model as it stands, in evaluation mode."""
+        """Outputs (n, k) of the model as it stands, in evaluation mode and float32, on the CPU."""
         self.model.eval()
         with torch.inference_mode():
             parts = [
-                self.model(torch.from_numpy(inputs[i : i + _EVALUATION_BATCH]))
+                self.model(torch.from_numpy(inputs[i : i + _EVALUATION_BATCH]).to(self.hardware.device)).cpu()
                 for i in range(0, len(inputs), _EVALUATION_BATCH)
             ]
         return torch.cat(parts)
@@ -170,20 +176,20 @@ class Trainer:
     def _descend(self, examples: Examples, round: int, batches: np.random.Generator, pruned: Pruned) -> float:
         optimizer = self.recipe.make_optimizer(self.model.parameters(), round)
         inputs, targets = torch.from_numpy(examples.inputs), torch.from_numpy(examples.targets)
-        seen, total = 0, 0.0
+        losses: list[tuple[int, torch.Tensor]] = []
         for chosen in _batches(len(examples), self.recipe, batches):
             rows = torch.from_numpy(chosen)
             self.model.zero_grad(set_to_none=True)
-            loss = self._loss(self.model(inputs[rows]), targets[rows]).mean()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss = self._step.backward(inputs[rows], targets[rows])
             zero_gradients(pruned)
             if self.recipe.clip_grad is not None:
                 nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_grad)
             with without_compiler():
                 optimizer.step()
             zero_weights(pruned)
-            seen, total = seen + len(chosen), total + float(loss.detach()) * len(chosen)
-        return total / max(seen, 1)
+            losses.append((len(chosen), loss))
+        # Read at the end: reading one makes this process wait for the GPU.
+        return sum(n * float(loss) for n, loss in losses) / max(sum(n for n, _ in losses), 1)
 
 
 def score(outputs: torch.Tensor, examples: Examples, loss: Any, metric: Metric) -> Evaluation:
@@ -202,11 +208,3 @@ def _batches(examples: int, recipe: Recipe, random: np.random.Generator) -> Iter
                 return
             steps -= 1
             yield order[start : start + size]
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Dropout and its kin draw from torch's global generator: seed it here and put it back after."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield

@@ -48,6 +48,43 @@ def test_a_value_outside_its_bounds_is_named(override, key):
     assert keys(*group, override) == [key]
 
 
+@pytest.mark.parametrize("override", ["train.compile=true", "train.data_parallel=true", "train.autocast=bf16"])
+def test_dp_sgd_computes_in_float32_in_one_place_and_uncompiled(override):
+    key = override.partition("=")[0]
+    (problem,) = problems(compose(private(override)))
+    assert problem.key == key
+    assert problem.mend.endswith(", or privacy=off")
+    assert keys(override) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        (["train.data_parallel=true", "train.device=cpu"], "train.data_parallel"),
+        (["train.data_parallel=true", "train.device=mps"], "train.data_parallel"),
+        (["train.data_parallel=true", "train.compile=true"], "train.compile"),
+        (["train.autocast=bf16", "train.device=mps"], "train.autocast"),
+        (["train.device=tpu"], "train.device"),
+        (["train.autocast=fp16"], "train.autocast"),
+        (["runtime=ray", "train.device=cuda"], "train.device"),
+        (["runtime=ray", "train.data_parallel=true"], "train.data_parallel"),
+    ],
+)
+def test_hardware_that_does_not_go_together_is_named(overrides, key):
+    assert keys(*overrides) == [key]
+
+
+def test_a_client_on_ray_may_use_the_gpu_that_it_is_given():
+    assert keys("runtime=ray", "runtime.client_resources.num_gpus=0.5", "train.device=cuda") == []
+
+
+def test_hardware_is_no_part_of_an_experiment_but_arithmetic_is():
+    plain = rules.config_hash(compose([]))
+    for override in ("train.device=cuda", "train.compile=true", "train.data_parallel=true"):
+        assert rules.config_hash(compose([override])) == plain
+    assert rules.config_hash(compose(["train.autocast=bf16"])) != plain
+
+
 def test_not_a_number_is_outside_every_bound():
     config = compose([])
     config.train.lr = math.nan

@@ -1,10 +1,11 @@
 """A config becomes an experiment, or all that is wrong with it: how the model and the updates travel."""
 
 import pytest
+import torch
 
 from fedq.codec import Float32, Int4, Int8, Sign, TopK
 from fedq.config import ConfigError, compose, conf_folder
-from fedq.experiment import build
+from fedq.experiment import SERVER, build
 from fedq.server import Downlink
 
 
@@ -97,3 +98,58 @@ def test_what_is_wrong_in_both_directions_is_told_at_once():
     with pytest.raises(ConfigError, match="codec") as caught:
         built(*words)
     assert [problem.key for problem in caught.value.problems] == ["codec.block", "downlink.rounding"]
+
+
+NO_GPU = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="tells what is said where there is no GPU, and here is one"
+)
+
+
+@NO_GPU
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        (
+            "train.device=cuda",
+            "train.device=cuda: torch finds no such device on this machine, only cpu. "
+            "Use train.device=auto, which takes the best there is",
+        ),
+        (
+            "train.data_parallel=true",
+            "train.data_parallel=True: a batch is split over 2 GPUs or more, and torch sees 0 here. "
+            "Use train.data_parallel=false",
+        ),
+    ],
+)
+def test_hardware_that_is_not_there_is_told_before_any_work(override, told):
+    with pytest.raises(ConfigError, match=r"^train\.") as caught:
+        built(override)
+    assert str(caught.value).replace("only mps, cpu", "only cpu") == told
+
+
+def test_one_gpu_is_too_few_to_split_a_batch_over(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ConfigError, match="torch sees 1 here"):
+        built("train.data_parallel=true")
+
+
+def test_a_compiler_that_is_missing_is_told_before_any_work(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ConfigError, match=r"needs a C\+\+ compiler \(no-such-compiler\).* Install it, or use"):
+        built("train.compile=true", "train.device=cpu")
+
+
+@NO_GPU
+@pytest.mark.parametrize(("runtime", "owner"), [("local", SERVER), ("deployment", None)])
+def test_who_trains_no_client_needs_no_gpu(runtime, owner):
+    """The server of a deployment, and the machine that submits it."""
+    experiment = build(compose(["clients=2", f"runtime={runtime}", "train.device=cuda"]), owner=owner)
+    assert experiment.trainer.hardware.device.type in ("cpu", "mps")
+
+
+def test_the_trainer_gets_the_hardware_and_the_precision():
+    trainer = built("train.device=cpu", "train.compile=true", "train.autocast=bf16").trainer
+    assert trainer.hardware.devices == (torch.device("cpu"),)
+    assert trainer.hardware.compiled
+    assert trainer.recipe.autocast == "bf16"

@@ -39,6 +39,19 @@ def test_an_int8_file_that_runs_in_float_is_called_that(printed):
     assert "on int8 kernels: NOT ONE" in printed(int8_ops={})
 
 
+def test_an_int8_model_that_is_slower_than_float32_is_called_that(printed):
+    profile = {"QLinearConv": 0.614, "MaxPool": 0.236, "Tanh": 0.045, "QGemm": 0.008}
+    text = printed(int8_speedup=0.618, int8_profile=profile)
+    assert "0.62 times as fast as the same model in float32: int8 does not pay on this machine" in text
+    assert "its time goes to 61 % QLinearConv, 24 % MaxPool, 4 % Tanh " in text
+    assert "QGemm" not in text.split("its time goes to")[1].split("epsilon")[0]
+
+
+@pytest.mark.parametrize("speedup", [None, 1.0, 2.04])
+def test_an_int8_model_that_pays_needs_no_such_line(printed, speedup):
+    assert "does not pay" not in printed(int8_speedup=speedup, int8_profile={"QGemm": 1.0})
+
+
 def test_epsilon_stands_with_delta_and_unit(printed):
     assert "epsilon 4.00 at delta 1e-05, protecting one example of one client" in printed()
 

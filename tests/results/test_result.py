@@ -16,6 +16,8 @@ PROMISED = [
     "accuracy_source",
     "int8_accuracy",
     "int8_ops",
+    "int8_speedup",
+    "int8_profile",
     "float_ops",
     "epsilon",
     "delta",

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fedq.results.wording import clock, duration, fixed, number, one_line, percent, plural, size, spent
+from fedq.results.wording import clock, duration, fixed, number, one_line, percent, plural, shares, size, spent, times
 
 
 @pytest.mark.parametrize(
@@ -68,3 +68,13 @@ def test_letters_of_all_scripts_stay():
 
 def test_a_long_text_is_cut():
     assert one_line("x" * 900, limit=10) == "xxxxxxx..."
+
+
+def test_shares_are_whole_percents():
+    assert shares({"QLinearConv": 0.614, "Tanh\n": 0.045}) == "61 % QLinearConv, 4 % Tanh\\n"
+    assert shares({}) == "none"
+
+
+@pytest.mark.parametrize(("ratio", "text"), [(None, "-"), (0.618, "0.62 times"), (float("inf"), "-")])
+def test_times(ratio, text):
+    assert times(ratio) == text

@@ -5,12 +5,17 @@ import sys
 from importlib.util import find_spec
 from io import StringIO
 
+import numpy as np
 import pytest
+import torch
 from rich.console import Console
+from torch import nn
 
+from fedq.data import Dataset, Examples
+from fedq.quant import quantize
 from simulations.bench import BENCHMARKS, timing
 from simulations.bench.__main__ import main
-from simulations.bench.row import Row, show
+from simulations.bench.row import PeerAbsentError, Row, show
 from simulations.bench.timing import medians
 
 KEYS = ["name", "ours", "reference", "unit", "ratio", "compared"]
@@ -99,6 +104,104 @@ def test_a_timed_round_of_ours_is_a_whole_round():
     assert rounds.run() > 0  # raises where a reply is dropped
     traffic = rounds._link.gather(1, rounds.broadcast, dict.fromkeys("012", -1)).traffic
     assert traffic.up > 3 * 4 * SMALL.size  # every reply carries its packet, and is counted
+
+
+@pytest.fixture
+def mlp_alone(monkeypatch):
+    """The quantization benchmark of one small model and one density, timed once."""
+    from simulations.bench import quant, quant_int8, quant_sparse, quant_steps
+
+    for module in (quant_steps, quant_int8):
+        monkeypatch.setattr(module, "MODELS", ("mlp",))
+    for module in (quant_steps, quant_int8, quant_sparse):
+        monkeypatch.setattr(module, "_SHORTEST", 1e-4)
+    monkeypatch.setattr(quant_int8, "WIDE", {})
+    monkeypatch.setattr(quant_sparse, "DENSITIES", (0.1,))
+    return lambda: quant.rows(timing.Effort(repeats=1))
+
+
+def test_without_fashion_mnist_every_row_that_needs_no_data_comes_and_then_the_notice(mlp_alone, monkeypatch):
+    from simulations.bench import quant_int8
+
+    monkeypatch.setattr(quant_int8, "data", lambda: None)  # as if it were not installed
+    rows = []
+    with pytest.raises(PeerAbsentError, match="apt-get install dataset-fashion-mnist"):
+        rows.extend(mlp_alone())  # extends one by one
+    assert [row.name for row in rows] == [
+        "qat_step_mlp",
+        "qat_dp_step_mlp",
+        "sparse_int8_density10",
+        "int8_file_mlp",
+        "int8_speedup_mlp_batch1",
+        "int8_speedup_mlp_batch64",
+    ]
+    assert all(row.ours > 0 and row.reference > 0 for row in rows)
+
+
+def test_a_folder_without_fashion_mnist_is_none(tmp_path):
+    from simulations.bench.quant_int8 import data
+
+    assert data(str(tmp_path)) is None
+
+
+def test_agreement_is_measured_on_the_file_that_was_exported(tmp_path, monkeypatch):
+    from simulations.bench import quant_int8
+    from simulations.bench.quant_int8 import Files, agreement, train
+
+    monkeypatch.setitem(quant_int8.TRAINING, "mlp", (1.0, 32, 3e-3))
+    examples = random_images(96)
+    trained = train("mlp", Dataset(examples, None, examples, None, 10, "random"), quantized=True)
+    files = Files.of(trained.model, tmp_path)
+    row = agreement("mlp", trained, files, Dataset(examples, None, examples, None, 10, "random"), timing.QUICK)
+    assert row.reference == 1.0
+    assert row.ours >= 0.95
+    assert "of 96 test images" in row.words
+    assert "trained 1 epochs" in row.words
+
+
+def random_images(count):
+    random = np.random.default_rng(0)
+    inputs = random.standard_normal((count, 1, 28, 28), dtype=np.float32)
+    return Examples(inputs, random.integers(0, 10, count))
+
+
+def test_an_output_step_is_the_input_step_times_the_largest_weight_step():
+    from simulations.bench.quant_int8 import output_step
+
+    layer = nn.Linear(2, 2)
+    nn.init.constant_(layer.weight, 0.5)
+    layer.weight.data[1, 0] = -6.3
+    model = nn.Sequential(nn.Tanh(), layer)
+    quantize(model, weight_range=63)
+    assert output_step(model) == pytest.approx(6.3 / 63 / 127)
+
+
+def test_a_model_without_int8_activations_has_no_output_step():
+    from simulations.bench.quant_int8 import output_step
+
+    model = nn.Sequential(nn.Linear(2, 2))
+    assert output_step(model) is None
+    quantize(model, activations=None)
+    assert output_step(model) is None
+
+
+def test_all_sparse_kernels_compute_the_product_of_the_dense_one():
+    from simulations.bench.quant_sparse import kernels
+
+    found = kernels(0.07)
+    expected = found.pop("dense int8")().T
+    assert len(found) >= 2
+    for name, product in found.items():
+        assert np.array_equal(product(), expected), name
+
+
+def test_attention_of_linear_layers_takes_over_weights_and_outputs():
+    from simulations.bench.quant_steps import fresh, with_linear_attention
+
+    model, inputs = fresh("transformer").eval(), torch.randn(3, 1, 28, 28)
+    expected = model(inputs)
+    torch.testing.assert_close(with_linear_attention(model).eval()(inputs), expected, atol=1e-5, rtol=1e-5)
+    assert not any(type(module) is nn.MultiheadAttention for module in model.modules())
 
 
 @pytest.mark.slow

@@ -1,0 +1,85 @@
+"""The plain float model of a quantized one, and its float32 ONNX file: what int8 is measured against.
+
+Knows torch and the quantized layers by their bases alone; no grids' values, no training and no data.
+"""
+
+import copy
+import logging
+import os
+import warnings
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from fedq.quant.grids import Grid
+from fedq.quant.int8_model import ExportError
+from fedq.quant.layers import QuantizedLayer
+from fedq.quant.swap import AbsorbedReLU
+
+OPSET = 20  # the int8 file's
+
+
+def float_twin(model: nn.Module) -> nn.Module:
+    """A deep copy with the same float weights, whose layers are torch's own again and which has no grid.
+
+    Its keys are those of the model before `quantize`. The model itself is untouched.
+    """
+    twin = copy.deepcopy(model)
+    for module in list(twin.modules()):
+        if isinstance(module, AbsorbedReLU):
+            module.__class__ = nn.ReLU  # type: ignore[assignment]  # whose own attributes it has kept
+        elif isinstance(module, QuantizedLayer):
+            for kind in type(module).__mro__:
+                if issubclass(kind, QuantizedLayer):  # what it has beside torch's; a grid goes with the grids below
+                    for name in kind.__annotations__:
+                        module.__dict__.pop(name, None)
+            module.__class__ = float_base(type(module))  # type: ignore[assignment]
+        for name, child in list(module.named_children()):
+            if isinstance(child, Grid):
+                delattr(module, name)
+    return twin
+
+
+def float_base(kind: type[nn.Module]) -> type[nn.Module]:
+    """The layer of torch.nn that a quantized layer is: the first one among its bases."""
+    for base in kind.__mro__:
+        if base.__module__.startswith("torch.nn.") and base is not nn.Module:
+            return base
+    raise TypeError(f"{kind.__name__}: derives from no layer of torch.nn, so it has no float twin")
+
+
+def export_float32(
+    model: nn.Module,
+    input_shape: tuple[int, ...],
+    path: str | os.PathLike[str],
+    *,
+    input_dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write the float twin of `model`, as torch exports it; `input_shape`: of one example, the batch stays dynamic.
+
+    ExportError where it cannot be captured.
+    """
+    twin = float_twin(model).cpu().eval()
+    logger = logging.getLogger("torch.onnx")  # remarks on packages that the exporter would also support
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                twin,
+                (torch.zeros((2, *input_shape), dtype=input_dtype),),
+                dynamo=True,
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                input_names=["input"],
+                output_names=["output"],
+                opset_version=OPSET,
+                verbose=False,
+            )
+    except Exception as error:  # the exporter wraps whatever a user's forward raises
+        raise ExportError(f"the float model's forward cannot be captured for ONNX: {error}") from error
+    finally:
+        logger.setLevel(level)
+    assert program is not None
+    Path(path).write_bytes(program.model_proto.SerializeToString(deterministic=True))
