@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedq.quant.float_twin import float_base
 from fedq.quant.grids import DynamicGrid, Grid
 from fedq.quant.layers import Product, QuantizedLayer
-from fedq.quant.weights import parameter_levels
+from fedq.quant.weights import WeightFormat, parameter_levels
 
 _BATCH = 32  # examples: the outputs of every layer are held for one batch
 BINS = 15
@@ -91,7 +92,7 @@ class Inspection:
 
 def inspect(model: nn.Module, inputs: Tensor) -> Inspection:
     """What `quantize` left and training moved, on `inputs` (n, ...); the model is untouched."""
-    if not any(isinstance(module, QuantizedLayer) for module in model.modules()):
+    if not any(_form(module) is not None for module in model.modules()):
         raise ValueError("model has no quantized layer: call fedq.quantize on it before training")
     if not len(inputs):
         raise ValueError("inputs: there is no example; give at least 1")
@@ -273,13 +274,12 @@ class _Bench:
         known: dict[int, _Known] = {}
         for layer in self.layers:
             errors, name = self.errors[layer], self.names[layer]
-            quantized = isinstance(layer, QuantizedLayer)
-            kind = type(layer).__mro__[2].__name__.removeprefix("Q") if quantized else type(layer).__name__
+            spelled_out = isinstance(layer, QuantizedLayer)
             source = self._source(layer) if isinstance(layer, QuantizedLayer) else None
             yield LayerView(
                 name,
-                kind,
-                layer.form.bits if isinstance(layer, QuantizedLayer) else None,
+                float_base(type(layer)).__name__ if spelled_out else type(layer).__name__,
+                form.bits if (form := _form(layer)) is not None else None,
                 tuple(_weights(layer, name, known)),
                 tuple(c.view(_role(n)) for n, c in layer.named_children() if isinstance(c, _Switch)),
                 source,
@@ -297,8 +297,8 @@ class _Bench:
 
 def _weights(layer: nn.Module, name: str, known: dict[int, _Known]) -> Iterator[WeightView]:
     """The weights of a layer; `known`: those that were seen before, by identity."""
-    prefix = f"{name}." if name else ""
-    if not isinstance(layer, QuantizedLayer):
+    prefix, form = f"{name}." if name else "", _form(layer)
+    if not isinstance(layer, QuantizedLayer) or form is None:
         for key, p in layer.named_parameters(recurse=False):
             before = known.setdefault(id(p), _Known(f"{prefix}{key}", p, p))
             tied = None if before.name == f"{prefix}{key}" else before.name
@@ -309,7 +309,7 @@ def _weights(layer: nn.Module, name: str, known: dict[int, _Known]) -> Iterator[
         weight: nn.Parameter = getattr(layer, product.weight)
         bias: nn.Parameter | None = None if product.bias is None else getattr(layer, product.bias)
         source = None if product.grid is None else product.grid.bias_step
-        levels, step, _, _ = parameter_levels(weight, bias, source, layer.form)
+        levels, step, _, _ = parameter_levels(weight, bias, source, form)
         before = known.setdefault(id(weight), _Known(f"{prefix}{product.weight}", levels, step))
         tied = None if before.name == f"{prefix}{product.weight}" else before.name
         whole = levels.to(torch.int8).numpy()
@@ -320,7 +320,7 @@ def _weights(layer: nn.Module, name: str, known: dict[int, _Known]) -> Iterator[
             f"{prefix}{product.weight}",
             tuple(weight.shape),
             float(np.mean(whole == 0)) if whole.size else 0.0,
-            histogram(whole, largest=layer.form.largest),
+            histogram(whole, largest=form.largest),
             stored,
             tied,
         )
@@ -337,6 +337,11 @@ def histogram(levels: np.ndarray, *, largest: int) -> tuple[int, ...]:
     bins = min(BINS, 2 * largest + 1)
     counts, _ = np.histogram(levels, bins=bins, range=(-largest - 0.5, largest + 0.5))
     return tuple(int(count) for count in counts)
+
+
+def _form(layer: nn.Module) -> WeightFormat | None:
+    """None: its weights are float, though it may be spelled out as the quantized ones are."""
+    return layer.form if isinstance(layer, QuantizedLayer) else None
 
 
 def _has_parameters(module: nn.Module) -> bool:

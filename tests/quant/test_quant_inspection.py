@@ -6,7 +6,9 @@ import torch
 from torch import nn
 
 from fedq.quant import export_onnx, quantize
+from fedq.quant.float_twin import float_twin
 from fedq.quant.inspection import histogram, inspect
+from fedq.quant.swap import spell_out
 
 
 def layers(model, inputs, **options):
@@ -124,6 +126,24 @@ def test_own_errors_are_those_of_a_model_quantized_in_one_layer():
         quantize(alone, weights=4, activations=None, skip=("0",))
         got = alone.eval()(inputs)
     assert found["2"].weights_error == pytest.approx(float((got - expected).norm() / expected.norm()), rel=1e-4)
+
+
+def test_the_float_twin_is_the_one_that_speed_is_measured_against():
+    model, numbers = Sequence(), torch.randint(12, (6, 5)).float()
+    quantize(model, weights=4)
+    with torch.no_grad():
+        expected, got = float_twin(model).eval()(numbers), model.eval()(numbers)
+    last = inspect(model, numbers).layers[-1]
+    assert last.error == pytest.approx(float((got - expected).norm() / expected.norm()), rel=1e-3)
+
+
+def test_layers_that_are_spelled_out_but_float_show_as_float():
+    model = Sequence()
+    quantize(model, skip=("lstm",))
+    spell_out(model)
+    found = {layer.name: layer for layer in inspect(model, torch.ones(3, 5)).layers}
+    assert (found["lstm"].kind, found["lstm"].bits, found["lstm"].own_error) == ("LSTM", None, 0.0)
+    assert found["lstm"].bytes == sum(4 * p.numel() for p in model.lstm.parameters())
 
 
 def test_an_input_on_another_layer_s_grid_names_it():
