@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+import fedq
 from fedq import int8_delivery
 from fedq.config import compose
 from fedq.experiment import build
@@ -49,6 +50,20 @@ def test_a_file_with_other_answers_is_an_error_and_the_old_file_stays(experiment
     assert "quant.skip" in found["error"]
     assert left(tmp_path) == ["model.onnx"]
     assert (tmp_path / "model.onnx").read_bytes() == b"of the run"
+
+
+def test_a_run_whose_int8_model_answers_otherwise_has_failed_and_keeps_what_was_trained(tmp_path, monkeypatch):
+    class Broken(Int8Model):
+        def __call__(self, inputs):
+            return np.roll(super().__call__(inputs), 1, axis=1)
+
+    monkeypatch.setattr(int8_delivery, "Int8Model", Broken)
+    result = fedq.run(WORDS, root=tmp_path, progress=False)
+    assert result.status == "failed"
+    assert "test examples otherwise" in result.status_reason
+    assert result.int8_model_bytes is None
+    assert (result.folder / "model.safetensors").is_file()
+    assert not (result.folder / "model.onnx").exists()
 
 
 def test_what_cannot_be_exported_is_an_error_and_leaves_nothing(experiment, tmp_path, monkeypatch):

@@ -70,6 +70,7 @@ def export(
             agreement=found.get("agreement"),
             int8_ops=found["int8_ops"],
             float_ops=found["float_ops"],
+            speedup=found.get("speedup"),
         )
     )
 

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from fedq.results.report import Line
-from fedq.results.wording import counts, number, percent, size
+from fedq.results.wording import counts, number, percent, size, times
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,6 +22,7 @@ def exported_table(
     agreement: float | None,
     int8_ops: dict[str, int],
     float_ops: dict[str, int],
+    speedup: float | None,
 ) -> "RenderableType":
     """`float32_bytes`: of model.safetensors; the metric of both models is None where there is no test set."""
     from rich.table import Table
@@ -43,6 +44,8 @@ def exported_table(
         lines.append(Line("", shown(int8), "int8 model, on int8 kernels"))
     if agreement is not None:
         lines.append(Line("", percent(agreement, digits=2), "of its answers are the fake-quant model's"))
+    if speedup is not None:
+        lines.append(Line("speed", times(speedup), "as fast as the same model in float32, on this machine"))
     facts = Table.grid(padding=(0, 2, 0, 0))
     facts.add_column(style="cyan", no_wrap=True)
     facts.add_column(no_wrap=True, justify="right")
