@@ -18,7 +18,7 @@ from fedq.client.state import EVIDENCE
 from fedq.config import rules
 from fedq.experiment import Experiment
 from fedq.experiment.ledgers import ledger_file
-from fedq.int8_delivery import deliver_int8
+from fedq.int8_delivery import deliver_int8, quantized_lines
 from fedq.results import Result, RoundLog, RoundRow, save_curves, write_model
 from fedq.server import Outcome
 from fedq.server.loop import Round
@@ -123,7 +123,7 @@ class Delivery:
             int8_profile=int8.get("profile", {}),
             **privacy,
             reply_fields=self._traffic.fields,
-            quantized=[] if e.quantized is None else str(e.quantized).splitlines(),
+            quantized=quantized_lines(e),
             bytes_up=self._traffic.up,
             bytes_down=self._traffic.down,
             float32_bytes_up=self._traffic.float32_up,

@@ -32,7 +32,7 @@ def deliver_int8(experiment: Experiment, path: Path) -> dict[str, Any]:
     written.
     """
     quant = experiment.config.quant
-    if experiment.quantized is None or quant.activations == "off":
+    if experiment.quantized is None or quant.activations == "off" or ranges_missing(experiment):
         return {}
     partial = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.partial")
     try:
@@ -48,6 +48,21 @@ def deliver_int8(experiment: Experiment, path: Path) -> dict[str, Any]:
         return {"error": str(error)}
     finally:
         partial.unlink(missing_ok=True)
+
+
+def quantized_lines(experiment: Experiment) -> list[str]:
+    """What was quantized and what was not, and why no int8 model comes of it."""
+    if experiment.quantized is None:
+        return []
+    lines = str(experiment.quantized).splitlines()
+    if ranges_missing(experiment):
+        lines.append("no int8 model: quant.activations=dynamic is for training only without quant.calibration=FILE.npy")
+    return lines
+
+
+def ranges_missing(experiment: Experiment) -> bool:
+    """Whether activation ranges are each example's own, and no public inputs give the delivered model others."""
+    return experiment.config.quant.activations == "dynamic" and experiment.config.quant.calibration is None
 
 
 def delivered_model(experiment: Experiment) -> nn.Module:

@@ -15,8 +15,7 @@ from fedq.experiment.ledgers import check_ledgers, data_name
 from fedq.experiment.model import make_model, make_quantized
 from fedq.experiment.optimizers import check_training
 from fedq.experiment.owner import Owner
-from fedq.quant import QuantReport
-from fedq.quant import spell_out
+from fedq.quant import QuantReport, spell_out
 from fedq.server import Downlink
 from fedq.server.broadcast import downlink_for
 from fedq.server.pruning import parts_of

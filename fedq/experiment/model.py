@@ -83,6 +83,19 @@ def _answers(config: Config, net: nn.Module, dataset: Dataset, found: list[Probl
     return True
 
 
+def _check_calibration(path: str, input_shape: tuple[int, ...], found: list[Problem]) -> None:
+    """The public inputs must be there, and be such inputs, before anything is trained."""
+    try:
+        inputs = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        mend = "Write it with numpy.save(FILE, public_inputs)"
+        found.append(Problem("quant.calibration", path, f"cannot be read: {told(error)}", mend))
+        return
+    if inputs.shape[1:] != input_shape or not len(inputs) or not np.isfinite(inputs.astype(np.float32)).all():
+        rule = f"must hold finite public inputs of shape (n, {', '.join(map(str, input_shape))}), not {inputs.shape}"
+        found.append(Problem("quant.calibration", path, rule, "Save inputs as the data gives them"))
+
+
 def _rehearse_export(net: nn.Module, input_shape: tuple[int, ...], skip: Sequence[str]) -> None:
     """A user's own model may hold what cannot be exported: better known before the training than after it."""
     with tempfile.TemporaryDirectory() as folder:
@@ -93,6 +106,8 @@ def make_quantized(
     config: Config, net: nn.Module, input_shape: tuple[int, ...], found: list[Problem]
 ) -> QuantReport | None:
     q = config.quant
+    if q.calibration is not None:
+        _check_calibration(q.calibration, input_shape, found)
     names = [name for name, _ in net.named_modules()]
     for pattern in q.skip:
         if not any(fnmatch.fnmatchcase(name, pattern) for name in names):

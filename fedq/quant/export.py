@@ -256,7 +256,7 @@ def _freeze(model: nn.Module) -> nn.Module:
     for layer in layers.values():
         layer.__class__ = _frozen_class(type(layer))
     for module in list(frozen.modules()):
-        for name, grid in list(module.named_children()):
+        for name, grid in list(module._modules.items()):  # two names may stand for one grid
             if isinstance(grid, DynamicGrid):
                 raise ExportError(
                     "the model's activation ranges are dynamic, and an int8 kernel takes one range for all examples: "

@@ -157,6 +157,8 @@ def _output_type(node: "onnx.NodeProto", types: dict[str, int]) -> int:
         return int(attributes["to"])
     if node.op_type == "QuantizeLinear":
         return types[node.input[2]] if len(node.input) > 2 else int(TensorProto.UINT8)
+    if node.op_type == "QLinearConcat":  # scale and zero point of the output come first
+        return types[node.input[1]]
     if node.op_type == "QGemm":  # float32 unless the output's zero point is given
         return types[node.input[8]] if len(node.input) > 8 else int(TensorProto.FLOAT)
     if node.op_type.startswith("Dequantize") or node.op_type.endswith("ToFloat"):

@@ -140,14 +140,17 @@ def quantize(
     return _report(model, reasons, placement, ranges=ranges, form=form)
 
 
-def spell_out(model: nn.Module) -> None:
-    """Make what is left of torch's MultiheadAttention and LSTM such that hooks see their products, in place.
+_SPELLED_OUT = (nn.MultiheadAttention, nn.LSTM, nn.Conv1d, nn.Conv2d)
 
-    For DP: Opacus has no per-example gradients of torch's own, and its DPMultiheadAttention and DPLSTM have other keys.
-    The outputs stay the same, in float.
+
+def spell_out(model: nn.Module) -> None:
+    """Give what is left in float the per-example gradients of the quantized layers, in place. Outputs stay the same.
+
+    For DP: of torch's MultiheadAttention and LSTM Opacus has none, and its own have other keys; those that it has of
+    convolutions are wrong for padding that is not zeros and for channels_last tensors.
     """
     for module in list(model.modules()):
-        if type(module) in (nn.MultiheadAttention, nn.LSTM) and _unsupported(module) is None:
+        if type(module) in _SPELLED_OUT and _unsupported(module) is None:
             LAYERS[type(module)].adopt(module, form=None)
     _refuse_fused_paths(model)
 

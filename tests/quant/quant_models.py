@@ -85,3 +85,63 @@ class Untraceable(nn.Module):
         if h.sum() > 0:
             h = torch.relu(h)
         return self.out(h.flatten(1))
+
+
+class Tokens(nn.Module):
+    """An embedding, an LSTM, and its last and its mean state; for (5,) of 20 token numbers."""
+
+    def __init__(self, **options: bool | int) -> None:
+        super().__init__()
+        self.words = nn.Embedding(20, 8)
+        self.lstm = nn.LSTM(8, 6, batch_first=True, **options)  # type: ignore[arg-type]
+        self.output = nn.Linear(12 if options.get("bidirectional") else 6, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        states, _ = self.lstm(self.words(x))
+        return self.output(states[:, -1]) + self.output(states.mean(1))
+
+
+class Tied(nn.Module):
+    """torch's own encoder layer between an embedding and an output of the same weight; for (5,) of 20 tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(20, 8)
+        self.encoder = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+        self.output = nn.Linear(8, 20, bias=False)
+        self.output.weight = self.words.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.output(self.encoder(self.words(x)).mean(1))
+
+
+class Across(nn.Module):
+    """Attention of some tokens to all, with values of their own; for (4, 8)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.output = nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.output(self.attention(x[:, :2], x, x * 0.5)[0].mean(1))
+
+
+class Series(nn.Module):
+    """Conv1d: strides, groups, depthwise, padding that wraps; for (4, 8)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv1d(4, 6, 3, stride=2, padding=1, groups=2)
+        self.second = nn.Conv1d(6, 6, 3, padding="same", groups=6, padding_mode="circular")
+        self.output = nn.Linear(24, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.output(functional.relu(self.second(functional.relu(self.first(x)))).flatten(1))
+
+
+TOKENS = (5,)  # the shape of token numbers, which are no floats
+
+
+def example_inputs(shape: tuple[int, ...], batch: int) -> Tensor:
+    return torch.randint(0, 20, (batch, *shape)) if shape == TOKENS else torch.randn(batch, *shape)

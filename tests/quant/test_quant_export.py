@@ -9,11 +9,25 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
-from quant_models import Functional, Residual, Untraceable, mlp, relu_cnn, tanh_cnn
+from quant_models import (
+    TOKENS,
+    Across,
+    Functional,
+    Residual,
+    Series,
+    Tied,
+    Tokens,
+    Untraceable,
+    example_inputs,
+    mlp,
+    relu_cnn,
+    tanh_cnn,
+)  # fmt: skip
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedq.quant import ExportError, Int8Model, export_onnx, quantize
+from fedq.models import cnn_wide, resnet8_gn, transformer
+from fedq.quant import ExportError, Int8Model, export_onnx, quantize, with_fixed_ranges
 from fedq.quant.layers import QuantizedLayer
 from fedq.quant.weights import WeightFormat, parameter_levels
 
@@ -252,3 +266,91 @@ def test_no_examples_give_no_outputs(trained: Trained):
 def test_a_missing_file_is_named(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match=r"absent\.onnx: there is no model file"):
         Int8Model(tmp_path / "absent.onnx")
+
+
+DELIVERED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, int]]] = {
+    "embedding and lstm": (Tokens, TOKENS, {"QGemm": 12, "Gather": 1}),
+    "lstm both ways": (lambda: Tokens(num_layers=2, bidirectional=True), TOKENS, {"QGemm": 42, "Gather": 1}),
+    "tied weights and torch's encoder": (Tied, TOKENS, {"QLinearMatMul": 1, "Gather": 1}),
+    "attention across": (Across, (4, 8), {"QLinearMatMul": 1}),
+    "conv1d": (Series, (4, 8), {"QLinearConv": 2, "QGemm": 1}),
+    "cnn_wide": (lambda: cnn_wide((1, 28, 28), 10), (1, 28, 28), {"QLinearConv": 4, "QGemm": 1}),
+    "resnet8_gn": (lambda: resnet8_gn((1, 8, 8), 10), (1, 8, 8), {"QLinearConv": 9, "QGemm": 1}),
+    "transformer": (lambda: transformer((1, 8, 8), 10), (1, 8, 8), {"QLinearMatMul": 2, "Gather": 1}),
+}
+
+
+@pytest.mark.parametrize("options", [{}, {"weights": 4}, {"weights": 2}], ids=["int8", "int4", "ternary"])
+@pytest.mark.parametrize("name", DELIVERED)
+def test_every_supported_layer_is_delivered_on_integers(name: str, options: dict[str, int], tmp_path: Path):
+    torch.manual_seed(0)
+    make, shape, kernels = DELIVERED[name]
+    model = make()
+    quantize(model, activation_range=3.0, **options)
+    model.eval()
+    dtype = torch.int64 if shape == TOKENS else torch.float32
+    export_onnx(model, shape, tmp_path / "model.onnx", input_dtype=dtype)  # which refuses any float product
+    delivered, inputs = Int8Model(tmp_path / "model.onnx"), example_inputs(shape, 500)
+    assert delivered.float_products == []
+    assert {kind: delivered.int8_ops.get(kind, 0) for kind in kernels} == kernels
+    expected, got = outputs_of(model, inputs), delivered(inputs.numpy())
+    spread = np.abs(expected - expected.mean(axis=0)).mean()
+    assert np.abs(got - expected).mean() < 0.01 * spread
+
+
+@pytest.mark.parametrize("make", [mlp, lambda: nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))])
+def test_four_bits_of_activations_keep_to_sixteen_levels(make: Callable[[], nn.Module], tmp_path: Path):
+    torch.manual_seed(0)
+    model = make()
+    quantize(model, activations=4, activation_range=2.0)
+    model.eval()
+    export_onnx(model, (64,), tmp_path / "model.onnx")
+    inputs = torch.randn(500, 64) * 3  # far beyond the range
+    got = Int8Model(tmp_path / "model.onnx")(inputs.numpy())
+    np.testing.assert_allclose(got, outputs_of(model, inputs), atol=1e-5)
+
+
+def test_a_product_of_a_users_own_names_its_module_and_line(tmp_path: Path):
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(self.first(x) @ x.mT)
+
+    model = nn.Sequential(nn.Linear(4, 4), Own())
+    quantize(model)
+    with pytest.raises(ExportError, match=r"^1: a MatMul would be computed on float32 \(File .*test_quant_export.py"):
+        export_onnx(model, (4, 4), tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
+    export_onnx(model, (4, 4), tmp_path / "model.onnx", skip=["1"])
+
+
+def test_dynamic_ranges_need_public_inputs(tmp_path: Path):
+    torch.manual_seed(0)
+    model, inputs = mlp(), torch.randn(100, 64)
+    quantize(model, ranges="dynamic")
+    with pytest.raises(ExportError, match=r"ranges are dynamic.*quant\.calibration=FILE\.npy"):
+        export_onnx(model, (64,), tmp_path / "model.onnx")
+    fixed = with_fixed_ranges(model, inputs)
+    assert fixed[0].input_grid.describe() == f"[-{inputs.abs().max():g}, {inputs.abs().max():.4g}] fixed"
+    export_onnx(fixed, (64,), tmp_path / "model.onnx")
+    np.testing.assert_allclose(Int8Model(tmp_path / "model.onnx")(inputs.numpy()), outputs_of(fixed, inputs), atol=1e-5)
+
+
+@pytest.mark.parametrize("inputs", [torch.zeros(0, 64), torch.full((2, 64), float("nan"))])
+def test_public_inputs_must_be_there_and_finite(inputs: Tensor):
+    model = mlp()
+    quantize(model, ranges="dynamic")
+    with pytest.raises(ValueError, match="give finite public inputs"):
+        with_fixed_ranges(model, inputs)
+
+
+def test_a_file_that_computes_something_else_is_not_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Int8Model, "__call__", lambda self, inputs: -np.ones((len(inputs), 10), np.float32))
+    model = mlp()
+    quantize(model)
+    with pytest.raises(ExportError, match="away from the trained model's"):
+        export_onnx(model, (64,), tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []

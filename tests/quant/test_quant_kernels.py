@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ ODD = [0.0, -0.0, float("inf"), -float("inf"), float("nan"), 1e-45, 3e38, -0.3, 
 
 
 @pytest.fixture
-def both(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[[], Tensor]], tuple[Tensor, Tensor]]]:
+def both(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Tensor]], tuple[Tensor, Tensor]]:
     """Runs a function with torch alone, then with the kernels."""
     kernels = jit.load()
     assert kernels is not None
@@ -30,7 +30,7 @@ def both(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[[], Ten
         monkeypatch.setattr(jit, "_kernels", kernels)
         return plain, function()
 
-    yield run
+    return run
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:

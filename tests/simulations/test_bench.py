@@ -2,12 +2,10 @@
 
 import json
 import sys
-from importlib.util import find_spec
 from io import StringIO
 
 import numpy as np
 import pytest
-import torch
 from rich.console import Console
 from torch import nn
 
