@@ -10,6 +10,7 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from fedq.quant.int8_model import ExportError, is_product
+from fedq.quant.onnx_passes import speed_up
 from fedq.quant.storage import pack_weights, shorten_names
 
 # Operators that pass values on as they are, and through which onnxruntime carries a DequantizeLinear.
@@ -38,6 +39,7 @@ def clean(proto: onnx.ModelProto) -> None:
     del proto.graph.initializer[:]
     proto.graph.initializer.extend(kept)
     _derive_bias_steps(proto.graph)
+    speed_up(proto)
     shorten_names(proto.graph)
     pack_weights(proto)
 

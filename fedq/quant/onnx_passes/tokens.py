@@ -1,0 +1,49 @@
+"""Linear layers on tokens as products of two matrices. Knows ONNX.
+
+onnxruntime has an int8 kernel with bias and output grid for a Gemm, which takes matrices alone. Of what has an axis
+more, as the tokens of an example, it multiplies the integers, makes floats of them, and adds the bias to those.
+"""
+
+import onnx
+
+from fedq.quant.onnx_passes.graph import Graph, attribute
+
+
+def multiply_flat(graph: Graph) -> None:
+    """(n, tokens, width) -> (n * tokens, width) before a linear layer and back behind it, on levels where it can be."""
+    flat: dict[str, str] = {}  # levels -> the same as a matrix
+    for product in graph.each("MatMul"):
+        source = graph.maker(product.input[0], "DequantizeLinear")
+        transpose = graph.maker(product.input[1], "Transpose")
+        shape, add = graph.shape(product.input[0]), graph.only_reader(product.output[0], "Add")
+        bias = None if add is None else _constant_shape(graph, add.input[1])
+        if source is None or transpose is None or shape is None or len(shape) < 3 or add is None or bias is None:
+            continue
+        weight = _constant_shape(graph, transpose.input[0])
+        if weight is None or len(weight) != 2 or list(attribute(transpose, "perm", [1, 0])) != [1, 0]:
+            continue
+        if None in shape[1:] or bias != weight[:1] or graph.shape(source.input[1]) != ():
+            continue
+        levels = source.input[0]
+        nodes: list[onnx.NodeProto] = []
+        if levels not in flat:
+            nodes.append(graph.node("Reshape", levels, graph.integers(-1, weight[1])))
+        matrix = graph.node("DequantizeLinear", flat.get(levels) or nodes[-1].output[0], *source.input[1:])
+        gemm = graph.node("Gemm", matrix.output[0], transpose.input[0], add.input[1], transB=1)
+        back = graph.integers(-1, *(size or 0 for size in shape[1:-1]), weight[0])
+        quantize = graph.only_reader(add.output[0], "QuantizeLinear")
+        nodes += [matrix, gemm]
+        if quantize is None:
+            graph.replace(add, [*nodes, graph.node("Reshape", gemm.output[0], back, to=add.output[0])])
+        else:
+            result = graph.node("QuantizeLinear", gemm.output[0], *quantize.input[1:])
+            flat[quantize.output[0]] = result.output[0]
+            nodes += [result, graph.node("Reshape", result.output[0], back, to=quantize.output[0])]
+            graph.replace(quantize, nodes)
+
+
+def _constant_shape(graph: Graph, name: str) -> tuple[int, ...] | None:
+    """The shape of what is dequantized there, if that is a constant; else None."""
+    node = graph.maker(name, "DequantizeLinear")
+    levels = None if node is None else graph.array(node.input[0])
+    return None if levels is None else levels.shape
