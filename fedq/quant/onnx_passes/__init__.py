@@ -11,9 +11,16 @@ from fedq.quant.onnx_passes.blocks import convolve_blocks
 from fedq.quant.onnx_passes.graph import Graph
 from fedq.quant.onnx_passes.groups import scale_and_shift_at_once
 from fedq.quant.onnx_passes.tanh import pool_before_tanh, tanh_as_sigmoid
-from fedq.quant.onnx_passes.tokens import multiply_flat
+from fedq.quant.onnx_passes.tokens import multiply_flat, quantize_before_split
 
-PASSES = (pool_before_tanh, tanh_as_sigmoid, convolve_blocks, scale_and_shift_at_once, multiply_flat)
+PASSES = (
+    pool_before_tanh,
+    tanh_as_sigmoid,
+    convolve_blocks,
+    scale_and_shift_at_once,
+    quantize_before_split,
+    multiply_flat,
+)
 
 
 def speed_up(proto: onnx.ModelProto) -> None:

@@ -5,7 +5,7 @@ meaning into it.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -59,7 +59,7 @@ class Graph:
         """The name of a constant with these values, one for all who want them."""
         key = (values.dtype.str, values.shape, values.tobytes())
         if key not in self._same:
-            self._same[key] = self._new()
+            self._same[key] = self.name()
             self._tensors[self._same[key]] = numpy_helper.from_array(values, self._same[key])
         return self._same[key]
 
@@ -75,18 +75,25 @@ class Graph:
             self._filled[key] = self.node("ConstantOfShape", self.integers(size), value=tensor)
         return str(self._filled[key].output[0])
 
-    def node(self, kind: str, *inputs: str, to: str = "", **attributes: Any) -> onnx.NodeProto:
-        """A node for `replace`; `to`: the name that it computes, by default a new one."""
-        return helper.make_node(kind, inputs, [to or self._new()], **attributes)
+    def node(self, kind: str, *inputs: str, to: str | Sequence[str] = "", **attributes: Any) -> onnx.NodeProto:
+        """A node for `replace`; `to`: the name or names that it computes, by default a new one."""
+        return helper.make_node(kind, inputs, [to or self.name()] if isinstance(to, str) else to, **attributes)
 
-    def replace(self, last: onnx.NodeProto, new: Iterable[onnx.NodeProto]) -> None:
-        """Put `new`, in this order, in place of `last` and of what made the same names; what nobody reads goes."""
+    def replace(self, old: onnx.NodeProto, new: Iterable[onnx.NodeProto]) -> None:
+        """Put `new`, in this order, in place of `old` and of what made the same names; what nobody reads goes."""
         put = list(new)
         again = {name for node in put for name in node.output}
-        at = next(i for i, node in enumerate(self._nodes) if node is last)
-        before = [node for node in self._nodes[:at] if not again & set(node.output)]
-        self._nodes = [*before, *put, *self._nodes[at + 1 :]]
+        at = next(i for i, node in enumerate(self._nodes) if node is old)
+        before, after = (
+            [n for n in part if not again & set(n.output)] for part in (self._nodes[:at], self._nodes[at + 1 :])
+        )
+        self._nodes = [*before, *put, *after]
         self._look()
+
+    def name(self) -> str:
+        """One that nobody has."""
+        self._made += 1
+        return f"pass.{self._made}"
 
     def save(self) -> None:
         """Into the model, without the constants that nobody reads."""
@@ -111,10 +118,6 @@ class Graph:
         for node in self._nodes:
             for name in node.input:
                 self._readers[name].append(node)
-
-    def _new(self) -> str:
-        self._made += 1
-        return f"pass.{self._made}"
 
 
 def attribute(node: onnx.NodeProto, name: str, otherwise: Any = None) -> Any:

@@ -1,12 +1,52 @@
-"""Linear layers on tokens as products of two matrices. Knows ONNX.
+"""Linear layers on tokens as products of two matrices, with results on their grid at once. Knows ONNX.
 
 onnxruntime has an int8 kernel with bias and output grid for a Gemm, which takes matrices alone. Of what has an axis
 more, as the tokens of an example, it multiplies the integers, makes floats of them, and adds the bias to those.
 """
 
+from itertools import pairwise
+
 import onnx
 
 from fedq.quant.onnx_passes.graph import Graph, attribute
+
+_MOVES = ("Reshape", "Transpose")
+
+
+def quantize_before_split(graph: Graph) -> None:
+    """Where all parts of a tensor are put on one grid, put it there whole: fewer bytes to split and to transpose.
+
+    The product that made it can then have the grid in its own kernel, which sees no further than a Split.
+    """
+    for split in graph.each("Split"):
+        ways = [_way_to_grid(graph, name) for name in split.output]
+        grids = {tuple(way[-1].input[1:]) for way in ways if way}
+        if len(grids) != 1 or not all(ways):
+            continue
+        whole = graph.node("QuantizeLinear", split.input[0], *grids.pop())
+        parts = [way[0].output[0] if len(way) == 1 else graph.name() for way in ways]
+        again = graph.node("Split", whole.output[0], *split.input[1:], to=parts)
+        again.attribute.extend(split.attribute)
+        nodes = [whole, again]
+        for part, way in zip(parts, ways, strict=True):
+            for move, after in pairwise(way):
+                to = after.output[0] if after is way[-1] else ""
+                nodes.append(graph.node(move.op_type, part, *move.input[1:], to=to))
+                nodes[-1].attribute.extend(move.attribute)
+                part = nodes[-1].output[0]
+        graph.replace(split, nodes)
+
+
+def _way_to_grid(graph: Graph, name: str) -> list[onnx.NodeProto]:
+    """What moves it about and, at the end, the QuantizeLinear; empty where there is another way or another end."""
+    way: list[onnx.NodeProto] = []
+    while (quantize := graph.only_reader(name, "QuantizeLinear")) is None:
+        move = next((node for kind in _MOVES if (node := graph.only_reader(name, kind)) is not None), None)
+        if move is None or any(graph.array(shape) is None for shape in move.input[1:]):
+            return []
+        way.append(move)
+        name = move.output[0]
+    return [*way, quantize] if len(quantize.input) == 3 and graph.shape(quantize.input[1]) == () else []
 
 
 def multiply_flat(graph: Graph) -> None:
