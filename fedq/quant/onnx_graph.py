@@ -33,6 +33,7 @@ def clean(proto: onnx.ModelProto) -> None:
     for node in proto.graph.node:
         if node.op_type == "DequantizeLinear" and node.input[0] in integers:
             del node.input[2:]
+    _drop_defaults(proto)
     _share_constants(proto.graph)
     used = {name for node in proto.graph.node for name in node.input}
     kept = [tensor for tensor in proto.graph.initializer if tensor.name in used]
@@ -42,6 +43,19 @@ def clean(proto: onnx.ModelProto) -> None:
     speed_up(proto)
     shorten_names(proto.graph)
     pack_weights(proto)
+
+
+def _drop_defaults(proto: onnx.ModelProto) -> None:
+    """Attributes that say what the operator does anyway."""
+    (own,) = [entry for entry in proto.opset_import if entry.domain == ""]
+    for node in (node for node in proto.graph.node if not node.domain):
+        defaults = {
+            (attribute.name, attribute.default_value.SerializeToString())
+            for attribute in onnx.defs.get_schema(node.op_type, own.version).attributes.values()
+        }
+        kept = [entry for entry in node.attribute if (entry.name, entry.SerializeToString()) not in defaults]
+        del node.attribute[:]
+        node.attribute.extend(kept)
 
 
 def _share_constants(graph: onnx.GraphProto) -> None:
