@@ -13,13 +13,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from fedq import wire
 from fedq.client.state import EVIDENCE
 from fedq.config import rules
 from fedq.experiment import Experiment
 from fedq.experiment.ledgers import ledger_file
+from fedq.int8_delivery import deliver_int8
 from fedq.results import Result, RoundLog, RoundRow, save_curves, write_model
 from fedq.server import Outcome
 from fedq.server.loop import Round
@@ -35,7 +34,6 @@ PRIVACY_UNIT = {"example": "one training example of one client (add or remove)"}
 ELSEWHERE = "the clients' ledgers and evidence lie on their own machines, where this server does not see them"
 DATA_DEPENDENT = frozenset({"declined", "client_error", "error"})  # refusals that may tell something of the data
 MODEL, INT8_MODEL = "model.safetensors", "model.onnx"
-_DEAREST = 8  # operators whose share of the int8 model's time is told
 
 
 class Delivery:
@@ -101,7 +99,7 @@ class Delivery:
         e.trainer.load(outcome.master)
         arrays = state_arrays(e.trainer.model)
         write_model(self._folder / MODEL, arrays)
-        int8 = self._int8()
+        int8 = deliver_int8(e, self._folder / INT8_MODEL)
         if "error" in int8:  # what was trained is kept all the same
             outcome.status, outcome.reason = "failed", f"the int8 model could not be delivered: {int8['error']}"
         privacy = self._privacy()
@@ -145,48 +143,6 @@ class Delivery:
         result.write(self._folder)
         save_curves(result, self._folder / "curves.png")
         return result
-
-    def _int8(self) -> dict[str, Any]:
-        """The delivered int8 model, and how it does on the kernels that really run; empty with quant off."""
-        e = self._experiment
-        if e.quantized is None or e.config.quant.activations == "off":
-            return {}
-        from fedq.quant import ExportError, Int8Model, export_onnx
-
-        path = self._folder / INT8_MODEL
-        try:
-            export_onnx(e.trainer.model, e.dataset.input_shape, path, skip=e.config.quant.skip)
-        except ExportError as error:
-            return {"error": str(error)}
-        model = Int8Model(path)
-        found: dict[str, Any] = {
-            "bytes": path.stat().st_size,
-            "int8_ops": model.int8_ops,
-            "float_ops": model.float_ops,
-        }
-        if e.dataset.test is not None:
-            outputs = model(e.dataset.test.inputs)
-            found["value"] = e.trainer.score_outputs(outputs, e.dataset.test).metric
-            if e.trainer.metric.is_accuracy and e.dataset.test.targets.ndim == 1:
-                fake_quant = e.trainer.model_outputs(e.dataset.test.inputs).numpy()
-                found["agreement"] = float(np.mean(outputs.argmax(1) == fake_quant.argmax(1)))
-        return found | self._pace(path)
-
-    def _pace(self, path: Path) -> dict[str, Any]:
-        """How fast the int8 model is beside the float32 one; nothing where that cannot be exported."""
-        from fedq.quant import ExportError
-        from fedq.quant.pace import measure
-
-        e = self._experiment
-        inputs = np.zeros((1, *e.dataset.input_shape), np.float32)
-        if e.dataset.test is not None and len(e.dataset.test):
-            inputs = e.dataset.test.inputs[:64]
-        try:
-            pace = measure(e.trainer.model, path, inputs)
-        except ExportError:
-            return {}
-        dearest = {kind: round(share, 4) for kind, share in list(pace.profile.items())[:_DEAREST]}
-        return {"speedup": float(f"{pace.speedup:.4g}"), "profile": dearest}
 
     def _privacy(self) -> dict[str, Any]:
         """What the clients' own ledgers and evidence say. In simulation they lie beside the run."""

@@ -16,6 +16,7 @@ FLOORS = [
     {"loading"},
     {"app"},
     {"delivery"},
+    {"int8_delivery"},
     {"experiment"},
     {"client", "server"},
     {"wire", "training", "results"},
@@ -23,7 +24,7 @@ FLOORS = [
     {"randomness", "seeding", "compiler", "compiled", "jit", "flower"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-READS_CONFIG = {"cli", "runtime", "app", "delivery", "experiment"}
+READS_CONFIG = {"cli", "runtime", "app", "delivery", "int8_delivery", "experiment"}
 FORBIDDEN = {
     "codec": {"torch", "flwr", "hydra", "omegaconf", "opacus"},
     "data": {"flwr", "hydra", "omegaconf", "opacus"},

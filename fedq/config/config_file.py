@@ -18,3 +18,22 @@ def write_config(config: Config, path: Path) -> None:
         f"# fedq run {' '.join(shlex.join(overrides).split())[:10_000]}\n{OmegaConf.to_yaml(OmegaConf.create(whole))}",
         encoding="utf-8",
     )
+
+
+def read_config(path: Path) -> Config:
+    """The config that `write_config` wrote, resolved as it stands: no choice file is read again.
+
+    ValueError for a file that is none. Options that are not in it have their defaults, so older runs can be read.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    try:
+        read = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path)))
+    except (OmegaConfBaseException, YAMLError, ValueError, TypeError) as error:
+        told = " ".join(str(error).split())
+        raise ValueError(f"{path}: not the config of a run ({told}); restore the file or run again") from None
+    if not isinstance(read, Config):
+        raise ValueError(f"{path}: holds no options; restore the file or run again")
+    return read

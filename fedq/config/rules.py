@@ -14,6 +14,7 @@ from fedq.codec.options import ROUNDINGS
 from fedq.config import hardware
 from fedq.config.problem import Problem
 from fedq.config.pruning import idle_pruning, pruning_problems
+from fedq.config.quantization import idle_quantization
 from fedq.config.schema import Config
 
 OBJECT = "object:"  # stands before the name of a model or data that is an object of the calling process
@@ -308,6 +309,7 @@ def _idle(config: Config) -> Iterator[Problem]:
         (_options("privacy", "unit"), private, "privacy is off, so it would do nothing", "Add privacy=example"),
         (_options("quant", "name"), c.quant.name != "off", "quant is off, so it would do nothing", "Add quant=int8"),
         idle_pruning(c),
+        *idle_quantization(c),
         (
             ("partition.alpha", "partition.min_size"),
             c.partition.name == "dirichlet",

@@ -16,6 +16,7 @@ from fedq.experiment.model import make_model, make_quantized
 from fedq.experiment.optimizers import check_training
 from fedq.experiment.owner import Owner
 from fedq.quant import QuantReport
+from fedq.quant import spell_out
 from fedq.server import Downlink
 from fedq.server.broadcast import downlink_for
 from fedq.server.pruning import parts_of
@@ -46,6 +47,8 @@ def build(config: Config, *, model: Any = None, data: Any = None, owner: Owner |
         if dataset is not None and net is not None and config.quant.name != "off"
         else None
     )
+    if net is not None and config.privacy.unit != "off":
+        spell_out(net)
     if net is not None and report is not None:
         _check_pruning(config, net, report, found)
     check_training(config, dataset, found)

@@ -32,7 +32,7 @@ def pass_within(grad, x, out, step, lowest, highest):
     """out = grad where lowest < x / step < highest, else 0."""
     for i in range(x.size):
         units = x[i] / step
-        out[i] = _ZERO if (units <= lowest or units >= highest) else grad[i]
+        out[i] = grad[i] if (units > lowest and units < highest) else _ZERO
 
 
 @kernel(void, reads(f4), reads(f4), f4, f4, boolean, i64, writes(f4), writes(f4))

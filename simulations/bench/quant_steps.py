@@ -14,7 +14,7 @@ from torch.nn import functional
 from fedq import models
 from fedq.compiler import without_compiler
 from fedq.privacy import DPSGD, DPPlan, Ledger, SeededRandom, SpendContext
-from fedq.quant import quantize, register_grad_samplers
+from fedq.quant import jit, quantize, register_grad_samplers, spell_out
 from simulations.bench.row import Row
 from simulations.bench.timing import Contender, Effort, medians
 
@@ -26,6 +26,7 @@ _NOISED_STEPS = 3  # of one run of DP-SGD; the first one warms up
 
 
 def rows(effort: Effort) -> Iterator[Row]:
+    jit.load()  # as a process has them that has trained for a minute
     for name in MODELS:
         yield _plain(name, effort)
     for name in MODELS:
@@ -99,7 +100,8 @@ def _step(model: nn.Module) -> Callable[[], None]:
 
 def _private(name: str, effort: Effort) -> Row:
     register_grad_samplers()
-    quantized, plain = with_linear_attention(_quantized(name)), with_linear_attention(fresh(name))
+    quantized, plain = _quantized(name), fresh(name)
+    spell_out(plain)  # of torch's attention Opacus has no per-example gradients
     if not any(type(module) is nn.Conv2d for module in quantized.modules()):  # as fedq's trainer has it under DP
         in_training_format(quantized)
     contenders: dict[str, Contender] = {"qat": lambda: noised_step(quantized), "float32": lambda: noised_step(plain)}
@@ -108,8 +110,6 @@ def _private(name: str, effort: Effort) -> Row:
         f"one noised step of fedq's DP-SGD on {name}, batch {BATCH} (sampling, per-example gradients, clipping, noise, "
         "SGD step), one thread: W8A8 QAT with fixed ranges over float32"
     )
-    if any(isinstance(module, nn.MultiheadAttention) for module in fresh(name).modules()):
-        words += ", attention being four Linear layers where Opacus does not know it"
     ms = {kind: 1e3 * taken for kind, taken in seconds.items()}
     return Row(f"qat_dp_step_{name}", ms["qat"], ms["float32"], "ms", "ours/reference", words)
 
@@ -144,39 +144,3 @@ def noised_step(model: nn.Module) -> float:
             context=SpendContext(data="random", run="bench", round=1),
         )
     return (ticks[-1] - ticks[0]) / (len(ticks) - 1)
-
-
-class LinearAttention(nn.Module):
-    """What `nn.MultiheadAttention` computes without weights asked for, out of four nn.Linear that Opacus knows.
-
-    Opacus' own DPMultiheadAttention gives other outputs than torch's with batch_first=True (Opacus 1.6: it joins the
-    heads without moving them back behind the positions), and other per-example gradients without it.
-    """
-
-    def __init__(self, torch_s: nn.MultiheadAttention) -> None:
-        super().__init__()
-        width, self.heads = torch_s.embed_dim, torch_s.num_heads
-        self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
-        with torch.no_grad():
-            weights, biases = torch_s.in_proj_weight.chunk(3), torch_s.in_proj_bias.chunk(3)
-            for layer, weight, bias in zip((self.query, self.key, self.value), weights, biases, strict=True):
-                layer.weight.copy_(weight)
-                layer.bias.copy_(bias)
-        self.out.load_state_dict(torch_s.out_proj.state_dict())
-
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, *, need_weights: bool = False) -> tuple[Tensor, None]:
-        q, k, v = (
-            layer(x).unflatten(2, (self.heads, -1)).transpose(1, 2)
-            for layer, x in ((self.query, query), (self.key, key), (self.value, value))
-        )
-        mixed = functional.scaled_dot_product_attention(q, k, v)
-        return self.out(mixed.transpose(1, 2).flatten(2)), None
-
-
-def with_linear_attention(model: nn.Module) -> nn.Module:
-    """In place: `LinearAttention` for torch's, of whose fused weights Opacus knows no per-example gradients."""
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if type(child) is nn.MultiheadAttention:
-                setattr(parent, name, LinearAttention(child))
-    return model

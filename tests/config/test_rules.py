@@ -38,7 +38,7 @@ def test_the_default_and_the_demo_have_no_problem():
         ("train.schedule=step", "train.schedule"),
         ("codec.block=8", "codec.block"),
         ("quant.weight_range=128", "quant.weight_range"),
-        ("quant.weight_bits=4", "quant.weight_bits"),
+        ("quant.weight_bits=3", "quant.weight_bits"),
         ("runtime.workers=0", "runtime.workers"),
         ("strategy.keep=first", "strategy.keep"),
     ],

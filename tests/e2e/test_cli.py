@@ -105,7 +105,7 @@ def test_a_forecast_trains_nothing_and_makes_no_folder(workplace):
         (["partition=nosuch"], ["nosuch", "dirichlet"]),
         (["fraction=0"], ["fraction=0", "fraction=1"]),
         (["clients=99999"], ["clients=99999", "1258"]),
-        (["model._target_=bad.Pool", "quant=int8"], ["no Linear or Conv2d", "quant=off"]),
+        (["model._target_=bad.Pool", "quant=int8"], ["no layer to quantize", "quant=off"]),
         (["model._target_=bad.Norm", "privacy=example"], ["BatchNorm", "GroupNorm"]),
         (["model._target_=bad.NaN"], ["NaN"]),
         (["data._target_=bad.nan"], ["nan", "finite", "example 7"]),

@@ -193,21 +193,3 @@ def test_all_sparse_kernels_compute_the_product_of_the_dense_one():
     assert len(found) >= 2
     for name, product in found.items():
         assert np.array_equal(product(), expected), name
-
-
-def test_attention_of_linear_layers_takes_over_weights_and_outputs():
-    from simulations.bench.quant_steps import fresh, with_linear_attention
-
-    model, inputs = fresh("transformer").eval(), torch.randn(3, 1, 28, 28)
-    expected = model(inputs)
-    torch.testing.assert_close(with_linear_attention(model).eval()(inputs), expected, atol=1e-5, rtol=1e-5)
-    assert not any(type(module) is nn.MultiheadAttention for module in model.modules())
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(find_spec("ray") is None, reason="needs the ray extra")
-def test_a_round_through_ray_costs_more_than_one_of_ours(capsys):
-    assert main(["runtime", "--json"]) == 0
-    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [row["name"] for row in rows] == ["task_overhead_trivial", "task_overhead_cohort10", "task_overhead_11m"]
-    assert rows[0]["ratio"] > 5  # 15 and more on a machine that does nothing else

@@ -1,4 +1,6 @@
-"""The command line: `fedq run`, `new`, `--version`. Knows arguments, exit statuses, the terminal; not what a run does.
+"""The command line: `fedq run`, `new`, `deploy`. Knows arguments, exit statuses, the terminal; not what a run does.
+
+`fedq export` and `fedq inspect` are in `models`.
 
 Exit statuses: 0 done; 1 the run failed; 2 it was refused before it started; 130 stopped by Ctrl-C.
 Heavy imports stand inside the commands: `fedq --help` answers in a fraction of a second.
@@ -15,9 +17,11 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from fedq import __version__
+from fedq.cli import models
+from fedq.cli.terminal import FAILED, INTERRUPTED, refuse, refuse_text, say, show
 
 if TYPE_CHECKING:
-    from fedq.config import Config, ConfigError
+    from fedq.config import Config
     from fedq.experiment import Experiment
     from fedq.results import Result
 
@@ -30,7 +34,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-FAILED, REFUSED, INTERRUPTED = 1, 2, 130
 # Flags of Hydra after which nothing is trained, or which Hydra runs many times.
 _PAGES = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc"}
 _SWEEP = {"-m", "--multirun"}
@@ -56,7 +59,7 @@ def main() -> None:
     try:
         app()
     except KeyboardInterrupt:
-        _say("stopped by the user")
+        say("stopped by the user")
         sys.exit(INTERRUPTED)
 
 
@@ -103,7 +106,7 @@ def run(context: typer.Context) -> None:
         for job in _jobs(overrides):
             _composed(job, overlay)
         if dry:
-            _refuse_text("--dry-run: forecasts one experiment, not a sweep. Leave out -m")
+            refuse_text("--dry-run: forecasts one experiment, not a sweep. Leave out -m")
         runs: list[tuple[list[str], Result]] = []
         _hydra(flags, overrides, overlay, lambda node: runs.append(_sweep_job(node, overlay)))
         _print_sweep(runs)
@@ -134,11 +137,11 @@ def rehearse(
     sys.path.insert(0, str(Path.cwd()))
     overrides, flags = _split(context.args)
     if flags:
-        _refuse_text(f"{flags[0]}: fedq deploy rehearse takes --clients N and KEY=VALUE overrides")
+        refuse_text(f"{flags[0]}: fedq deploy rehearse takes --clients N and KEY=VALUE overrides")
     if clients is not None:
         others = [o for o in overrides if o.startswith("clients=") and o != f"clients={clients}"]
         if others:
-            _refuse_text(f"--clients {clients} {others[0]}: say the same twice, or one of them alone")
+            refuse_text(f"--clients {clients} {others[0]}: say the same twice, or one of them alone")
         overrides = [*(o for o in overrides if not o.startswith("clients=")), f"clients={clients}"]
     from fedq.runtime.rehearsal import rehearsal
 
@@ -154,10 +157,13 @@ def new(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new direct
     try:
         made = make_app(folder)
     except ValueError as error:
-        _refuse_text(str(error))
+        refuse_text(str(error))
     typer.echo(f"{made.folder}: a Flower app, {len(made.files)} files. Edit {made.package}/model.py and data.py.\n")
     typer.echo(f"  cd {shlex.quote(str(folder))}")
     typer.echo(textwrap.indent(COMMANDS, "  "))
+
+
+models.add_to(app)
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -181,12 +187,12 @@ def _overlay(flags: Sequence[str]) -> Path | None:
 
     pairs = dict(zip(flags, [*flags, ""][1:], strict=True))
     if own := pairs.keys() & {"--config-name", "-cn", "--config-path", "-cp"}:
-        _refuse_text(f"{own.pop()}: the main config is fedq's. Use --config-dir DIR or conf/ for choices of your own")
+        refuse_text(f"{own.pop()}: the main config is fedq's. Use --config-dir DIR or conf/ for choices of your own")
     named = pairs.get("--config-dir", pairs.get("-cd"))
     if named is None:
         return own_conf()
     if not Path(named).is_dir():
-        _refuse_text(f"--config-dir {named}: no such folder. Name one that holds groups, such as model/mine.yaml")
+        refuse_text(f"--config-dir {named}: no such folder. Name one that holds groups, such as model/mine.yaml")
     return Path(named).absolute()
 
 
@@ -200,7 +206,7 @@ def _jobs(overrides: list[str]) -> list[list[str]]:
         parsed = OverridesParser.create().parse_overrides(overrides)
         return [job for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
     except HydraException as error:
-        _refuse_text(str(error))
+        refuse_text(str(error))
 
 
 def _own(overrides: Sequence[str]) -> list[str]:
@@ -216,7 +222,7 @@ def _composed(overrides: Sequence[str], overlay: Path | None) -> None:
         if found := problems(config):
             raise ConfigError(found)
     except ConfigError as error:
-        _refuse(error)
+        refuse(error)
 
 
 def _config(overrides: Sequence[str], overlay: Path | None) -> "Config":
@@ -225,7 +231,7 @@ def _config(overrides: Sequence[str], overlay: Path | None) -> "Config":
     try:
         return compose(_own(overrides), overlay=overlay)
     except ConfigError as error:
-        _refuse(error)
+        refuse(error)
 
 
 def _built(config: "Config") -> "Experiment":
@@ -235,7 +241,7 @@ def _built(config: "Config") -> "Experiment":
     try:
         return built(config)
     except ConfigError as error:
-        _refuse(error)
+        refuse(error)
 
 
 def _hydra(flags: list[str], overrides: list[str], overlay: Path | None, task: Any) -> None:
@@ -260,7 +266,7 @@ def _sweep_job(node: Any, overlay: Path | None) -> "tuple[list[str], Result]":
     from fedq.config.compose import finished, typed
 
     overrides = list(HydraConfig.get().overrides.task)
-    _say(f"fedq run {' '.join(overrides)}")
+    say(f"fedq run {' '.join(overrides)}")
     config = finished(typed(node), overrides, overlay)
     if config.runtime.name == "deployment":
         return overrides, _executed(_deployed(config, overrides))
@@ -283,7 +289,7 @@ def _deployed(config: "Config", overrides: Sequence[str]) -> "Start":
 def _print_sweep(runs: "list[tuple[list[str], Result]]") -> None:
     from fedq.results import sweep_table
 
-    _print(sweep_table(runs))
+    show(sweep_table(runs))
 
 
 def _run(start: "Start", overrides: Sequence[str]) -> None:
@@ -291,7 +297,7 @@ def _run(start: "Start", overrides: Sequence[str]) -> None:
 
     def report(result: "Result") -> None:
         costs = known_costs(result, [Path("outputs"), Path("simulations/results")])
-        _print(final_table(result, costs, overrides=list(overrides)))
+        show(final_table(result, costs, overrides=list(overrides)))
 
     _executed(start, report)
 
@@ -305,21 +311,21 @@ def _executed(start: "Start", report: "Callable[[Result], None]" = lambda result
     try:
         result = start()
     except ConfigError as error:
-        _refuse(error)
+        refuse(error)
     except (TooFewClientsError, LinkLostError, DeploymentError) as error:
-        _say(f"fedq: {error}")
+        say(f"fedq: {error}")
         sys.exit(FAILED)
     except OSError as error:  # no room, or no right, to write the run folder
-        _refuse_text(str(error))
+        refuse_text(str(error))
     report(result)
     if result.status == "interrupted":
         sys.exit(INTERRUPTED)
     if result.status == "failed":
-        _say(f"fedq: {result.status_reason}")
+        say(f"fedq: {result.status_reason}")
         sys.exit(FAILED)
     if not _moved(result):
         logs = f"{result.folder}/clients" if result.folder else "in the state-dir of each"
-        _say(f"fedq: no round succeeded; clients' logs: {logs}")
+        say(f"fedq: no round succeeded; clients' logs: {logs}")
         sys.exit(FAILED)
     return result
 
@@ -333,7 +339,7 @@ def _chosen_folder() -> Path | None:
         return None
     folder = Path(HydraConfig.get().runtime.output_dir)
     if (folder / "rounds.jsonl").exists():
-        _refuse_text(f"{folder}: holds a run already. Give hydra.run.dir (or hydra.sweep.subdir) a folder of its own")
+        refuse_text(f"{folder}: holds a run already. Give hydra.run.dir (or hydra.sweep.subdir) a folder of its own")
     return folder
 
 
@@ -345,27 +351,4 @@ def _print_forecast(experiment: "Experiment") -> None:
     from fedq.results import forecast_table
     from fedq.runtime import forecast
 
-    _print(forecast_table(forecast(experiment)))
-
-
-def _print(renderable: Any) -> None:
-    from rich.console import Console
-
-    Console(highlight=False).print(renderable)
-
-
-def _refuse(error: "ConfigError") -> NoReturn:
-    count = len(error.problems)
-    _say(f"fedq: {count} problem{'s' * (count != 1)}; nothing was started")
-    for problem in error.problems:
-        _say(f"  {problem}")
-    sys.exit(REFUSED)
-
-
-def _refuse_text(text: str) -> NoReturn:
-    _say(f"fedq: {text}")
-    sys.exit(REFUSED)
-
-
-def _say(text: str) -> None:
-    typer.echo(text, err=True)
+    show(forecast_table(forecast(experiment)))

@@ -1,0 +1,144 @@
+"""`fedq export` and `fedq inspect`: what may be done with a finished run's model. Knows run folders; not runs."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedq.cli.terminal import FAILED, refuse, refuse_text, say, show
+
+if TYPE_CHECKING:
+    import torch
+
+    from fedq.experiment import Experiment
+    from fedq.experiment.rebuild import FinishedRun
+
+FORMATS = ("onnx",)
+MOST_EXAMPLES = 256  # that an inspection looks at
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.")]
+Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A run folder, or its model.onnx or model.safetensors.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Put the two commands beside the others."""
+    app.command(short_help="Write and measure the int8 model of a finished run again: fedq export RUN.")(export)
+    app.command(short_help="Look inside a run's model, layer by layer: fedq inspect RUN.")(inspect)
+
+
+def export(
+    run: Run,
+    form: Annotated[str, typer.Option("--format", help="What is written: onnx.")] = "onnx",
+    output: Annotated[Path | None, typer.Option(metavar="FILE", help="Where to; RUN/model.onnx if left out.")] = None,
+) -> None:
+    """Write the int8 model of a finished run again, and measure it on int8 kernels.
+
+    The experiment is rebuilt from RUN/config.yaml and RUN/model.safetensors; nothing is trained. A file whose answers
+    are not the fake-quant model's is not kept.
+    """
+    if form not in FORMATS:
+        refuse_text(f"--format {form}: not a format of fedq. Use --format {FORMATS[0]}")
+    if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
+        refuse_text(f"--output {output}: not a file in a folder that exists. Name one, such as model.onnx")
+    path = run / "model.onnx" if output is None else output
+    finished, experiment = _rebuilt(run)
+    if experiment.config.quant.activations == "off":
+        refuse_text(f"{run}: quant.activations=off, and no int8 kernel takes floats. Use a run with 8-bit activations")
+    from fedq.int8_delivery import deliver_int8, delivered_model
+    from fedq.results.exported import exported_table
+    from fedq.training.numerics import one_thread
+
+    trainer, test = experiment.trainer, experiment.dataset.test
+    with one_thread():
+        try:
+            found = deliver_int8(experiment, path)
+        except OSError as error:
+            refuse_text(f"{path}: cannot be written ({error.strerror or error}). Name another --output FILE")
+        if "error" in found:
+            say(f"fedq: {found['error']}")
+            sys.exit(FAILED)
+        trainer.model = delivered_model(experiment)
+        plain = None if test is None else trainer.score_outputs(trainer.model_outputs(test.inputs).numpy(), test).metric
+    show(
+        exported_table(
+            path,
+            int8_bytes=found["bytes"],
+            float32_bytes=(finished.folder / "model.safetensors").stat().st_size,
+            metric=experiment.config.train.metric,
+            fake_quant=plain,
+            int8=found.get("value"),
+            agreement=found.get("agreement"),
+            int8_ops=found["int8_ops"],
+            float_ops=found["float_ops"],
+            speedup=found.get("speedup"),
+        )
+    )
+
+
+def inspect(
+    model: Model,
+    as_json: Annotated[bool, typer.Option("--json", help="The same as one JSON object.")] = False,
+) -> None:
+    """Layer by layer: integers, ranges, saturation, and where the int8 model leaves the float one."""
+    folder = model.parent if model.name in ("model.onnx", "model.safetensors") else model
+    finished, experiment = _rebuilt(folder)
+    from fedq.int8_delivery import delivered_model
+    from fedq.quant import ExportError
+    from fedq.quant.inspection import inspect as look
+    from fedq.results import strict_json
+    from fedq.results.inspection import Inspected, inspection_json, inspection_table
+    from fedq.training.numerics import one_thread
+
+    inputs, source, note = _inputs(finished, experiment)
+    quant, onnx = experiment.config.quant, folder / "model.onnx"
+    with one_thread():
+        try:
+            found = look(delivered_model(experiment), inputs)
+        except (ValueError, ExportError) as error:
+            refuse_text(f"{folder}: {error}")
+    about = Inspected(
+        run=str(folder),
+        inputs=source,
+        note=note,
+        file_bytes=onnx.stat().st_size if onnx.is_file() else None,
+        input_range=quant.input_range,
+        activation_range=quant.activation_range,
+        skip=tuple(quant.skip),
+    )
+    if as_json:
+        typer.echo(strict_json.dumps(inspection_json(found, about), indent=2))
+    else:
+        show(inspection_table(found, about))
+
+
+def _rebuilt(folder: Path) -> "tuple[FinishedRun, Experiment]":
+    """The run and its experiment, or the end of the command."""
+    sys.path.insert(0, str(Path.cwd()))  # a user's own model and data lie where fedq is started
+    from fedq.config import ConfigError
+    from fedq.experiment.rebuild import finished_run
+
+    try:
+        finished = finished_run(folder)
+        if finished.config.quant.name == "off":
+            refuse_text(f"{folder}: a run with quant=off, whose model has no integers. Use one with quant=int8")
+        return finished, finished.experiment()
+    except ConfigError as error:
+        refuse(error)
+    except (ValueError, OSError) as error:
+        refuse_text(str(error))
+
+
+def _inputs(finished: "FinishedRun", experiment: "Experiment") -> "tuple[torch.Tensor, str, str | None]":
+    """(inputs, which they are, what must be known of them)."""
+    import torch
+
+    data, private = experiment.dataset, finished.config.privacy.unit != "off"
+    name, examples, note = "test", data.test, "test data, which is not private data" if private else None
+    if examples is None:
+        name, examples = "validation", data.validation
+        note = "held-out data, which no client trained on" if private else None
+    if examples is None:
+        name, examples = "training", data.train
+        note = "private data, and these figures are not covered by the run's epsilon" if private else None
+    inputs = torch.from_numpy(examples.inputs[:MOST_EXAMPLES])
+    return inputs, f"{len(inputs)} of {len(examples):,} {name} examples", note

@@ -1,0 +1,71 @@
+"""A finished run's experiment again, its model as it was delivered. Knows run folders; trains nothing."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from fedq.config import Config, rules
+from fedq.config.config_file import read_config
+from fedq.config.schema import Privacy, Runtime
+from fedq.experiment.build import build
+from fedq.experiment.experiment import Experiment
+from fedq.results import Result, read_result
+
+CONFIG, MODEL = "config.yaml", "model.safetensors"
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """What a run folder says was run, and what came of it."""
+
+    folder: Path
+    config: Config
+    result: Result
+
+    def experiment(self) -> Experiment:
+        """Built anew, with the delivered arrays in its model; `ConfigError` where its data or model are not there.
+
+        Nothing is trained, so it has neither privacy nor a runtime: no noise is calibrated and no ledger opened.
+        """
+        experiment = build(replace(self.config, privacy=Privacy(), runtime=Runtime()))
+        load_arrays(experiment.trainer.model, self.result.arrays, self.folder / MODEL)
+        return experiment
+
+
+def finished_run(folder: Path) -> FinishedRun:
+    """Read a run folder; FileNotFoundError or ValueError, with the mend, where it is none or cannot be built again."""
+    missing = [name for name in ("result.json", CONFIG, MODEL) if not (folder / name).is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{folder}: no finished run, it has no {' and no '.join(missing)}; "
+            "give a folder that fedq run made, such as outputs/DATE/TIME-NAME-ID"
+        )
+    config = read_config(folder / CONFIG)
+    for group in ("model", "data"):
+        target = str(getattr(config, group).get("_target_"))
+        if target.startswith(rules.OBJECT):
+            raise ValueError(
+                f"{folder}: its {group} was a Python object ({target.removeprefix(rules.OBJECT)}), which no file can "
+                f"bring back; in Python use fedq.quant.export_onnx, or run with {group}._target_=my.module.Name"
+            )
+    return FinishedRun(folder, config, read_result(folder))
+
+
+def load_arrays(model: nn.Module, arrays: Mapping[str, np.ndarray], path: Path) -> None:
+    """Write every array of the state, in place; ValueError where they are another model's."""
+    state = model.state_dict(keep_vars=True)
+    given = {id(state[name]) for name in arrays if name in state}  # a tied weight is in the file once
+    wrong = [name for name, tensor in state.items() if id(tensor) not in given]
+    wrong += [n for n, a in arrays.items() if n not in state or tuple(state[n].shape) != a.shape]
+    if wrong:
+        raise ValueError(
+            f"{path}: its arrays are not those of the model that config.yaml builds: {wrong[0]} differs; "
+            "restore the model's code as it was at the run"
+        )
+    with torch.no_grad():
+        for name, array in arrays.items():
+            state[name].copy_(torch.from_numpy(array))
