@@ -10,6 +10,7 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from fedq.quant.int8_model import ExportError, is_product
+from fedq.quant.onnx_passes import speed_up
 from fedq.quant.storage import pack_weights, shorten_names
 
 # Operators that pass values on as they are, and through which onnxruntime carries a DequantizeLinear.
@@ -32,14 +33,29 @@ def clean(proto: onnx.ModelProto) -> None:
     for node in proto.graph.node:
         if node.op_type == "DequantizeLinear" and node.input[0] in integers:
             del node.input[2:]
+    _drop_defaults(proto)
     _share_constants(proto.graph)
     used = {name for node in proto.graph.node for name in node.input}
     kept = [tensor for tensor in proto.graph.initializer if tensor.name in used]
     del proto.graph.initializer[:]
     proto.graph.initializer.extend(kept)
     _derive_bias_steps(proto.graph)
+    speed_up(proto)
     shorten_names(proto.graph)
     pack_weights(proto)
+
+
+def _drop_defaults(proto: onnx.ModelProto) -> None:
+    """Attributes that say what the operator does anyway."""
+    (own,) = [entry for entry in proto.opset_import if entry.domain == ""]
+    for node in (node for node in proto.graph.node if not node.domain):
+        defaults = {
+            (attribute.name, attribute.default_value.SerializeToString())
+            for attribute in onnx.defs.get_schema(node.op_type, own.version).attributes.values()
+        }
+        kept = [entry for entry in node.attribute if (entry.name, entry.SerializeToString()) not in defaults]
+        del node.attribute[:]
+        node.attribute.extend(kept)
 
 
 def _share_constants(graph: onnx.GraphProto) -> None:
