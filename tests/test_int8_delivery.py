@@ -8,7 +8,7 @@ import fedq
 from fedq import int8_delivery
 from fedq.config import compose
 from fedq.experiment import build
-from fedq.int8_delivery import allowed, deliver_int8, wrong_answers, quantized_lines
+from fedq.int8_delivery import allowed, deliver_int8, quantized_lines, wrong_answers
 from fedq.quant import ExportError, Int8Model
 
 WORDS = ["clients=2", "rounds=1", "model.hidden=[8]", "quant=int8"]
