@@ -47,6 +47,7 @@ tables: $(DEV_STAMP)
 	$(BIN)/python -m simulations.fashion_mnist
 	$(BIN)/python -m simulations.codec_accuracy
 	$(BIN)/python -m simulations.codec_tables
+	$(BIN)/python -m simulations.quant_accuracy
 	$(BIN)/python -m simulations.demo_picture
 	$(BIN)/python -m simulations.client_startup
 
