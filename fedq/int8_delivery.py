@@ -124,6 +124,9 @@ def allowed(examples: int) -> int:
 
 def _outputs(model: nn.Module, inputs: np.ndarray) -> np.ndarray:
     model.eval()
+    device = next(model.parameters()).device
     with torch.inference_mode():
-        parts = [model(torch.from_numpy(inputs[i : i + ENOUGH])) for i in range(0, len(inputs), ENOUGH)]
+        parts = [
+            model(torch.from_numpy(inputs[i : i + ENOUGH]).to(device)).cpu() for i in range(0, len(inputs), ENOUGH)
+        ]
     return torch.cat(parts).numpy()

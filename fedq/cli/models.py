@@ -44,10 +44,12 @@ def export(
     finished, experiment = _rebuilt(run)
     if experiment.config.quant.activations == "off":
         refuse_text(f"{run}: quant.activations=off, and no int8 kernel takes floats. Use a run with 8-bit activations")
-    from fedq.int8_delivery import deliver_int8, delivered_model
+    from fedq.int8_delivery import deliver_int8, delivered_model, quantized_lines, ranges_missing
     from fedq.results.exported import exported_table
     from fedq.training.numerics import one_thread
 
+    if ranges_missing(experiment):
+        refuse_text(f"{run}: {quantized_lines(experiment)[-1]}")
     trainer, test = experiment.trainer, experiment.dataset.test
     with one_thread():
         try:

@@ -131,4 +131,4 @@ class Experiment:
 
 def weights_of(report: QuantReport) -> tuple[str, ...]:
     """The arrays of integer weights, by name: what sparsity is about."""
-    return tuple(f"{layer}.weight" for layer in report.quantized)
+    return report.weights

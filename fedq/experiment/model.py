@@ -91,6 +91,9 @@ def _check_calibration(path: str, input_shape: tuple[int, ...], found: list[Prob
         mend = "Write it with numpy.save(FILE, public_inputs)"
         found.append(Problem("quant.calibration", path, f"cannot be read: {told(error)}", mend))
         return
+    if not isinstance(inputs, np.ndarray) or inputs.dtype.kind not in "fiu":
+        found.append(Problem("quant.calibration", path, "holds no array of real numbers", "Write it with numpy.save"))
+        return
     if inputs.shape[1:] != input_shape or not len(inputs) or not np.isfinite(inputs.astype(np.float32)).all():
         rule = f"must hold finite public inputs of shape (n, {', '.join(map(str, input_shape))}), not {inputs.shape}"
         found.append(Problem("quant.calibration", path, rule, "Save inputs as the data gives them"))

@@ -98,6 +98,7 @@ class DPSGD:
         device = device_of(model)
 
         with _per_example_gradients(model) as forward:
+            _refuse_other_rows(forward, parameters, loss, inputs, targets, device)
             # All that can refuse has had its say. The spend is on disk before the first noised step: a crash
             # from here on has paid for more than it got.
             row_id = self.ledger.spend(_spend(plan, context, self.random), guard=budget_guard(plan))
@@ -109,7 +110,7 @@ class DPSGD:
                     chunk = torch.from_numpy(drawn[start : start + max_batch])
                     outputs = forward(inputs[chunk].to(device))
                     loss(outputs, targets[chunk].to(device)).backward()  # type: ignore[no-untyped-call]
-                    total += clip_and_sum(parameters, plan.clip_norm, pruned)
+                    total += clip_and_sum(parameters, plan.clip_norm, pruned, examples=len(chunk))
                 # Every step is noised, that of an empty batch too: skipping one would tell that it was empty.
                 noised = total + plan.noise_std * torch.from_numpy(self.random.normal(total.numel()))
                 steps_noised += 1
@@ -187,8 +188,47 @@ def _spend(plan: DPPlan, context: SpendContext, random: RandomSource) -> Spend:
     )
 
 
+def _refuse_other_rows(
+    forward: nn.Module,
+    parameters: list[nn.Parameter],
+    loss: Callable[[Tensor, Tensor], Tensor],
+    inputs: Tensor,
+    targets: Tensor,
+    device: torch.device,
+) -> None:
+    """ValueError where what Opacus takes for the examples of a layer are not the batch's, on made-up batches.
+
+    It takes axis 0 of each layer's input for them. Where a model moves tokens there, or sequences first, an example is
+    cut into many "examples", each with a bound of its own, and its whole share has none.
+    """
+    for count in (2, 3):  # two sizes, since an example may happen to have as many parts as the batch examples
+        x = torch.zeros((count, *inputs.shape[1:]), dtype=inputs.dtype, device=device)
+        y = torch.zeros((count, *targets.shape[1:]), dtype=targets.dtype, device=device)
+        with torch.random.fork_rng(devices=[]):
+            loss(forward(x), y).backward()  # type: ignore[no-untyped-call]
+        for parameter in parameters:
+            samples: Tensor | None = parameter.grad_sample  # type: ignore[attr-defined]
+            parameter.grad_sample = None  # type: ignore[attr-defined]
+            parameter.grad = None
+            if samples is not None:
+                _check_rows(samples, count)
+
+
+def _check_rows(samples: Tensor, examples: int) -> None:
+    if len(samples) != examples:
+        raise ValueError(
+            f"a layer has per-example gradients of {len(samples)} examples in a batch of {examples}: its input must "
+            "have the examples on axis 0, so that the bound is of each whole example; keep the batch axis first "
+            "(batch_first=True), or use privacy=off"
+        )
+
+
 def clip_and_sum(
-    parameters: list[nn.Parameter], clip_norm: float, pruned: Mapping[nn.Parameter, Tensor] | None = None
+    parameters: list[nn.Parameter],
+    clip_norm: float,
+    pruned: Mapping[nn.Parameter, Tensor] | None = None,
+    *,
+    examples: int | None = None,
 ) -> Tensor:
     """Clip each example's gradient (all parameters together) and sum: flat float64. Uses up `.grad_sample`.
 
@@ -204,6 +244,8 @@ def clip_and_sum(
         if samples is None:  # not used in this forward pass
             flat.append(None)
             continue
+        if examples is not None:
+            _check_rows(samples, examples)
         samples = samples.flatten(start_dim=1)
         if pruned and parameter in pruned:
             samples.masked_fill_(pruned[parameter].flatten(), 0.0)

@@ -87,6 +87,8 @@ class QMultiheadAttention(QuantizedLayer, nn.MultiheadAttention):
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """As nn.MultiheadAttention."""
+        if is_causal and attn_mask is None:
+            raise ValueError("is_causal=True: needs attn_mask, as torch's own does; give it the causal mask")
         itself = query is key and key is value
         unbatched = query.dim() == 2
         if unbatched:

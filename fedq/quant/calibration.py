@@ -29,7 +29,7 @@ def with_fixed_ranges(model: nn.Module, inputs: Tensor) -> nn.Module:
         grid.seen = 0.0
     with torch.no_grad():
         for start in range(0, len(inputs), _BATCH):
-            fixed(inputs[start : start + _BATCH])
+            fixed(inputs[start : start + _BATCH].to(next(fixed.parameters()).device))
     made = {id(grid): FixedGrid(grid.seen or grid.limit, signed=grid.signed, bits=grid.bits) for grid in grids}
     for module in list(fixed.modules()):
         for name, child in list(module.named_children()):

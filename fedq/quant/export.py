@@ -212,11 +212,18 @@ def _compare(model: nn.Module, delivered: Int8Model, input_shape: tuple[int, ...
     Sums of floats in another order may move a value to the next level, and what follows with it, so the bits differ;
     but far less than a wrong kernel, layout or grid makes them differ.
     """
-    inputs = torch.randn((_COMPARED, *input_shape), generator=torch.Generator().manual_seed(0)).to(input_dtype)
+    made = torch.randn((_COMPARED, *input_shape), generator=torch.Generator().manual_seed(0))
+    inputs = made if input_dtype.is_floating_point else (made > 0).to(input_dtype)  # every table has rows 0 and 1
     trained = copy.deepcopy(model).cpu().eval()
     with torch.no_grad():
-        expected = trained(inputs.abs() if not input_dtype.is_floating_point else inputs)
-    got = torch.from_numpy(delivered(inputs.abs().numpy() if not input_dtype.is_floating_point else inputs.numpy()))
+        try:
+            expected = trained(inputs)
+        except Exception:  # a forward that reads numbers of tokens off floats
+            inputs = torch.zeros_like(inputs)
+            expected = trained(inputs)
+    if not isinstance(expected, Tensor):
+        raise ExportError(f"the model gives a {type(expected).__name__}, and one tensor is exported: return one")
+    got = torch.from_numpy(delivered(inputs.numpy()))
     if got.shape != expected.shape:
         raise ExportError(f"the exported model gives outputs of shape {tuple(got.shape)}, not {tuple(expected.shape)}")
     apart = float((got - expected).abs().mean()) / max(float((expected - expected.mean(0)).abs().mean()), 1e-6)

@@ -38,7 +38,13 @@ class _Snap(torch.autograd.Function):
         x, *learned = ctx.saved_tensors
         (grad,) = grads
         lowest, highest = ctx.levels
-        if not learned and grad.stride() == x.stride() and (kernels := _kernels(x, grad)) is not None:
+        # A gradient of the gradient needs torch's own operations.
+        if (
+            not learned
+            and not torch.is_grad_enabled()
+            and grad.stride() == x.stride()
+            and (kernels := _kernels(x, grad)) is not None
+        ):
             passed = torch.empty_like(x)
             kernels.pass_within(_flat(grad), _flat(x), _flat(passed), ctx.step, lowest, highest)
             return passed, None, None, None, None

@@ -19,16 +19,28 @@ def register_grad_samplers() -> None:
     theirs.
     """
     from opacus.grad_sample import register_grad_sampler
-    from opacus.grad_sample.embedding import compute_embedding_grad_sample
     from opacus.grad_sample.linear import compute_linear_grad_sample
 
     register_grad_sampler(QLinear)(compute_linear_grad_sample)
     register_grad_sampler(QConv1d)(conv1d_grad_sample)
     register_grad_sampler(QConv2d)(conv2d_grad_sample)
-    register_grad_sampler(QEmbedding)(compute_embedding_grad_sample)
+    register_grad_sampler(QEmbedding)(embedding_grad_sample)
     register_grad_sampler(QMultiheadAttention)(attention_grad_sample)
     register_grad_sampler(QLSTM)(lstm_grad_sample)
     register_grad_sampler(LearnedGrid)(learned_grid_grad_sample)
+
+
+def embedding_grad_sample(
+    layer: QEmbedding, activations: list[Tensor], backprops: Tensor
+) -> dict[nn.Parameter, Tensor]:
+    """Opacus' own, without a gradient for the row that pads."""
+    from opacus.grad_sample.embedding import compute_embedding_grad_sample
+
+    samples: dict[nn.Parameter, Tensor] = compute_embedding_grad_sample(layer, activations, backprops)
+    if layer.padding_idx is not None:
+        for sample in samples.values():
+            sample[:, layer.padding_idx] = 0.0
+    return samples
 
 
 def conv2d_grad_sample(layer: QConv2d, activations: list[Tensor], backprops: Tensor) -> dict[nn.Parameter, Tensor]:

@@ -37,7 +37,7 @@ def pass_within(grad, x, out, step, lowest, highest):
 
 @kernel(void, reads(f4), reads(f4), f4, f4, boolean, i64, writes(f4), writes(f4))
 def snap_rows(weight, bias, input_step, limit, together, rows, snapped, snapped_bias):
-    """Weight (rows, ...) and bias on the grids of `weights.uniform_levels`; `together`: one step for all rows.
+    """Weight (rows, ...) and bias on the grids of `weights.parameter_levels`; `together`: one step for all rows.
 
     `input_step` 0: the bias stays as it is. `bias` may be empty.
     """

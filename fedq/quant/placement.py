@@ -86,7 +86,8 @@ _KEEPS_RANGE = (
     nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, functional.avg_pool2d,
     functional.adaptive_avg_pool2d, torch.mean, "mean",
 )  # fmt: skip
-_SHAPE_ONLY = ("size", "dim", "numel", getattr)  # read no values
+_SHAPE_ONLY = ("size", "dim", "numel")  # read no values
+_SHAPE_ATTRIBUTES = ("shape", "ndim", "dtype", "device")  # of which `getattr` reads none; .mT does
 _WITH_WEIGHTS = (nn.Linear, nn.modules.conv._ConvNd, nn.Embedding, nn.MultiheadAttention, nn.RNNBase)
 
 
@@ -232,7 +233,8 @@ class _Placer:
     def _ends(self, node: fx.Node) -> Iterator[fx.Node]:
         """The first nodes that do more with a value than move it."""
         for user in node.users:
-            if self._is(user, _SHAPE_ONLY):
+            reads_shape = user.target is getattr and user.args[1] in _SHAPE_ATTRIBUTES
+            if reads_shape or self._is(user, _SHAPE_ONLY):
                 continue
             if self._is(user, _KEEPS_GRID):
                 yield from self._ends(user)

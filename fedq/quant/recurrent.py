@@ -111,15 +111,17 @@ class QLSTM(QuantizedLayer, nn.LSTM):
         hidden = self._on_grid(hidden)
         outputs = []
         self.held = [self.snapped(product) for product in self.products_of(*which)]  # once for all steps
-        for step in steps:
-            if hooked:
-                self.cells.append(which)  # the hooks take it away
-            gates: Any = nn.Module.__call__(self, step, hidden)
-            into, forget, change, out = gates.chunk(4, dim=-1)  # torch's order
-            cell = torch.sigmoid(forget) * cell + torch.sigmoid(into) * torch.tanh(change)
-            hidden = self._on_grid(torch.sigmoid(out) * torch.tanh(cell))
-            outputs.append(hidden)
-        self.held = []  # no copy of the module can hold what has a gradient
+        try:
+            for step in steps:
+                if hooked:
+                    self.cells.append(which)  # the hooks take it away
+                gates: Any = nn.Module.__call__(self, step, hidden)
+                into, forget, change, out = gates.chunk(4, dim=-1)  # torch's order
+                cell = torch.sigmoid(forget) * cell + torch.sigmoid(into) * torch.tanh(change)
+                hidden = self._on_grid(torch.sigmoid(out) * torch.tanh(cell))
+                outputs.append(hidden)
+        finally:
+            self.held = []  # no copy of the module can hold what has a gradient
         return outputs, (hidden, cell)
 
     def _joined(self, both: tuple[Tensor, Tensor]) -> Tensor:

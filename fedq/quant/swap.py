@@ -57,6 +57,7 @@ class QuantReport:
     ranges: str
     form: WeightFormat
     untraceable: str | None  # why placement could not see the model's graph; None if it could
+    weights: tuple[str, ...] = ()  # names of the parameters that become integers
 
     @property
     def portable(self) -> bool:
@@ -236,6 +237,8 @@ def _unsupported(layer: nn.Module) -> str | None:
         return QLSTM.unsupported(layer)
     if isinstance(layer, nn.Embedding) and layer.max_norm is not None:
         return "Embedding with max_norm is not supported"
+    if isinstance(layer, nn.Embedding) and (layer.scale_grad_by_freq or layer.sparse):
+        return "Embedding with scale_grad_by_freq or sparse gradients is not supported"
     return None
 
 
@@ -252,12 +255,13 @@ def _report(
     ranges: str,
     form: WeightFormat,
 ) -> QuantReport:
-    reports = []
+    reports, names = [], []
     for name, module in model.named_modules():
         if name in reasons:
             reports.append(LayerReport(name, type(module).__name__, quantized=False, reason=reasons[name]))
         elif isinstance(module, QuantizedLayer) and module.form is not None:
             source, output = module.source, module.output_grid
+            names += [f"{name}.{product.weight}".removeprefix(".") for product in module.products]
             reports.append(
                 LayerReport(
                     name,
@@ -267,4 +271,4 @@ def _report(
                     output="float" if output is None else output.describe(),
                 )
             )
-    return QuantReport(tuple(reports), ranges, form, placement.untraceable)
+    return QuantReport(tuple(reports), ranges, form, placement.untraceable, tuple(names))

@@ -102,8 +102,8 @@ def _private(name: str, effort: Effort) -> Row:
     register_grad_samplers()
     quantized, plain = _quantized(name), fresh(name)
     spell_out(plain)  # of torch's attention Opacus has no per-example gradients
-    if not any(type(module) is nn.Conv2d for module in quantized.modules()):  # as fedq's trainer has it under DP
-        in_training_format(quantized)
+    for model in (quantized, plain):
+        in_training_format(model)
     contenders: dict[str, Contender] = {"qat": lambda: noised_step(quantized), "float32": lambda: noised_step(plain)}
     seconds = medians(contenders, repeats=effort.repeats, warmups=1)
     words = (

@@ -96,7 +96,7 @@ def test_without_numba_there_are_no_kernels_and_one_line_says_why(fresh, monkeyp
     for name in [name for name in sys.modules if name.startswith(("fedq.codec.kernel", "fedq.compiled"))]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "numba", None)
-    with caplog.at_level(logging.INFO, logger="fedq.codec.jit"):
+    with caplog.at_level(logging.INFO, logger="fedq.jit"):
         assert [jit.kernels(MANY), jit.kernels(MANY)] == [None, None]
     assert len(caplog.records) == 1
     assert "numba" in caplog.text
