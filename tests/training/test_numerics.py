@@ -1,5 +1,6 @@
 """What a run's fingerprint says of the processor. Knows no model."""
 
+from fedq.training.hardware import Hardware
 from fedq.training.numerics import cpu_flags, fingerprint
 
 
@@ -20,4 +21,4 @@ def test_where_no_file_tells_them_there_are_none(tmp_path):
 
 
 def test_they_stand_in_the_fingerprint():
-    assert fingerprint()["cpu_flags"] == cpu_flags()
+    assert fingerprint(Hardware(), autocast="off")["cpu_flags"] == cpu_flags()
