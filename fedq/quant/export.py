@@ -1,7 +1,7 @@
 """Write a quantized model as an ONNX file for int8 kernels. Knows torch and the quantized layers.
 
 Knows no training and no data; what concerns the finished graph alone is in `onnx_graph`. The graph is
-captured by torch's own exporter (torch.export and onnxscript), so any float operation between quantized
+captured by torch's own exporter (see `capture`), so any float operation between quantized
 layers is the library's business; only grids and parameters are replaced before, by
 QuantizeLinear/DequantizeLinear pairs and integer constants, and the file is cleaned after. Measured on one
 core: 2.6 s for the first export of a process, most of it onnxscript's registry, and 0.4 to 0.7 s for the
@@ -11,11 +11,9 @@ table.
 
 import contextlib
 import copy
-import logging
 import os
 import tempfile
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedq.quant.attention import QMultiheadAttention
+from fedq.quant.capture import captured
 from fedq.quant.grids import DynamicGrid, Grid
 from fedq.quant.int8_model import ExportError, Int8Model
 from fedq.quant.layers import Product, QConv1d, QConv2d, QEmbedding, QLinear, QuantizedLayer
@@ -32,7 +31,6 @@ from fedq.quant.weights import parameter_levels
 if TYPE_CHECKING:
     import onnx
 
-OPSET = 20
 _COMPARED = 64  # made-up examples
 _MOST_APART = 0.1  # mean difference of outputs, over their mean distance from their mean
 
@@ -170,7 +168,7 @@ def export_onnx(
     """
     from fedq.quant.onnx_graph import clean, drop_idle_relus, refuse_float_products  # lazily: it imports onnx
 
-    proto = _captured(_freeze(model), tuple(input_shape), input_dtype)
+    proto = captured(_freeze(model), input_shape, input_dtype)
     drop_idle_relus(proto.graph)
     allowed = refuse_float_products(proto, skip)
     clean(proto)
@@ -280,45 +278,3 @@ def _frozen_class(kind: type[QuantizedLayer]) -> type[QuantizedLayer]:
         if issubclass(own, kind):
             return own
     return type(f"Frozen{kind.__name__}", (_Frozen, kind), {})
-
-
-def _captured(frozen: nn.Module, input_shape: tuple[int, ...], dtype: torch.dtype) -> "onnx.ModelProto":
-    import torch.ao.quantization.fx._decomposed  # defines torch.ops.quantized_decomposed
-
-    example = torch.zeros((2, *input_shape), dtype=dtype)
-    try:
-        with _quiet():
-            program = torch.onnx.export(
-                frozen,
-                (example,),
-                dynamo=True,
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
-                input_names=["input"],
-                output_names=["output"],
-                opset_version=OPSET,
-                verbose=False,
-            )
-    except ImportError as error:
-        raise ExportError(f"the export needs onnxscript ({error}); pip install onnxscript") from error
-    except Exception as error:  # the exporter wraps whatever a user's forward raises
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-        raise ExportError(f"the model's forward cannot be captured for ONNX: {cause}") from error
-    assert program is not None
-    proto: onnx.ModelProto = program.model_proto
-    return proto
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporter's remarks on packages it would also support."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

@@ -4,20 +4,16 @@ Knows torch and the quantized layers by their bases alone; no grids' values, no 
 """
 
 import copy
-import logging
 import os
-import warnings
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from fedq.quant.capture import captured
 from fedq.quant.grids import Grid
-from fedq.quant.int8_model import ExportError
 from fedq.quant.layers import QuantizedLayer
 from fedq.quant.swap import AbsorbedReLU
-
-OPSET = 20  # the int8 file's
 
 
 def float_twin(model: nn.Module) -> nn.Module:
@@ -60,26 +56,5 @@ def export_float32(
 
     ExportError where it cannot be captured.
     """
-    twin = float_twin(model).cpu().eval()
-    logger = logging.getLogger("torch.onnx")  # remarks on packages that the exporter would also support
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            program = torch.onnx.export(
-                twin,
-                (torch.zeros((2, *input_shape), dtype=input_dtype),),
-                dynamo=True,
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
-                input_names=["input"],
-                output_names=["output"],
-                opset_version=OPSET,
-                verbose=False,
-            )
-    except Exception as error:  # the exporter wraps whatever a user's forward raises
-        raise ExportError(f"the float model's forward cannot be captured for ONNX: {error}") from error
-    finally:
-        logger.setLevel(level)
-    assert program is not None
-    Path(path).write_bytes(program.model_proto.SerializeToString(deterministic=True))
+    proto = captured(float_twin(model).cpu().eval(), input_shape, input_dtype)
+    Path(path).write_bytes(proto.SerializeToString(deterministic=True))
