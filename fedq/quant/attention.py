@@ -5,7 +5,6 @@ for the layer is a Linear. The output projection is a layer of its own, as in to
 """
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +12,6 @@ from torch.nn import functional
 
 from fedq.quant.grids import FixedGrid, Grid
 from fedq.quant.layers import Product, QLinear, QuantizedLayer
-from fedq.quant.weights import WeightFormat
 
 
 class QMultiheadAttention(QuantizedLayer, nn.MultiheadAttention):
@@ -27,24 +25,12 @@ class QMultiheadAttention(QuantizedLayer, nn.MultiheadAttention):
     # Which third of the packed projection each call computed (None: all of it), for per-sample gradients.
     parts: list[int | None]
 
-    @classmethod
-    def adopt(
-        cls,
-        layer: nn.Module,
-        *,
-        form: WeightFormat | None,
-        input_grid: Grid | None = None,
-        output_grid: Grid | None = None,
-        out_grid: Grid | None = None,
-    ) -> "QuantizedLayer":
+    def equip(self, out_grid: Grid | None = None) -> None:
         """`out_grid`: of the output projection's input."""
-        QLinear.adopt(layer.out_proj, form=form, input_grid=out_grid)  # type: ignore[arg-type]
-        adopted = super().adopt(layer, form=form, input_grid=input_grid, output_grid=output_grid)
-        assert isinstance(adopted, QMultiheadAttention)
-        bits = 8 if input_grid is None else input_grid.bits
-        adopted.chances = None if input_grid is None else FixedGrid(1.0, signed=False, bits=bits)
-        adopted.parts = []
-        return adopted
+        QLinear.adopt(self.out_proj, form=self.form, input_grid=out_grid)
+        grid = self.input_grid
+        self.chances = None if grid is None else FixedGrid(1.0, signed=False, bits=grid.bits)
+        self.parts = []
 
     @staticmethod
     def unsupported(layer: nn.MultiheadAttention) -> str | None:
@@ -150,10 +136,6 @@ class QMultiheadAttention(QuantizedLayer, nn.MultiheadAttention):
             padded = _additive(padding, scores)[:, None, None, :]
             mask = padded if mask is None else mask + padded
         return mask
-
-    def merge_masks(self, *args: Any, **kwargs: Any) -> Any:
-        """Not used here: only torch's fused path calls it, which `quantize` turns off."""
-        raise NotImplementedError
 
 
 def _additive(mask: Tensor, scores: Tensor) -> Tensor:

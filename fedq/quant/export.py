@@ -15,7 +15,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -108,37 +108,25 @@ class _Frozen(QuantizedLayer):
         return integers[product.weight]()  # type: ignore[no-any-return]
 
 
-class _FrozenEmbedding(_Frozen, QEmbedding):
+class _FrozenEmbedding(_Frozen):
     def forward(self, x: Tensor) -> Tensor:
         parameters = self.integers["weight"]  # type: ignore[index]
         return parameters.rows(x)  # type: ignore[no-any-return,union-attr]
 
 
-class _FrozenConv1d(_Frozen, QConv1d):
+class _FrozenConvolution(_Frozen):
     """What pads with other values than zeros stands between grid and kernel, so the grid stands there again."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.padding_mode == "zeros":
-            return super().forward(x)
-        padded = functional.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-        weight, bias = self.snapped(self.products[0])
-        rest = (self.stride, 0, self.dilation, self.groups)
-        return functional.conv1d(self.again(padded), weight, bias, *rest)  # type: ignore[operator]
-
-
-class _FrozenConv2d(_Frozen, QConv2d):
-    """The same."""
+    pads: tuple[list[int], str] | None  # as functional.pad takes them; None: zeros, which the kernel pads itself
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.padding_mode == "zeros":
-            return super().forward(x)
-        padded = functional.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-        weight, bias = self.snapped(self.products[0])
-        rest = (self.stride, 0, self.dilation, self.groups)
-        return functional.conv2d(self.again(padded), weight, bias, *rest)  # type: ignore[operator]
+        if self.pads is not None:
+            amounts, mode = self.pads
+            x = self.again(functional.pad(x, amounts, mode=mode))  # type: ignore[operator]
+        return super().forward(x)  # type: ignore[no-any-return]
 
 
-class _FrozenAttention(_Frozen, QMultiheadAttention):
+class _FrozenAttention(_Frozen):
     """The grid stands right before each product: onnxruntime fuses no kernel across what splits a tensor in three."""
 
     def _third(self, part: int | None) -> tuple[Tensor, Tensor | None]:
@@ -256,7 +244,7 @@ def _freeze(model: nn.Module) -> nn.Module:
             thirds = {f"third{i}": _IntegerParameters(layer, layer.products[0], layer.rows(i)) for i in range(3)}
             layer.integers.update(thirds)
         if isinstance(layer, QConv1d | QConv2d) and layer.source is not None:
-            layer.again = layer.source[0]
+            _pad_before(layer, layer.source[0])
     # Only now: a layer's source may be another layer's output grid.
     for layer in layers.values():
         layer.__class__ = _frozen_class(type(layer))
@@ -273,8 +261,21 @@ def _freeze(model: nn.Module) -> nn.Module:
     return frozen
 
 
+def _pad_before(layer: Any, grid: Grid) -> None:
+    """Take the padding out of a convolution that is to be frozen, for `_FrozenConvolution` to do."""
+    layer.again, layer.pads = grid, None
+    if layer.padding_mode != "zeros":
+        layer.pads = (layer._reversed_padding_repeated_twice, layer.padding_mode)
+        layer.padding_mode, layer.padding = "zeros", (0,) * len(layer.kernel_size)
+
+
+_FROZEN: dict[type[QuantizedLayer], type[_Frozen]] = {
+    QConv1d: _FrozenConvolution,
+    QConv2d: _FrozenConvolution,
+    QEmbedding: _FrozenEmbedding,
+    QMultiheadAttention: _FrozenAttention,
+}
+
+
 def _frozen_class(kind: type[QuantizedLayer]) -> type[QuantizedLayer]:
-    for own in (_FrozenConv1d, _FrozenConv2d, _FrozenEmbedding, _FrozenAttention):
-        if issubclass(own, kind):
-            return own
-    return type(f"Frozen{kind.__name__}", (_Frozen, kind), {})
+    return type(f"Frozen{kind.__name__}", (_FROZEN.get(kind, _Frozen), kind), {})

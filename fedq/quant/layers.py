@@ -44,14 +44,22 @@ class QuantizedLayer(nn.Module):
         form: WeightFormat | None,
         input_grid: Grid | None = None,
         output_grid: Grid | None = None,
+        **inner: Grid | None,
     ) -> "QuantizedLayer":
-        """Turn a plain layer into a quantized one in place: identity, parameters, hooks and keys stay."""
+        """Turn a plain layer into a quantized one in place: identity, parameters, hooks and keys stay.
+
+        `inner`: grids that a kind of layer has beside these two, as its `equip` takes them.
+        """
         layer.__class__ = cls
         assert isinstance(layer, QuantizedLayer)  # for mypy
         layer.form = form
         layer.input_grid, layer.output_grid = input_grid, output_grid
         layer.source = None if input_grid is None else (input_grid,)
+        layer.equip(**inner)
         return layer
+
+    def equip(self) -> None:
+        """What a kind of layer needs beside its grids, once those are there."""
 
     @property
     def products(self) -> list[Product]:

@@ -12,7 +12,6 @@ from torch.nn import functional
 
 from fedq.quant.grids import FixedGrid, Grid
 from fedq.quant.layers import Product, QuantizedLayer
-from fedq.quant.weights import WeightFormat
 
 
 class QLSTM(QuantizedLayer, nn.LSTM):
@@ -26,22 +25,11 @@ class QLSTM(QuantizedLayer, nn.LSTM):
     cells: list[tuple[int, int]]  # (layer, direction) of each call, for per-sample gradients
     held: list[tuple[Tensor, Tensor | None]]  # parameters of the layer and direction that is at work
 
-    @classmethod
-    def adopt(
-        cls,
-        layer: nn.Module,
-        *,
-        form: WeightFormat | None,
-        input_grid: Grid | None = None,
-        output_grid: Grid | None = None,
-    ) -> "QuantizedLayer":
-        adopted = super().adopt(layer, form=form, input_grid=input_grid)
-        assert isinstance(adopted, QLSTM)
-        assert output_grid is None  # the hidden states are on their grid anyway
-        bits = 8 if input_grid is None else input_grid.bits
-        adopted.hidden_grid = None if input_grid is None else FixedGrid(1.0, signed=True, bounded=True, bits=bits)
-        adopted.cells, adopted.held = [], []
-        return adopted
+    def equip(self) -> None:
+        assert self.output_grid is None  # the hidden states are on their grid anyway
+        grid = self.input_grid
+        self.hidden_grid = None if grid is None else FixedGrid(1.0, signed=True, bounded=True, bits=grid.bits)
+        self.cells, self.held = [], []
 
     @staticmethod
     def unsupported(layer: nn.LSTM) -> str | None:
