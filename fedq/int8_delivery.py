@@ -15,6 +15,7 @@ from torch import nn
 from fedq.experiment import Experiment
 from fedq.quant import ExportError, Int8Model, export_onnx, with_fixed_ranges
 from fedq.quant.pace import BATCH, measure
+from fedq.training import outputs_of
 
 MOST_APART = 0.001  # share of examples with another answer
 ENOUGH = 1000  # examples for a share to mean something; of fewer, one may differ
@@ -27,9 +28,9 @@ DEAREST = 8  # operators whose share of the int8 model's time is told
 def deliver_int8(experiment: Experiment, path: Path) -> dict[str, Any]:
     """Write the int8 model to `path`, whole or not at all, and measure it on the test set on int8 kernels.
 
-    `bytes`, `int8_ops`, `float_ops`, `speedup`, `profile`; with a test set `value` (of the metric) and, where classes
-    are told apart, `agreement`. Empty where the config has no int8 model. `error`: why there is none, and nothing was
-    written.
+    `bytes`, `int8_ops`, `float_ops`, `speedup`, `profile`; with a test set `value` and `fake_quant` (of the metric) and,
+    where classes are told apart, `agreement`. Empty where the config has no int8 model. `error`: why there is none, and
+    nothing was written.
     """
     quant = experiment.config.quant
     if experiment.quantized is None or quant.activations == "off" or ranges_missing(experiment):
@@ -83,9 +84,9 @@ def _measured(experiment: Experiment, model: nn.Module, path: Path) -> dict[str,
     if test is None:
         return found
     outputs = int8(test.inputs)
-    found["value"] = trainer.score_outputs(outputs, test).metric
+    expected = outputs_of(model, test.inputs).numpy()
+    found["value"], found["fake_quant"] = (trainer.score_outputs(o, test).metric for o in (outputs, expected))
     if trainer.metric.is_accuracy and test.targets.ndim == 1:
-        expected = _outputs(model, test.inputs)
         found["agreement"] = float(np.mean(outputs.argmax(1) == expected.argmax(1)))
         if (apart := wrong_answers(outputs, expected)) > allowed(len(expected)):
             return {
@@ -120,13 +121,3 @@ def wrong_answers(outputs: np.ndarray, expected: np.ndarray) -> int:
 def allowed(examples: int) -> int:
     """How many may differ."""
     return int(MOST_APART * examples) if examples >= ENOUGH else 1
-
-
-def _outputs(model: nn.Module, inputs: np.ndarray) -> np.ndarray:
-    model.eval()
-    device = next(model.parameters()).device
-    with torch.inference_mode():
-        parts = [
-            model(torch.from_numpy(inputs[i : i + ENOUGH]).to(device)).cpu() for i in range(0, len(inputs), ENOUGH)
-        ]
-    return torch.cat(parts).numpy()

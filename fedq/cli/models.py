@@ -44,13 +44,12 @@ def export(
     finished, experiment = _rebuilt(run)
     if experiment.config.quant.activations == "off":
         refuse_text(f"{run}: quant.activations=off, and no int8 kernel takes floats. Use a run with 8-bit activations")
-    from fedq.int8_delivery import deliver_int8, delivered_model, quantized_lines, ranges_missing
+    from fedq.int8_delivery import deliver_int8, quantized_lines, ranges_missing
     from fedq.results.exported import exported_table
     from fedq.training.numerics import one_thread
 
     if ranges_missing(experiment):
         refuse_text(f"{run}: {quantized_lines(experiment)[-1]}")
-    trainer, test = experiment.trainer, experiment.dataset.test
     with one_thread():
         try:
             found = deliver_int8(experiment, path)
@@ -59,15 +58,13 @@ def export(
         if "error" in found:
             say(f"fedq: {found['error']}")
             sys.exit(FAILED)
-        trainer.model = delivered_model(experiment)
-        plain = None if test is None else trainer.score_outputs(trainer.model_outputs(test.inputs).numpy(), test).metric
     show(
         exported_table(
             path,
             int8_bytes=found["bytes"],
             float32_bytes=(finished.folder / "model.safetensors").stat().st_size,
             metric=experiment.config.train.metric,
-            fake_quant=plain,
+            fake_quant=found.get("fake_quant"),
             int8=found.get("value"),
             agreement=found.get("agreement"),
             int8_ops=found["int8_ops"],

@@ -3,7 +3,7 @@
 import operator
 import struct
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -131,6 +131,14 @@ class Layout:
     def offsets(self) -> tuple[int, ...]:
         """Where each segment of `averaged` starts in the vector."""
         return tuple(accumulate((segment.size for segment in self.averaged), initial=0))[:-1]
+
+    def slices(self, wanted: Callable[[Segment], bool]) -> list[slice]:
+        """Where the averaged segments that are wanted lie in the vector, in order."""
+        return [
+            slice(start, start + segment.size)
+            for segment, start in zip(self.averaged, self.offsets, strict=True)
+            if wanted(segment)
+        ]
 
     @cached_property
     def size(self) -> int:

@@ -92,11 +92,7 @@ def read(data: bytes | bytearray | memoryview, layout: Layout, *, round: int) ->
 
 def _parts(layout: Layout) -> list[slice]:
     """Where the prunable segments lie in the vector, in order."""
-    return [
-        slice(start, start + segment.size)
-        for segment, start in zip(layout.averaged, layout.offsets, strict=True)
-        if prunable(segment)
-    ]
+    return layout.slices(prunable)
 
 
 def _bits(packed: NDArray[np.uint8], count: int) -> NDArray[np.bool_]:

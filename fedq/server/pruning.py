@@ -79,11 +79,7 @@ def prune(mask: np.ndarray, weights: np.ndarray, share: float) -> None:
 
 def parts_of(layout: Layout, names: tuple[str, ...]) -> list[slice]:
     """Where the named segments that can be pruned lie in the vector."""
-    return [
-        slice(start, start + segment.size)
-        for segment, start in zip(layout.averaged, layout.offsets, strict=True)
-        if segment.name in names and prunable(segment)
-    ]
+    return layout.slices(lambda segment: segment.name in names and prunable(segment))
 
 
 def zeros(arrays: Mapping[str, np.ndarray], names: tuple[str, ...]) -> float:

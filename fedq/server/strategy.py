@@ -110,11 +110,7 @@ class QuantizedFedAvg(FedAvg):
     def begin(self, layout: packets.Layout, statistics: Sequence[str]) -> None:
         """Forget the run before this one, its optimizer and whose updates counted."""
         self.layout = layout
-        self._statistics = [
-            slice(start, start + segment.size)
-            for segment, start in zip(layout.averaged, layout.offsets, strict=True)
-            if segment.name in statistics
-        ]
+        self._statistics = layout.slices(lambda segment: segment.name in statistics)
         self._optimizer: torch.optim.Optimizer | None = None
         self._last_accepted: dict[str, int] = {}
         self._broadcaster = Broadcaster(layout, self.downlink, seed=self.seed)

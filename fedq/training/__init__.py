@@ -3,7 +3,7 @@
 from fedq.training.arrays import layout_of, load_vector, read_vector, state_arrays
 from fedq.training.hardware import Hardware
 from fedq.training.objectives import LOSSES, METRICS, Metric
-from fedq.training.trainer import Evaluation, Fitted, PrivateFit, Recipe, Trainer
+from fedq.training.trainer import Evaluation, Fitted, PrivateFit, Recipe, Trainer, outputs_of
 
 __all__ = [
     "LOSSES",
@@ -17,6 +17,7 @@ __all__ = [
     "Trainer",
     "layout_of",
     "load_vector",
+    "outputs_of",
     "read_vector",
     "state_arrays",
 ]

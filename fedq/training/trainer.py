@@ -17,6 +17,7 @@ from fedq.codec import Layout
 from fedq.compiler import without_compiler
 from fedq.data import Examples
 from fedq.privacy import DPSGD, DPEvidence, DPPlan, Ledger, RandomSource, SpendContext
+from fedq.privacy.suitable import device_of
 from fedq.quant import register_grad_samplers
 from fedq.seeding import seeded
 from fedq.training.arrays import load_vector, read_vector
@@ -154,13 +155,7 @@ class Trainer:
 
     def model_outputs(self, inputs: np.ndarray) -> torch.Tensor:
         """Outputs (n, k) of the model as it stands, in evaluation mode and float32, on the CPU."""
-        self.model.eval()
-        with torch.inference_mode():
-            parts = [
-                self.model(torch.from_numpy(inputs[i : i + _EVALUATION_BATCH]).to(self.hardware.device)).cpu()
-                for i in range(0, len(inputs), _EVALUATION_BATCH)
-            ]
-        return torch.cat(parts)
+        return outputs_of(self.model, inputs)
 
     def score_outputs(self, outputs: np.ndarray, examples: Examples) -> Evaluation:
         """The same figures for outputs that another engine computed."""
@@ -190,6 +185,18 @@ class Trainer:
             losses.append((len(chosen), loss))
         # Read at the end: reading one makes this process wait for the GPU.
         return sum(n * float(loss) for n, loss in losses) / max(sum(n for n, _ in losses), 1)
+
+
+def outputs_of(model: nn.Module, inputs: np.ndarray) -> torch.Tensor:
+    """Outputs (n, k) of any model in evaluation mode, computed where it is; on the CPU."""
+    model.eval()
+    device = device_of(model)
+    with torch.inference_mode():
+        parts = [
+            model(torch.from_numpy(inputs[i : i + _EVALUATION_BATCH]).to(device)).cpu()
+            for i in range(0, len(inputs), _EVALUATION_BATCH)
+        ]
+    return torch.cat(parts)
 
 
 def score(outputs: torch.Tensor, examples: Examples, loss: Any, metric: Metric) -> Evaluation:
