@@ -29,8 +29,8 @@ def deliver_int8(experiment: Experiment, path: Path) -> dict[str, Any]:
     """Write the int8 model to `path`, whole or not at all, and measure it on the test set on int8 kernels.
 
     `bytes`, `int8_ops`, `float_ops`, `speedup`, `profile`; with a test set `value` and `fake_quant` (of the metric)
-    and, where classes are told apart, `agreement`. Empty where the config has no int8 model. `error`: why there is none,
-    and nothing was written.
+    and, where classes are told apart, `agreement`. Empty where the config has no int8 model. `error`: why there is
+    none, and nothing was written.
     """
     quant = experiment.config.quant
     if experiment.quantized is None or quant.activations == "off" or ranges_missing(experiment):
