@@ -28,7 +28,7 @@ from fedq.training import state_arrays
 from fedq.training.numerics import fingerprint
 
 if TYPE_CHECKING:
-    from fedq.privacy import Mechanism
+    from fedq.privacy import AnyMechanism
 
 PRIVACY_UNIT = {"example": "one training example of one client (add or remove)"}
 ELSEWHERE = "the clients' ledgers and evidence lie on their own machines, where this server does not see them"
@@ -185,7 +185,9 @@ def evidence_of(
     return evidence.epsilon, *is_private(evidence)
 
 
-def epsilon_after(experiment: Experiment, participations: int, *, before: "Sequence[Mechanism]" = ()) -> float | None:
+def epsilon_after(
+    experiment: Experiment, participations: int, *, before: "Sequence[AnyMechanism]" = ()
+) -> float | None:
     """What a client has spent after so many rounds, and before them: a function of public numbers alone."""
     if experiment.plan is None:
         return None
@@ -197,13 +199,13 @@ def epsilon_after(experiment: Experiment, participations: int, *, before: "Seque
     return epsilon(spends, experiment.plan.delta, accountant=experiment.plan.accountant)
 
 
-def spent_before(experiment: Experiment) -> "list[Mechanism]":
+def spent_before(experiment: Experiment) -> "list[AnyMechanism]":
     """What the client that has spent most had spent before this run, where ledgers outlive runs."""
     if experiment.plan is None or experiment.config.privacy.ledger is None:
         return []
     from fedq.privacy import Ledger, LedgerError
 
-    most: list[Mechanism] = []
+    most: list[AnyMechanism] = []
     for identity in experiment.identities:
         path = ledger_file(experiment.config, Path(), identity)
         with suppress(LedgerError):  # one that cannot be read refuses to train; its client says so

@@ -21,7 +21,7 @@ FLOORS = [
     {"client", "server"},
     {"wire", "training", "results"},
     {"quant", "privacy", "codec", "data", "models"},
-    {"randomness", "seeding", "compiler", "compiled", "jit", "flower"},
+    {"randomness", "seeding", "durable", "compiler", "compiled", "jit", "flower"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 READS_CONFIG = {"cli", "runtime", "app", "delivery", "int8_delivery", "experiment"}

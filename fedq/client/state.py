@@ -16,8 +16,8 @@ from zipfile import BadZipFile
 import numpy as np
 
 from fedq.client.residual import Residual
+from fedq.durable import write_bytes
 from fedq.privacy import DPEvidence
-from fedq.results import atomic
 
 EVIDENCE, LOG, STATE = "evidence.jsonl", "log.txt", "state.npz"
 _VERSION = 2
@@ -79,7 +79,7 @@ class ClientState:
             parts: dict[str, Any] = {"before": before, "after": after, "weights": weights}
             parts = {name: value for name, value in parts.items() if value is not None}
             np.savez(file, version=np.int64(_VERSION), round=np.int64(round), **parts)
-            atomic.write_bytes(self.folder / STATE, file.getvalue())
+            write_bytes(self.folder / STATE, file.getvalue())
 
     def note_evidence(self, round: int, evidence: DPEvidence) -> None:
         """What the noise-adding code says that it did, one JSON line a participation. Never leaves the client."""

@@ -2,11 +2,12 @@
 Knows models, tensors and its ledger file; not quantization, codecs, messages, servers or configuration files.
 """
 
-from fedq.privacy.accounting import ACCOUNTANTS, Accountant, Mechanism, calibrate, epsilon
+from fedq.privacy.accounting import ACCOUNTANTS, Accountant, AnyMechanism, Mechanism, PureDP, calibrate, epsilon
 from fedq.privacy.admission import REASONS, Declined, admit, budget_guard
+from fedq.privacy.chain import Row
 from fedq.privacy.dpsgd import DPSGD, MAX_BATCH, DPEvidence
 from fedq.privacy.evidence import MAX_EPSILON, ClientRound, RunEvidence, is_private
-from fedq.privacy.ledger import Ledger, LedgerError, Row
+from fedq.privacy.ledger import Ledger, LedgerError
 from fedq.privacy.noise import RandomSource, SecureRandom, SeededRandom
 from fedq.privacy.plan import DPPlan, SpendContext
 from fedq.privacy.spend import Spend
@@ -19,6 +20,7 @@ __all__ = [
     "MAX_EPSILON",
     "REASONS",
     "Accountant",
+    "AnyMechanism",
     "ClientRound",
     "DPEvidence",
     "DPPlan",
@@ -26,6 +28,7 @@ __all__ = [
     "Ledger",
     "LedgerError",
     "Mechanism",
+    "PureDP",
     "RandomSource",
     "Row",
     "RunEvidence",

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Final, Literal
 
-from fedq.privacy.accounting import Mechanism, epsilon
+from fedq.privacy.accounting import AnyMechanism, epsilon
 from fedq.privacy.ledger import Ledger, LedgerError, check_same_data
 from fedq.privacy.plan import DPPlan
 
@@ -45,10 +45,10 @@ def admit(ledger: Ledger, plan: DPPlan, *, data: str | None = None) -> None:
     budget_guard(plan)([row.spend.as_mechanism() for row in rows])
 
 
-def budget_guard(plan: DPPlan) -> Callable[[Sequence[Mechanism]], None]:
+def budget_guard(plan: DPPlan) -> Callable[[Sequence[AnyMechanism]], None]:
     """The same check as a guard for `Ledger.spend`."""
 
-    def guard(spent: Sequence[Mechanism]) -> None:
+    def guard(spent: Sequence[AnyMechanism]) -> None:
         if plan.target_epsilon == math.inf:  # no limit: nothing to reckon
             return
         after = epsilon([*spent, plan.mechanism], plan.delta, accountant=plan.accountant)

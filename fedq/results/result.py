@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from fedq.results import atomic, strict_json
+from fedq.durable import write_bytes
+from fedq.results import strict_json
 from fedq.results.folder import read_model
 from fedq.results.rows import RoundRow, read_rounds
 from fedq.results.wording import number, one_line, percent, plural, size, spent
@@ -83,7 +84,7 @@ class Result:
         """Write `result.json` whole or not at all; a folder as `path` means the file of that name in it."""
         path = Path(path)
         target = path / "result.json" if path.is_dir() else path
-        atomic.write_bytes(target, (strict_json.dumps(self.to_dict(), indent=2) + "\n").encode())
+        write_bytes(target, (strict_json.dumps(self.to_dict(), indent=2) + "\n").encode())
 
     def plot(self) -> "Figure":
         """Accuracy, bytes against float32 and, if it was spent, epsilon by round: a matplotlib figure."""
@@ -176,4 +177,4 @@ def save_curves(result: Result, path: Path | str) -> None:
     """Write `result.plot()` as a PNG, whole or not at all."""
     from fedq.results.curves import figure, png
 
-    atomic.write_bytes(Path(path), png(figure(result)))
+    write_bytes(Path(path), png(figure(result)))

@@ -223,9 +223,10 @@ def _collected(experiment: Experiment, place: Path, told: Followed, root: str | 
         state, home = place / "clients" / identity / "state", folder / "clients" / identity
         if (state / "runs" / told.run).is_dir():
             shutil.copytree(state / "runs" / told.run, home, ignore=shutil.ignore_patterns(".lock"))
-        if (state / LEDGER).exists():
-            home.mkdir(parents=True, exist_ok=True)
-            shutil.copy(state / LEDGER, home / LEDGER)
+        for account in sorted(state.glob(f"{LEDGER}*")):  # and its head
+            if account.suffix != ".lock":
+                home.mkdir(parents=True, exist_ok=True)
+                shutil.copy(account, home / account.name)
     result = read_result(folder)
     if experiment.plan is not None:
         files = ClientFiles(folder / "clients", told.run)

@@ -104,7 +104,7 @@ def test_no_target_needs_a_finite_epsilon_all_the_same():
         (with_last_done(spend_row_id=1), "one row of a ledger stands for several"),
         (with_last_spend(unit="client"), "another kind: client"),
         (with_last_spend(adjacency="replace-one"), "another kind"),
-        (with_last_spend(mechanism="none"), "another kind"),
+        (with_last_spend(mechanism="discrete-gaussian"), "another kind"),
     ],
 )
 def test_each_missing_piece_is_named(evidence, reason):
