@@ -233,7 +233,8 @@ def gather_evidence(
     from fedq.privacy import ClientRound, DPEvidence, Ledger, LedgerError, RunEvidence, Spend
 
     rounds: list[ClientRound] = []
-    spent, verified = 0.0, True
+    accounts: dict[str, tuple[float, float]] = {}
+    verified = True
     for identity in experiment.identities:
         home = clients.root / identity
         done: list[tuple[int, DPEvidence]] = []  # a round may have been asked for twice
@@ -250,7 +251,8 @@ def gather_evidence(
                 ledger = Ledger(path, access="read")
                 ledger.verify()
                 spends = {row.id: row.spend for row in ledger.rows()}
-                spent = max(spent, ledger.epsilon(experiment.plan.delta, accountant=experiment.plan.accountant))
+                plan = experiment.plans[identity]
+                accounts[identity] = (ledger.epsilon(plan.delta, accountant=plan.accountant), plan.target_epsilon)
             except LedgerError:
                 verified = False
         for number, evidence in done:
@@ -266,8 +268,9 @@ def gather_evidence(
         rounds += [ClientRound(identity, number, None, None, experiment.trainer.trained_scalars) for number in unproven]
     return RunEvidence(
         rounds=rounds,
-        epsilon=spent,
+        epsilon=max((spent for spent, _ in accounts.values()), default=0.0),
         target_epsilon=experiment.plan.target_epsilon,
+        accounts=accounts,
         ledgers_verified=verified,
         reply_fields_checked=bool(fields),
         nonpublic_reply_fields=sorted(set(fields) - wire.PUBLIC_FIELDS),

@@ -22,13 +22,23 @@ def client_app(client_of: Callable[[Context], Client]) -> ClientApp:
 
     @app.query("hello")
     def hello(message: Message, context: Context) -> Message:
+        from fedq.privacy import Declined, LedgerError
+
+        reason = "client_error"
         try:
             client = client_of(context)
+            client.check_account()
             told = wire.Hello(client.identity, __version__, codec.FORMATS, client.trainer.layout.digest)
             return Message(wire.write_hello(told), reply_to=message)
+        except Declined as error:
+            reason = error.reason
+            _tell_operator(f"refused to take part: {error}")
+        except LedgerError as error:
+            reason = "ledger"
+            _tell_operator(f"refused to take part: {error}")
         except (Exception, SystemExit):
             _tell_operator(traceback.format_exc())
-            return Message(wire.write_refusal(wire.Refusal(0, "client_error")), reply_to=message)
+        return Message(wire.write_refusal(wire.Refusal(0, reason)), reply_to=message)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:

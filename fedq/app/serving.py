@@ -15,7 +15,7 @@ from fedq.results import Result, RoundRow
 from fedq.server import Dealer, Roster, Rules, Total, run_rounds
 from fedq.server.broadcast import Broadcast
 from fedq.server.loop import Score, Scores
-from fedq.server.roster import TooFewClientsError
+from fedq.server.roster import too_few
 from fedq.server.strategy import QuantizedFedAvg
 from fedq.server.total import Rejected, Traffic
 
@@ -59,7 +59,8 @@ def serve(
         cohort = rules.cohort_size(config) * present // config.clients
     if present < config.strategy.min_clients or cohort < 1:
         refused = ", ".join(f"{r.client}: {r.reason}" for r in roster.refused[:5]) or "no answer"
-        raise TooFewClientsError(f"{present} of {config.clients} clients answered, too few for a round ({refused})")
+        text = f"{present} of {config.clients} clients answered, too few for a round ({refused})"
+        raise too_few(text, roster.refused, lacking=config.strategy.min_clients - present)
     judge = _Judge(experiment, strategy, link, roster)
     with Delivery(experiment, folder, watch, clients=clients) as delivery:
         outcome = run_rounds(

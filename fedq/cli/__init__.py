@@ -2,7 +2,8 @@
 
 `fedq export` and `fedq inspect` are in `models`.
 
-Exit statuses: 0 done; 1 the run failed; 2 it was refused before it started; 130 stopped by Ctrl-C.
+Exit statuses: 0 done; 1 the run failed; 2 it was refused before it started; 3 too few clients have privacy budget left
+for one round; 130 stopped by Ctrl-C.
 Heavy imports stand inside the commands: `fedq --help` answers in a fraction of a second.
 """
 
@@ -18,7 +19,7 @@ import typer
 
 from fedq import __version__
 from fedq.cli import models
-from fedq.cli.terminal import FAILED, INTERRUPTED, refuse, refuse_text, say, show
+from fedq.cli.terminal import FAILED, INTERRUPTED, SPENT, refuse, refuse_text, say, show
 
 if TYPE_CHECKING:
     from fedq.config import Config
@@ -306,7 +307,7 @@ def _executed(start: "Start", report: "Callable[[Result], None]" = lambda result
     """Run it and report; a run that did not succeed ends the command with its status."""
     from fedq.config import ConfigError
     from fedq.runtime import DeploymentError
-    from fedq.server.roster import LinkLostError, TooFewClientsError
+    from fedq.server.roster import BudgetSpentError, LinkLostError, TooFewClientsError
 
     try:
         result = start()
@@ -314,7 +315,7 @@ def _executed(start: "Start", report: "Callable[[Result], None]" = lambda result
         refuse(error)
     except (TooFewClientsError, LinkLostError, DeploymentError) as error:
         say(f"fedq: {error}")
-        sys.exit(FAILED)
+        sys.exit(SPENT if isinstance(error, BudgetSpentError) else FAILED)
     except OSError as error:  # no room, or no right, to write the run folder
         refuse_text(str(error))
     report(result)

@@ -12,7 +12,7 @@ from fedq import wire
 from fedq.client.state import ClientState
 from fedq.data import Examples
 from fedq.data.split import held_out
-from fedq.privacy import DPPlan, Ledger, RandomSource, SpendContext, admit
+from fedq.privacy import DPPlan, Ledger, RandomSource, SpendContext, admit, budget_guard
 from fedq.randomness import generator, key64
 from fedq.training import PrivateFit, Trainer
 
@@ -26,6 +26,8 @@ class Privacy:
     random: RandomSource
     data_name: str
     run: str
+    bundle: str = ""  # digest of the app's own files, for the ledger
+    head: Path | None = None  # where the ledger's head is kept; None: beside it
 
 
 @dataclass
@@ -82,6 +84,14 @@ class Client:
                 return wire.Reply(request.round, {wire.UPDATE: packet})
             return wire.Reply(request.round, {wire.UPDATE: packet}, fitted.num_examples, fitted.loss)
 
+    def check_account(self) -> None:
+        """Declined or LedgerError where this client cannot take part in even one round; said before the first."""
+        if self.privacy is not None:
+            if self.privacy.ledger.exists():
+                admit(self._ledger(), self.privacy.plan, data=self.privacy.data_name)
+            else:
+                budget_guard(self.privacy.plan)([])
+
     def evaluate(self, request: wire.Request) -> wire.Reply:
         """Loss and metric of the sent model on the examples that this client holds out. Never under DP."""
         if self.privacy is not None:
@@ -123,10 +133,16 @@ class Client:
             return None
         if request.holdout:  # which examples are held out depends on how many there are
             raise wire.MalformedReply("extra_key", "under DP no example is held out: the request asks for it")
-        ledger = Ledger(self.privacy.ledger)
+        ledger = self._ledger()
         admit(ledger, self.privacy.plan, data=self.privacy.data_name)
-        context = SpendContext(data=self.privacy.data_name, run=self.privacy.run, round=request.round)
+        context = SpendContext(
+            data=self.privacy.data_name, run=self.privacy.run, round=request.round, bundle=self.privacy.bundle
+        )
         return PrivateFit(self.privacy.plan, self.privacy.random, ledger, context)
+
+    def _ledger(self) -> Ledger:
+        assert self.privacy is not None
+        return Ledger(self.privacy.ledger, head=self.privacy.head)
 
 
 def _line(round: int, examples: int, loss: float | None, packet_bytes: int) -> str:

@@ -4,6 +4,7 @@ In simulation it lives with the run: the ledger and the evidence on disk, the re
 that serves the client in every round. Where each message meets a new process (a deployment, Ray) they are on disk too.
 """
 
+import datetime
 import io
 import json
 from collections.abc import Iterator
@@ -19,8 +20,16 @@ from fedq.client.residual import Residual
 from fedq.durable import write_bytes
 from fedq.privacy import DPEvidence
 
-EVIDENCE, LOG, STATE = "evidence.jsonl", "log.txt", "state.npz"
+EVIDENCE, LOG, STATE, DECLINED = "evidence.jsonl", "log.txt", "state.npz", "declined.log"
 _VERSION = 2
+
+
+def note_declined(folder: Path, run: str, why: str) -> None:
+    """For the owner: a request that was turned away before anything was opened, one line each. Never leaves."""
+    folder.mkdir(parents=True, exist_ok=True)
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    with (folder / DECLINED).open("a", encoding="utf-8") as file:
+        file.write(f"{now} {run!r} {' '.join(why.split())}\n")
 
 
 class StateError(RuntimeError):

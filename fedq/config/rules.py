@@ -12,6 +12,7 @@ from typing import Any
 from fedq.codec import CODECS
 from fedq.codec.options import ROUNDINGS
 from fedq.config import hardware
+from fedq.config.budgets import budget_problems
 from fedq.config.problem import Problem
 from fedq.config.pruning import idle_pruning, pruning_problems
 from fedq.config.quantization import idle_quantization
@@ -95,6 +96,7 @@ _LATER = (
     (None, "names"),
     ("train", "autocast"),
     *(("quant", key) for key in ("granularity", "weight_rounding", "calibration")),
+    ("privacy", "budgets"),
     *(("quant", key) for key in ("sparsity", "sparsity_begin", "sparsity_end")),
 )
 
@@ -185,6 +187,7 @@ def _together(config: Config) -> Iterator[Problem]:
         rule = f"with fraction={config.fraction} most clients have missed the changes before, and get float32 weights"
         yield Problem("downlink.kind", "delta", rule, f"Use downlink.kind=weights, or fraction={LEAST_DELTA_FRACTION}")
     yield from pruning_problems(config)
+    yield from budget_problems(config, identities(config))
     yield from _names(config)
     yield from _runtime(config)
     yield from hardware.problems(config)

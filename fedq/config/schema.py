@@ -69,6 +69,9 @@ class Privacy:
     unit: str = option("off", "what DP protects: off, or example (each training example of each client)")
     target_epsilon: float | None = option(None, "budget of every client over the whole run")
     target_delta: float = option(1e-5, "delta of the guarantee")
+    budgets: Any = option(  # a mapping; Any, so that {0: 1} may be written for client 0
+        {}, "client -> a stricter budget of its own (deployed: epsilon in its node config)"
+    )
     noise_multiplier: float | None = option(None, "noise std over clip_norm; null: calibrated to target_epsilon")
     clip_norm: float = option(1.0, "largest L2 norm of one example's gradient")
     sample_rate: float | None = option(None, "public Poisson rate q; null: train.batch_size / nominal_examples")
@@ -166,4 +169,11 @@ GROUPS = (
     "experiment",
 )
 # Mappings whose keys are the arguments of a callable that the user chose: a new key needs no `+`.
-OPEN = ("model", "data", "train.optimizer_options", "strategy.server_options", "runtime.client_resources")
+OPEN = (
+    "model",
+    "data",
+    "train.optimizer_options",
+    "privacy.budgets",
+    "strategy.server_options",
+    "runtime.client_resources",
+)

@@ -1,7 +1,6 @@
 """A config becomes an experiment, or `ConfigError` with all that is wrong with it, before any work starts."""
 
 import inspect
-import math
 from dataclasses import replace
 from typing import Any, Literal, cast
 
@@ -15,6 +14,7 @@ from fedq.experiment.ledgers import check_ledgers, data_name
 from fedq.experiment.model import make_model, make_quantized
 from fedq.experiment.optimizers import check_training
 from fedq.experiment.owner import Owner
+from fedq.experiment.plans import plan_of
 from fedq.quant import QuantReport, spell_out
 from fedq.server import Downlink
 from fedq.server.broadcast import downlink_for
@@ -56,7 +56,7 @@ def build(config: Config, *, model: Any = None, data: Any = None, owner: Owner |
         check_ledgers(config, dataset, found)
     codec = _codec(config, "codec", found)
     downlink = _downlink(config, codec, found)
-    plan = _checked_plan(config, found) if not found else None
+    plans = _plans(config, owner, found) if not found else {}
     if found or dataset is None or net is None or shards is None or codec is None or downlink is None:
         raise ConfigError(found)
     layout = layout_of(net)
@@ -70,7 +70,7 @@ def build(config: Config, *, model: Any = None, data: Any = None, owner: Owner |
         codec,
         downlink,
         report,
-        plan,
+        plans,
         owner.data_name if owner is not None and owner.data is not None else data_name(config, dataset),
     )
 
@@ -155,42 +155,15 @@ def _rule_and_mend(error: ValueError) -> tuple[str, str]:
     return rule, mend[:1].upper() + mend[1:] if mend.startswith(("try ", "use ")) else mend
 
 
-def _checked_plan(config: Config, found: list[Problem]) -> Any:
+def _plans(config: Config, owner: Owner | None, found: list[Problem]) -> dict[str, Any]:
+    """Every client's plan under DP; {} without. On one owner's machine, with that owner's budget."""
+    budgets = config.privacy.budgets
+    plans: dict[str, Any] = {}
     try:
-        return _plan(config)
+        for identity in rules.identities(config):
+            own = budgets.get(identity) if owner is None or owner.identity is None else owner.budget
+            plans[identity] = plan_of(config, own)
     except (ValueError, ArithmeticError) as error:
         mend = "Try privacy.target_epsilon=8 or privacy.noise_multiplier=1"
         found.append(problem(error, key="privacy.target_epsilon", value=config.privacy.target_epsilon, mend=mend))
-        return None
-
-
-def _plan(config: Config) -> Any:
-    """The public plan of every client: noise is calibrated to the cap on participations, not to their mean."""
-    if config.privacy.unit == "off":
-        return None
-    from fedq.privacy import DPPlan, calibrate
-
-    p = config.privacy
-    accountant = cast(Literal["prv", "rdp"], p.accountant)  # the rules have seen to it, and to nominal
-    rate, steps, nominal = rules.sample_rate(config), rules.dp_steps(config), rules.nominal_examples(config)
-    noise = p.noise_multiplier
-    assert nominal is not None
-    if noise is None:
-        assert p.target_epsilon is not None
-        noise = calibrate(
-            target_epsilon=p.target_epsilon,
-            delta=p.target_delta,
-            sample_rate=rate,
-            steps=steps * rules.participation_cap(config),
-            accountant=accountant,
-        )
-    return DPPlan(
-        noise_multiplier=noise,
-        clip_norm=p.clip_norm,
-        sample_rate=rate,
-        steps=steps,
-        nominal_examples=nominal,
-        target_epsilon=math.inf if p.target_epsilon is None else p.target_epsilon,
-        delta=p.target_delta,
-        accountant=accountant,
-    )
+    return {name: plan for name, plan in plans.items() if plan is not None}

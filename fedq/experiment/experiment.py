@@ -15,7 +15,7 @@ from fedq.compiler import without_compiler
 from fedq.config import Config, rules
 from fedq.config.pruning import pruning_rounds
 from fedq.data import Dataset
-from fedq.experiment.ledgers import ledger_file
+from fedq.experiment.ledgers import Account, ledger_file
 from fedq.quant import QuantReport
 from fedq.randomness import key64
 from fedq.server import Downlink, Pruning, QuantizedFedAvg
@@ -34,8 +34,13 @@ class Experiment:
     codec: Codec
     downlink: Downlink
     quantized: QuantReport | None
-    plan: Any  # DPPlan, or None when privacy is off
+    plans: dict[str, Any]  # client -> DPPlan; {} when privacy is off
     data_name: str  # names the examples in ledgers
+
+    @cached_property
+    def plan(self) -> Any:
+        """The plan of the client that may spend most, which bounds what any spends; None when privacy is off."""
+        return min(self.plans.values(), key=lambda plan: plan.noise_multiplier, default=None)
 
     @property
     def layout(self) -> Layout:
@@ -91,12 +96,12 @@ class Experiment:
         *,
         folder: Path | None = None,
         run: str = "",
-        ledger: Path | None = None,
+        account: Account | None = None,
         durable: bool = False,
     ) -> Client:
         """The client of that name, whose evidence and log of this run lie in `folder`.
 
-        `ledger`: its file, where it outlives the run; `durable`: every message may meet a new process.
+        `account`: where it outlives the run; `durable`: every message may meet a new process.
         """
         indices = self.shards[identity]
         return Client(
@@ -107,7 +112,7 @@ class Experiment:
             state=ClientState(folder, durable=durable),
             seed=self.config.seed,
             keeps_weights=self.downlink.kind == "delta",
-            privacy=self._privacy(identity, folder, run, ledger),
+            privacy=self._privacy(identity, folder, run, account),
         )
 
     @property
@@ -115,18 +120,18 @@ class Experiment:
         """Share of its examples that a client keeps apart to evaluate on: none where the server has a test set."""
         return self.config.train.holdout if self.accuracy_source == "clients" else 0.0
 
-    def _privacy(self, identity: str, folder: Path | None, run: str, ledger: Path | None) -> Privacy | None:
-        if self.plan is None:
+    def _privacy(self, identity: str, folder: Path | None, run: str, account: Account | None) -> Privacy | None:
+        if not self.plans:
             return None
         from fedq.privacy import SecureRandom, SeededRandom
 
-        if ledger is None:
+        if account is None:
             if folder is None:
                 raise ValueError("a client under DP needs a folder for its ledger")
-            ledger = ledger_file(self.config, folder, identity)
+            account = Account(ledger_file(self.config, folder, identity))
         seeded = self.config.privacy.noise == "seeded"
         random = SeededRandom(key64(self.config.seed, "noise", identity)) if seeded else SecureRandom()
-        return Privacy(self.plan, ledger, random, self.data_name, run)
+        return Privacy(self.plans[identity], account.ledger, random, self.data_name, run, account.bundle, account.head)
 
 
 def weights_of(report: QuantReport) -> tuple[str, ...]:

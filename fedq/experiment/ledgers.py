@@ -3,7 +3,7 @@
 import hashlib
 import json
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fedq.config import Config, Problem
@@ -11,6 +11,15 @@ from fedq.data import Dataset
 from fedq.experiment.binding import told
 
 LEDGER = "ledger.sqlite"
+
+
+@dataclass(frozen=True)
+class Account:
+    """Where what a client spends is written down, and for whose code."""
+
+    ledger: Path
+    head: Path | None = None  # the end of its chain; None: beside it
+    bundle: str = ""  # digest of the app's own files
 
 
 def client_folder(run: Path, identity: str) -> Path:

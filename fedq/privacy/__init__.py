@@ -10,6 +10,7 @@ from fedq.privacy.evidence import MAX_EPSILON, ClientRound, RunEvidence, is_priv
 from fedq.privacy.ledger import Ledger, LedgerError
 from fedq.privacy.noise import RandomSource, SecureRandom, SeededRandom
 from fedq.privacy.plan import DPPlan, SpendContext
+from fedq.privacy.policy import Asked, Policy, PolicyError, read_policy, require
 from fedq.privacy.spend import Spend
 from fedq.privacy.suitable import refuse_cross_example_layers, refuse_mixing
 
@@ -21,6 +22,7 @@ __all__ = [
     "REASONS",
     "Accountant",
     "AnyMechanism",
+    "Asked",
     "ClientRound",
     "DPEvidence",
     "DPPlan",
@@ -28,6 +30,8 @@ __all__ = [
     "Ledger",
     "LedgerError",
     "Mechanism",
+    "Policy",
+    "PolicyError",
     "PureDP",
     "RandomSource",
     "Row",
@@ -41,6 +45,8 @@ __all__ = [
     "calibrate",
     "epsilon",
     "is_private",
+    "read_policy",
     "refuse_cross_example_layers",
     "refuse_mixing",
+    "require",
 ]

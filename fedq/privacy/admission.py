@@ -10,12 +10,13 @@ from fedq.privacy.accounting import AnyMechanism, epsilon
 from fedq.privacy.ledger import Ledger, LedgerError, check_same_data
 from fedq.privacy.plan import DPPlan
 
-Reason = Literal["budget", "ledger"]
+Reason = Literal["budget", "ledger", "policy"]
 # The closed set that may reach the server. Each is a function of public configuration and of the client's own
 # history of public requests, never of its data.
 REASONS: Final[dict[Reason, str]] = {
     "budget": "the spend would take this client's data beyond its epsilon",
     "ledger": "this client's ledger cannot be read, trusted or written",
+    "policy": "this client's owner does not accept what is asked",
 }
 
 

@@ -20,6 +20,7 @@ from fedq.results.result import from_json
 from fedq.runtime.connection import Connection, find
 from fedq.runtime.stage import Staged, app_here, run_config, stage
 from fedq.runtime.watch import Watch, headline
+from fedq.server.roster import BudgetSpentError
 
 
 class DeploymentError(RuntimeError):
@@ -36,6 +37,7 @@ class Followed:
     rows: list[RoundRow] = field(default_factory=list)
     result: dict[str, Any] | None = None
     failed: str = ""
+    spent: bool = False  # it failed since too few clients have privacy budget left
     log: list[str] = field(default_factory=list)  # the last lines that were no events
 
 
@@ -113,7 +115,7 @@ def submit(
     if not told.run:
         raise DeploymentError(f"Flower did not start the run: {_last_words(told)}")
     if told.failed:
-        raise DeploymentError(told.failed)
+        raise (BudgetSpentError if told.spent else DeploymentError)(told.failed)
     if told.result is None:
         where = f"; what is done lies in {told.folder} on {told.host}" if told.folder else ""
         again = f"`flwr log {told.run} {connection.name}` shows it, `flwr stop {told.run} {connection.name}` ends it"
@@ -168,7 +170,7 @@ def _hear(told: Followed, line: str, watch: Callable[[RoundRow], None], note: Ca
             from_json(event)  # raises where it is none
             told.result = event
         elif kind == "failed":
-            told.failed = str(event["reason"])
+            told.failed, told.spent = str(event["reason"]), event.get("budget") is True
     except (KeyError, TypeError, ValueError):  # a line that a user's model printed, or of another fedq
         told.log = [*told.log[-_KEPT_LINES:], line.rstrip()]
 

@@ -18,7 +18,7 @@ from fedq.server.strategy import QuantizedFedAvg
 from fedq.server.total import Rejected, Total, Traffic
 
 # Refusals that come before a client's ledger is written.
-SPENT_NOTHING = frozenset({"budget", "ledger"})
+SPENT_NOTHING = frozenset({"budget", "ledger", "policy"})
 
 
 class Gather(Protocol):

@@ -26,7 +26,8 @@ PACKETS, _METRICS, _REFUSAL = "fedq.packets", "fedq.metrics", "fedq.refusal"
 # What a client may say in place of an update. A code, never a text: texts hold paths and data.
 REFUSALS = {
     "budget": "the next round would exceed the client's privacy budget",
-    "declined": "the client's policy or data does not allow it",
+    "declined": "the client's own code failed, under DP, where why stays with its operator",
+    "policy": "the client's owner accepts no run as weak as this, or of this code; its log says what is too weak",
     "ledger": "the client's ledger cannot be read, trusted or written",
     "bad_request": "the client could not decode what the server sent",
     "client_error": "the client's own code failed; its operator finds the text in the client's log",

@@ -1,0 +1,55 @@
+"""From the public numbers of a config to each client's plan: how much noise its budget needs. Knows no data."""
+
+import math
+from typing import Any, Literal, cast
+
+from fedq.config import Config, rules
+
+
+def plan_of(config: Config, budget: float | None = None) -> Any:
+    """The `DPPlan` of a client whose owner lets it spend `budget` (None: whatever the run aims at); None without DP.
+
+    The stricter side wins. Noise is calibrated to the cap on participations, not to their mean. ValueError or
+    ArithmeticError where no noise is enough.
+    """
+    if config.privacy.unit == "off":
+        return None
+    from fedq.privacy import DPPlan, calibrate
+
+    p = config.privacy
+    accountant = cast(Literal["prv", "rdp"], p.accountant)  # the rules have seen to it, and to nominal
+    rate, steps, nominal = rules.sample_rate(config), rules.dp_steps(config), rules.nominal_examples(config)
+    assert nominal is not None
+    target = min(math.inf if p.target_epsilon is None else p.target_epsilon, math.inf if budget is None else budget)
+    noise = p.noise_multiplier
+    if noise is None or (budget is not None and target < math.inf):
+        needed = calibrate(
+            target_epsilon=target,
+            delta=p.target_delta,
+            sample_rate=rate,
+            steps=steps * rules.participation_cap(config),
+            accountant=accountant,
+        )
+        noise = needed if noise is None else max(noise, needed)
+    return DPPlan(
+        noise_multiplier=noise,
+        clip_norm=p.clip_norm,
+        sample_rate=rate,
+        steps=steps,
+        nominal_examples=nominal,
+        target_epsilon=target,
+        delta=p.target_delta,
+        accountant=accountant,
+    )
+
+
+def whole_cost(config: Config, plan: Any) -> float:
+    """Epsilon of all that one client may be asked for in the run: as many rounds as the cap allows."""
+    from fedq.privacy import epsilon
+
+    return epsilon([plan.mechanism] * rules.participation_cap(config), plan.delta, accountant=plan.accountant)
+
+
+def claimed(config: Config, plan: Any) -> float:
+    """What the run asks a data owner to accept: its budget, or what it will cost where it names none."""
+    return float(plan.target_epsilon) if math.isfinite(plan.target_epsilon) else whole_cost(config, plan)
