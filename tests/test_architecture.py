@@ -16,7 +16,7 @@ FLOORS = [
     {"loading"},
     {"app"},
     {"delivery"},
-    {"int8_delivery"},
+    {"int8_delivery", "statement"},
     {"experiment"},
     {"client", "server"},
     {"wire", "training", "results"},
@@ -24,7 +24,7 @@ FLOORS = [
     {"randomness", "seeding", "durable", "compiler", "compiled", "jit", "flower"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-READS_CONFIG = {"cli", "runtime", "app", "delivery", "int8_delivery", "experiment"}
+READS_CONFIG = {"cli", "runtime", "app", "delivery", "int8_delivery", "statement", "experiment"}
 FORBIDDEN = {
     "codec": {"torch", "flwr", "hydra", "omegaconf", "opacus"},
     "data": {"flwr", "hydra", "omegaconf", "opacus"},

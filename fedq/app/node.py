@@ -111,7 +111,7 @@ def client_of(context: Context) -> Client:
     config = _config(overrides, folder)
     identity = node.identity(config)
     bundle = _digest(running_bundle())
-    policy = None if node.policy is None else _required(node, config, bundle)
+    policy = None if node.policy is None else _required(node, identity, config, bundle)
     simulated = _in_simulation()
     whose = identity if node.data else ANYBODY
     owner = None if simulated and node.data is None else Owner(whose, node.data, node.epsilon)
@@ -130,7 +130,7 @@ def client_of(context: Context) -> Client:
     return experiment.client(identity, folder=simulated_clients(context.run_id) / identity, run=run, durable=True)
 
 
-def _required(node: Node, config: Config, bundle: str) -> Policy:
+def _required(node: Node, identity: str, config: Config, bundle: str) -> Policy:
     """The owner's policy, where the run is as strong as it asks; Declined where not, or where it cannot be read."""
     assert node.policy is not None
     try:
@@ -144,6 +144,7 @@ def _required(node: Node, config: Config, bundle: str) -> Policy:
         declined = error if isinstance(error, Declined) else Declined("policy", str(error))
         if node.state is not None:
             note_declined(node.state, config.name, str(declined))
+        declined.identity = identity
         raise declined from None
     return policy
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from fedq import __version__
-from fedq.cli import models
+from fedq.cli import client, models, privacy
 from fedq.cli.terminal import FAILED, INTERRUPTED, SPENT, refuse, refuse_text, say, show
 
 if TYPE_CHECKING:
@@ -85,6 +85,8 @@ def _root(
 
 deploy_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Real SuperLinks and SuperNodes.")
 app.add_typer(deploy_app, name="deploy")
+app.add_typer(privacy.app, name="privacy")
+app.add_typer(client.app, name="client")
 
 
 @app.command(

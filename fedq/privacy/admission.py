@@ -28,6 +28,7 @@ class Declined(Exception):  # noqa: N818  a decision, not an error
             raise ValueError(f"reason={reason!r}: must be one of {', '.join(REASONS)}")
         super().__init__(f"{reason}: {detail or REASONS[reason]}")
         self.reason: Reason = reason
+        self.identity = ""  # whose refusal it is, where nobody else can say; it may leave, as in a hello
 
 
 def admit(ledger: Ledger, plan: DPPlan, *, data: str | None = None) -> None:

@@ -19,6 +19,11 @@ class Watch:
         self._display.row(row)
 
 
+def _bits(config: Config) -> str:
+    activations = "" if config.quant.activations == "off" else f"A{config.quant.activation_bits}"
+    return f"W{config.quant.weight_bits}{activations} QAT"
+
+
 def headline(config: Config) -> str:
     """What runs, in a line."""
     c = config
@@ -26,7 +31,7 @@ def headline(config: Config) -> str:
         f"{c.clients} clients" if c.fraction == 1 else f"{rules.cohort_size(c)} of {c.clients} clients",
         str(c.data.get("_target_", "data")).rpartition(".")[2],
         str(c.model.get("_target_", "model")).rpartition(".")[2],
-        "float32 model" if c.quant.name == "off" else "W8A8 QAT",
+        "float32 model" if c.quant.name == "off" else _bits(c),
         f"{c.codec.name} packets" if c.downlink.name is None else f"{c.codec.name} up, {c.downlink.name} down",
     ]
     return ", ".join(parts)

@@ -100,6 +100,8 @@ class Desk:
             hello = wire.read_hello(reply.content)
         except wire.MalformedReply as error:
             return Rejected(str(node), error.reason)
+        if isinstance(hello, wire.Refusal):
+            return Rejected(hello.identity or str(node), hello.reason)
         reason = _mismatch(hello, self._version, self._formats, self._layout)
         if reason is None and self.found.get(hello.identity, node) != node:
             reason = "duplicate"

@@ -43,6 +43,7 @@ PUBLIC_FIELDS = frozenset(
         f"{PACKETS}.{UPDATE}",
         f"{_REFUSAL}.round",
         f"{_REFUSAL}.reason",
+        f"{_REFUSAL}.identity",
     }
 )
 
@@ -80,10 +81,11 @@ class Reply:
 
 @dataclass(frozen=True)
 class Refusal:
-    """No update, and the code that says why."""
+    """No update, and the code that says why. To a hello, also who it is that refuses, if it knows."""
 
     round: int
     reason: str
+    identity: str = ""
 
 
 def empty() -> RecordDict:
@@ -96,21 +98,16 @@ def write_hello(hello: Hello) -> RecordDict:
     return RecordDict({_HELLO: ConfigRecord({**values, "formats": list(hello.formats), "layout": hello.layout})})
 
 
-def read_hello(content: RecordDict) -> Hello:
+def read_hello(content: RecordDict) -> Hello | Refusal:
     if set(content) == {_REFUSAL}:
-        refusal = _refusal(content, 0)
-        raise MalformedReply(refusal.reason, "the client refused")
+        return _refusal(content, 0)
     record = records_in(content, {_HELLO: ConfigRecord})[_HELLO]
     check_keys(record, {"identity", "version", "formats", "layout"})
     formats = record["formats"]
     if not isinstance(formats, list) or not all(type(f) is int for f in formats):
         raise MalformedReply("wrong_type", "formats must be integers")
-    identity = typed(record, "identity", str)
-    # Names are sorted, logged and shown: 5,000 digits are no number to Python, and an escape moves a cursor.
-    if not 0 < len(identity) <= LONGEST_IDENTITY or not identity.isprintable():
-        raise MalformedReply("wrong_type", f"identity must be 1 to {LONGEST_IDENTITY} printable characters")
     return Hello(
-        identity,
+        _identity(record),
         typed(record, "version", str),
         tuple(formats),
         typed(record, "layout", bytes),
@@ -149,7 +146,10 @@ def write_reply(reply: Reply) -> RecordDict:
 
 
 def write_refusal(refusal: Refusal) -> RecordDict:
-    return RecordDict({_REFUSAL: ConfigRecord({"round": refusal.round, "reason": refusal.reason})})
+    values: dict[str, Any] = {"round": refusal.round, "reason": refusal.reason}
+    if refusal.identity:
+        values["identity"] = refusal.identity
+    return RecordDict({_REFUSAL: ConfigRecord(values)})
 
 
 def read_reply(
@@ -230,9 +230,17 @@ def with_packets(content: RecordDict, packets: Mapping[str, bytes]) -> RecordDic
 
 def _refusal(content: RecordDict, round: int) -> Refusal:
     record = records_in(content, {_REFUSAL: ConfigRecord})[_REFUSAL]
-    check_keys(record, {"round", "reason"})
+    check_keys(record, {"round", "reason"}, optional={"identity"})
     check_same_round(record, round)
     reason = typed(record, "reason", str)
     if reason not in REFUSALS:
         raise MalformedReply("wrong_type", "unknown refusal code")
-    return Refusal(round, reason)
+    return Refusal(round, reason, _identity(record) if "identity" in record else "")
+
+
+def _identity(record: ConfigRecord) -> str:
+    identity: str = typed(record, "identity", str)
+    # Names are sorted, logged and shown: 5,000 digits are no number to Python, and an escape moves a cursor.
+    if not 0 < len(identity) <= LONGEST_IDENTITY or not identity.isprintable():
+        raise MalformedReply("wrong_type", f"identity must be 1 to {LONGEST_IDENTITY} printable characters")
+    return identity
