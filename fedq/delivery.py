@@ -68,7 +68,9 @@ class Delivery:
             loss=evaluation.loss,
             validation_accuracy=validation.metric if is_accuracy else None,
             train_loss=what.train_loss,
-            epsilon=epsilon_after(self._experiment, what.participations, before=self._before),
+            epsilon=epsilon_after(
+                self._experiment, what.participations, before=self._before, counted=self._is_counted(what.number)
+            ),
             bytes_up=what.traffic.up,
             bytes_down=what.traffic.down,
             float32_bytes_up=what.traffic.float32_up,
@@ -87,11 +89,15 @@ class Delivery:
         self._traffic.add(what.traffic)
         self._watch(row)
 
+    def _is_counted(self, round: int) -> bool:
+        """Whether clients have been asked for noisy counts by the end of the round: they are in the last."""
+        return self._experiment.accuracy_source == "noisy_counts" and round == self._experiment.config.rounds
+
     def close(self, outcome: Outcome, *, begun: float) -> Result:
         """Write the model, the int8 model, the curves and the result; `begun`: time.monotonic() at the start."""
         e, config = self._experiment, self._experiment.config
         scores = outcome.scores.evaluation
-        if scores.metric is None and e.dataset.test is not None:
+        if scores.metric is None and e.accuracy_source == "server_test" and e.dataset.test is not None:
             evaluation = e.trainer.evaluate(outcome.master, e.dataset.test)
             value: float | None = evaluation.metric
         else:
@@ -112,6 +118,7 @@ class Delivery:
             seed=config.seed,
             accuracy=value if is_accuracy else None,
             accuracy_source=e.accuracy_source if value is not None else "none",
+            accuracy_error=outcome.scores.error,
             metric=config.train.metric,
             metric_value=value,
             int8_accuracy=int8.get("value") if is_accuracy else None,
@@ -186,12 +193,16 @@ def evidence_of(
 
 
 def epsilon_after(
-    experiment: Experiment, participations: int, *, before: "Sequence[AnyMechanism]" = ()
+    experiment: Experiment, participations: int, *, before: "Sequence[AnyMechanism]" = (), counted: bool = False
 ) -> float | None:
-    """What a client has spent after so many rounds, and before them: a function of public numbers alone."""
+    """What a client has spent after so many rounds, and before them: a function of public numbers alone.
+
+    `counted`: it has been asked for noisy counts as well.
+    """
     if experiment.plan is None:
         return None
-    spends = [*before, *[experiment.plan.mechanism] * participations]
+    evaluation = [experiment.plan.evaluation] if counted else []
+    spends = [*before, *[experiment.plan.mechanism] * participations, *evaluation]
     if not spends:
         return 0.0
     from fedq.privacy import epsilon
@@ -223,6 +234,13 @@ class ClientFiles:
     run: str
 
 
+def _scalars(experiment: Experiment, mechanism: str) -> int:
+    """How many values of a reply have to be noised: all that is trained, or the two counts of an evaluation."""
+    from fedq.privacy.spend import LAPLACE
+
+    return 2 if mechanism == LAPLACE else experiment.trainer.trained_scalars
+
+
 def gather_evidence(
     experiment: Experiment, clients: ClientFiles, accepted: list[tuple[str, int]], fields: list[str]
 ) -> Any:
@@ -231,6 +249,7 @@ def gather_evidence(
     Participations whose reply the server dropped count too: their updates left the client all the same.
     """
     from fedq.privacy import ClientRound, DPEvidence, Ledger, LedgerError, RunEvidence, Spend
+    from fedq.privacy.spend import LAPLACE
 
     rounds: list[ClientRound] = []
     accounts: dict[str, tuple[float, float]] = {}
@@ -257,13 +276,13 @@ def gather_evidence(
                 verified = False
         for number, evidence in done:
             spend = spends.get(evidence.spend_row_id)
-            rounds.append(ClientRound(identity, number, evidence, spend, experiment.trainer.trained_scalars))
+            rounds.append(ClientRound(identity, number, evidence, spend, _scalars(experiment, evidence.mechanism)))
         # A spend of this run without evidence: the client's code failed after it, or was stopped.
         proven = {evidence.spend_row_id for _, evidence in done}
         for row_id, spend in spends.items():
             if spend.run == clients.run and row_id not in proven:
-                rounds.append(ClientRound(identity, spend.round, None, spend, experiment.trainer.trained_scalars))
-        trained = {number for number, _ in done}
+                rounds.append(ClientRound(identity, spend.round, None, spend, _scalars(experiment, spend.mechanism)))
+        trained = {number for number, evidence in done if evidence.mechanism != LAPLACE}
         unproven = [number for client, number in accepted if client == identity and number not in trained]
         rounds += [ClientRound(identity, number, None, None, experiment.trainer.trained_scalars) for number in unproven]
     return RunEvidence(

@@ -161,4 +161,9 @@ def _sources(rows: Sequence[Row]) -> str:
 def _evaluation(config: Config, result: Result) -> str:
     if result.accuracy_source == "server_test":
         return "on the server's own test set, which is public or the server's: no client's data are read"
+    if result.accuracy_source == "noisy_counts":
+        return (
+            "by each client's counts of right and wrong answers on examples that it never trains on, with discrete "
+            f"Laplace noise of epsilon {config.privacy.evaluation_epsilon:g}, in its ledger"
+        )
     return "not evaluated"

@@ -104,7 +104,8 @@ def test_everything_that_a_client_sends_under_dp_is_public():
     contents = [
         wire.write_hello(HELLO),
         wire.write_reply(wire.Reply(3, {"update": PACKET})),
-        wire.write_refusal(wire.Refusal(3, "budget")),
+        wire.write_reply(wire.Reply(3, counts=(7, -1))),
+        wire.write_refusal(wire.Refusal(0, "budget", "clinic-a")),
     ]
     assert set.union(*map(wire.fields_of, contents)) == wire.PUBLIC_FIELDS
 
@@ -354,3 +355,19 @@ def test_packets_of_all_values_are_measured_without_a_mask():
 def test_a_reply_that_brings_a_mask_is_refused():
     reply = wire.write_reply(wire.Reply(3, {"update": PACKET, "mask": PACKET}, 12, 0.5))
     assert reason_of(read, reply) == "extra_key"
+
+
+def test_noisy_counts_are_read_only_where_they_are_asked_for():
+    content = over_a_network(wire.write_reply(wire.Reply(3, counts=(7, -1))))
+    asked = {"round": 3, "packets": frozenset(), "metrics": frozenset(), "max_weight": 10.0}
+    assert wire.read_reply(content, counts=True, **asked).counts == (7, -1)
+    assert reason_of(lambda c: wire.read_reply(c, **asked), content) == "extra_key"
+    without = wire.write_reply(wire.Reply(3))
+    assert reason_of(lambda c: wire.read_reply(c, counts=True, **asked), without) == "missing_key"
+
+
+@pytest.mark.parametrize("counts", [{"right": 1}, {"right": 1, "wrong": 2.0}, {"right": 1, "wrong": 2**41}])
+def test_counts_of_another_form_are_refused(counts):
+    content = RecordDict({**wire.write_reply(wire.Reply(3)), "fedq.counts": ConfigRecord(counts)})
+    asked = {"round": 3, "packets": frozenset(), "metrics": frozenset(), "max_weight": 10.0, "counts": True}
+    assert reason_of(lambda c: wire.read_reply(c, **asked), content) in ("missing_key", "wrong_type", "weight")

@@ -11,6 +11,7 @@ from fedq import wire
 from fedq.config import rules
 from fedq.delivery import ClientFiles, Delivery
 from fedq.experiment import Experiment
+from fedq.privacy import standard_error
 from fedq.results import Result, RoundRow
 from fedq.server import Dealer, Roster, Rules, Total, run_rounds
 from fedq.server.broadcast import Broadcast
@@ -95,7 +96,7 @@ class _Judge:
         data, trainer = self._experiment.dataset, self._experiment.trainer
         evaluation, validation, traffic = Score(), Score(), Traffic()
         rejected: list[Rejected] = []
-        if data.test is not None:
+        if self._experiment.accuracy_source == "server_test" and data.test is not None:
             on_test = trainer.evaluate(master, data.test)
             evaluation = Score(on_test.loss, on_test.metric)
         elif self._experiment.accuracy_source == "clients":
@@ -106,7 +107,21 @@ class _Judge:
             total = self._link.gather(round, broadcast, dict.fromkeys(self._roster.nodes, -1), task=wire.EVALUATE)
             evaluation, traffic = Score(total.mean("loss"), total.mean("metric")), total.traffic
             rejected = total.rejected
+        elif self._experiment.accuracy_source == "noisy_counts" and round == self._experiment.config.rounds:
+            return self._counted(round, master)
         if data.validation is not None:
             on_validation = trainer.evaluate(master, data.validation)
             validation = Score(on_validation.loss, on_validation.metric)
         return Scores(evaluation, validation, traffic, rejected)
+
+    def _counted(self, round: int, master: np.ndarray) -> Scores:
+        """The model after the last round by what each client counts, with noise that it has paid for: once."""
+        plan = self._experiment.plan
+        broadcast = self._strategy.snapshot(master, round)
+        total = self._link.gather(round, broadcast, dict.fromkeys(self._roster.nodes, -1), task=wire.EVALUATE)
+        right, wrong, clients = total.noisy_counts()
+        if right + wrong <= 0:
+            return Scores(traffic=total.traffic, rejected=total.rejected)
+        share = min(1.0, max(0.0, right / (right + wrong)))
+        error = standard_error(right, wrong, clients, plan.evaluation_epsilon)
+        return Scores(Score(None, share), Score(), total.traffic, total.rejected, error)

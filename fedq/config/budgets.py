@@ -1,4 +1,4 @@
-"""The rules about budgets of clients' own. Knows the schema; not accountants, ledgers or policies."""
+"""The rules about budgets of clients' own, and about what an evaluation takes of them. Knows the schema alone."""
 
 from collections.abc import Iterator
 
@@ -24,3 +24,26 @@ def budget_problems(config: Config, names: list[str]) -> Iterator[Problem]:
     if config.privacy.budgets and config.runtime.name == "deployment":
         rule = "in a deployment each owner says it in its node config, as epsilon=3.0"
         yield Problem("privacy.budgets", config.privacy.budgets, rule, "Leave it out")
+
+
+def evaluation_problems(config: Config) -> Iterator[Problem]:
+    """What is wrong with `evaluate`."""
+    p = config.privacy
+    if config.evaluate == "off" and config.strategy.keep == "best":
+        rule = "which model is best is not known where none is evaluated"
+        yield Problem("evaluate", "off", rule, "Use evaluate=server, or strategy.keep=last")
+    if config.evaluate != "dp":
+        return
+    if p.unit == "off":
+        rule = "clients count with noise under privacy=example; without it they may say what they find"
+        yield Problem("evaluate", "dp", rule, "Use evaluate=server, or privacy=example")
+        return
+    if config.train.metric != "accuracy":
+        rule = f"noisy counts are of right and wrong answers, and the metric is {config.train.metric}"
+        yield Problem("evaluate", "dp", rule, "Use train.metric=accuracy, or evaluate=off")
+    budgets = [p.target_epsilon, *p.budgets.values()] if isinstance(p.budgets, dict) else [p.target_epsilon]
+    for budget in budgets:
+        if isinstance(budget, int | float) and p.evaluation_epsilon > budget / 2:
+            rule = f"is more than half of the budget {budget:g}, and training needs the rest"
+            yield Problem("privacy.evaluation_epsilon", p.evaluation_epsilon, rule, f"Use {budget / 10:g}")
+            return

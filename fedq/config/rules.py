@@ -12,7 +12,7 @@ from typing import Any
 from fedq.codec import CODECS
 from fedq.codec.options import ROUNDINGS
 from fedq.config import hardware
-from fedq.config.budgets import budget_problems
+from fedq.config.budgets import budget_problems, evaluation_problems
 from fedq.config.problem import Problem
 from fedq.config.pruning import idle_pruning, pruning_problems
 from fedq.config.quantization import idle_quantization
@@ -22,6 +22,7 @@ OBJECT = "object:"  # stands before the name of a model or data that is an objec
 
 # What may stand in a closed option. The rooms own the classes behind the names; a test compares them.
 CHOICES: dict[str, tuple[str | int, ...]] = {
+    "evaluate": ("server", "dp", "off"),
     "partition.name": ("iid", "dirichlet", "by_column"),
     "train.schedule": ("constant", "linear", "cosine"),
     "train.loss": ("cross_entropy", "binary_cross_entropy", "mse", "l1", "huber"),
@@ -74,6 +75,7 @@ BOUNDS: dict[str, tuple[float, float, bool, bool]] = {
     "privacy.target_epsilon": (0.05, 1e4, True, True),
     "privacy.target_delta": (1e-15, 0.1, True, True),
     "privacy.noise_multiplier": (0.01, 1e5, True, True),
+    "privacy.evaluation_epsilon": (1e-3, 10, True, True),
     "privacy.clip_norm": (1e-6, 1e6, True, True),
     "privacy.sample_rate": (1e-6, 1, True, True),
     "privacy.nominal_examples": (1, math.inf, True, False),
@@ -96,7 +98,8 @@ _LATER = (
     (None, "names"),
     ("train", "autocast"),
     *(("quant", key) for key in ("granularity", "weight_rounding", "calibration")),
-    ("privacy", "budgets"),
+    (None, "evaluate"),
+    *(("privacy", key) for key in ("budgets", "evaluation_epsilon")),
     *(("quant", key) for key in ("sparsity", "sparsity_begin", "sparsity_end")),
 )
 
@@ -187,6 +190,7 @@ def _together(config: Config) -> Iterator[Problem]:
         rule = f"with fraction={config.fraction} most clients have missed the changes before, and get float32 weights"
         yield Problem("downlink.kind", "delta", rule, f"Use downlink.kind=weights, or fraction={LEAST_DELTA_FRACTION}")
     yield from pruning_problems(config)
+    yield from evaluation_problems(config)
     yield from budget_problems(config, identities(config))
     yield from _names(config)
     yield from _runtime(config)
@@ -311,6 +315,7 @@ def _idle(config: Config) -> Iterator[Problem]:
         ),
         (_options("privacy", "unit"), private, "privacy is off, so it would do nothing", "Add privacy=example"),
         (_options("quant", "name"), c.quant.name != "off", "quant is off, so it would do nothing", "Add quant=int8"),
+        (("privacy.evaluation_epsilon",), c.evaluate == "dp", f"evaluate={c.evaluate}", "Use evaluate=dp"),
         idle_pruning(c),
         *idle_quantization(c),
         (

@@ -35,7 +35,9 @@ class Train:
     clip_grad: float | None = option(None, "largest L2 norm of a batch gradient (privacy off only)")
     loss: str = option("cross_entropy", "cross_entropy, binary_cross_entropy, mse, l1, huber")
     metric: str = option("accuracy", "accuracy, multilabel_accuracy, r2, mse, mae")
-    holdout: float = option(0.2, "share of its shard on which a client evaluates if the server has no test set")
+    holdout: float = option(
+        0.2, "share of a shard that is evaluated on, not trained on: no test set at the server, or evaluate=dp"
+    )
     device: str = option("auto", "where a client trains: auto (cuda or mps where there is one), cpu, cuda, mps")
     compile: bool = option(False, "torch.compile the training step: 6 to 30 s once; meant for GPUs, slower on CPUs")
     data_parallel: bool = option(False, "split each batch over all GPUs of the machine (privacy off only)")
@@ -78,6 +80,7 @@ class Privacy:
     nominal_examples: int | None = option(
         None, "public number of examples a client is taken to hold; null: data.nominal_examples / clients"
     )
+    evaluation_epsilon: float = option(0.1, "evaluate=dp: what each client pays for its noisy counts, once, at the end")
     accountant: str = option("prv", "prv (tight) or rdp")
     noise: str = option("gaussian", "gaussian: a stream keyed by the OS; seeded: for tests, never private")
     ledger: str | None = option(None, "folder of the clients' ledgers; null: they live with the run")
@@ -139,6 +142,9 @@ class Config:
     fraction: float = option(1.0, "share of the clients that take part in a round")
     seed: int = option(0, "seed of partition, initialisation, sampling, batches and rounding; never of DP noise")
     name: str = option("run", "label in the run folder's name; no part of the experiment's identity")
+    evaluate: str = option(
+        "server", "server: on its test set, else (privacy off) on what clients hold out; dp: noisy counts; off"
+    )
     model: dict[str, Any] = option({}, "_target_: a callable that returns an nn.Module; other keys: its arguments")
     data: dict[str, Any] = option({}, "_target_: a callable that returns the data; other keys: its arguments")
     partition: Partition = field(default_factory=Partition)

@@ -51,8 +51,12 @@ class Experiment:
         return rules.identities(self.config)
 
     @cached_property
-    def accuracy_source(self) -> Literal["server_test", "clients", "none"]:
-        """Who can say how good the model is: server_test, clients (on what they hold out), or none."""
+    def accuracy_source(self) -> Literal["server_test", "clients", "noisy_counts", "none"]:
+        """Who can say how good the model is: server_test, clients (on what they hold out), their counts with noise."""
+        if self.config.evaluate == "off":
+            return "none"
+        if self.config.evaluate == "dp":
+            return "noisy_counts"
         if self.dataset.test is not None:
             return "server_test"
         return "none" if self.plan is not None else "clients"
@@ -118,7 +122,7 @@ class Experiment:
     @property
     def holdout(self) -> float:
         """Share of its examples that a client keeps apart to evaluate on: none where the server has a test set."""
-        return self.config.train.holdout if self.accuracy_source == "clients" else 0.0
+        return self.config.train.holdout if self.accuracy_source in ("clients", "noisy_counts") else 0.0
 
     def _privacy(self, identity: str, folder: Path | None, run: str, account: Account | None) -> Privacy | None:
         if not self.plans:
@@ -131,7 +135,16 @@ class Experiment:
             account = Account(ledger_file(self.config, folder, identity))
         seeded = self.config.privacy.noise == "seeded"
         random = SeededRandom(key64(self.config.seed, "noise", identity)) if seeded else SecureRandom()
-        return Privacy(self.plans[identity], account.ledger, random, self.data_name, run, account.bundle, account.head)
+        return Privacy(
+            self.plans[identity],
+            account.ledger,
+            random,
+            self.data_name,
+            run,
+            account.bundle,
+            account.head,
+            self.holdout,
+        )
 
 
 def weights_of(report: QuantReport) -> tuple[str, ...]:

@@ -14,17 +14,18 @@ def plan_of(config: Config, budget: float | None = None) -> Any:
     """
     if config.privacy.unit == "off":
         return None
-    from fedq.privacy import DPPlan, calibrate
+    from fedq.privacy import DPPlan, PureDP, calibrate
 
     p = config.privacy
     accountant = cast(Literal["prv", "rdp"], p.accountant)  # the rules have seen to it, and to nominal
     rate, steps, nominal = rules.sample_rate(config), rules.dp_steps(config), rules.nominal_examples(config)
     assert nominal is not None
     target = min(math.inf if p.target_epsilon is None else p.target_epsilon, math.inf if budget is None else budget)
-    noise = p.noise_multiplier
+    noise, evaluation = p.noise_multiplier, p.evaluation_epsilon if config.evaluate == "dp" else None
+    counted = None if evaluation is None else PureDP(1.001 * evaluation)  # and a little room for round-off
     if noise is None or (budget is not None and target < math.inf):
         needed = calibrate(
-            target_epsilon=target,
+            target_epsilon=target - (counted.epsilon if counted else 0.0),
             delta=p.target_delta,
             sample_rate=rate,
             steps=steps * rules.participation_cap(config),
@@ -40,14 +41,17 @@ def plan_of(config: Config, budget: float | None = None) -> Any:
         target_epsilon=target,
         delta=p.target_delta,
         accountant=accountant,
+        evaluation_epsilon=evaluation,
     )
 
 
 def whole_cost(config: Config, plan: Any) -> float:
-    """Epsilon of all that one client may be asked for in the run: as many rounds as the cap allows."""
+    """Epsilon of all that one client may be asked for: as many rounds as the cap allows, and an evaluation if any."""
     from fedq.privacy import epsilon
 
-    return epsilon([plan.mechanism] * rules.participation_cap(config), plan.delta, accountant=plan.accountant)
+    counted = [plan.evaluation] if plan.evaluation is not None else []
+    mechanisms = [plan.mechanism] * rules.participation_cap(config) + counted
+    return epsilon(mechanisms, plan.delta, accountant=plan.accountant)
 
 
 def claimed(config: Config, plan: Any) -> float:

@@ -5,6 +5,7 @@ Knows models, tensors and its ledger file; not quantization, codecs, messages, s
 from fedq.privacy.accounting import ACCOUNTANTS, Accountant, AnyMechanism, Mechanism, PureDP, calibrate, epsilon
 from fedq.privacy.admission import REASONS, Declined, admit, budget_guard
 from fedq.privacy.chain import Row
+from fedq.privacy.counts import noisy_counts, standard_error
 from fedq.privacy.dpsgd import DPSGD, MAX_BATCH, DPEvidence
 from fedq.privacy.evidence import MAX_EPSILON, ClientRound, RunEvidence, is_private
 from fedq.privacy.ledger import Ledger, LedgerError
@@ -45,8 +46,10 @@ __all__ = [
     "calibrate",
     "epsilon",
     "is_private",
+    "noisy_counts",
     "read_policy",
     "refuse_cross_example_layers",
     "refuse_mixing",
     "require",
+    "standard_error",
 ]

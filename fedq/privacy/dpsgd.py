@@ -52,6 +52,7 @@ class DPEvidence:
     sample_rate: float
     spend_row_id: int
     noised_scalars: int  # values that got noise in every one of those steps
+    mechanism: str = "gaussian"  # which noise, as a spend names it
 
 
 class DPSGD:

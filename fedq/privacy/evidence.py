@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fedq.privacy.dpsgd import DPEvidence
-from fedq.privacy.spend import Spend
+from fedq.privacy.spend import MECHANISMS, Spend
 
 MAX_EPSILON = 20.0  # e^20 is 500 million: a larger odds ratio rules nothing out
 
@@ -106,6 +106,8 @@ def _faults(r: ClientRound) -> list[str]:
         faults.append(f"{done.noised_scalars} values noised of {r.trained_scalars} trained")
     if spend.round != r.round:
         faults.append(f"the spend is for round {spend.round}")
-    if (spend.unit, spend.adjacency, spend.mechanism) != ("example", "add-or-remove-one", "gaussian"):
+    if done.mechanism != spend.mechanism:
+        faults.append(f"{done.mechanism} noise, {spend.mechanism} spent")
+    if (spend.unit, spend.adjacency) != ("example", "add-or-remove-one") or spend.mechanism not in MECHANISMS:
         faults.append(f"the spend is of another kind: {spend.unit}, {spend.adjacency}, {spend.mechanism}")
     return faults

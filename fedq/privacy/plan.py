@@ -5,7 +5,7 @@ Knows mechanisms; not tensors, ledgers or anything that depends on data.
 import math
 from dataclasses import dataclass
 
-from fedq.privacy.accounting import ACCOUNTANTS, Accountant, Mechanism
+from fedq.privacy.accounting import ACCOUNTANTS, Accountant, Mechanism, PureDP
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class DPPlan:
     target_epsilon: float  # of all that this data ever spends; inf: no limit
     delta: float
     accountant: Accountant = "prv"
+    evaluation_epsilon: float | None = None  # of the one pair of noisy counts at the end; None: no evaluation
 
     def __post_init__(self) -> None:
         Mechanism(self.noise_multiplier, self.sample_rate, self.steps)  # checks these three
@@ -45,6 +46,11 @@ class DPPlan:
     @property
     def mechanism(self) -> Mechanism:
         return Mechanism(self.noise_multiplier, self.sample_rate, self.steps)
+
+    @property
+    def evaluation(self) -> PureDP | None:
+        """What an evaluation by noisy counts costs, as the ledger will say it."""
+        return None if self.evaluation_epsilon is None else PureDP(1 / math.nextafter(1 / self.evaluation_epsilon, 0))
 
     @property
     def divisor(self) -> float:

@@ -58,8 +58,10 @@ def check_loss_sums(
         )
 
 
-def refuse_mixing(model: nn.Module, input_shape: tuple[int, ...]) -> None:
+def refuse_mixing(model: nn.Module, input_shape: tuple[int, ...], *, training: bool = True) -> None:
     """ValueError if one made-up example changes another's output: then no example's share can be bounded.
+
+    `training`: as it is while it trains, or as it is while it answers.
 
     A probe, not a proof: it sees `x - x.mean(0)`, not a layer that mixes only where certain values occur.
     """
@@ -69,7 +71,7 @@ def refuse_mixing(model: nn.Module, input_shape: tuple[int, ...]) -> None:
     alone, other, another = (torch.randn((1, *input_shape), generator=stream) for _ in range(3))
     outputs, device = [], device_of(model)
     try:
-        model.train()
+        model.train(training)
         for neighbour in (other, 9 * another):
             with torch.no_grad(), seeded(0, device):  # dropout must draw the same masks twice
                 outputs.append(model(torch.cat([alone, neighbour]).to(device))[0].clone())

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 SOURCES = {
     "server_test": "the server's held-out test set",
     "clients": "the clients' own held-out data",
+    "noisy_counts": "the clients' own held-out data, by noisy counts",
     "none": "unnamed data",
 }
 FILES = {
@@ -105,7 +106,8 @@ def _score(result: Result) -> list[Line]:
     model = "fake-quant model" if has_int8 else "float32 model"
     if not is_accuracy and result.metric_value is None:
         return [Line("accuracy", "-", "not evaluated: no test set", "yellow")]
-    lines = [Line(label, value, f"{model}, on {SOURCES[result.accuracy_source]}")]
+    error = "" if result.accuracy_error is None else f" (standard error {percent(result.accuracy_error, digits=2)})"
+    lines = [Line(label, value, f"{model}, on {SOURCES[result.accuracy_source]}{error}")]
     if has_int8:
         ops = f"int8 model, on int8 kernels: {counts(result.int8_ops, empty='NOT ONE')}"
         style = "" if result.int8_ops else "bold red"  # a file that holds int8 but runs in float is no int8 model

@@ -17,7 +17,7 @@ from fedq.results.wording import number, one_line, percent, plural, size, spent
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-AccuracySource = Literal["server_test", "clients", "none"]
+AccuracySource = Literal["server_test", "clients", "noisy_counts", "none"]
 RunStatus = Literal["finished", "interrupted", "ended", "failed"]
 NOT_IN_JSON = ("history", "arrays", "folder", "elsewhere")
 
@@ -35,6 +35,7 @@ class Result:
 
     accuracy: float | None = None  # 0..1, of the fake-quant (or float) model
     accuracy_source: AccuracySource = "none"
+    accuracy_error: float | None = None  # standard error of the accuracy, from the noise on the clients' counts alone
     metric: str = "accuracy"  # what metric_value is, if the task is not a classification
     metric_value: float | None = None
     int8_accuracy: float | None = None  # of model.onnx on int8 kernels

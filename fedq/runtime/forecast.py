@@ -40,7 +40,7 @@ def forecast(experiment: Experiment) -> Forecast:
         float32_bytes_up=traffic.float32_up,
         float32_bytes_down=traffic.float32_down,
         participations=participations,
-        epsilon=epsilon_after(experiment, participations),
+        epsilon=epsilon_after(experiment, participations, counted=experiment.accuracy_source == "noisy_counts"),
         delta=None if plan is None else plan.delta,
         noise_multiplier=None if plan is None else plan.noise_multiplier,
         steps=None if plan is None else plan.steps,
@@ -73,7 +73,8 @@ def _rehearse(experiment: Experiment) -> Traffic:
                 strategy.prune(round, experiment.initial)
                 snapshot = strategy.snapshot(experiment.initial, round)
                 updates.append(_update(experiment, strategy.kept.layout))
-        if experiment.accuracy_source == "clients" and rules.evaluation_due(config, round):
+        at_the_end = experiment.accuracy_source == "noisy_counts" and round == config.rounds
+        if at_the_end or (experiment.accuracy_source == "clients" and rules.evaluation_due(config, round)):
             everyone = dict.fromkeys(experiment.identities, -1)
             _send(exchange, strategy.messages(round, snapshot, everyone, roster, task=wire.EVALUATE))
     sent = meter.take()
@@ -121,7 +122,9 @@ def _silent_clients(experiment: Experiment, updates: Sequence[bytes]) -> ClientA
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
         round, size = wire.read_request(message.content).round, sizes[name_of(context)][1]
-        return Message(wire.write_reply(wire.Reply(round, {}, size, 0.0, 0.0)), reply_to=message)
+        counts = wire.Reply(round, counts=(size, size))
+        reply = counts if private else wire.Reply(round, {}, size, 0.0, 0.0)
+        return Message(wire.write_reply(reply), reply_to=message)
 
     return app
 

@@ -43,6 +43,7 @@ class Scores:
     validation: Score = Score()
     traffic: Traffic = field(default_factory=Traffic)  # of asking the clients
     rejected: Sequence[Rejected] = ()  # who was asked to evaluate and could not
+    error: float | None = None  # standard error that noise on counts gives the evaluation's metric
 
 
 @dataclass(frozen=True)

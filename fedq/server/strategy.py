@@ -192,7 +192,9 @@ class QuantizedFedAvg(FedAvg):
                 weight = float(reply.num_examples or 1) if self.by_examples else 1.0
                 if reply.packets:
                     self.fold(total, reply.packets, weight, round=round, base=broadcast.base)
-                total.accepted.append(Accepted(client, weight, reply.num_examples, reply.loss, reply.metric))
+                right, wrong = reply.counts or (None, None)
+                accepted = Accepted(client, weight, reply.num_examples, reply.loss, reply.metric, right, wrong)
+                total.accepted.append(accepted)
             except (wire.MalformedReply, packets.MalformedUpdate) as error:
                 codec_says = isinstance(error, packets.MalformedUpdate)
                 total.rejected.append(Rejected(client, f"packet_{error.reason}" if codec_says else error.reason))
@@ -260,6 +262,7 @@ class QuantizedFedAvg(FedAvg):
             packets=frozenset({wire.UPDATE} if training else ()),
             metrics=frozenset(() if self.private else metrics),
             max_weight=self.max_weight,
+            counts=self.private and not training,
         )
         if isinstance(reply, wire.Refusal):
             raise wire.MalformedReply(reply.reason, "the client refused")

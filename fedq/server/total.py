@@ -19,6 +19,8 @@ class Accepted:
     num_examples: int | None
     loss: float | None
     metric: float | None = None
+    right: int | None = None  # answers, with noise
+    wrong: int | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,11 @@ class Total:
         ]
         examples = sum(n for n, _ in told)
         return sum(n * value for n, value in told) / examples if examples else None
+
+    def noisy_counts(self) -> tuple[int, int, int]:
+        """(right, wrong, clients): sums of what the clients counted, each with its own noise."""
+        told = [(a.right, a.wrong) for a in self.accepted if a.right is not None and a.wrong is not None]
+        return sum(right for right, _ in told), sum(wrong for _, wrong in told), len(told)
 
     def merge(self, other: "Total") -> None:
         """Add what another share of the cohort brought; `other` stays as it is."""

@@ -153,6 +153,13 @@ class Trainer:
         self.load(weights)
         return score(self.model_outputs(examples.inputs), examples, self._loss, self.metric)
 
+    def count_right(self, weights: np.ndarray, examples: Examples) -> tuple[int, int]:
+        """(right, wrong) answers of a flat model by the accuracy metric; no answers of no examples."""
+        if not len(examples):
+            return 0, 0
+        right = round(self.evaluate(weights, examples).metric * len(examples))
+        return right, len(examples) - right
+
     def model_outputs(self, inputs: np.ndarray) -> torch.Tensor:
         """Outputs (n, k) of the model as it stands, in evaluation mode and float32, on the CPU."""
         return outputs_of(self.model, inputs)

@@ -21,7 +21,7 @@ EVALUATE = "evaluate"
 MODEL, MASK, UPDATE, _DELTA = "model", "mask", "update", "delta."
 
 _HELLO, _REQUEST, REPLY = "fedq.hello", "fedq.request", "fedq.reply"
-PACKETS, _METRICS, _REFUSAL = "fedq.packets", "fedq.metrics", "fedq.refusal"
+PACKETS, _METRICS, _COUNTS, _REFUSAL = "fedq.packets", "fedq.metrics", "fedq.counts", "fedq.refusal"
 
 # What a client may say in place of an update. A code, never a text: texts hold paths and data.
 REFUSALS = {
@@ -33,6 +33,7 @@ REFUSALS = {
     "client_error": "the client's own code failed; its operator finds the text in the client's log",
 }
 LONGEST_IDENTITY = 64
+LARGEST_COUNT = 2**40
 
 
 # All that may leave a client under DP: noise, public configuration and codes.
@@ -41,6 +42,7 @@ PUBLIC_FIELDS = frozenset(
         *(f"{_HELLO}.{key}" for key in ("identity", "version", "formats", "layout")),
         f"{REPLY}.round",
         f"{PACKETS}.{UPDATE}",
+        *(f"{_COUNTS}.{key}" for key in ("right", "wrong")),  # both with noise, and paid for
         f"{_REFUSAL}.round",
         f"{_REFUSAL}.reason",
         f"{_REFUSAL}.identity",
@@ -77,6 +79,7 @@ class Reply:
     num_examples: int | None = None
     loss: float | None = None
     metric: float | None = None
+    counts: tuple[int, int] | None = None  # right and wrong answers with noise, which may be negative
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,8 @@ def write_reply(reply: Reply) -> RecordDict:
     known: dict[str, Any] = {k: v for k, v in metrics.items() if v is not None}
     if known:
         records[_METRICS] = MetricRecord(known)
+    if reply.counts is not None:
+        records[_COUNTS] = ConfigRecord(dict(zip(("right", "wrong"), reply.counts, strict=True)))
     return RecordDict(records)
 
 
@@ -153,9 +158,15 @@ def write_refusal(refusal: Refusal) -> RecordDict:
 
 
 def read_reply(
-    content: RecordDict, *, round: int, packets: frozenset[str], metrics: frozenset[str], max_weight: float
+    content: RecordDict,
+    *,
+    round: int,
+    packets: frozenset[str],
+    metrics: frozenset[str],
+    max_weight: float,
+    counts: bool = False,
 ) -> Reply | Refusal:
-    """The reply, if it holds exactly the named packets and metrics and answers this round.
+    """The reply, if it holds exactly the named packets and metrics (and noisy counts) and answers this round.
 
     Under DP `metrics` is empty: a reply that carries any is malformed, so that a client which leaks is
     seen at once, not silently obeyed.
@@ -167,6 +178,8 @@ def read_reply(
         expected[PACKETS] = ConfigRecord
     if metrics:
         expected[_METRICS] = MetricRecord
+    if counts:
+        expected[_COUNTS] = ConfigRecord
     records = records_in(content, expected)
     check_keys(records[REPLY], {"round"})
     check_same_round(records[REPLY], round)
@@ -184,7 +197,16 @@ def read_reply(
     for name in metrics - {"num_examples"}:
         if not math.isfinite(values[name]):
             raise MalformedReply("metric", f"{name} is not finite")
-    return Reply(round, carried, num_examples, values.get("loss"), values.get("metric"))  # type: ignore[arg-type]
+    counted = _counts(records[_COUNTS]) if counts else None
+    return Reply(round, carried, num_examples, values.get("loss"), values.get("metric"), counted)  # type: ignore[arg-type]
+
+
+def _counts(record: ConfigRecord) -> tuple[int, int]:
+    check_keys(record, {"right", "wrong"})
+    right, wrong = typed(record, "right", int), typed(record, "wrong", int)
+    if max(abs(right), abs(wrong)) > LARGEST_COUNT:
+        raise MalformedReply("weight", f"a count is beyond {LARGEST_COUNT}")
+    return right, wrong
 
 
 def name_deltas(deltas: Sequence[bytes]) -> dict[str, bytes]:
