@@ -3,7 +3,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from quant_models import Functional, Residual, Untraceable, mlp, relu_cnn, tanh_cnn
+from quant_models import Across, Functional, Residual, Tied, Untraceable, mlp, relu_cnn, tanh_cnn
 from torch import Tensor, nn
 
 from fedq.quant import QConv2d, QLinear, quantize
@@ -171,6 +171,36 @@ def test_a_skipped_layer_stays_float_and_the_report_says_why():
     assert report.quantized == ("0", "3")
     assert type(model[7]) is nn.Linear
     assert "7 (Linear): float32, named in quant.skip" in str(report)
+
+
+def test_a_skipped_container_leaves_every_layer_in_it_float():
+    model = nn.Sequential(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)), nn.Linear(4, 2))
+    assert quantize(model, skip=["0"]).left_float == {"0.0": "named in quant.skip", "0.2": "named in quant.skip"}
+    model = Tied()
+    assert quantize(model, skip=["encoder"]).quantized == ("words", "output")
+    assert type(model.encoder.self_attn) is nn.MultiheadAttention
+
+
+@pytest.mark.parametrize(
+    ("make", "pattern", "message"),
+    [
+        (mlp, "1", r"quant\.skip='1': matches 1, where there is no layer to quantize, so it would do nothing"),
+        (Across, "attention.out_proj", r"quant\.skip='attention\.out_proj': is quantized with the attention around it"),
+        (Across, "*out*", r"quant\.skip='attention\.out_proj': is quantized with the attention around it"),
+    ],
+)
+def test_a_pattern_that_would_leave_nothing_float_is_refused(make: Callable[[], nn.Module], pattern: str, message: str):
+    with pytest.raises(ValueError, match=message):
+        quantize(make(), skip=[pattern])
+    assert quantize(Across(), skip=["attention*"]).left_float == {"attention": "named in quant.skip"}
+
+
+def test_a_module_that_may_multiply_without_a_layer_can_be_named_for_the_export():
+    class Squares(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ x.mT
+
+    assert quantize(nn.Sequential(nn.Linear(4, 4), Squares()), skip=["1"]).quantized == ("0",)
 
 
 def test_unsupported_layers_are_reported():
