@@ -28,7 +28,8 @@ class QLSTM(QuantizedLayer, nn.LSTM):
     def equip(self) -> None:
         assert self.output_grid is None  # the hidden states are on their grid anyway
         grid = self.input_grid
-        self.hidden_grid = None if grid is None else FixedGrid(1.0, signed=True, bounded=True, bits=grid.bits)
+        # Not `bounded`: a state that the caller gives to begin with may be any number.
+        self.hidden_grid = None if grid is None else FixedGrid(1.0, signed=True, bits=grid.bits)
         self.cells, self.held = [], []
 
     @staticmethod
