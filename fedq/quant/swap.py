@@ -124,11 +124,6 @@ def quantize(
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
             raise ValueError(f"model: parameter {name!r} holds NaN or infinity; give the model finite weights")
-    if activations is None:
-        for layer in chosen:
-            LAYERS[type(layer)].adopt(layer, form=form)
-        _refuse_fused_paths(model)
-        return _report(model, reasons, Placement(), ranges="off", form=form)
     placement = place(model, list(chosen), input_range=input_range, activation_range=activation_range)
     idle = [name for layer, name in chosen.items() if layer not in placement.plans]
     if idle:
@@ -136,9 +131,14 @@ def quantize(
             f"model: no input reaches {', '.join(repr(name) for name in idle)} in evaluation mode, so what would be "
             "delivered has it not; take it out of the model, or name it in quant.skip"
         )
-    _carry_out(placement, _GridMaker(ranges, activations), form)
+    if activations is None:
+        for layer in chosen:
+            LAYERS[type(layer)].adopt(layer, form=form)
+        placement = Placement()
+    else:
+        _carry_out(placement, _GridMaker(ranges, activations), form)
     _refuse_fused_paths(model)
-    return _report(model, reasons, placement, ranges=ranges, form=form)
+    return _report(model, reasons, placement, ranges="off" if activations is None else ranges, form=form)
 
 
 _SPELLED_OUT = (nn.MultiheadAttention, nn.LSTM, nn.Conv1d, nn.Conv2d)

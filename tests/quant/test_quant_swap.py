@@ -256,7 +256,8 @@ def test_unsupported_layers_are_reported():
     assert quantize(model).left_float == {"0": "ConvTranspose1d is not supported"}
 
 
-def test_a_layer_that_no_input_reaches_is_refused():
+@pytest.mark.parametrize("activations", [8, None])
+def test_a_layer_that_no_input_reaches_is_refused(activations: int | None):
     class Idle(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -266,8 +267,8 @@ def test_a_layer_that_no_input_reaches_is_refused():
             return self.used(x)
 
     with pytest.raises(ValueError, match=r"no input reaches 'idle' in evaluation mode.*quant\.skip"):
-        quantize(Idle())
-    assert quantize(Idle(), skip=["idle"]).left_float == {"idle": "named in quant.skip"}
+        quantize(Idle(), activations=activations)
+    assert quantize(Idle(), activations=activations, skip=["idle"]).left_float == {"idle": "named in quant.skip"}
 
 
 def test_a_copy_has_grids_of_its_own():
