@@ -151,8 +151,8 @@ def _alone(layer: nn.Module, activation_range: float) -> LayerPlan:
 
 
 def _given(node: fx.Node, *names: str) -> list[fx.Node]:
-    """The first arguments of a call, by place or by name."""
-    given = [node.args[i] if i < len(node.args) else node.kwargs[name] for i, name in enumerate(names)]
+    """The first arguments of a call, by place or by name, as far as there are any: alone, a layer is seen with one."""
+    given = [node.args[i] if i < len(node.args) else node.kwargs.get(name) for i, name in enumerate(names)]
     return [argument for argument in given if isinstance(argument, fx.Node)]
 
 
