@@ -12,7 +12,7 @@ from fedq import wire
 from fedq.client.state import ClientState
 from fedq.data import Examples
 from fedq.data.split import held_out, held_out_by_content
-from fedq.privacy import DPPlan, Ledger, RandomSource, SpendContext, admit, budget_guard, noisy_counts, refuse_mixing
+from fedq.privacy import DPPlan, Ledger, RandomSource, SpendContext, admit, budget_guard, noisy_counts
 from fedq.randomness import generator, key64
 from fedq.training import PrivateFit, Trainer
 
@@ -117,7 +117,6 @@ class Client:
         ledger = self._ledger()
         admit(ledger, privacy.plan, data=privacy.data_name, counts=True)
         _, held_out = self._parts(request.holdout)
-        refuse_mixing(self.trainer.model, tuple(held_out.inputs.shape[1:]), training=False)
         right, wrong, evidence = noisy_counts(
             *self.trainer.count_right(weights, held_out),
             privacy.plan,

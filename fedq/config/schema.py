@@ -61,7 +61,7 @@ class Quant:
     input_range: float = option(4.0, "fixed range of the model's input")
     calibration: str | None = option(None, "dynamic: .npy file of public inputs that give the export its ranges")
     skip: list[str] = option([], "name patterns of layers that stay float")
-    sparsity: float | None = option(None, "share of each large weight that is zero at the end; null: dense")
+    sparsity: float | None = option(None, "share of all large weights that is zero at the end; null: dense")
     sparsity_begin: float = option(0.1, "share of the rounds after which pruning begins")
     sparsity_end: float = option(0.6, "share of the rounds after which the sparsity is reached")
 

@@ -1,7 +1,6 @@
 """The model of an experiment, float or quantization-aware; what is wrong with it becomes problems."""
 
 import copy
-import fnmatch
 import inspect
 import tempfile
 from collections.abc import Sequence
@@ -111,11 +110,6 @@ def make_quantized(
     q = config.quant
     if q.calibration is not None:
         _check_calibration(q.calibration, input_shape, found)
-    names = [name for name, _ in net.named_modules()]
-    for pattern in q.skip:
-        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
-            mend = f"The layers are {', '.join(filter(None, names))}"
-            found.append(Problem("quant.skip", pattern, "no layer has such a name", mend))
     try:
         report = quantize(
             net,

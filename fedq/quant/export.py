@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedq.quant.attention import QMultiheadAttention
+from fedq.quant.attention import WHOLE, QMultiheadAttention
 from fedq.quant.capture import captured
 from fedq.quant.grids import DynamicGrid, Grid
 from fedq.quant.int8_model import ExportError, Int8Model
@@ -129,9 +129,9 @@ class _FrozenConvolution(_Frozen):
 class _FrozenAttention(_Frozen):
     """The grid stands right before each product: onnxruntime fuses no kernel across what splits a tensor in three."""
 
-    def _third(self, part: int | None) -> tuple[Tensor, Tensor | None]:
+    def _third(self, part: int) -> tuple[Tensor, Tensor | None]:
         integers: nn.ModuleDict = self.integers  # type: ignore[assignment]
-        return integers["in_proj_weight" if part is None else f"third{part}"]()  # type: ignore[no-any-return]
+        return integers["in_proj_weight" if part == WHOLE else f"third{part}"]()  # type: ignore[no-any-return]
 
     def _after_projection(self, x: Tensor) -> Tensor:
         return x

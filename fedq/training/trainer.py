@@ -17,7 +17,7 @@ from fedq.codec import Layout
 from fedq.compiler import without_compiler
 from fedq.data import Examples
 from fedq.privacy import DPSGD, DPEvidence, DPPlan, Ledger, RandomSource, SpendContext
-from fedq.privacy.suitable import device_of
+from fedq.privacy.suitable import device_of, refuse_mixing
 from fedq.quant import register_grad_samplers
 from fedq.seeding import seeded
 from fedq.training.arrays import load_vector, read_vector
@@ -154,7 +154,12 @@ class Trainer:
         return score(self.model_outputs(examples.inputs), examples, self._loss, self.metric)
 
     def count_right(self, weights: np.ndarray, examples: Examples) -> tuple[int, int]:
-        """(right, wrong) answers of a flat model by the accuracy metric; no answers of no examples."""
+        """(right, wrong) answers of a flat model by the accuracy metric; no answers of no examples.
+
+        ValueError for a model whose answer for one example depends on others: then one more could change many.
+        """
+        inputs = torch.from_numpy(examples.inputs[:0])
+        refuse_mixing(self.model, tuple(inputs.shape[1:]), inputs.dtype, training=False)
         if not len(examples):
             return 0, 0
         right = round(self.evaluate(weights, examples).metric * len(examples))
