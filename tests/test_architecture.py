@@ -16,7 +16,7 @@ FLOORS = [
     {"loading"},
     {"app"},
     {"delivery"},
-    {"int8_delivery"},
+    {"int8_delivery", "client_level_delivery"},
     {"experiment"},
     {"client", "server"},
     {"wire", "training", "results"},

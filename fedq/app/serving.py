@@ -8,11 +8,13 @@ from typing import Protocol
 import numpy as np
 
 from fedq import wire
+from fedq.client_level_delivery import ServerFiles
 from fedq.config import rules
 from fedq.delivery import ClientFiles, Delivery
 from fedq.experiment import Experiment
+from fedq.experiment.client_level import client_level_mechanism, sampler
 from fedq.results import Result, RoundRow
-from fedq.server import Dealer, Roster, Rules, Total, run_rounds
+from fedq.server import Roster, Rules, Total, run_rounds
 from fedq.server.broadcast import Broadcast
 from fedq.server.loop import Score, Scores
 from fedq.server.roster import TooFewClientsError
@@ -55,16 +57,22 @@ def serve(
     roster.keep(experiment.identities)
     present = len(roster.nodes)
     cohort = rules.cohort_size(config, clients=present)
-    if experiment.plan is not None:  # never a larger share than the one for whose cap the noise was calibrated
+    private = experiment.plan is not None or experiment.client_plan is not None
+    if private:  # never a larger share than the one for whose cap the noise was calibrated
         cohort = rules.cohort_size(config) * present // config.clients
     if present < config.strategy.min_clients or cohort < 1:
         refused = ", ".join(f"{r.client}: {r.reason}" for r in roster.refused[:5]) or "no answer"
         raise TooFewClientsError(f"{present} of {config.clients} clients answered, too few for a round ({refused})")
-    judge = _Judge(experiment, strategy, link, roster)
-    with Delivery(experiment, folder, watch, clients=clients) as delivery:
+    judge, plan = _Judge(experiment, strategy, link, roster), experiment.client_plan
+    draws, kept = sampler(config, plan, list(roster.nodes)), None
+    if plan is not None:
+        mechanism, home = client_level_mechanism(config, plan, folder, experiment.data_name)
+        strategy.protect(mechanism)
+        kept = ServerFiles(home, folder.name, draws.source)
+    with Delivery(experiment, folder, watch, clients=clients, server=kept) as delivery:
         outcome = run_rounds(
             strategy=strategy,
-            dealer=Dealer(list(roster.nodes), seed=config.seed),
+            dealer=draws,
             master=experiment.initial,
             gather=link.gather,
             score=judge,
@@ -72,7 +80,7 @@ def serve(
             rules=Rules(
                 rounds=config.rounds,
                 cohort=cohort,
-                min_clients=config.strategy.min_clients,
+                min_clients=strategy.min_clients,
                 due=lambda round: rules.evaluation_due(config, round),
                 keep=config.strategy.keep,
                 greater_is_better=experiment.trainer.metric.greater_is_better,

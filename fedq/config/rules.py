@@ -11,7 +11,8 @@ from typing import Any
 
 from fedq.codec import CODECS
 from fedq.codec.options import ROUNDINGS
-from fedq.config import hardware
+from fedq.config import client_level, hardware
+from fedq.config.client_level import protects_examples
 from fedq.config.problem import Problem
 from fedq.config.pruning import idle_pruning, pruning_problems
 from fedq.config.quantization import idle_quantization
@@ -33,7 +34,7 @@ CHOICES: dict[str, tuple[str | int, ...]] = {
     "quant.weight_rounding": ("nearest", "stochastic"),
     "quant.activation_bits": (8, 4),
     "quant.activations": ("fixed", "learned", "observed", "dynamic", "off"),
-    "privacy.unit": ("off", "example"),
+    "privacy.unit": client_level.UNITS,
     "privacy.accountant": ("prv", "rdp"),
     "privacy.noise": ("gaussian", "seeded"),
     "codec.name": tuple(CODECS),
@@ -45,6 +46,7 @@ CHOICES: dict[str, tuple[str | int, ...]] = {
     "strategy.weighting": ("examples", "equal"),
     "strategy.keep": ("last", "best"),
     "runtime.name": ("local", "ray", "deployment"),
+    **client_level.CHOICES,
 }
 # Codec -> its options.
 CODEC_OPTIONS = {name: tuple(inspect.signature(codec).parameters) for name, codec in CODECS.items()}
@@ -88,14 +90,15 @@ BOUNDS: dict[str, tuple[float, float, bool, bool]] = {
     "runtime.wait": (0, 7 * 86400, True, True),
     "runtime.timeout": (0, 7 * 86400, False, True),
     "runtime.min_available": (1, 1_000_000, True, True),
+    **client_level.BOUNDS,
 }
-
 
 _LATER = (
     (None, "names"),
     ("train", "autocast"),
     *(("quant", key) for key in ("granularity", "weight_rounding", "calibration")),
     *(("quant", key) for key in ("sparsity", "sparsity_begin", "sparsity_end")),
+    *(("privacy", key) for key in client_level.KEYS),
 )
 
 
@@ -166,7 +169,6 @@ def _single(config: Config) -> Iterator[Problem]:
 
 def _together(config: Config) -> Iterator[Problem]:
     train, privacy, quant = config.train, config.privacy, config.quant
-    private = privacy.unit != "off"
     if (train.epochs is None) == (train.steps is None):
         yield Problem(
             "train.epochs",
@@ -185,6 +187,7 @@ def _together(config: Config) -> Iterator[Problem]:
         rule = f"with fraction={config.fraction} most clients have missed the changes before, and get float32 weights"
         yield Problem("downlink.kind", "delta", rule, f"Use downlink.kind=weights, or fraction={LEAST_DELTA_FRACTION}")
     yield from pruning_problems(config)
+    yield from client_level.client_level_problems(config)
     yield from _names(config)
     yield from _runtime(config)
     yield from hardware.problems(config)
@@ -195,7 +198,7 @@ def _together(config: Config) -> Iterator[Problem]:
             yield Problem(
                 f"{group}._target_", target, "must be a dotted path, package.module.name", f"Choose a {group}"
             )
-    if not private:
+    if not protects_examples(config):
         return
     if privacy.target_epsilon is None and privacy.noise_multiplier is None:
         yield Problem(
@@ -306,7 +309,7 @@ def _idle(config: Config) -> Iterator[Problem]:
             engine,
             "Use runtime=ray or runtime=deployment",
         ),
-        (_options("privacy", "unit"), private, "privacy is off, so it would do nothing", "Add privacy=example"),
+        *client_level.idle_privacy(c),
         (_options("quant", "name"), c.quant.name != "off", "quant is off, so it would do nothing", "Add quant=int8"),
         idle_pruning(c),
         *idle_quantization(c),
@@ -320,7 +323,7 @@ def _idle(config: Config) -> Iterator[Problem]:
         *_codec_options("downlink", c.downlink.name),
         (
             ("train.batch_size",),
-            not private or c.privacy.sample_rate is None,
+            not protects_examples(c) or c.privacy.sample_rate is None,
             f"under DP privacy.sample_rate={c.privacy.sample_rate} decides the size of a batch",
             "Use privacy.sample_rate=RATE, or set it to null",
         ),

@@ -7,7 +7,9 @@ from typing import Any, Literal, cast
 
 from fedq.codec import CODECS, Codec, with_feedback
 from fedq.config import Config, ConfigError, Problem, problems, rules
+from fedq.config.client_level import protects_examples
 from fedq.experiment.binding import imported, problem
+from fedq.experiment.client_level import check_all_averaged, client_level_plan
 from fedq.experiment.data import deal, load_data
 from fedq.experiment.experiment import Experiment, weights_of
 from fedq.experiment.hardware import make_hardware
@@ -15,6 +17,7 @@ from fedq.experiment.ledgers import check_ledgers, data_name
 from fedq.experiment.model import make_model, make_quantized
 from fedq.experiment.optimizers import check_training
 from fedq.experiment.owner import Owner
+from fedq.privacy import ClientLevelPlan
 from fedq.quant import QuantReport, spell_out
 from fedq.server import Downlink
 from fedq.server.broadcast import downlink_for
@@ -46,7 +49,7 @@ def build(config: Config, *, model: Any = None, data: Any = None, owner: Owner |
         if dataset is not None and net is not None and config.quant.name != "off"
         else None
     )
-    if net is not None and config.privacy.unit != "off":
+    if net is not None and protects_examples(config):
         spell_out(net)
     if net is not None and report is not None:
         _check_pruning(config, net, report, found)
@@ -57,6 +60,9 @@ def build(config: Config, *, model: Any = None, data: Any = None, owner: Owner |
     codec = _codec(config, "codec", found)
     downlink = _downlink(config, codec, found)
     plan = _checked_plan(config, found) if not found else None
+    client_plan = _checked_client_plan(config, found) if not found else None
+    if net is not None:
+        check_all_averaged(config, layout_of(net), found)
     if found or dataset is None or net is None or shards is None or codec is None or downlink is None:
         raise ConfigError(found)
     layout = layout_of(net)
@@ -72,6 +78,7 @@ def build(config: Config, *, model: Any = None, data: Any = None, owner: Owner |
         report,
         plan,
         owner.data_name if owner is not None and owner.data is not None else data_name(config, dataset),
+        client_plan,
     )
 
 
@@ -164,9 +171,18 @@ def _checked_plan(config: Config, found: list[Problem]) -> Any:
         return None
 
 
+def _checked_client_plan(config: Config, found: list[Problem]) -> ClientLevelPlan | None:
+    try:
+        return client_level_plan(config)
+    except (ValueError, ArithmeticError) as error:
+        key, mend = "privacy.client_noise_multiplier", "Try privacy.client_target_epsilon=8, and no noise multiplier"
+        found.append(problem(error, key=key, value=config.privacy.client_noise_multiplier, mend=mend))
+        return None
+
+
 def _plan(config: Config) -> Any:
     """The public plan of every client: noise is calibrated to the cap on participations, not to their mean."""
-    if config.privacy.unit == "off":
+    if not protects_examples(config):
         return None
     from fedq.privacy import DPPlan, calibrate
 
