@@ -4,13 +4,14 @@ Knows experiments, the server's ledger and evidence; not messages, nor what clie
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fedq.experiment import Experiment
-from fedq.experiment.client_level import EVIDENCE, LEDGER, REPLIES, not_averaged
+from fedq.experiment.client_level import EVIDENCE, LEDGER, REPLIES, SERVER_FILES, not_averaged
 from fedq.privacy import (
     ClientLevelEvidence,
     ClientLevelPlan,
@@ -91,6 +92,20 @@ class ServerRecord:
             "private": private,
             "reasons": reasons,
         }
+
+
+def whole_rows(folder: Path, rows: Sequence[RoundRow]) -> list[RoundRow]:
+    """The rows of a run folder with who answered, where its server kept that apart."""
+    path = folder / SERVER_FILES / REPLIES
+    if not path.is_file():
+        return list(rows)
+    said = {line["round"]: line for line in map(json.loads, path.read_text(encoding="utf-8").splitlines())}
+    return [_whole(row, said[row.round]) for row in rows]
+
+
+def _whole(row: RoundRow, said: dict[str, Any]) -> RoundRow:
+    reasons = dict(sorted(Counter(r["reason"] for r in said["rejected"]).items()))
+    return replace(row, accepted=said["accepted"], rejected=said["rejected"], reasons=reasons)
 
 
 def with_client_level(privacy: dict[str, Any], said: dict[str, Any]) -> dict[str, Any]:

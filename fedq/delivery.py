@@ -94,11 +94,12 @@ class Delivery:
         )
         if self._server is not None:
             row = self._server.accounted(row, what)
-        self._history.append(row if self._server is None else self._server.public(row))
-        self._log.append(self._history[-1])
+        public = row if self._server is None else self._server.public(row)
+        self._history.append(public)
+        self._log.append(public)
         self._rows.append(row)
         self._traffic.add(what.traffic)
-        self._watch(row)
+        self._watch(public if self._clients is None else row)  # in simulation whoever watches is the server
 
     def close(self, outcome: Outcome, *, begun: float) -> Result:
         """Write the model, the int8 model, the curves and the result; `begun`: time.monotonic() at the start."""

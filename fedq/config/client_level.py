@@ -32,6 +32,13 @@ def protects_clients(config: Config) -> bool:
     return config.privacy.unit in ("client", "both")
 
 
+def epsilon_budget(config: Config) -> float | None:
+    """Of what the epsilon of the rounds is about; None: privacy is off, or has no budget."""
+    if protects_examples(config):
+        return config.privacy.target_epsilon
+    return config.privacy.client_target_epsilon if protects_clients(config) else None
+
+
 def client_level_problems(config: Config) -> Iterator[Problem]:
     """What does not go together where clients as a whole are protected."""
     if not protects_clients(config):

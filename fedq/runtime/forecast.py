@@ -13,7 +13,7 @@ from fedq.data.split import held_out
 from fedq.delivery import epsilon_after
 from fedq.experiment import Experiment
 from fedq.privacy import MAX_BATCH
-from fedq.results import Forecast
+from fedq.results import ClientLevelForecast, Forecast
 from fedq.runtime.grid import InProcessGrid
 from fedq.server import Dealer, Roster
 from fedq.server.link import counted
@@ -27,7 +27,8 @@ _MESSAGES = 20_000  # rehearsed at most, some seconds; what is left of a longer 
 def forecast(experiment: Experiment) -> Forecast:
     """Rehearse every message of the run, with updates of noise, and count."""
     config, plan = experiment.config, experiment.plan
-    participations = rules.participation_cap(config)
+    secret = experiment.client_plan is not None and experiment.client_plan.sampling == "poisson"
+    participations = config.rounds if secret else rules.participation_cap(config)
     traffic = _rehearse(experiment)
     return Forecast(
         name=config.name,
@@ -46,6 +47,17 @@ def forecast(experiment: Experiment) -> Forecast:
         steps=None if plan is None else plan.steps,
         sample_rate=None if plan is None else plan.sample_rate,
         memory_bytes=_memory(experiment),
+        client_level=_client_level(experiment),
+    )
+
+
+def _client_level(experiment: Experiment) -> ClientLevelForecast | None:
+    plan = experiment.client_plan
+    if plan is None:
+        return None
+    noise_norm = plan.sum_multiplier / plan.cohort * math.sqrt(experiment.layout.size)
+    return ClientLevelForecast(
+        plan.epsilon(plan.charges), plan.delta, plan.noise_multiplier, plan.charges, plan.sample_rate, noise_norm
     )
 
 
