@@ -256,9 +256,7 @@ class QuantizedFedAvg(FedAvg):
         if self.client_level is None:
             return self.kept.scatter(-total.sums[wire.UPDATE].mean())
         if self._mechanism is None:
-            raise RuntimeError(
-                "whole clients are protected and there is no mechanism: call protect() before the rounds"
-            )
+            raise RuntimeError("whole clients are protected by no mechanism yet: call protect() before the rounds")
         sums = total.sums.get(wire.UPDATE, packets.Accumulator(total.layout))
         mean = self._mechanism.release(
             sums.steps(),
