@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedq import wire
 from fedq.client.state import EVIDENCE
+from fedq.client_level_delivery import ServerFiles, ServerRecord, with_client_level
 from fedq.config import rules
 from fedq.experiment import Experiment
 from fedq.experiment.ledgers import ledger_file
@@ -30,7 +31,7 @@ from fedq.training.numerics import fingerprint
 if TYPE_CHECKING:
     from fedq.privacy import AnyMechanism
 
-PRIVACY_UNIT = {"example": "one training example of one client (add or remove)"}
+PRIVACY_UNIT = dict.fromkeys(("example", "both"), "one training example of one client (add or remove)")
 ELSEWHERE = "the clients' ledgers and evidence lie on their own machines, where this server does not see them"
 DATA_DEPENDENT = frozenset({"declined", "client_error", "error"})  # refusals that may tell something of the data
 MODEL, INT8_MODEL = "model.safetensors", "model.onnx"
@@ -40,11 +41,20 @@ class Delivery:
     """Turns rounds into rows as they end, on disk first and then on the screen; closes with the result."""
 
     def __init__(
-        self, experiment: Experiment, folder: Path, watch: Callable[[RoundRow], None], *, clients: "ClientFiles | None"
+        self,
+        experiment: Experiment,
+        folder: Path,
+        watch: Callable[[RoundRow], None],
+        *,
+        clients: "ClientFiles | None",
+        server: ServerFiles | None = None,
     ) -> None:
         self._experiment, self._folder, self._watch, self._clients = experiment, folder, watch, clients
         self._log = RoundLog(folder / "rounds.jsonl")
         self._rows: list[RoundRow] = []
+        self._history: list[RoundRow] = []  # as the log and the result hold them
+        plan = experiment.client_plan
+        self._server = None if plan is None or server is None else ServerRecord(experiment, plan, server)
         self._traffic = Traffic()
         self._before = spent_before(experiment)
 
@@ -84,10 +94,14 @@ class Delivery:
             accepted=list(what.accepted),
             sparsity=what.sparsity,
         )
-        self._log.append(row)
+        if self._server is not None:
+            row = self._server.accounted(row, what)
+        public = row if self._server is None else self._server.public(row)
+        self._history.append(public)
+        self._log.append(public)
         self._rows.append(row)
         self._traffic.add(what.traffic)
-        self._watch(row)
+        self._watch(public if self._clients is None else row)  # in simulation whoever watches is the server
 
     def _is_counted(self, round: int) -> bool:
         """Whether clients have been asked for noisy counts by the end of the round: they are in the last."""
@@ -109,6 +123,8 @@ class Delivery:
         if "error" in int8:  # what was trained is kept all the same
             outcome.status, outcome.reason = "failed", f"the int8 model could not be delivered: {int8['error']}"
         privacy = self._privacy()
+        if self._server is not None:
+            privacy = with_client_level(privacy, self._server.says())
         is_accuracy = e.trainer.metric.is_accuracy
         result = Result(
             name=config.name,
@@ -143,7 +159,7 @@ class Delivery:
             fingerprint=fingerprint(e.trainer.hardware, autocast=config.train.autocast),
             config_hash=rules.config_hash(config),
             config=rules.identity(config),
-            history=self._rows,
+            history=self._history,
             arrays=arrays,
             folder=self._folder,
         )

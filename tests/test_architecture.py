@@ -16,7 +16,7 @@ FLOORS = [
     {"loading"},
     {"app"},
     {"delivery"},
-    {"int8_delivery", "statement"},
+    {"int8_delivery", "client_level_delivery", "statement"},
     {"experiment"},
     {"client", "server"},
     {"wire", "training", "results"},

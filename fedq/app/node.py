@@ -18,9 +18,11 @@ from flwr.app import Context
 from fedq.app.bundle import bundle_digest, overlay, running_bundle
 from fedq.client import Client
 from fedq.client.state import note_declined
-from fedq.config import Config, ConfigError, Problem, compose, network, problems, rules
+from fedq.config import Config, ConfigError, Problem, compose, network, problems, public
 from fedq.config.budgets import LEAST, MOST
+from fedq.config.client_level import protects_clients, protects_examples
 from fedq.experiment import Experiment, Owner, build
+from fedq.experiment.client_level import client_level_plan
 from fedq.experiment.digests import model_digest
 from fedq.experiment.ledgers import LEDGER, Account
 from fedq.experiment.plans import claimed, plan_of
@@ -75,7 +77,7 @@ class Node:
 
     def identity(self, config: Config) -> str:
         """The name, or the name of the partition; it must be one that the experiment knows."""
-        names = rules.identities(config)
+        names = public.identities(config)
         if self.name is not None:
             if self.name in names:
                 return self.name
@@ -136,10 +138,8 @@ def _required(node: Node, identity: str, config: Config, bundle: str) -> Policy:
     try:
         policy = read_policy(node.policy)
         model = model_digest(config) if policy.models else ""  # finding its source imports the packages it is in
-        plan = plan_of(config, node.epsilon) if not problems(config) else None
-        epsilon = math.inf if plan is None else claimed(config, plan)
-        asked = Asked(_unit(config), epsilon, config.privacy.target_delta, node.data, model, bundle)
-        require(policy, asked)
+        unit, epsilon, delta = _claims(config, node.epsilon)
+        require(policy, Asked(unit, epsilon, delta, node.data, model, bundle))
     except (PolicyError, Declined) as error:
         declined = error if isinstance(error, Declined) else Declined("policy", str(error))
         if node.state is not None:
@@ -149,9 +149,17 @@ def _required(node: Node, identity: str, config: Config, bundle: str) -> Policy:
     return policy
 
 
-def _unit(config: Config) -> str:
-    """What protects the owner's examples: its own noise, the server's, or none."""
-    return config.privacy.unit
+def _claims(config: Config, budget: float | None) -> tuple[str, float, float]:
+    """(unit, epsilon, delta) of what protects the owner's data: its own noise, else the server's, else none."""
+    sound = not problems(config)
+    if protects_examples(config):
+        plan = plan_of(config, budget) if sound else None
+        return "example", math.inf if plan is None else claimed(config, plan), config.privacy.target_delta
+    if protects_clients(config):
+        whole = client_level_plan(config) if sound else None
+        epsilon = math.inf if whole is None else min(whole.target_epsilon, whole.epsilon(whole.charges))
+        return "client", epsilon, config.privacy.client_target_delta
+    return "off", math.inf, 1.0
 
 
 @lru_cache(maxsize=4)

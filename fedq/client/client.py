@@ -173,9 +173,7 @@ class Client:
     def _check_holdout(request: wire.Request, privacy: Privacy) -> None:
         """What is held out is public configuration of this client's own, the same for the whole run."""
         if request.holdout != privacy.holdout:
-            text = (
-                f"the request holds out {request.holdout:g} of the examples, this client's config {privacy.holdout:g}"
-            )
+            text = f"the request holds out {request.holdout:g} of the examples, this client {privacy.holdout:g}"
             raise wire.MalformedReply("holdout", text)
 
     def _ledger(self) -> Ledger:

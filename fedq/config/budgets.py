@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from fedq.config.client_level import protects_examples
 from fedq.config.problem import Problem
 from fedq.config.schema import Config
 
@@ -34,7 +35,7 @@ def evaluation_problems(config: Config) -> Iterator[Problem]:
         yield Problem("evaluate", "off", rule, "Use evaluate=server, or strategy.keep=last")
     if config.evaluate != "dp":
         return
-    if p.unit == "off":
+    if not protects_examples(config):
         rule = "clients count with noise under privacy=example; without it they may say what they find"
         yield Problem("evaluate", "dp", rule, "Use evaluate=server, or privacy=example")
         return

@@ -68,7 +68,7 @@ class Quant:
 
 @dataclass
 class Privacy:
-    unit: str = option("off", "what DP protects: off, or example (each training example of each client)")
+    unit: str = option("off", "what DP protects: off, example (each example of each client), client (whole), both")
     target_epsilon: float | None = option(None, "budget of every client over the whole run")
     target_delta: float = option(1e-5, "delta of the guarantee")
     budgets: Any = option(  # a mapping; Any, so that {0: 1} may be written for client 0
@@ -84,6 +84,15 @@ class Privacy:
     accountant: str = option("prv", "prv (tight) or rdp")
     noise: str = option("gaussian", "gaussian: a stream keyed by the OS; seeded: for tests, never private")
     ledger: str | None = option(None, "folder of the clients' ledgers; null: they live with the run")
+    client_target_epsilon: float | None = option(None, "client: budget of a whole client, in all rounds together")
+    client_target_delta: float = option(1e-5, "client: delta of that guarantee; at most 1 / clients")
+    client_noise_multiplier: float | None = option(None, "client: noise std over the clip; null: by the target")
+    client_clip_norm: float = option(1.0, "client: largest L2 norm of an update; the first one, if adaptive")
+    client_clipping: str = option("fixed", "client: fixed, or adaptive (the clip follows a quantile of the norms)")
+    client_quantile: float = option(0.5, "client, adaptive: share of the updates that the clip leaves whole")
+    client_sampling: str = option(
+        "deal", "client: deal (equal turns, no amplification) or poisson (secret cohorts, amplified)"
+    )
 
 
 @dataclass

@@ -5,8 +5,10 @@ from dataclasses import replace
 from typing import Any, Literal, cast
 
 from fedq.codec import CODECS, Codec, with_feedback
-from fedq.config import Config, ConfigError, Problem, problems, rules
+from fedq.config import Config, ConfigError, Problem, problems, public, rules
+from fedq.config.client_level import protects_examples
 from fedq.experiment.binding import imported, problem
+from fedq.experiment.client_level import check_all_averaged, client_level_plan
 from fedq.experiment.data import deal, load_data
 from fedq.experiment.experiment import Experiment, weights_of
 from fedq.experiment.hardware import make_hardware
@@ -15,6 +17,7 @@ from fedq.experiment.model import make_model, make_quantized
 from fedq.experiment.optimizers import check_training
 from fedq.experiment.owner import Owner
 from fedq.experiment.plans import plan_of
+from fedq.privacy import ClientLevelPlan
 from fedq.quant import QuantReport, spell_out
 from fedq.server import Downlink
 from fedq.server.broadcast import downlink_for
@@ -46,7 +49,7 @@ def build(config: Config, *, model: Any = None, data: Any = None, owner: Owner |
         if dataset is not None and net is not None and config.quant.name != "off"
         else None
     )
-    if net is not None and config.privacy.unit != "off":
+    if net is not None and protects_examples(config):
         spell_out(net)
     if net is not None and report is not None:
         _check_pruning(config, net, report, found)
@@ -57,6 +60,9 @@ def build(config: Config, *, model: Any = None, data: Any = None, owner: Owner |
     codec = _codec(config, "codec", found)
     downlink = _downlink(config, codec, found)
     plans = _plans(config, owner, found) if not found else {}
+    client_plan = _checked_client_plan(config, found) if not found else None
+    if net is not None:
+        check_all_averaged(config, layout_of(net), found)
     if found or dataset is None or net is None or shards is None or codec is None or downlink is None:
         raise ConfigError(found)
     layout = layout_of(net)
@@ -72,6 +78,7 @@ def build(config: Config, *, model: Any = None, data: Any = None, owner: Owner |
         report,
         plans,
         owner.data_name if owner is not None and owner.data is not None else data_name(config, dataset),
+        client_plan,
     )
 
 
@@ -160,10 +167,19 @@ def _plans(config: Config, owner: Owner | None, found: list[Problem]) -> dict[st
     budgets = config.privacy.budgets
     plans: dict[str, Any] = {}
     try:
-        for identity in rules.identities(config):
+        for identity in public.identities(config):
             own = budgets.get(identity) if owner is None or owner.identity is None else owner.budget
             plans[identity] = plan_of(config, own)
     except (ValueError, ArithmeticError) as error:
         mend = "Try privacy.target_epsilon=8 or privacy.noise_multiplier=1"
         found.append(problem(error, key="privacy.target_epsilon", value=config.privacy.target_epsilon, mend=mend))
     return {name: plan for name, plan in plans.items() if plan is not None}
+
+
+def _checked_client_plan(config: Config, found: list[Problem]) -> ClientLevelPlan | None:
+    try:
+        return client_level_plan(config)
+    except (ValueError, ArithmeticError) as error:
+        key, mend = "privacy.client_noise_multiplier", "Try privacy.client_target_epsilon=8, and no noise multiplier"
+        found.append(problem(error, key=key, value=config.privacy.client_noise_multiplier, mend=mend))
+        return None

@@ -12,10 +12,11 @@ from fedq import __version__
 from fedq.client import Client, ClientState, Privacy
 from fedq.codec import Codec, Layout
 from fedq.compiler import without_compiler
-from fedq.config import Config, rules
+from fedq.config import Config, public
 from fedq.config.pruning import pruning_rounds
 from fedq.data import Dataset
 from fedq.experiment.ledgers import Account, ledger_file
+from fedq.privacy import ClientLevelPlan
 from fedq.quant import QuantReport
 from fedq.randomness import key64
 from fedq.server import Downlink, Pruning, QuantizedFedAvg
@@ -36,6 +37,7 @@ class Experiment:
     quantized: QuantReport | None
     plans: dict[str, Any]  # client -> DPPlan; {} when privacy is off
     data_name: str  # names the examples in ledgers
+    client_plan: ClientLevelPlan | None = None  # what the server does for whole clients
 
     @cached_property
     def plan(self) -> Any:
@@ -48,7 +50,7 @@ class Experiment:
 
     @property
     def identities(self) -> list[str]:
-        return rules.identities(self.config)
+        return public.identities(self.config)
 
     @cached_property
     def accuracy_source(self) -> Literal["server_test", "clients", "noisy_counts", "none"]:
@@ -59,7 +61,7 @@ class Experiment:
             return "noisy_counts"
         if self.dataset.test is not None:
             return "server_test"
-        return "none" if self.plan is not None else "clients"
+        return "none" if self.plan is not None or self.client_plan is not None else "clients"
 
     @cached_property
     def pruning(self) -> Pruning | None:
@@ -81,12 +83,13 @@ class Experiment:
             max_weight=c.max_weight,
             statistics=self.trainer.statistics,
             fraction=self.config.fraction,
-            min_clients=c.min_clients,
+            min_clients=c.min_clients if self.client_plan is None else 0,  # else each round takes its noised step
             seed=self.config.seed,
             timeout=self.config.runtime.timeout,
             holdout=self.holdout,
             version=__version__,
             pruning=self.pruning,
+            client_level=self.client_plan,
         )
 
     def _server_optimizer(self, parameters: list[torch.Tensor]) -> torch.optim.Optimizer:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from fedq.config import Config, Problem
+from fedq.config.client_level import protects_examples
 from fedq.data import Dataset
 from fedq.experiment.binding import arguments, bound, problem, told
 from fedq.privacy import refuse_cross_example_layers, refuse_mixing
@@ -45,7 +46,7 @@ def make_model(config: Config, factory: Any, given: Any, dataset: Dataset, found
     if bad:
         found.append(Problem("model", bad[0], "holds NaN or infinite values at the start", "Mend its initialisation"))
         return None
-    if config.privacy.unit != "off":
+    if protects_examples(config):
         try:
             refuse_cross_example_layers(net)
             refuse_mixing(net, dataset.input_shape)

@@ -3,22 +3,24 @@
 import math
 from typing import Any, Literal, cast
 
-from fedq.config import Config, rules
+from fedq.config import Config, public
+from fedq.config.client_level import protects_examples
 
 
 def plan_of(config: Config, budget: float | None = None) -> Any:
-    """The `DPPlan` of a client whose owner lets it spend `budget` (None: whatever the run aims at); None without DP.
+    """The `DPPlan` of a client whose owner lets it spend `budget` (None: whatever the run aims at); None where the
+    server adds the noise, or nobody does.
 
     The stricter side wins. Noise is calibrated to the cap on participations, not to their mean. ValueError or
     ArithmeticError where no noise is enough.
     """
-    if config.privacy.unit == "off":
+    if not protects_examples(config):
         return None
     from fedq.privacy import DPPlan, PureDP, calibrate
 
     p = config.privacy
     accountant = cast(Literal["prv", "rdp"], p.accountant)  # the rules have seen to it, and to nominal
-    rate, steps, nominal = rules.sample_rate(config), rules.dp_steps(config), rules.nominal_examples(config)
+    rate, steps, nominal = public.sample_rate(config), public.dp_steps(config), public.nominal_examples(config)
     assert nominal is not None
     target = min(math.inf if p.target_epsilon is None else p.target_epsilon, math.inf if budget is None else budget)
     noise, evaluation = p.noise_multiplier, p.evaluation_epsilon if config.evaluate == "dp" else None
@@ -28,7 +30,7 @@ def plan_of(config: Config, budget: float | None = None) -> Any:
             target_epsilon=target - (counted.epsilon if counted else 0.0),
             delta=p.target_delta,
             sample_rate=rate,
-            steps=steps * rules.participation_cap(config),
+            steps=steps * public.participation_cap(config),
             accountant=accountant,
         )
         noise = needed if noise is None else max(noise, needed)
@@ -50,7 +52,7 @@ def whole_cost(config: Config, plan: Any) -> float:
     from fedq.privacy import epsilon
 
     counted = [plan.evaluation] if plan.evaluation is not None else []
-    mechanisms = [plan.mechanism] * rules.participation_cap(config) + counted
+    mechanisms = [plan.mechanism] * public.participation_cap(config) + counted
     return epsilon(mechanisms, plan.delta, accountant=plan.accountant)
 
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from fedq.config import Config, rules
+from fedq.config import Config, public
 from fedq.experiment.plans import plan_of, whole_cost
 from fedq.results.accounts import PlanRow
 from fedq.results.wording import plural, spent
@@ -33,8 +33,8 @@ def trade_off(config: Config, budgets: Sequence[float]) -> list[PlanRow]:
 
 def facts(config: Config) -> dict[str, str]:
     """What the run that the config asks for will cost each client."""
-    plan, cap = plan_of(config), rules.participation_cap(config)
-    asked = f"{rules.cohort_size(config)} of {plural(config.clients, 'client')} a round"
+    plan, cap = plan_of(config), public.participation_cap(config)
+    asked = f"{public.cohort_size(config)} of {plural(config.clients, 'client')} a round"
     return {
         "rounds": f"{config.rounds}, {asked}: any client takes part in at most {cap}",
         "steps": f"{plan.steps} noised steps each time, at sampling rate {plan.sample_rate:.4g}",

@@ -28,6 +28,7 @@ FILES = {
     "curves.png": "the curves",
     "config.yaml": "what was run",
     "clients": "a log for each client",
+    "server": "the server's ledger and who answered: not for others",
 }
 _DEAREST = 3  # operators that are named where int8 does not pay
 
@@ -132,7 +133,11 @@ def _privacy(result: Result) -> list[Line]:
         if result.private
         else Line("private", "no", f"because {why}", "bold red")
     )
-    return [Line("epsilon", spent(result.epsilon), f"{delta}protecting {unit}"), private]
+    lines = [Line("epsilon", spent(result.epsilon), f"{delta}protecting {unit}")]
+    whole = result.client_level
+    if whole and whole["unit"] != result.privacy_unit:
+        lines.append(Line("", spent(whole["epsilon"]), f"at delta {whole['delta']:.3g}, protecting {whole['unit']}"))
+    return [*lines, private]
 
 
 def _traffic(result: Result) -> list[Line]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fedq.config import Config, ConfigError, problems
+from fedq.config.client_level import epsilon_budget
 from fedq.results import Display, Result, RoundRow, events
 from fedq.results.result import from_json
 from fedq.runtime.connection import Connection, find
@@ -75,12 +76,11 @@ def noted(display: Display) -> Callable[[str], None]:
 
 @contextmanager
 def display_of(config: Config, connection: Connection, *, progress: bool) -> Iterator[Display]:
-    budget = config.privacy.target_epsilon if config.privacy.unit != "off" else None
     with Display(
         config.name,
         rounds=config.rounds,
         detail=f"{headline(config)}, on {connection.address}",
-        epsilon_budget=budget,
+        epsilon_budget=epsilon_budget(config),
         metric=config.train.metric,
         enabled=progress,
     ) as display:

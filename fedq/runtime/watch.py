@@ -1,7 +1,7 @@
 """What the live view of a run is told: its headline, its rows, and why clients were lost. Knows configs and rows."""
 
 from fedq import wire
-from fedq.config import Config, rules
+from fedq.config import Config, public
 from fedq.results import Display, RoundRow
 
 
@@ -28,7 +28,7 @@ def headline(config: Config) -> str:
     """What runs, in a line."""
     c = config
     parts = [
-        f"{c.clients} clients" if c.fraction == 1 else f"{rules.cohort_size(c)} of {c.clients} clients",
+        f"{c.clients} clients" if c.fraction == 1 else f"{public.cohort_size(c)} of {c.clients} clients",
         str(c.data.get("_target_", "data")).rpartition(".")[2],
         str(c.model.get("_target_", "model")).rpartition(".")[2],
         "float32 model" if c.quant.name == "off" else _bits(c),

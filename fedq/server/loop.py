@@ -13,7 +13,7 @@ import numpy as np
 
 from fedq.server.broadcast import Broadcast
 from fedq.server.roster import LinkLostError
-from fedq.server.sampling import Dealer
+from fedq.server.sampling import Sampler
 from fedq.server.strategy import QuantizedFedAvg
 from fedq.server.total import Rejected, Total, Traffic
 
@@ -72,6 +72,8 @@ class Round:
     accepted: Sequence[str] = ()
     rejected: Sequence[Rejected] = ()
     sparsity: float | None = None  # share of the prunable weights that are zero for good; None: a dense run
+    asked: Sequence[str] = ()
+    values: int = 0  # averaged values of an update
 
 
 @dataclass
@@ -89,7 +91,7 @@ class Outcome:
 def run_rounds(
     *,
     strategy: QuantizedFedAvg,
-    dealer: Dealer,
+    dealer: Sampler,
     master: np.ndarray,
     gather: Gather,
     score: Callable[[int, np.ndarray], Scores],
@@ -141,12 +143,14 @@ def run_rounds(
                     "ok" if enough else "skipped",
                     scores,  # a skipped round leaves the model, and so its scores, as they were
                     total.mean("loss"),
-                    max(outcome.participations.values()),
+                    max(outcome.participations.values(), default=0),
                     total.traffic,
                     time.monotonic() - begun,
                     [a.client for a in total.accepted],
                     [*total.rejected, *(scores.rejected if enough else ())],
                     strategy.sparsity,
+                    cohort,
+                    total.layout.size,
                 )
             )
             if stepped is not None and not enough:

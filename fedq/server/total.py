@@ -56,6 +56,16 @@ class Total:
     accepted: list[Accepted] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
     traffic: Traffic = field(default_factory=Traffic)
+    clip_norm: float | None = None  # L2 norm to which updates were clipped; None: they were not, or there were none
+    within: int = 0  # updates that were no longer than that
+
+    def note_clip(self, clip_norm: float | None, within: int) -> None:
+        """Of updates that were added; RuntimeError where others were clipped to another norm."""
+        if clip_norm is None:
+            return
+        if self.clip_norm not in (None, clip_norm):
+            raise RuntimeError(f"updates clipped to {self.clip_norm} and to {clip_norm} in one sum")
+        self.clip_norm, self.within = clip_norm, self.within + within
 
     @property
     def reasons(self) -> dict[str, int]:
@@ -81,6 +91,7 @@ class Total:
         self.accepted = sorted([*self.accepted, *other.accepted], key=lambda a: a.client)
         self.rejected = sorted([*self.rejected, *other.rejected], key=lambda r: (r.client, r.reason))
         self.traffic.add(other.traffic)
+        self.note_clip(other.clip_norm, other.within)
 
     def to_bytes(self) -> bytes:
         sums = {name: total.to_bytes() for name, total in sorted(self.sums.items())}
@@ -89,6 +100,7 @@ class Total:
                 "accepted": [asdict(a) for a in self.accepted],
                 "rejected": [asdict(r) for r in self.rejected],
                 "traffic": asdict(self.traffic),
+                "clip": [self.clip_norm, self.within],
                 "sums": [[name, len(data)] for name, data in sums.items()],
             }
         ).encode()
@@ -108,4 +120,5 @@ class Total:
             [Accepted(**a) for a in head["accepted"]],
             [Rejected(**r) for r in head["rejected"]],
             Traffic(**head["traffic"]),
+            *head["clip"],
         )
