@@ -25,6 +25,7 @@ def test_a_plan_has_no_place_for_what_depends_on_the_data():
         "target_epsilon",
         "delta",
         "accountant",
+        "noise",
     ]
 
 
