@@ -71,12 +71,17 @@ class Dense:
 
 @dataclass
 class Outer:
-    """The gradient of example i is left[i] right[i]^T, of a parameter of shape (left columns, right columns)."""
+    """The gradient of example i is left[i] right[i]^T, of a parameter of shape (left columns, right columns).
+
+    Its sums are for CPUs: a GPU may be told to multiply matrices in TF32, whose 10 bits would let an example exceed
+    its bound.
+    """
 
     parameter: nn.Parameter
     left: Tensor  # (n, rows of the parameter)
     right: Tensor  # (n, columns)
     _owned: bool = field(default=False, repr=False)
+    _lengths: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
 
     @property
     def examples(self) -> int:
@@ -84,12 +89,18 @@ class Outer:
 
     def squared_norms(self) -> Tensor:
         """float64 (n,), right to 1e-13: all of it is float64."""
-        return squared_norms(self.left) * squared_norms(self.right)
+        left, right = self.lengths()
+        return (left * right).square()
+
+    def lengths(self) -> tuple[Tensor, Tensor]:
+        """float64 (n,) norms of both factors, as they were when it was first asked."""
+        if self._lengths is None:
+            left, right = (torch.linalg.vector_norm(exact(factor), dim=1) for factor in (self.left, self.right))
+            self._lengths = left, right
+        return self._lengths
 
     def weighted_sum(self, weights: Tensor) -> Tensor:
         """As Dense's. Each example's share is two roundings of 2^-24 off, so as short as its weighted factors."""
-        if self.left.device.type != "cpu":
-            return self.dense().weighted_sum(weights)
         left = (self.left.double() * weights.unsqueeze(1)).to(self.left.dtype)
         return (left.T @ self.right).double().flatten()
 
@@ -109,11 +120,6 @@ Contribution = Dense | Outer
 def exact(values: Tensor) -> Tensor:
     """In float64, which MPS lacks."""
     return (values.cpu() if values.device.type == "mps" else values).double()
-
-
-def squared_norms(rows: Tensor) -> Tensor:
-    norms: Tensor = torch.linalg.vector_norm(exact(rows), dim=1)
-    return norms.square()
 
 
 def merged(contributions: Sequence[Contribution]) -> list[Contribution]:

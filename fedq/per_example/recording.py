@@ -46,11 +46,13 @@ class Recorder:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self._found: list[Contribution] = []
+        self._watched: set[nn.Parameter] = set()
 
     def watch(self, layer: nn.Module) -> Callable[[], None]:
         """Begin with one layer; what is returned ends it."""
         plain, sampler = layer.forward, SAMPLERS[type(layer)]
         parameters = [p for p in layer.parameters(recurse=False) if p.requires_grad]
+        self._watched |= set(parameters)
         anchor = torch.zeros((), device=parameters[0].device, requires_grad=True)
 
         def take(x: Tensor, grad: Tensor) -> None:
@@ -75,11 +77,16 @@ class Recorder:
     def take(self, examples: int) -> list[Contribution]:
         """One contribution for each parameter that took part; ValueError where one is not of so many examples."""
         found, self._found = self._found, []
-        for parameter in self.model.parameters():
+        for name, parameter in self.model.named_parameters():
             samples: Tensor | None = getattr(parameter, "grad_sample", None)  # Opacus puts it there
             if samples is not None:
                 parameter.grad_sample = None  # type: ignore[attr-defined]
                 found.append(Dense(parameter, samples.flatten(1)))
+            elif parameter in self._watched and parameter.grad is not None:
+                raise ValueError(
+                    f"parameter {name} is used outside of its layer, where no per-example gradients are taken; "
+                    "share the layer or its parameter (b.weight = a.weight), or use privacy=off"
+                )
             parameter.grad = None  # a bare sum: must never reach an optimizer
         for contribution in found:
             _check_rows(contribution.examples, examples)

@@ -16,13 +16,13 @@ gradient g x^T, about 2^13 units long: so the matrices need not be written out h
 long as it looks at one example only; truncation where rounding to nearest ends beyond the bound makes it shorter.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from fedq.per_example import Contribution, Dense, Outer
-from fedq.per_example.contributions import exact, squared_norms
+from fedq.per_example.contributions import exact
 
 # Aim a hair under the bound, so that what float32 norms and products are off by cannot exceed it.
 _MARGIN = 1 - 2.0**-18
@@ -77,12 +77,9 @@ class _Rows:
     def __init__(self, dense: Dense, scales: Tensor) -> None:
         self.parameter, self._dense = dense.parameter, dense
         rows = dense.rows
-        # To int32 it is rounded toward zero. Of a row that is longer than UNITS no value is, nor much more.
+        # To int32 it is rounded toward zero. Of a row that is not longer than UNITS no value is.
         self._rows = rows.mul_(scales.to(rows.device, rows.dtype).unsqueeze(1)).to(torch.int32)
-
-    def squared_norms(self) -> Tensor:
-        squares = torch.cat([torch.linalg.vecdot(part, part) for part in self._parts()])
-        return squares.cpu()
+        self.squares = torch.cat([torch.linalg.vecdot(part, part) for part in self._parts()]).cpu()
 
     def truncate(self, examples: Tensor) -> None:
         pass  # it is already
@@ -107,52 +104,55 @@ class _Factors:
 
     def __init__(self, outer: Outer, scales: Tensor) -> None:
         self.parameter, self._outer = outer.parameter, outer
-        left, right = (squared_norms(factor).sqrt().cpu() for factor in (outer.left, outer.right))
+        left, right = outer.lengths()
         # The length goes to both so that rounding errors are as large in one as in the other, relative to its values.
         longer = (outer.right.shape[1] / max(1, outer.left.shape[1])) ** 0.25
         of_right = (scales * left * right).sqrt() * longer
-        zero = of_right == 0
-        self._of_right = torch.where(zero, 0.0, of_right / right)
-        self._of_left = torch.where(zero, 0.0, scales * right / of_right)
-        every = torch.arange(outer.examples)
-        self._left, self._right = self._scaled(every, torch.round)
-
-    def _scaled(self, examples: Tensor, rounded: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        factors = []
-        for factor, scale in ((self._outer.left, self._of_left), (self._outer.right, self._of_right)):
-            values = exact(factor[examples.to(factor.device)])
-            factors.append(rounded(values * scale[examples].to(values.device).unsqueeze(1)))
-        return factors[0], factors[1]
-
-    def squared_norms(self) -> Tensor:
-        left: Tensor = torch.linalg.vecdot(self._left, self._left)
-        right: Tensor = torch.linalg.vecdot(self._right, self._right)
-        return (left * right).cpu()
+        zero = ~(of_right > 0)  # also where a dropped example's length is not finite
+        self._scales = (
+            torch.where(zero, 0.0, scales * right / of_right).unsqueeze(1),
+            torch.where(zero, 0.0, of_right / right).unsqueeze(1),
+        )
+        self._left, self._right = (
+            (values * scale).round_()  # in float64, as the scale is
+            for values, scale in zip((outer.left, outer.right), self._scales, strict=True)
+        )
+        self.squares = _product_of_squares(self._left, self._right)
 
     def truncate(self, examples: Tensor) -> None:
-        left, right = self._scaled(examples, torch.trunc)
-        self._left.index_copy_(0, examples.to(left.device), left)
-        self._right.index_copy_(0, examples.to(right.device), right)
+        shortened = [
+            (values[examples] * scale[examples]).trunc_()
+            for values, scale in zip((self._outer.left, self._outer.right), self._scales, strict=True)
+        ]
+        self.squares[examples] = _product_of_squares(*shortened)
+        self._left[examples], self._right[examples] = shortened
 
     def forget(self, examples: Tensor) -> None:
-        self._left.index_fill_(0, examples.to(self._left.device), 0.0)
+        self._left[examples], self._right[examples] = 0.0, 0.0
 
     def sum(self) -> Tensor:
         total: Tensor = self._left.T @ self._right
-        return total.flatten().cpu()
+        return total.flatten()
+
+
+def _product_of_squares(left: Tensor, right: Tensor) -> Tensor:
+    """Exact where both, and their product, are at most 2^53; beyond 2^53 where it is."""
+    return torch.linalg.vecdot(left, left) * torch.linalg.vecdot(right, right)  # type: ignore[no-any-return]
 
 
 def _beyond(shares: Sequence[_Rows | _Factors]) -> Tensor:
     """Indices of the examples whose share is longer than the clip norm, found in exact arithmetic."""
     if not shares:
         return torch.zeros(0, dtype=torch.long)
-    squares = torch.stack([share.squared_norms() for share in shares]).sum(0)
+    squares = torch.stack([share.squares for share in shares]).sum(0)
     return (~(squares <= _SQUARED_UNITS)).nonzero().flatten()
 
 
 def _masked(contributions: Sequence[Contribution], pruned: Pruned) -> list[Contribution]:
     masked = []
     for contribution in contributions:
+        if isinstance(contribution, Outer) and contribution.left.device.type != "cpu":
+            contribution = contribution.dense()  # a GPU may be told to multiply matrices in TF32, or lack float64
         if contribution.parameter in pruned:
             contribution = contribution.dense()
             contribution.rows.masked_fill_(pruned[contribution.parameter].flatten(), 0.0)

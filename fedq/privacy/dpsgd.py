@@ -117,6 +117,8 @@ class DPSGD:
                         parameter.grad.masked_fill_(zeros, 0.0)
                 with without_compiler():
                     optimizer.step()
+                for parameter in parameters:
+                    parameter.grad = None
                 with torch.no_grad():
                     for parameter, zeros in pruned.items():
                         parameter.masked_fill_(zeros, 0.0)
