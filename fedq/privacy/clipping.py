@@ -13,7 +13,8 @@ norm is checked to be at most 2^52. Sums of integers are exact in any order (flo
 or less moves the sum by its share and by nothing else. A share is the clipped gradient with each value rounded
 toward zero; that of a Linear layer's weight is the product of two vectors of integers, each a rounded factor of the
 gradient g x^T, about 2^13 units long: so the matrices need not be written out here either. Any rounding would do, as
-long as it looks at one example only; truncation where rounding to nearest ends beyond the bound makes it shorter.
+long as it looks at one example only. All aim 2^-12 below the clip; where rounding the factors to nearest ends beyond
+the bound all the same, they are rounded toward zero, and if that were not enough the example would have no share.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +27,8 @@ from fedq.per_example.contributions import exact
 
 # Aim a hair under the bound, so that what float32 norms and products are off by cannot exceed it.
 _MARGIN = 1 - 2.0**-18
+# On the grid rounding moves a norm by some 2^-15 of it: few examples then need to be rounded toward zero.
+_GRID_MARGIN = 1 - 2.0**-12
 # Beyond it the factor is near the end of float32's range, where it has fewer digits than the margin needs.
 _LONGEST = 2.0**100
 
@@ -47,7 +50,7 @@ def clip_and_sum(
     Pruned values take no part in the norm. A parameter without contribution gets zeros. Uses the contributions up.
     """
     masked = _masked(contributions, pruned or {})
-    factors = _factors(masked, clip_norm)
+    factors = _factors(masked, clip_norm, margin=_MARGIN)
     return _in_order({c.parameter: c.weighted_sum(factors) for c in masked}, parameters)
 
 
@@ -59,7 +62,7 @@ def clip_and_round(
 ) -> Tensor:
     """The same on the grid of clip_norm / UNITS: flat float64 whole numbers, exact."""
     masked = _masked(contributions, pruned or {})
-    scales = _factors(masked, clip_norm) * (UNITS / clip_norm)
+    scales = _factors(masked, clip_norm, margin=_GRID_MARGIN) * (UNITS / clip_norm)
     shares = [_Factors(c, scales) if isinstance(c, Outer) else _Rows(c, scales) for c in masked]
     # By lists of examples, which may be empty, and not by branches: neighbours do not differ in what is executed.
     beyond = _beyond(shares)
@@ -160,7 +163,7 @@ def _masked(contributions: Sequence[Contribution], pruned: Pruned) -> list[Contr
     return masked
 
 
-def _factors(contributions: Sequence[Contribution], clip_norm: float) -> Tensor:
+def _factors(contributions: Sequence[Contribution], clip_norm: float, *, margin: float) -> Tensor:
     """float64 (n,) of the clip; what is to be dropped is made zero in the contributions themselves: 0 * NaN is NaN."""
     if not contributions:
         return torch.zeros(0, dtype=torch.float64)
@@ -169,7 +172,7 @@ def _factors(contributions: Sequence[Contribution], clip_norm: float) -> Tensor:
     dropped = (~usable).nonzero().flatten()
     for contribution in contributions:
         contribution.forget(dropped)
-    factors = torch.clamp(clip_norm * _MARGIN / norms, max=1.0)  # norm 0: inf, clamped to 1
+    factors = torch.clamp(clip_norm * margin / norms, max=1.0)  # norm 0: inf, clamped to 1
     return torch.where(usable, factors, 0.0)
 
 

@@ -33,6 +33,9 @@ class Quiet:
     def normal(self, shape):
         return np.zeros(shape)
 
+    def discrete_gaussian(self, sigma, count):
+        return np.zeros(count, dtype=np.int64)
+
 
 class Watch(torch.optim.SGD):
     """An optimizer that keeps the gradients it was given."""
@@ -255,6 +258,41 @@ def test_noise_is_added_to_the_sum_before_the_division(tiny_mlp, flat_examples, 
     (seen,), _ = train(tiny_mlp, *flat_examples, plan, context, random=Same(everything), ledger=ledger)
     expected = (one_at_a_time(tiny_mlp, *flat_examples, 0.5) + 4.0 * 0.5) / 10
     assert (seen - expected).norm() <= 1e-5 * expected.norm()
+
+
+@pytest.mark.parametrize("clip_norm", [0.05, 1.0, 1e6])
+def test_a_discrete_step_is_the_oracle_s_but_for_the_grid(clip_norm, tiny_cnn, image_examples, plan, context, ledger):
+    plan = replace(plan, clip_norm=clip_norm, steps=1, noise="discrete")
+    expected = one_at_a_time(tiny_cnn, *image_examples, clip_norm) / (0.5 * 20)
+    random = Quiet(list(range(20)))
+    (seen,), _ = train(tiny_cnn, *image_examples, plan, context, random=random, ledger=ledger)
+    # 2^-12 of each clipped example, and 2^-13 of a clip by rounding: 2e-3 clips for 20 examples are far more.
+    assert (seen - expected).norm() <= 2e-3 * clip_norm / 10
+
+
+def test_a_discrete_step_of_no_example_is_whole_units_of_the_noise_asked_for(wide_model, plan, context, ledger):
+    plan = replace(plan, noise_multiplier=2.5, clip_norm=0.25, steps=3, target_epsilon=math.inf, noise="discrete")
+    empty = torch.zeros(0, 6), torch.zeros(0, dtype=torch.int64)
+    asked = []
+
+    class Recorder(SeededRandom):
+        def discrete_gaussian(self, sigma, count):
+            asked.append((sigma, count))
+            return super().discrete_gaussian(sigma, count)
+
+    seen, evidence = train(wide_model, *empty, plan, context, random=Recorder(11), ledger=ledger)
+    # A hair more noise than the multiplier says pays for the step from continuous to discrete.
+    sigma, count = asked[0]
+    assert asked == [(sigma, count)] * 3
+    assert 0 < sigma / (2.5 * 2**26) - 1 < 1e-14
+    assert sigma**2 - (2.5 * 2**26) ** 2 >= 9
+    expected = SeededRandom(11)
+    expected.bernoulli(0.5, 0)
+    for gradient in seen:
+        units = torch.from_numpy(expected.discrete_gaussian(sigma, count)).double()
+        torch.testing.assert_close(gradient, units * 0.25 / 2**26 / 10, rtol=1e-6, atol=0)
+    assert evidence.mechanism == "discrete-gaussian"
+    assert [row.spend.mechanism for row in ledger.rows()] == ["discrete-gaussian"]
 
 
 # Sampling
