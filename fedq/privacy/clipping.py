@@ -9,12 +9,16 @@ last bits depend on all examples together; adding or removing one moves it by it
 batch^2 * 2^-24 clips of round-off.
 
 **Integers.** The clip norm is 2^26 units, and each example's share is a vector of whole units whose exact squared
-norm is checked to be at most 2^52. Sums of integers are exact in any order (float64 holds 2^53), so one example more
-or less moves the sum by its share and by nothing else. A share is the clipped gradient with each value rounded
-toward zero; that of a Linear layer's weight is the product of two vectors of integers, each a rounded factor of the
-gradient g x^T, about 2^13 units long: so the matrices need not be written out here either. Any rounding would do, as
-long as it looks at one example only. All aim 2^-12 below the clip; where rounding the factors to nearest ends beyond
-the bound all the same, they are rounded toward zero, and if that were not enough the example would have no share.
+norm is checked. Sums of integers are exact in any order (float64 holds 2^53), so one example more or less moves the
+sum by its share and not by any round-off. A share is the clipped gradient with each value rounded toward zero; that of
+a Linear layer's weight is the product of two vectors of integers, each a rounded factor of the gradient g x^T, about
+2^13 units long: so the matrices need not be written out here either. Any rounding would do, as long as it looks at one
+example only. Where rounding the factors to nearest ends beyond the bound they are rounded toward zero, and if that were
+not enough the example would have no share.
+
+What goes into the rounding is float32: a matrix kernel may round an example's gradient otherwise in a batch of
+another size. Seen: with one example more, all the others' shares together move by less than 10^-6 clips. So the bound
+on a share is 2^-13 below the clip norm, which leaves room for a hundred times that.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,10 +34,10 @@ _MARGIN = 1 - 2.0**-18
 # On the grid rounding moves a norm by some 2^-15 of it: few examples then need to be rounded toward zero.
 _GRID_MARGIN = 1 - 2.0**-12
 # Beyond it the factor is near the end of float32's range, where it has fewer digits than the margin needs.
-_LONGEST = 2.0**100
+_LONGEST_GRADIENT = 2.0**100
 
 UNITS = 2.0**26  # of the clip norm
-_SQUARED_UNITS = UNITS**2  # float64 adds whole squares up to twice this without rounding
+_LONGEST_SHARE = UNITS - 2.0**13
 _PART = 1 << 17  # values that are in float64 at once
 
 Pruned = Mapping[nn.Parameter, Tensor]  # parameter -> bool, True where it is 0.0 and stays so
@@ -144,11 +148,11 @@ def _product_of_squares(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _beyond(shares: Sequence[_Rows | _Factors]) -> Tensor:
-    """Indices of the examples whose share is longer than the clip norm, found in exact arithmetic."""
+    """Indices of the examples whose share is too long; exact, since float64 holds whole squares up to 2^53."""
     if not shares:
         return torch.zeros(0, dtype=torch.long)
     squares = torch.stack([share.squares for share in shares]).sum(0)
-    return (~(squares <= _SQUARED_UNITS)).nonzero().flatten()
+    return (~(squares <= _LONGEST_SHARE**2)).nonzero().flatten()
 
 
 def _masked(contributions: Sequence[Contribution], pruned: Pruned) -> list[Contribution]:
@@ -168,7 +172,7 @@ def _factors(contributions: Sequence[Contribution], clip_norm: float, *, margin:
     if not contributions:
         return torch.zeros(0, dtype=torch.float64)
     norms = torch.stack([c.squared_norms().cpu() for c in contributions]).sum(0).sqrt()
-    usable = norms <= min(_LONGEST * clip_norm, torch.finfo(torch.float32).max)  # not if NaN
+    usable = norms <= min(_LONGEST_GRADIENT * clip_norm, torch.finfo(torch.float32).max)  # not if NaN
     dropped = (~usable).nonzero().flatten()
     for contribution in contributions:
         contribution.forget(dropped)

@@ -8,9 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
-from fedq.per_example import SAMPLERS, Dense, Outer
+from fedq import models
+from fedq.per_example import SAMPLERS, Dense, Outer, recorded
 from fedq.privacy.clipping import UNITS, clip_and_round, clip_and_sum
+from fedq.quant import quantize, register_grad_samplers
 
 exponents = st.integers(-44, 37)  # float32 ends at 1e-45 and 3e38
 
@@ -97,6 +100,28 @@ def test_rounded_sums_are_whole_numbers_and_the_same_in_any_order_and_split():
     assert torch.equal(whole, summed(torch.arange(40)) + summed(torch.arange(40, 64)))
     # so that one example more moves the sum by its own share, to the last bit, and by nothing else
     assert torch.equal(whole - summed(torch.arange(63)), summed(torch.tensor([63])))
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+@pytest.mark.parametrize("name", ["mlp", "cnn"])
+def test_a_batch_with_one_example_more_moves_the_sum_by_at_most_the_clip_norm(name, quantized):
+    """Through the whole model, whose float32 kernels see batches of other sizes."""
+    torch.manual_seed(0)
+    model = getattr(models, name)((1, 28, 28), 10).to(memory_format=torch.channels_last)
+    if quantized:
+        quantize(model)
+        register_grad_samplers()
+    inputs, targets = torch.randn(65, 1, 28, 28), torch.randint(0, 10, (65,))
+
+    def summed(rows: Tensor) -> Tensor:
+        with recorded(model) as recorder:
+            cross_entropy(model(inputs[rows]), targets[rows], reduction="sum").backward()
+            return clip_and_round(recorder.take(len(rows)), list(model.parameters()), 1.0)
+
+    whole = summed(torch.arange(65))
+    for left_out in (0, 31, 64):
+        moved = float((whole - summed(torch.tensor([i for i in range(65) if i != left_out]))).norm())
+        assert (1 - 2**-10) * UNITS <= moved <= UNITS
 
 
 def test_a_share_that_rounding_to_nearest_makes_too_long_is_rounded_toward_zero():
