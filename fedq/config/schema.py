@@ -82,7 +82,10 @@ class Privacy:
     )
     evaluation_epsilon: float = option(0.1, "evaluate=dp: what each client pays for its noisy counts, once, at the end")
     accountant: str = option("prv", "prv (tight) or rdp")
-    noise: str = option("gaussian", "gaussian: a stream keyed by the OS; seeded: for tests, never private")
+    noise: str = option(
+        "discrete",
+        "discrete (exact whole numbers) or gaussian (floats), keyed by the OS; seeded: discrete for tests, not private",
+    )
     ledger: str | None = option(None, "folder of the clients' ledgers; null: they live with the run")
     client_target_epsilon: float | None = option(None, "client: budget of a whole client, in all rounds together")
     client_target_delta: float = option(1e-5, "client: delta of that guarantee; at most 1 / clients")

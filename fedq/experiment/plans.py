@@ -43,6 +43,7 @@ def plan_of(config: Config, budget: float | None = None) -> Any:
         target_epsilon=target,
         delta=p.target_delta,
         accountant=accountant,
+        noise="gaussian" if p.noise == "gaussian" else "discrete",  # seeded is the source, not the kind
         evaluation_epsilon=evaluation,
     )
 
