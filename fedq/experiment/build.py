@@ -45,7 +45,7 @@ def build(config: Config, *, model: Any = None, data: Any = None, owner: Owner |
     shards = deal(config, dataset, found, owner=owner) if dataset is not None else None
     net = make_model(config, factory, model, dataset, found) if dataset is not None and factory is not None else None
     report = (
-        make_quantized(config, net, dataset.input_shape, found)
+        make_quantized(config, net, dataset, found)
         if dataset is not None and net is not None and config.quant.name != "off"
         else None
     )

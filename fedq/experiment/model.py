@@ -99,18 +99,17 @@ def _check_calibration(path: str, input_shape: tuple[int, ...], found: list[Prob
         found.append(Problem("quant.calibration", path, rule, "Save inputs as the data gives them"))
 
 
-def _rehearse_export(net: nn.Module, input_shape: tuple[int, ...], skip: Sequence[str]) -> None:
+def _rehearse_export(net: nn.Module, dataset: Dataset, skip: Sequence[str]) -> None:
     """A user's own model may hold what cannot be exported: better known before the training than after it."""
+    examples = None if dataset.test is None else dataset.test.inputs
     with tempfile.TemporaryDirectory() as folder:
-        export_onnx(net, input_shape, Path(folder) / "model.onnx", skip=skip)
+        export_onnx(net, dataset.input_shape, Path(folder) / "model.onnx", skip=skip, examples=examples)
 
 
-def make_quantized(
-    config: Config, net: nn.Module, input_shape: tuple[int, ...], found: list[Problem]
-) -> QuantReport | None:
+def make_quantized(config: Config, net: nn.Module, dataset: Dataset, found: list[Problem]) -> QuantReport | None:
     q = config.quant
     if q.calibration is not None:
-        _check_calibration(q.calibration, input_shape, found)
+        _check_calibration(q.calibration, dataset.input_shape, found)
     try:
         report = quantize(
             net,
@@ -125,7 +124,7 @@ def make_quantized(
             skip=tuple(q.skip),
         )
         if q.activations not in ("off", "dynamic") and not str(config.model.get("_target_")).startswith("fedq.models."):
-            _rehearse_export(net, input_shape, q.skip)
+            _rehearse_export(net, dataset, q.skip)
         return report
     except (ValueError, ExportError) as error:
         found.append(problem(error, key="quant", value=q.name, mend="Use quant=off to train the float model"))

@@ -81,7 +81,7 @@ def _rehearse(experiment: Experiment) -> Traffic:
             _send(exchange, strategy.messages(round, broadcast, {c: last[c] for c in cohort}, roster))
             strategy.note(round, cohort, cohort)
             last.update(dict.fromkeys(cohort, round))
-            if not strategy.settled:  # which weights go is not known yet; how many is
+            if not strategy.settled:  # which weights of which layers go is not known yet; how many is
                 strategy.prune(round, experiment.initial)
                 snapshot = strategy.snapshot(experiment.initial, round)
                 updates.append(_update(experiment, strategy.kept.layout))
