@@ -152,6 +152,13 @@ def test_the_same_bits_come_from_one_and_two_workers_with_seeded_noise_which_is_
     assert any("noise that others can reproduce" in why for why in one.privacy_reasons)
 
 
+def test_an_adaptive_clip_is_accounted_for(tmp_path):
+    result = run(tmp_path, *CLIENT, "privacy.client_clipping=adaptive")
+    assert (result.private, result.privacy_reasons) == (True, [])
+    assert result.client_level["clip_quantile"] == 0.5
+    assert 7.9 < result.epsilon <= 8
+
+
 def test_two_runs_differ(tmp_path):
     one, two = run(tmp_path, *CLIENT), run(tmp_path, *CLIENT)
     assert any((one.arrays[name] != two.arrays[name]).any() for name in one.arrays)
