@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 import fedq
 from fedq.app.serving import serve
@@ -15,7 +16,8 @@ from fedq.client_level_delivery import ServerFiles, server_evidence, whole_rows
 from fedq.config import ConfigError, compose
 from fedq.experiment import build
 from fedq.privacy import is_client_private
-from fedq.results import read_result
+from fedq.results import final_table, read_result
+from fedq.runtime.forecast import forecast
 from fedq.runtime.local import in_process
 from fedq.server.loop import Round, Scores
 from fedq.server.total import Traffic
@@ -150,6 +152,13 @@ def test_the_same_bits_come_from_one_and_two_workers_with_seeded_noise_which_is_
     assert any("noise that others can reproduce" in why for why in one.privacy_reasons)
 
 
+def test_an_adaptive_clip_is_accounted_for(tmp_path):
+    result = run(tmp_path, *CLIENT, "privacy.client_clipping=adaptive")
+    assert (result.private, result.privacy_reasons) == (True, [])
+    assert result.client_level["clip_quantile"] == 0.5
+    assert 7.9 < result.epsilon <= 8
+
+
 def test_two_runs_differ(tmp_path):
     one, two = run(tmp_path, *CLIENT), run(tmp_path, *CLIENT)
     assert any((one.arrays[name] != two.arrays[name]).any() for name in one.arrays)
@@ -204,6 +213,39 @@ def test_without_a_test_set_no_client_is_asked_to_judge(tmp_path):
     result = run(tmp_path, *CLIENT, data=replace(digits(), test=None))
     assert (result.accuracy_source, result.accuracy) == ("none", None)
     assert [row.loss for row in result.history] == [None, None, None]
+
+
+def test_a_ledger_that_cannot_be_written_ends_the_run_with_the_model_of_the_round_before(tmp_path):
+    def damage(row):
+        if row.round == 1:
+            (tmp_path / "run" / "server" / "ledger.sqlite").write_bytes(b"damaged")
+
+    torch.set_num_threads(1)
+    experiment = build(compose(CLIENT))
+    strategy, folder = experiment.strategy(), tmp_path / "run"
+    folder.mkdir()
+    link = in_process(experiment, strategy, folder)
+    result = serve(experiment, strategy, link, folder=folder, watch=damage, clients=None)
+    assert (result.status, result.rounds, result.private) == ("failed", 1, False)
+    assert "no whole ledger" in result.status_reason
+    assert "the server's ledger was not verified" in result.privacy_reasons
+    assert len((folder / "server" / "evidence.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_forecast_says_what_whole_clients_will_spend_and_how_long_the_noise_is():
+    experiment = build(compose(BOTH))
+    told, plan = forecast(experiment).client_level, experiment.client_plan
+    assert (told.epsilon, told.rounds, told.sample_rate) == (plan.epsilon(1), 1, 1.0)
+    assert told.noise_norm == pytest.approx(plan.noise_multiplier * experiment.layout.size**0.5 / 3)
+    assert forecast(build(compose(SECRET))).participations == 2
+
+
+def test_the_report_names_both_guarantees(tmp_path, capsys):
+    result = run(tmp_path, *BOTH)
+    Console(width=200).print(final_table(result))
+    shown = capsys.readouterr().out
+    assert "protecting one training example of one client" in shown
+    assert "protecting one client, all its examples" in shown
 
 
 def test_a_run_that_is_stopped_after_a_spend_counts_it(tmp_path):

@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from fedq.privacy import LedgerError
 from fedq.server.broadcast import Broadcast
 from fedq.server.roster import LinkLostError
 from fedq.server.sampling import Sampler
@@ -163,7 +164,7 @@ def run_rounds(
                 outcome.status = "ended"
                 outcome.reason = f"round {number}: every client has spent its privacy budget, or cannot keep its ledger"
                 break
-    except LinkLostError as error:
+    except (LinkLostError, LedgerError) as error:
         outcome.status, outcome.reason = "failed", f"after round {outcome.rounds}: {error}"
     except (KeyboardInterrupt, SystemExit):  # Flower's own programs turn a signal into the latter
         outcome.status, outcome.reason = "interrupted", f"Ctrl-C or SIGTERM after round {outcome.rounds}"

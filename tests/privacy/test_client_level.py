@@ -187,6 +187,23 @@ def test_each_round_spends_under_the_clip_it_was_folded_under(tmp_path):
     assert [line["clip_norm"] for line in noted] == clips
 
 
+def test_with_a_count_the_sum_gets_the_larger_noise(tmp_path):
+    n = 200_000
+    noise = released(mechanism(tmp_path, ADAPTIVE), np.zeros(n, np.int64)).astype(np.float64)
+    std = 2.0 * math.sqrt(4 / 3) * 0.5 / 10  # sigma_b = z: z_delta = z (1 - 1/4)^-1/2
+    assert abs(noise.var() / std**2 - 1) < 5 * math.sqrt(2 / n)
+
+
+def test_the_count_gets_the_noise_that_it_is_accounted_for(tmp_path):
+    """With nobody there the clip moves by exp(-0.2 sigma_b N(0, 1) / cohort)."""
+    noising, clips = mechanism(tmp_path, ADAPTIVE), [0.5]
+    for round in range(1, 301):
+        released(noising, np.zeros(1, np.int64), round=round)
+        clips.append(noising.clip_norm)
+    moves = np.diff(np.log(clips))
+    assert abs(moves.var() / (0.2 * 2.0 / 10) ** 2 - 1) < 5 * math.sqrt(2 / 300)
+
+
 def test_silence_moves_the_clip_by_noise_alone(tmp_path):
     """Nobody answered: a share of a half, since each indicator counts less a half."""
     plan = replace(ADAPTIVE, noise_multiplier=1e-2, cohort=50)  # sigma_b 2.5: 0.05 of the cohort
