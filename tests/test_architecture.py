@@ -15,7 +15,7 @@ FLOORS = [
     {"runtime"},
     {"loading"},
     {"app"},
-    {"delivery"},
+    {"delivery", "audit"},
     {"int8_delivery"},
     {"experiment"},
     {"client", "server"},
@@ -24,7 +24,7 @@ FLOORS = [
     {"randomness", "seeding", "compiler", "compiled", "jit", "flower"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-READS_CONFIG = {"cli", "runtime", "app", "delivery", "int8_delivery", "experiment"}
+READS_CONFIG = {"cli", "runtime", "app", "delivery", "int8_delivery", "audit", "experiment"}
 FORBIDDEN = {
     "codec": {"torch", "flwr", "hydra", "omegaconf", "opacus"},
     "data": {"flwr", "hydra", "omegaconf", "opacus"},
