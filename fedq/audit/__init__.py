@@ -3,8 +3,10 @@
 Not bugs: no check here is made for one, and which mechanism is the right one is nowhere in this room.
 """
 
-from fedq.audit.audit import Effort, audit_mechanism, audit_model, audit_subject
+from fedq.audit.audit import Effort, audit_mechanism, audit_subject
 from fedq.audit.findings import Audit, Bounds, Check
+from fedq.audit.report import audit_table
+from fedq.audit.run import account_check, membership_scores
 from fedq.audit.subject import Answer, AuditError, Subject, subject_of, workplace
 
 __all__ = [
@@ -15,9 +17,11 @@ __all__ = [
     "Check",
     "Effort",
     "Subject",
+    "account_check",
     "audit_mechanism",
-    "audit_model",
     "audit_subject",
+    "audit_table",
+    "membership_scores",
     "subject_of",
     "workplace",
 ]

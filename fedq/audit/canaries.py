@@ -50,8 +50,9 @@ def one_run(subject: Subject, *, canaries: int, rounds: int, rng: np.random.Gene
     included = rng.random(canaries) < 0.5
     seen = np.zeros(own.trainer.layout.size)
     chosen = examples[np.flatnonzero(included)]
+    random = own.make_random()  # one client's own, in all rounds
     for _ in range(rounds):
-        answer = own.answer(chosen)
+        answer = own.answer(chosen, random)
         if answer.refused is not None:
             raise AuditError(f"a client with the canaries does not answer: {answer.refused}")
         for gradient in answer.gradients:

@@ -18,6 +18,7 @@ class Check:
     claim: str  # the null hypothesis, as a sentence
     p_value: float
     seen: str
+    chance: bool = True  # whether chance alone could fail it; else any p-value below 1 is a certainty
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Audit:
     @property
     def threshold(self) -> float:
         """Below it a p-value is a finding: `LEVEL` shared by all checks that chance can fail (Bonferroni)."""
-        return LEVEL / max(1, sum(check.p_value > 0 for check in self.checks))
+        return LEVEL / max(1, sum(check.chance for check in self.checks))
 
     @property
     def findings(self) -> list[Check]:

@@ -23,9 +23,10 @@ def noise_checks(subject: Subject, like: Examples) -> list[Check]:
     trained = sum(p.numel() for p in subject.trainer.model.parameters() if p.requires_grad)
     runs = math.ceil(ENOUGH_VALUES / (trained * subject.plan.steps))
     answers = [subject.answer(like[[]]) for _ in range(min(MOST_RUNS, max(FEWEST_RUNS, runs)))]
-    refused = [answer.refused for answer in answers if answer.refused is not None]
-    if refused:
-        raise AuditError(f"a client without examples does not answer: {refused[0]}")
+    refused = next((answer.refused for answer in answers if answer.refused is not None), None)
+    if refused is not None and (why := subject.answer(like[:1]).refused) is not None:
+        raise AuditError(f"the client does not answer, with examples or without: {why}")
+    # A client that answers with examples alone has sent no noise without; `neighbours` sees that it tells them apart.
     scale = subject.plan.divisor / subject.plan.noise_std
     noise = [np.concatenate(answer.gradients or (np.zeros(0),)) * scale for answer in answers]
     return [_size(noise, expected=trained * subject.plan.steps * len(noise)), _freshness(noise, subject.plan.steps)]

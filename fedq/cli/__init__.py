@@ -1,6 +1,6 @@
 """The command line: `fedq run`, `new`, `deploy`. Knows arguments, exit statuses, the terminal; not what a run does.
 
-`fedq export` and `fedq inspect` are in `models`.
+`fedq export` and `fedq inspect` are in `models`, `fedq audit` in `audit`.
 
 Exit statuses: 0 done; 1 the run failed; 2 it was refused before it started; 130 stopped by Ctrl-C.
 Heavy imports stand inside the commands: `fedq --help` answers in a fraction of a second.
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from fedq import __version__
-from fedq.cli import models
+from fedq.cli import audit, models
 from fedq.cli.terminal import FAILED, INTERRUPTED, refuse, refuse_text, say, show
 
 if TYPE_CHECKING:
@@ -164,6 +164,7 @@ def new(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new direct
 
 
 models.add_to(app)
+audit.add_to(app)
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
