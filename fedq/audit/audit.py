@@ -24,6 +24,7 @@ class Effort:
     canaries: int = 4000
     pairs: int = 10_000
     seeds: int = 1
+    repeats: int = 0
 
 
 def audit_mechanism(experiment: Experiment, effort: Effort, *, tell: Tell) -> tuple[list[Check], list[Bounds]]:
@@ -51,7 +52,9 @@ def audit_subject(
         of = f"seed {seed}: " if effort.seeds > 1 else ""
         tell(f"{of}{effort.canaries:,} canaries in one run")
         rng = generator(seed, "audit", "coins")
-        canaries, bound = canary_check(subject, canaries=effort.canaries, rounds=rounds, rng=rng)
+        canaries, bound = canary_check(
+            subject, canaries=effort.canaries, rounds=rounds, repeats=effort.repeats, rng=rng
+        )
         bounds.append(bound)
         tell(f"{of}noise of a client without examples")
         noise = noise_checks(subject, examples)

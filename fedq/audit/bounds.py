@@ -7,9 +7,10 @@ guesses `guesses` of the coins, says nothing of the others, and `correct` of the
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from fedq.audit.curves import Curve, GaussianCurve, curve_of, epsilon_of
-from fedq.audit.tails import NORMAL, binomial_at_least, binomial_weights, clopper_pearson
+from fedq.audit.tails import binomial_at_least, binomial_weights, clopper_pearson
 from fedq.privacy import Accountant, Mechanism
 
 LEAST_P = 1e-12  # p-values below are not told apart
@@ -32,6 +33,52 @@ class Guesses:
                 f"correct={self.correct}, guesses={self.guesses}, canaries={self.canaries}: must not grow in this "
                 "order, and one guess is the least"
             )
+
+    def refutes(self, curve: Curve, level: float) -> bool:
+        """Whether so many correct guesses have a probability below `level` under the curve.
+
+        Mahloujifar, Melis, Chaudhuri 2024 (arXiv:2410.22235), algorithm 3, with abstention. Let `right` be the
+        probability that a canary drawn at random is guessed rightly and at least i guesses are right, `wrong` the same
+        for wrongly. Turning one coin links `wrong` at i to `right` at i + 1 by the curve. The recursion follows the
+        largest tail that these links allow from i = correct down to 0, where the two must add up to the share of coins
+        that are guessed.
+        """
+        share = self.guesses / self.canaries
+        right = level * self.correct / self.canaries
+        wrong = level * (self.guesses - self.correct) / self.canaries
+        for i in range(self.correct - 1, -1, -1):
+            grown = max(wrong, curve.least(right))
+            right += i / (self.guesses - i) * (grown - wrong)
+            wrong = grown
+            if right + wrong > share:
+                return True
+        return False
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Independent runs, `out` without one canary and `included` with it, told apart by a threshold fixed before."""
+
+    out: int
+    wrongly_in: int  # of them, taken for runs with the canary
+    included: int
+    wrongly_out: int
+
+    def refutes(self, curve: Curve, level: float) -> bool:
+        """Whether no mechanism under the curve has such error rates but with probability `level` at most.
+
+        Each rate gets a Clopper-Pearson bound at half the risk (Nasr et al. 2023, arXiv:2302.07956).
+        """
+        confidence = 1 - level / 2
+        false_positive = clopper_pearson(self.wrongly_in, trials=self.out, confidence=confidence)[1]
+        false_negative = clopper_pearson(self.wrongly_out, trials=self.included, confidence=confidence)[1]
+        return false_positive < curve.least(1 - false_negative)
+
+
+class Seen(Protocol):
+    """What was counted, of whatever kind."""
+
+    def refutes(self, curve: Curve, level: float) -> bool: ...
 
 
 def p_value(seen: Guesses, *, epsilon: float, delta: float) -> float:
@@ -56,47 +103,27 @@ def epsilon_bound(seen: Guesses, *, delta: float, confidence: float) -> float:
     return _largest(lambda epsilon: p_value(seen, epsilon=epsilon, delta=delta) < 1 - confidence, _LARGEST_EPSILON)
 
 
-def refuted(seen: Guesses, curve: Curve, *, level: float) -> bool:
-    """Whether so many correct guesses have a probability below `level` under the curve.
-
-    Mahloujifar, Melis, Chaudhuri 2024 (arXiv:2410.22235), algorithm 3, with abstention. Let `right` be the probability
-    that a canary drawn at random is guessed rightly and at least i guesses are right, `wrong` the same for wrongly.
-    Turning one coin links `wrong` at i to `right` at i + 1 by the curve. The recursion follows the largest tail that
-    these links allow from i = correct down to 0, where the two must add up to the share of coins that are guessed.
-    """
-    share = seen.guesses / seen.canaries
-    right = level * seen.correct / seen.canaries
-    wrong = level * (seen.guesses - seen.correct) / seen.canaries
-    for i in range(seen.correct - 1, -1, -1):
-        grown = max(wrong, curve.least(right))
-        right += i / (seen.guesses - i) * (grown - wrong)
-        wrong = grown
-        if right + wrong > share:
-            return True
-    return False
-
-
 def curve_p_value(seen: Guesses, curve: Curve) -> float:
     """Upper bound on the probability of so many correct guesses under the curve; `LEAST_P` stands for all below."""
-    if not refuted(seen, curve, level=1 - 1e-9):
+    if not seen.refutes(curve, 1 - 1e-9):
         return 1.0
-    if refuted(seen, curve, level=LEAST_P):
+    if seen.refutes(curve, LEAST_P):
         return LEAST_P
     low, high = math.log(LEAST_P), 0.0
     for _ in range(24):
         middle = (low + high) / 2
-        low, high = (low, middle) if refuted(seen, curve, level=math.exp(middle)) else (middle, high)
+        low, high = (low, middle) if seen.refutes(curve, math.exp(middle)) else (middle, high)
     return math.exp(high)
 
 
 def mechanism_bound(
-    seen: Guesses, claimed: Mechanism, *, delta: float, confidence: float, accountant: Accountant = "prv"
+    seen: Seen, claimed: Mechanism, *, delta: float, confidence: float, accountant: Accountant = "prv"
 ) -> float:
-    """Largest epsilon at `delta` that one run refutes, among mechanisms that differ from the claimed one in noise.
+    """Largest epsilon at `delta` that was refuted, among mechanisms that differ from the claimed one in noise.
 
-    Which mechanisms are looked at decides what a bound means: guesses refute a whole curve, not one point of it.
+    Which mechanisms are looked at decides what a bound means: a whole curve is refuted, not one point of it.
     """
-    mu = _largest(lambda mu: refuted(seen, GaussianCurve(mu), level=1 - confidence), _LARGEST_MU)
+    mu = _largest(lambda mu: seen.refutes(GaussianCurve(mu), 1 - confidence), _LARGEST_MU)
     if mu < 1e-3:
         return 0.0
     if claimed.sample_rate == 1:
@@ -106,31 +133,9 @@ def mechanism_bound(
     like = _largest(lambda mu: GaussianCurve(mu).epsilon(delta) <= epsilon, _LARGEST_MU)
     for step in _STEPS_UP:
         tried = replace(claimed, noise_multiplier=claimed.noise_multiplier * like / mu * step)
-        if refuted(seen, curve_of(tried, accountant=accountant), level=1 - confidence):
+        if seen.refutes(curve_of(tried, accountant=accountant), 1 - confidence):
             return epsilon_of(tried, delta, accountant=accountant)
     return 0.0
-
-
-def mu_bound(*, wrongly_in: int, out: int, wrongly_out: int, included: int, confidence: float) -> float:
-    """Largest mu of a Gaussian curve refuted by independent runs: `out` without the canary, `included` with it.
-
-    A threshold that was fixed before took `wrongly_in` of the first for members and `wrongly_out` of the others for
-    non-members. Both error rates get a Clopper-Pearson bound at half the risk each (Nasr et al. 2023, 2302.07956).
-    """
-    each = 1 - (1 - confidence) / 2
-    false_positive = clopper_pearson(wrongly_in, trials=out, confidence=each)[1]
-    false_negative = clopper_pearson(wrongly_out, trials=included, confidence=each)[1]
-    if false_positive >= 1 or false_negative >= 1:
-        return 0.0
-    return max(0.0, NORMAL.inv_cdf(1 - false_positive) - NORMAL.inv_cdf(false_negative))
-
-
-def repeated_epsilon_bound(
-    *, wrongly_in: int, out: int, wrongly_out: int, included: int, delta: float, confidence: float
-) -> float:
-    """The same as an epsilon at `delta`, for a mechanism whose curve is Gaussian, as that of full batches is."""
-    errors = {"wrongly_in": wrongly_in, "out": out, "wrongly_out": wrongly_out, "included": included}
-    return GaussianCurve(mu_bound(**errors, confidence=confidence)).epsilon(delta)
 
 
 def _largest(holds: Callable[[float], bool], most: float) -> float:

@@ -11,12 +11,12 @@ from dataclasses import replace
 import numpy as np
 from torch import nn
 
-from fedq.audit.bounds import Guesses, curve_p_value, epsilon_bound, mechanism_bound
+from fedq.audit.bounds import Errors, Guesses, Seen, curve_p_value, epsilon_bound, mechanism_bound
 from fedq.audit.curves import curve_of, epsilon_of
 from fedq.audit.findings import Bounds, Check
 from fedq.audit.subject import AuditError, Subject
 from fedq.data import Examples
-from fedq.privacy import Mechanism
+from fedq.privacy import DPPlan, Mechanism
 from fedq.training import Recipe, Trainer, layout_of, read_vector
 
 FEWEST, CONFIDENCE = 200, 0.95
@@ -48,16 +48,7 @@ def one_run(subject: Subject, *, canaries: int, rounds: int, rng: np.random.Gene
     """Throw the coins, train `rounds` times on those whose coin fell so, and guess the surest from all seen."""
     own, examples = canary_subject(subject, canaries)
     included = rng.random(canaries) < 0.5
-    seen = np.zeros(own.trainer.layout.size)
-    chosen = examples[np.flatnonzero(included)]
-    random = own.make_random()  # one client's own, in all rounds
-    for _ in range(rounds):
-        answer = own.answer(chosen, random)
-        if answer.refused is not None:
-            raise AuditError(f"a client with the canaries does not answer: {answer.refused}")
-        for gradient in answer.gradients:
-            seen += gradient
-    scores = _scores(seen, canaries)
+    scores = _score(own, examples[np.flatnonzero(included)], rounds)[:canaries]
     order = np.argsort(scores, kind="stable")
     half = max(1, round(min(canaries, max(GUESSED * canaries, FEWEST / 2)) / 2))
     out, within = order[:half], order[-half:]
@@ -65,12 +56,49 @@ def one_run(subject: Subject, *, canaries: int, rounds: int, rng: np.random.Gene
     return Guesses(canaries, 2 * half, correct)
 
 
-def canary_check(subject: Subject, *, canaries: int, rounds: int, rng: np.random.Generator) -> tuple[Check, Bounds]:
-    """One run at the plan's own noise, rate and steps; `rounds`: the most that any client may take part in."""
+def repeated_runs(subject: Subject, *, runs: int, rounds: int, rng: np.random.Generator) -> Errors:
+    """Independent runs on one canary or on nothing, by a coin each, and how often each is taken for the other."""
+    own, examples = canary_subject(subject, _SIGNS)
+    included = rng.random(runs) < 0.5
+    guessed = [_score(own, examples[:1] if coin else examples[:0], rounds)[0] > 0 for coin in included]
+    taken = np.asarray(guessed)
+    return Errors(
+        out=int((~included).sum()),
+        wrongly_in=int((taken & ~included).sum()),
+        included=int(included.sum()),
+        wrongly_out=int((~taken & included).sum()),
+    )
+
+
+def _score(own: Subject, chosen: Examples, rounds: int) -> np.ndarray:
+    """What a whole run on these examples tells of every canary of the model."""
+    scores = np.zeros(own.trainer.layout.size)
+    random = own.make_random()  # one client's own, in all rounds
+    for _ in range(rounds):
+        answer = own.answer(chosen, random)
+        if answer.refused is not None:
+            raise AuditError(f"a client with the canaries does not answer: {answer.refused}")
+        for gradient in answer.gradients:
+            scores += _evidence(gradient, own.plan)
+    return scores
+
+
+def canary_check(
+    subject: Subject, *, canaries: int, rounds: int, repeats: int = 0, rng: np.random.Generator
+) -> tuple[Check, Bounds]:
+    """One run at the plan's own noise, rate and steps; `rounds`: the most that any client may take part in.
+
+    `repeats`: as many runs more, with one canary or none, for the classical bound.
+    """
     plan = subject.plan
     claimed = Mechanism(plan.noise_multiplier, plan.sample_rate, plan.steps * rounds)
     seen = one_run(subject, canaries=canaries, rounds=rounds, rng=rng)
     p = curve_p_value(seen, curve_of(claimed, accountant=plan.accountant))
+
+    def bound(found: Seen) -> float:
+        return mechanism_bound(found, claimed, delta=plan.delta, confidence=CONFIDENCE, accountant=plan.accountant)
+
+    repeated = bound(repeated_runs(subject, runs=repeats, rounds=rounds, rng=rng)) if repeats else None
     bounds = Bounds(
         claimed_epsilon=epsilon_of(claimed, plan.delta, accountant=plan.accountant),
         delta=plan.delta,
@@ -79,19 +107,27 @@ def canary_check(subject: Subject, *, canaries: int, rounds: int, rng: np.random
         guesses=seen.guesses,
         correct=seen.correct,
         one_run=epsilon_bound(seen, delta=plan.delta, confidence=CONFIDENCE),
-        one_run_curve=mechanism_bound(
-            seen, claimed, delta=plan.delta, confidence=CONFIDENCE, accountant=plan.accountant
-        ),
+        one_run_curve=bound(seen),
+        repeats=repeats,
+        repeated=repeated,
     )
     told = f"{seen.correct} of {seen.guesses} guesses right, of {canaries:,} canaries"
     return Check("canaries", "one run says no more of its canaries than its plan's curve allows", p, told), bounds
 
 
-def _scores(seen: np.ndarray, canaries: int) -> np.ndarray:
-    """The seen sum along each canary's own direction; float64 (canaries,), in any unit."""
-    along = _hadamard(_SIGNS) @ seen.reshape(_SIGNS, -1)  # row: signs, column: input
-    scores: np.ndarray = along.T.ravel()[:canaries]
-    return scores
+def _evidence(gradient: np.ndarray, plan: DPPlan) -> np.ndarray:
+    """Log-likelihood ratio of each canary's being in the data, from one step; float64 (values of the model,).
+
+    By Neyman and Pearson no other score tells more, of a mechanism that is what its plan says.
+    """
+    along = _hadamard(_SIGNS) @ gradient.reshape(_SIGNS, -1)  # row: signs, column: input
+    # 1 where the canary was drawn, 0 where not, and noise of the noise multiplier.
+    seen = along.T.ravel() * (plan.divisor / plan.clip_norm / np.sqrt(_SIGNS))
+    drawn = (seen - 0.5) / plan.noise_multiplier**2
+    ratio: np.ndarray = drawn
+    if plan.sample_rate < 1:
+        ratio = np.logaddexp(np.log1p(-plan.sample_rate), np.log(plan.sample_rate) + drawn)
+    return ratio
 
 
 def _hadamard(size: int) -> np.ndarray:

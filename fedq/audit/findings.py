@@ -33,6 +33,8 @@ class Bounds:
     correct: int
     one_run: float  # Steinke et al. 2023, of any mechanism
     one_run_curve: float  # Mahloujifar et al. 2024, among mechanisms that differ in noise alone
+    repeats: int = 0
+    repeated: float | None = None  # from so many independent runs (Nasr et al. 2023), among the same mechanisms
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,8 @@ def audit_table(audit: Audit) -> "RenderableType":
             f"{bounds.claimed_epsilon:.2f} claimed at delta {bounds.delta:g}, "
             f"{bounds.confidence:.0%} sure, from one run with {bounds.canaries:,} canaries"
         )
+        if bounds.repeated is not None:
+            told += f"; {bounds.repeated:.2f} from {bounds.repeats:,} runs with one canary or none"
         parts.append(Text(told))
     for score in audit.membership:
         parts.append(

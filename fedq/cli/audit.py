@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fedq.audit import Audit, Effort
     from fedq.config import Config
 
-MOST_CANARIES, MOST_PAIRS, MOST_SEEDS = 100_000, 1_000_000, 20
+MOST_CANARIES, MOST_PAIRS, MOST_SEEDS, MOST_REPEATS = 100_000, 1_000_000, 20, 100_000
 
 
 def add_to(app: typer.Typer) -> None:
@@ -34,6 +34,9 @@ def audit(
     canaries: Annotated[int, typer.Option(metavar="N", help="Canaries in the one run that bounds epsilon.")] = 4000,
     pairs: Annotated[int, typer.Option(metavar="N", help="Pairs of neighbours under the same randomness.")] = 10_000,
     seeds: Annotated[int, typer.Option(metavar="N", help="Audits, each with coins and pairs of its own.")] = 1,
+    repeats: Annotated[
+        int, typer.Option(metavar="N", help="Runs with one canary or none, for a bound of its own.")
+    ] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="The same as one JSON object.")] = False,
 ) -> None:
     """Audit the client of a finished run (its folder, or its config.yaml), or of a config (KEY=VALUE as of fedq run).
@@ -41,18 +44,18 @@ def audit(
     Bounds epsilon from below by one training run with canaries, and looks for what neighbouring data may not change. A
     finished run's model also gets a membership score, before and after int8. Nothing found is no proof of privacy.
     """
-    _check(canaries=canaries, pairs=pairs, seeds=seeds)
+    _check(canaries=canaries, pairs=pairs, seeds=seeds, repeats=repeats)
     sys.path.insert(0, str(Path.cwd()))  # a user's own model and data lie where fedq is started
     from fedq.audit import Audit, AuditError, Effort, audit_table
     from fedq.config import ConfigError
     from fedq.results import strict_json
     from fedq.training.numerics import one_thread
 
-    effort = Effort(canaries=canaries, pairs=pairs, seeds=seeds)
+    effort = Effort(canaries=canaries, pairs=pairs, seeds=seeds, repeats=repeats)
     flags = [argument for argument in context.args if argument.startswith("-")]
     if flags:
         refuse_text(
-            f"{flags[0]}: fedq audit takes --canaries, --pairs, --seeds, --json, and a RUN or KEY=VALUE overrides"
+            f"{flags[0]}: no option of fedq audit, which has --canaries, --pairs, --seeds, --repeats and --json"
         )
     try:
         with one_thread(), _progress() as tell:
@@ -70,11 +73,12 @@ def audit(
         sys.exit(FAILED)
 
 
-def _check(*, canaries: int, pairs: int, seeds: int) -> None:
+def _check(*, canaries: int, pairs: int, seeds: int, repeats: int) -> None:
     for name, value, least, most in (
         ("--canaries", canaries, 200, MOST_CANARIES),
         ("--pairs", pairs, 1, MOST_PAIRS),
         ("--seeds", seeds, 1, MOST_SEEDS),
+        ("--repeats", repeats, 0, MOST_REPEATS),
     ):
         if not least <= value <= most:
             refuse_text(f"{name} {value}: must be {least} to {most:,}")
