@@ -92,6 +92,7 @@ def test_wrong_arguments_are_refused_with_the_mend(arguments, words):
 
 
 LOADER = """
+import numpy as np
 from fedq.data import Dataset, Examples
 
 def load():
