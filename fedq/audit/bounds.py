@@ -11,10 +11,10 @@ from typing import Protocol
 
 from fedq.audit.curves import Curve, GaussianCurve, curve_of, epsilon_of
 from fedq.audit.tails import binomial_at_least, binomial_weights, clopper_pearson
-from fedq.privacy import Accountant, Mechanism
+from fedq.privacy import Accountant, Mechanism, calibrate
 
 LEAST_P = 1e-12  # p-values below are not told apart
-_LARGEST_EPSILON, _LARGEST_MU = 100.0, 12.0
+_LEAST_EPSILON, _LARGEST_EPSILON, _LARGEST_MU = 0.01, 100.0, 12.0
 # How far above a first guess the noise is tried that guesses refute.
 _STEPS_UP = (1.0, 1.04, 1.08, 1.15, 1.3, 1.6, 2.0)
 
@@ -129,10 +129,15 @@ def mechanism_bound(
     if claimed.sample_rate == 1:
         return GaussianCurve(mu).epsilon(delta)
     # A sampled mechanism's curve is near a Gaussian one: that tells about which noise to ask the accountant.
-    epsilon = epsilon_of(claimed, delta, accountant=accountant)
-    like = _largest(lambda mu: GaussianCurve(mu).epsilon(delta) <= epsilon, _LARGEST_MU)
+    noise = calibrate(
+        target_epsilon=max(GaussianCurve(mu).epsilon(delta), _LEAST_EPSILON),
+        delta=delta,
+        sample_rate=claimed.sample_rate,
+        steps=claimed.steps,
+        accountant=accountant,
+    )
     for step in _STEPS_UP:
-        tried = replace(claimed, noise_multiplier=claimed.noise_multiplier * like / mu * step)
+        tried = replace(claimed, noise_multiplier=noise * step)
         if seen.refutes(curve_of(tried, accountant=accountant), 1 - confidence):
             return epsilon_of(tried, delta, accountant=accountant)
     return 0.0

@@ -11,16 +11,13 @@ from dataclasses import replace
 import numpy as np
 from torch import nn
 
-from fedq.audit.bounds import Errors, Guesses, Seen, curve_p_value, epsilon_bound, mechanism_bound
-from fedq.audit.curves import curve_of, epsilon_of
-from fedq.audit.findings import Bounds, Check
+from fedq.audit.bounds import Errors, Guesses
 from fedq.audit.subject import AuditError, Subject
+from fedq.audit.verdict import guess
 from fedq.data import Examples
-from fedq.privacy import DPPlan, Mechanism
+from fedq.privacy import DPPlan
 from fedq.training import Recipe, Trainer, layout_of, read_vector
 
-FEWEST, CONFIDENCE = 200, 0.95
-GUESSED = 0.1  # share of the coins that are guessed: the surest; of all that were tried it gives the largest bounds
 _SIGNS = 64  # outputs of the linear model
 _STEEP = 10.0  # how many clip norms a canary's gradient is long: it must be clipped to count as one
 _FAR = 1e6  # targets no output ever comes near
@@ -44,16 +41,11 @@ def canary_subject(subject: Subject, canaries: int) -> tuple[Subject, Examples]:
     return own, examples
 
 
-def one_run(subject: Subject, *, canaries: int, rounds: int, rng: np.random.Generator) -> Guesses:
+def white_box_run(subject: Subject, *, canaries: int, rounds: int, rng: np.random.Generator) -> Guesses:
     """Throw the coins, train `rounds` times on those whose coin fell so, and guess the surest from all seen."""
     own, examples = canary_subject(subject, canaries)
     included = rng.random(canaries) < 0.5
-    scores = _score(own, examples[np.flatnonzero(included)], rounds)[:canaries]
-    order = np.argsort(scores, kind="stable")
-    half = max(1, round(min(canaries, max(GUESSED * canaries, FEWEST / 2)) / 2))
-    out, within = order[:half], order[-half:]
-    correct = int((~included[out]).sum() + included[within].sum())
-    return Guesses(canaries, 2 * half, correct)
+    return guess(_score(own, examples[np.flatnonzero(included)], rounds)[:canaries], included)
 
 
 def repeated_runs(subject: Subject, *, runs: int, rounds: int, rng: np.random.Generator) -> Errors:
@@ -81,38 +73,6 @@ def _score(own: Subject, chosen: Examples, rounds: int) -> np.ndarray:
         for gradient in answer.gradients:
             scores += _evidence(gradient, own.plan)
     return scores
-
-
-def canary_check(
-    subject: Subject, *, canaries: int, rounds: int, repeats: int = 0, rng: np.random.Generator
-) -> tuple[Check, Bounds]:
-    """One run at the plan's own noise, rate and steps; `rounds`: the most that any client may take part in.
-
-    `repeats`: as many runs more, with one canary or none, for the classical bound.
-    """
-    plan = subject.plan
-    claimed = Mechanism(plan.noise_multiplier, plan.sample_rate, plan.steps * rounds)
-    seen = one_run(subject, canaries=canaries, rounds=rounds, rng=rng)
-    p = curve_p_value(seen, curve_of(claimed, accountant=plan.accountant))
-
-    def bound(found: Seen) -> float:
-        return mechanism_bound(found, claimed, delta=plan.delta, confidence=CONFIDENCE, accountant=plan.accountant)
-
-    repeated = bound(repeated_runs(subject, runs=repeats, rounds=rounds, rng=rng)) if repeats else None
-    bounds = Bounds(
-        claimed_epsilon=epsilon_of(claimed, plan.delta, accountant=plan.accountant),
-        delta=plan.delta,
-        confidence=CONFIDENCE,
-        canaries=canaries,
-        guesses=seen.guesses,
-        correct=seen.correct,
-        one_run=epsilon_bound(seen, delta=plan.delta, confidence=CONFIDENCE),
-        one_run_curve=bound(seen),
-        repeats=repeats,
-        repeated=repeated,
-    )
-    told = f"{seen.correct} of {seen.guesses} guesses right, of {canaries:,} canaries"
-    return Check("canaries", "one run says no more of its canaries than its plan's curve allows", p, told), bounds
 
 
 def _evidence(gradient: np.ndarray, plan: DPPlan) -> np.ndarray:

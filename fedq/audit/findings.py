@@ -25,6 +25,7 @@ class Check:
 class Bounds:
     """Lower bounds on epsilon beside the claimed one, at the same delta, each at the stated confidence."""
 
+    box: str  # what was seen of the run: white-box (each noised step) or black-box (the model at its end)
     claimed_epsilon: float
     delta: float
     confidence: float

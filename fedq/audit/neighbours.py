@@ -18,17 +18,18 @@ from fedq.audit.findings import Check
 from fedq.audit.sources import Draw, Replayed
 from fedq.audit.subject import Answer, AuditError, Subject
 from fedq.data import Examples
+from fedq.privacy import DPPlan
 
 STEPS = 2  # a pair looks at: what differs between them, and what is kept from one to the next
-LARGEST_SHARD = 12
-PER_SHARD = 20  # examples that are added, one at a time, to the same shard
+USUAL_SHARD, LARGEST_SHARD = 12, 256  # small ones are quick; one in five may have twice the nominal examples
+PER_SHARD = 10  # examples that are added, one at a time, to the same shard
 # Of float32 sums, relative to the clip norm and to the whole noised sum.
 _ROUNDING, _ROUNDING_OF_SUM = 1e-3, 2.0**-22
 
 CLAIMS = {
     "reply": "a client replies, or does not, whatever one example is",
     "message": "fields, numbers, headers and lengths are public, and the same for neighbours",
-    "spend": "a spend is written, the same for neighbours, of the steps and the rate that were used",
+    "spend": "one spend is written, the plan's own, and of the steps and the rate that were used",
     "control flow": "as many steps, and the same draws in the same order, for neighbours",
     "not drawn": "an example that is in no batch changes no byte of the reply",
     "untrained values": "values that get no noise are the same for neighbours",
@@ -47,9 +48,9 @@ def neighbour_checks(
     largest, done = 0.0, 0
     draws_masks = any(isinstance(m, nn.modules.dropout._DropoutNd) for m in subject.trainer.model.modules())
     while done < pairs:
-        size = int(rng.integers(0, LARGEST_SHARD + 1))
-        shard = examples[rng.choice(len(examples), size, replace=False) if size <= len(examples) else slice(None)]
-        size = len(shard)
+        nominal = min(LARGEST_SHARD, 2 * subject.plan.nominal_examples)
+        size = int(rng.integers(0, min(len(examples), nominal if rng.random() < 0.2 else USUAL_SHARD) + 1))
+        shard = examples[rng.choice(len(examples), size, replace=False)]
         seed = int(rng.integers(2**62))
         coins = rng.random((steps, size)) < rng.choice([0.0, 0.5, 1.0])  # empty batches and whole ones too
         without_source = Replayed(seed, coins)
@@ -93,11 +94,11 @@ def _differences(
 ) -> list[str]:
     """Names of the claims that a pair contradicts, all but the sensitivity."""
     if answer.refused is not None or without.refused is not None:
-        return ["reply"] * (answer.refused != without.refused)
+        return ["reply"] * ((answer.refused is None) != (without.refused is None))
     found = []
     if answer.message != without.message or not set(answer.message) <= wire.PUBLIC_FIELDS:
         found.append("message")
-    if answer.spends != without.spends or not _paid(answer, other_draws):
+    if answer.spends != without.spends or not _paid(subject.plan, answer, other_draws):
         found.append("spend")
     if draws != other_draws or len(answer.gradients) != len(without.gradients):
         found.append("control flow")
@@ -109,10 +110,16 @@ def _differences(
     return found
 
 
-def _paid(answer: Answer, draws: list[Draw]) -> bool:
-    """Whether one spend covers what was done: its steps, at its rate."""
+def _paid(plan: DPPlan, answer: Answer, draws: list[Draw]) -> bool:
+    """Whether one spend is of the plan's mechanism, and covers what was done: its steps, at its rate."""
+    if [spend.as_mechanism() for spend in answer.spends] != [plan.mechanism]:
+        return False
     rates = {rate for kind, rate in draws if kind == "bernoulli"}
-    return [(s.steps, {s.sample_rate}) for s in answer.spends] == [(len(answer.gradients), rates or {None})]
+    return (answer.spends[0].clip_norm, len(answer.gradients), rates) == (
+        plan.clip_norm,
+        plan.steps,
+        {plan.sample_rate},
+    )
 
 
 def _moved(subject: Subject, without: Answer, answer: Answer, drawn_in: int) -> float:

@@ -19,7 +19,7 @@ FEWEST_RUNS, MOST_RUNS = 4, 50
 
 
 def noise_checks(subject: Subject, like: Examples) -> list[Check]:
-    """Two checks, over as many runs as give enough noise; `like`: any examples of the data, for their shapes."""
+    """Three checks, over as many runs as give enough noise; `like`: any examples of the data, for their shapes."""
     trained = sum(p.numel() for p in subject.trainer.model.parameters() if p.requires_grad)
     runs = math.ceil(ENOUGH_VALUES / (trained * subject.plan.steps))
     answers = [subject.answer(like[[]]) for _ in range(min(MOST_RUNS, max(FEWEST_RUNS, runs)))]
@@ -29,7 +29,12 @@ def noise_checks(subject: Subject, like: Examples) -> list[Check]:
     # A client that answers with examples alone has sent no noise without; `neighbours` sees that it tells them apart.
     scale = subject.plan.divisor / subject.plan.noise_std
     noise = [np.concatenate(answer.gradients or (np.zeros(0),)) * scale for answer in answers]
-    return [_size(noise, expected=trained * subject.plan.steps * len(noise)), _freshness(noise, subject.plan.steps)]
+    steps = subject.plan.steps
+    return [
+        _size(noise, expected=trained * steps * len(noise)),
+        _everywhere(noise, steps, trained),
+        _freshness(noise, steps),
+    ]
 
 
 def _size(noise: Sequence[np.ndarray], *, expected: int) -> Check:
@@ -42,6 +47,22 @@ def _size(noise: Sequence[np.ndarray], *, expected: int) -> Check:
         "each value of each step has Gaussian noise of noise_multiplier x clip_norm",
         p,
         f"{math.sqrt(total / expected):.4f} of the claimed standard deviation, over {expected:,} values",
+    )
+
+
+def _everywhere(noise: Sequence[np.ndarray], steps: int, trained: int) -> Check:
+    """The value with the least noise of all, over all steps of all runs; the p-value counts that it was picked."""
+    whole = np.zeros((len(noise) * steps, trained))
+    for row, values in enumerate(noise):
+        if values.size == steps * trained:
+            whole[row * steps : (row + 1) * steps] = values.reshape(steps, trained)
+    least = float(np.square(whole).sum(axis=0).min())
+    p = min(1.0, trained * sum_of_squares_below(least, count=len(whole))) if math.isfinite(least) else 0.0
+    return Check(
+        "noise everywhere",
+        "no trained value has less noise than the others",
+        p,
+        f"the least is {math.sqrt(least / len(whole)):.4f} of the claimed standard deviation, over {len(whole)} steps",
     )
 
 

@@ -28,8 +28,8 @@ def audit_table(audit: Audit) -> "RenderableType":
         parts.append(table)
     for bounds in audit.bounds:
         told = (
-            f"epsilon is at least {bounds.one_run_curve:.2f} (f-DP) and {bounds.one_run:.2f} (any mechanism) of "
-            f"{bounds.claimed_epsilon:.2f} claimed at delta {bounds.delta:g}, "
+            f"{bounds.box}: epsilon is at least {bounds.one_run_curve:.2f} (f-DP) and {bounds.one_run:.2f} (any "
+            f"mechanism) of {bounds.claimed_epsilon:.2f} claimed at delta {bounds.delta:g}, "
             f"{bounds.confidence:.0%} sure, from one run with {bounds.canaries:,} canaries"
         )
         if bounds.repeated is not None:

@@ -27,7 +27,7 @@ from fedq.training import Recipe, Trainer
 Examined = Callable[[Examples], Examples]
 # In memory, where the machine has such a folder: syncing spends that buy nothing takes most of an audit's time.
 _IN_MEMORY = Path("/dev/shm")
-_IDENTITY, _ROUND = "audited", 1
+_IDENTITY = "audited"
 
 
 class AuditError(RuntimeError):
@@ -64,8 +64,18 @@ class Subject:
     seed: int = 0
     folder: Path = field(default_factory=lambda: Path(tempfile.gettempdir()))
 
-    def answer(self, examples: Examples, random: RandomSource | None = None) -> Answer:
-        """What a client that holds these examples answers; `random`: in place of its own source."""
+    def answer(
+        self,
+        examples: Examples,
+        random: RandomSource | None = None,
+        *,
+        weights: np.ndarray | None = None,
+        round: int = 1,
+    ) -> Answer:
+        """What a client that holds these examples answers; `random`: in place of its own source.
+
+        `weights`, float32 (layout.size,): what the server sends in place of the subject's own.
+        """
         seen: list[np.ndarray] = []
         trainer = copy.copy(self.trainer)
         trainer.recipe = _Watched(**asdict(self.trainer.recipe), watch=seen.append)
@@ -82,9 +92,10 @@ class Subject:
             seed=self.seed,
             privacy=Privacy(plan, ledger, source, "audit", "audit"),
         )
-        told = packets.encode(self.weights, "float32", layout=trainer.layout, kind="weights", round=_ROUND)
+        sent = self.weights if weights is None else weights
+        told = packets.encode(sent, "float32", layout=trainer.layout, kind="weights", round=round)
         try:
-            reply = client.train(wire.Request(_ROUND, -1, {wire.MODEL: told}))
+            reply = client.train(wire.Request(round, -1, {wire.MODEL: told}))
             packet = reply.packets.get(wire.UPDATE, b"")
             update = packets.decode(packet, trainer.layout)
             message = _read(wire.write_reply(reply), lengths=not self.codec.entropy)

@@ -9,6 +9,7 @@ from statistics import NormalDist
 import numpy as np
 
 NORMAL = NormalDist()
+_FEW_DEGREES = 1000
 
 
 def binomial_at_least(successes: int, *, trials: int, probability: float) -> float:
@@ -50,7 +51,14 @@ def clopper_pearson(successes: int, *, trials: int, confidence: float) -> tuple[
 
 
 def sum_of_squares_below(total: float, *, count: int) -> float:
-    """P[chi-square of `count` degrees <= total], by Wilson & Hilferty 1931: three digits from some 100 degrees on."""
+    """P[chi-square of `count` degrees <= total]: a series for few degrees, Wilson & Hilferty 1931 for many."""
+    if count <= _FEW_DEGREES:
+        a, x = count / 2, total / 2
+        if x <= 0 or x > 1.5 * a + 50:  # beyond, all but 1e-20 lies below
+            return float(x > 0)
+        # Of the incomplete gamma function: each term is the one before times x / (a + n).
+        terms = np.cumprod(x / (a + np.arange(1, 4 * _FEW_DEGREES)))
+        return min(1.0, math.exp(a * math.log(x) - x - math.lgamma(a + 1)) * (1 + float(terms.sum())))
     spread = 2 / (9 * count)
     return NORMAL.cdf((math.cbrt(total / count) - (1 - spread)) / math.sqrt(spread))
 

@@ -37,6 +37,9 @@ def audit(
     repeats: Annotated[
         int, typer.Option(metavar="N", help="Runs with one canary or none, for a bound of its own.")
     ] = 0,
+    black_box: Annotated[
+        int, typer.Option(metavar="N", help="Canaries among the data of a whole run of one client.")
+    ] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="The same as one JSON object.")] = False,
 ) -> None:
     """Audit the client of a finished run (its folder, or its config.yaml), or of a config (KEY=VALUE as of fedq run).
@@ -44,18 +47,18 @@ def audit(
     Bounds epsilon from below by one training run with canaries, and looks for what neighbouring data may not change. A
     finished run's model also gets a membership score, before and after int8. Nothing found is no proof of privacy.
     """
-    _check(canaries=canaries, pairs=pairs, seeds=seeds, repeats=repeats)
+    _check(canaries=canaries, pairs=pairs, seeds=seeds, repeats=repeats, black_box=black_box)
     sys.path.insert(0, str(Path.cwd()))  # a user's own model and data lie where fedq is started
     from fedq.audit import Audit, AuditError, Effort, audit_table
     from fedq.config import ConfigError
     from fedq.results import strict_json
     from fedq.training.numerics import one_thread
 
-    effort = Effort(canaries=canaries, pairs=pairs, seeds=seeds, repeats=repeats)
+    effort = Effort(canaries=canaries, pairs=pairs, seeds=seeds, repeats=repeats, black_box=black_box)
     flags = [argument for argument in context.args if argument.startswith("-")]
     if flags:
         refuse_text(
-            f"{flags[0]}: no option of fedq audit, which has --canaries, --pairs, --seeds, --repeats and --json"
+            f"{flags[0]}: no option of fedq audit. It has --canaries, --black-box, --repeats, --pairs, --seeds, --json"
         )
     try:
         with one_thread(), _progress() as tell:
@@ -73,12 +76,13 @@ def audit(
         sys.exit(FAILED)
 
 
-def _check(*, canaries: int, pairs: int, seeds: int, repeats: int) -> None:
+def _check(*, canaries: int, pairs: int, seeds: int, repeats: int, black_box: int) -> None:
     for name, value, least, most in (
         ("--canaries", canaries, 200, MOST_CANARIES),
         ("--pairs", pairs, 1, MOST_PAIRS),
         ("--seeds", seeds, 1, MOST_SEEDS),
         ("--repeats", repeats, 0, MOST_REPEATS),
+        ("--black-box", black_box, 0, MOST_CANARIES),
     ):
         if not least <= value <= most:
             refuse_text(f"{name} {value}: must be {least} to {most:,}")

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from fedq.audit import Subject, workplace
-from fedq.audit.bounds import mechanism_bound
-from fedq.audit.canaries import CONFIDENCE, canary_check, repeated_runs
+from fedq.audit.canaries import repeated_runs, white_box_run
 from fedq.audit.curves import epsilon_of
+from fedq.audit.verdict import judged, refuted_epsilon
 from fedq.codec import Int8
 from fedq.privacy import DPPlan, SecureRandom, calibrate
 from fedq.training import Recipe, Trainer, layout_of, read_vector
@@ -53,16 +53,16 @@ def _repeated(name: str, epsilon: float) -> Row:
     """The classical audit: many runs, one canary."""
     with _client(epsilon, rate=1.0, steps=_STEPS) as subject:
         errors = repeated_runs(subject, runs=_RUNS, rounds=1, rng=np.random.default_rng(0))
-        claimed = subject.plan.mechanism
-    bound = mechanism_bound(errors, claimed, delta=_DELTA, confidence=CONFIDENCE)
+        bound, claimed = refuted_epsilon(errors, subject.plan, 1), epsilon_of(subject.plan.mechanism, _DELTA)
     words = f"the same by {_RUNS} runs of {_STEPS} full-batch steps with one canary or none"
-    return Row(name, bound, epsilon_of(claimed, _DELTA), "epsilon", "ours/reference", words)
+    return Row(name, bound, claimed, "epsilon", "ours/reference", words)
 
 
 def _row(name: str, epsilon: float, *, rate: float, steps: int, canaries: int) -> Row:
     """One run."""
     with _client(epsilon, rate=rate, steps=steps) as subject:
-        _, bounds = canary_check(subject, canaries=canaries, rounds=1, rng=np.random.default_rng(0))
+        seen = white_box_run(subject, canaries=canaries, rounds=1, rng=np.random.default_rng(0))
+        _, bounds = judged(seen, subject.plan, rounds=1, box="white-box")
     sampled = "full batches, as sampling makes one run's bound looser" if rate == 1 else f"sampling at rate {rate:g}"
     words = (
         f"lower bound on epsilon ({bounds.confidence:.0%}, f-DP in one run) over the claimed one at delta {_DELTA:g}: "

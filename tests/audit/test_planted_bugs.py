@@ -39,6 +39,6 @@ def test_a_planted_bug_is_found_with_three_seeds_of_three(make_subject, examples
 @pytest.mark.slow
 def test_the_right_mechanism_is_flagged_in_at_most_one_of_twenty_audits(make_subject, examples):
     """Each is flagged with probability 0.01 at most: two of twenty with 0.017."""
-    effort = Effort(canaries=2000, pairs=500)
+    effort = Effort(canaries=2000, pairs=100)
     flagged = [seed for seed in range(20) if audited(make_subject(), examples, seed=seed, effort=effort).findings]
     assert len(flagged) <= 1

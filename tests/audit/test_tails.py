@@ -30,14 +30,21 @@ def test_clopper_pearson_bounds_are_quantiles_of_beta_distributions(successes, t
     )
 
 
-@pytest.mark.parametrize("share", [0.8, 0.95, 1.0, 1.1])
+@pytest.mark.parametrize("share", [0.9, 0.97, 1.0, 1.1])
 def test_a_chi_square_tail_of_many_degrees_agrees_with_scipy_to_two_percent(share):
-    exact = pytest.importorskip("scipy.stats").chi2.cdf(share * 1000, 1000)
-    assert sum_of_squares_below(share * 1000, count=1000) == pytest.approx(exact, rel=0.02)
+    exact = pytest.importorskip("scipy.stats").chi2.cdf(share * 5000, 5000)
+    assert sum_of_squares_below(share * 5000, count=5000) == pytest.approx(exact, rel=0.02)
+
+
+@pytest.mark.parametrize("count", [1, 2, 8, 200, 1000])
+@pytest.mark.parametrize("share", [0.001, 0.3, 0.95, 1.3, 10])
+def test_a_chi_square_tail_of_few_degrees_agrees_with_scipy(count, share):
+    exact = pytest.importorskip("scipy.stats").chi2.cdf(share * count, count)
+    assert sum_of_squares_below(share * count, count=count) == pytest.approx(exact, rel=1e-6)
 
 
 def test_no_noise_at_all_has_no_chance():
-    assert sum_of_squares_below(0.0, count=1000) == 0.0
+    assert sum_of_squares_below(0.0, count=1000) == sum_of_squares_below(0.0, count=10_000) == 0.0
 
 
 def test_a_series_correlates_with_itself_and_not_with_another():

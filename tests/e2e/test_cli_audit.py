@@ -36,7 +36,12 @@ def fedq_says(*arguments, status=0):
 def test_a_right_run_has_no_finding_and_a_score_before_and_after_int8(run):
     found = json.loads(fedq_says(run.folder, *QUICK, "--json"))
     assert not found["flagged"]
-    assert {check["name"] for check in found["checks"]} >= {"canaries", "noise size", "sensitivity", "account"}
+    assert {check["name"] for check in found["checks"]} >= {
+        "white-box canaries",
+        "noise size",
+        "sensitivity",
+        "account",
+    }
     assert [score["model"] for score in found["membership"]] == ["before int8", "after int8"]
     assert found["bounds"][0]["one_run_curve"] <= found["bounds"][0]["claimed_epsilon"]
     assert found["left_out"] == []
