@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from fedq.audit.bounds import Guesses
+from fedq.audit.bounds import Several
 from fedq.audit.subject import AuditError, Subject
 from fedq.audit.verdict import guess
 from fedq.data import Examples
@@ -24,7 +24,7 @@ def black_box_run(
     rounds: int,
     rng: np.random.Generator,
     tell: Callable[[int], None],
-) -> Guesses:
+) -> Several:
     """Train on the shard and on those canaries whose coin says so, and guess the coins by how far their losses fell."""
     examples = _mislabelled(shard, canaries, rng)
     included = rng.random(canaries) < 0.5

@@ -81,6 +81,27 @@ class Seen(Protocol):
     def refutes(self, curve: Curve, level: float) -> bool: ...
 
 
+@dataclass(frozen=True)
+class Several:
+    """Guesses of one run at several shares of its canaries, fixed before: each at its part of the risk.
+
+    The surest few give the largest bounds of a mechanism that holds; all of them show one that tells nearly everything.
+    """
+
+    parts: tuple[Guesses, ...]
+
+    def refutes(self, curve: Curve, level: float) -> bool:
+        """Whether one of them refutes the curve."""
+        return any(part.refutes(curve, level / len(self.parts)) for part in self.parts)
+
+    def curve_p_value(self, curve: Curve) -> float:
+        return min(1.0, len(self.parts) * min(curve_p_value(part, curve) for part in self.parts))
+
+    def epsilon_bound(self, *, delta: float, confidence: float) -> float:
+        each = 1 - (1 - confidence) / len(self.parts)
+        return max(epsilon_bound(part, delta=delta, confidence=each) for part in self.parts)
+
+
 def p_value(seen: Guesses, *, epsilon: float, delta: float) -> float:
     """Probability of so many correct guesses, or more, if one run was (epsilon, delta)-DP.
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 from torch import nn
 
-from fedq.audit.bounds import Errors, Guesses
+from fedq.audit.bounds import Errors, Several
 from fedq.audit.subject import AuditError, Subject
 from fedq.audit.verdict import guess
 from fedq.data import Examples
@@ -41,7 +41,7 @@ def canary_subject(subject: Subject, canaries: int) -> tuple[Subject, Examples]:
     return own, examples
 
 
-def white_box_run(subject: Subject, *, canaries: int, rounds: int, rng: np.random.Generator) -> Guesses:
+def white_box_run(subject: Subject, *, canaries: int, rounds: int, rng: np.random.Generator) -> Several:
     """Throw the coins, train `rounds` times on those whose coin fell so, and guess the surest from all seen."""
     own, examples = canary_subject(subject, canaries)
     included = rng.random(canaries) < 0.5

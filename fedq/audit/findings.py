@@ -30,8 +30,7 @@ class Bounds:
     delta: float
     confidence: float
     canaries: int
-    guesses: int
-    correct: int
+    guesses: tuple[tuple[int, int], ...]  # how many, and how many of them right; the bounds are the best of these
     one_run: float  # Steinke et al. 2023, of any mechanism
     one_run_curve: float  # Mahloujifar et al. 2024, among mechanisms that differ in noise alone
     repeats: int = 0

@@ -4,13 +4,13 @@ from typing import Literal
 
 import numpy as np
 
-from fedq.audit.bounds import Guesses, Seen, curve_p_value, epsilon_bound, mechanism_bound
+from fedq.audit.bounds import Guesses, Seen, Several, mechanism_bound
 from fedq.audit.curves import curve_of, epsilon_of
 from fedq.audit.findings import Bounds, Check
 from fedq.privacy import DPPlan, Mechanism
 
 CONFIDENCE = 0.95
-GUESSED = 0.1  # share of the coins that are guessed: the surest; of the shares tried it gives the largest bounds
+SHARES = (0.1, 1.0)  # of the coins that are guessed: the surest, which of the shares tried bound best, and all
 FEWEST_GUESSES = 100
 
 Box = Literal["white-box", "black-box"]
@@ -20,16 +20,19 @@ CLAIMS: dict[Box, str] = {
 }
 
 
-def guess(scores: np.ndarray, included: np.ndarray) -> Guesses:
-    """The highest scores are taken for members, the lowest for the others, as many of each; the rest is left open.
+def guess(scores: np.ndarray, included: np.ndarray) -> Several:
+    """At each share the highest scores are taken for members, and as many of the lowest for the others.
 
     `scores`, `included` (canaries,): what the run tells of each, and its coin.
     """
-    canaries = len(scores)
-    half = max(1, round(min(canaries, max(GUESSED * canaries, FEWEST_GUESSES)) / 2))
     order = np.argsort(scores, kind="stable")
-    out, within = order[:half], order[-half:]
-    return Guesses(canaries, 2 * half, int((~included[out]).sum() + included[within].sum()))
+    parts = []
+    for share in SHARES:
+        half = max(1, round(min(len(scores), max(share * len(scores), FEWEST_GUESSES)) / 2))
+        half = min(half, len(scores) // 2)
+        correct = int((~included[order[:half]]).sum() + included[order[-half:]].sum())
+        parts.append(Guesses(len(scores), 2 * half, correct))
+    return Several(tuple(parts))
 
 
 def claimed(plan: DPPlan, rounds: int) -> Mechanism:
@@ -43,20 +46,19 @@ def refuted_epsilon(seen: Seen, plan: DPPlan, rounds: int) -> float:
     return mechanism_bound(seen, whole, delta=plan.delta, confidence=CONFIDENCE, accountant=plan.accountant)
 
 
-def judged(seen: Guesses, plan: DPPlan, *, rounds: int, box: Box) -> tuple[Check, Bounds]:
+def judged(seen: Several, plan: DPPlan, *, rounds: int, box: Box) -> tuple[Check, Bounds]:
     """The plan's claim beside what was guessed of one run."""
     whole = claimed(plan, rounds)
-    p = curve_p_value(seen, curve_of(whole, accountant=plan.accountant))
-    told = f"{seen.correct} of {seen.guesses} guesses right, of {seen.canaries:,} canaries"
+    p = seen.curve_p_value(curve_of(whole, accountant=plan.accountant))
+    told = ", ".join(f"{part.correct:,} of {part.guesses:,} guesses right" for part in seen.parts)
     bounds = Bounds(
         box=box,
         claimed_epsilon=epsilon_of(whole, plan.delta, accountant=plan.accountant),
         delta=plan.delta,
         confidence=CONFIDENCE,
-        canaries=seen.canaries,
-        guesses=seen.guesses,
-        correct=seen.correct,
-        one_run=epsilon_bound(seen, delta=plan.delta, confidence=CONFIDENCE),
+        canaries=seen.parts[0].canaries,
+        guesses=tuple((part.guesses, part.correct) for part in seen.parts),
+        one_run=seen.epsilon_bound(delta=plan.delta, confidence=CONFIDENCE),
         one_run_curve=refuted_epsilon(seen, plan, rounds),
     )
     return Check(f"{box} canaries", CLAIMS[box], p, told), bounds

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fedq.audit.bounds import Errors, Guesses, curve_p_value, epsilon_bound, mechanism_bound, p_value
+from fedq.audit.bounds import Errors, Guesses, Several, curve_p_value, epsilon_bound, mechanism_bound, p_value
 from fedq.audit.curves import GaussianCurve, epsilon_of
 from fedq.privacy import Mechanism
 
@@ -28,6 +28,15 @@ def test_the_bound_of_the_paper_s_example():
 def test_without_delta_the_p_value_is_a_binomial_tail():
     # Three of three at epsilon 0: a coin each.
     assert p_value(Guesses(3, 3, 3), epsilon=0.0, delta=0.0) == pytest.approx(1 / 8)
+
+
+def test_several_shares_split_the_risk():
+    few, all_of_them = Guesses(1000, 100, 100), Guesses(1000, 1000, 1000)
+    seen, alone = Several((few, all_of_them)), epsilon_bound(all_of_them, delta=1e-5, confidence=0.975)
+    assert seen.epsilon_bound(delta=1e-5, confidence=0.95) == alone
+    assert seen.curve_p_value(GaussianCurve(1.0)) == 2 * curve_p_value(all_of_them, GaussianCurve(1.0))
+    assert seen.refutes(GaussianCurve(1.0), 0.01)
+    assert not Several((few, few)).refutes(GaussianCurve(4.0), 0.01)
 
 
 def test_half_of_the_guesses_right_bounds_nothing():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from fedq.audit.black_box import black_box_run
+from fedq.audit.bounds import Guesses
 from fedq.audit.canaries import canary_subject, repeated_runs, white_box_run
 from fedq.audit.sources import Replayed
 from fedq.audit.verdict import claimed, guess, judged, refuted_epsilon
@@ -61,9 +62,8 @@ def test_independent_runs_reach_half_of_epsilon_eight(make_subject):
 
 def test_guesses_are_the_highest_and_the_lowest_scores():
     included = np.arange(2000) >= 1000
-    seen = guess(np.arange(2000.0), included)
-    assert (seen.guesses, seen.correct) == (200, 200)
-    assert guess(-np.arange(2000.0), included).correct == 0
+    assert guess(np.arange(2000.0), included).parts == (Guesses(2000, 200, 200), Guesses(2000, 2000, 2000))
+    assert [part.correct for part in guess(-np.arange(2000.0), included).parts] == [0, 0]
 
 
 def test_a_model_that_has_learnt_its_canaries_by_heart_tells_of_them(make_subject, examples):
@@ -73,15 +73,16 @@ def test_a_model_that_has_learnt_its_canaries_by_heart_tells_of_them(make_subjec
     seen = black_box_run(
         subject, examples[:20], canaries=100, rounds=15, rng=np.random.default_rng(0), tell=lambda round: None
     )
-    assert seen.correct > 70
+    assert seen.parts[0].correct > 70
 
 
-def test_a_model_under_much_noise_does_not(make_subject, examples):
+def test_a_model_under_much_noise_tells_less_than_it_may(make_subject, examples):
     subject = make_subject()
-    subject = replace(subject, plan=replace(subject.plan, noise_multiplier=50.0))
+    subject = replace(subject, plan=replace(subject.plan, noise_multiplier=10.0))
     seen = black_box_run(
         subject, examples[:20], canaries=200, rounds=2, rng=np.random.default_rng(0), tell=lambda round: None
     )
     check, bounds = judged(seen, subject.plan, rounds=2, box="black-box")
-    assert bounds.one_run == bounds.one_run_curve == 0.0
+    assert bounds.one_run <= bounds.claimed_epsilon
+    assert bounds.one_run_curve <= bounds.claimed_epsilon
     assert check.name == "black-box canaries"
