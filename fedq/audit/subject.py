@@ -6,6 +6,7 @@ step hands to the optimizer: at least what any adversary of the guarantee sees.
 
 import copy
 import math
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -104,8 +105,7 @@ class Subject:
             packet, update, message = b"", np.zeros(0, np.float32), {}
             refused = f"{type(error).__name__}: {error}"
         rows = Ledger(ledger, access="read").rows() if ledger.exists() else []
-        ledger.unlink(missing_ok=True)
-        ledger.parent.rmdir()
+        shutil.rmtree(ledger.parent)
         return Answer(message, packet, update, tuple(row.spend for row in rows), tuple(seen), refused)
 
     @property
