@@ -15,7 +15,7 @@ FLOORS = [
     {"runtime"},
     {"loading"},
     {"app"},
-    {"delivery"},
+    {"delivery", "audit"},
     {"int8_delivery", "client_level_delivery", "statement"},
     {"experiment"},
     {"client", "server"},
@@ -24,7 +24,7 @@ FLOORS = [
     {"per_example", "randomness", "seeding", "durable", "compiler", "compiled", "jit", "flower"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-READS_CONFIG = {"cli", "runtime", "app", "delivery", "int8_delivery", "statement", "experiment"}
+READS_CONFIG = {"cli", "runtime", "app", "delivery", "int8_delivery", "statement", "audit", "experiment"}
 FORBIDDEN = {
     "codec": {"torch", "flwr", "hydra", "omegaconf", "opacus"},
     "data": {"flwr", "hydra", "omegaconf", "opacus"},

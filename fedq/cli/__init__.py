@@ -1,6 +1,6 @@
 """The command line: `fedq run`, `new`, `deploy`. Knows arguments, exit statuses, the terminal; not what a run does.
 
-`fedq export` and `fedq inspect` are in `models`.
+`fedq export` and `fedq inspect` are in `models`, `fedq audit` in `audit`.
 
 Exit statuses: 0 done; 1 the run failed; 2 it was refused before it started; 3 too few clients have privacy budget left
 for one round; 130 stopped by Ctrl-C.
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from fedq import __version__
-from fedq.cli import client, models, privacy
+from fedq.cli import audit, client, models, privacy
 from fedq.cli.terminal import FAILED, INTERRUPTED, SPENT, refuse, refuse_text, say, show
 
 if TYPE_CHECKING:
@@ -167,6 +167,7 @@ def new(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new direct
 
 
 models.add_to(app)
+audit.add_to(app)
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
