@@ -10,7 +10,9 @@ from textwrap import wrap
 from typing import Any
 
 from fedq.config import Config
+from fedq.config.client_level import protects_examples
 from fedq.config.config_file import read_config
+from fedq.experiment.client_level import SERVER_FILES
 from fedq.experiment.ledgers import LEDGER, ledger_file
 from fedq.experiment.plans import plan_of
 from fedq.privacy import AnyMechanism, Ledger, Row, epsilon
@@ -46,6 +48,10 @@ MECHANISMS = {
     DISCRETE: "Poisson-subsampled discrete Gaussian on clipped per-example gradients, in exact integers",
     LAPLACE: "discrete Laplace noise on counts of right and wrong answers (evaluate=dp)",
 }
+_ACCOUNTANTS = {
+    "prv": "PRV (Gopi et al. 2021, the upper end of its error interval)",
+    "rdp": "Renyi (Mironov et al. 2019)",
+}
 SOURCES = {
     "os": "AES-256-CTR, keyed by the operating system of each client",
     "seeded": "a seed: whoever knows it subtracts the noise",
@@ -58,20 +64,29 @@ def statement_of(run: Path) -> dict[str, Any]:
     config = read_config(run / "config.yaml")
     if config.privacy.unit == "off" or result.epsilon is None:
         raise ValueError(f"{run}: a run with privacy=off: it claims no privacy, and there is nothing to state")
+    head = {
+        "run": f"{result.name}, {result.status} after {plural(result.rounds, 'round')}: {run}",
+        "private": "yes: all the evidence for it was found" if result.private else "NO",
+        "why not": list(result.privacy_reasons),
+    }
+    if not protects_examples(config):
+        return {**head, **of_whole_clients(result, run)}
+    whole = [f"{item}: {said}" for item, said in of_whole_clients(result, run).items() if isinstance(said, str)]
+    return {**head, **_of_examples(config, result, run), **({"whole clients": whole} if result.client_level else {})}
+
+
+def _of_examples(config: Config, result: Result, run: Path) -> dict[str, Any]:
     accounts = _accounts(config, run)
     rows = max(accounts.values(), key=lambda own: _epsilon(own, config), default=[])
     plan = plan_of(config)
     mechanisms: list[AnyMechanism] = [row.spend.as_mechanism() for row in rows]
     elsewhere = "with each client's owner (`fedq client status STATE-DIR`); this host sees none of them"
     return {
-        "run": f"{result.name}, {result.status} after {plural(result.rounds, 'round')}: {run}",
-        "private": "yes: all the evidence for it was found" if result.private else "NO",
-        "why not": list(result.privacy_reasons),
         "unit": UNIT,
         "adjacency": ADJACENCY,
         "adversary": ADVERSARY,
         "epsilon": f"{spent(result.epsilon)} at delta {result.delta:g}, the largest of any client's whole ledger",
-        "mu": _mu(mechanisms, config) if rows else "not known here: it is computed from ledgers, which lie elsewhere",
+        "mu": _mu(mechanisms) if rows else "not known here: it is computed from ledgers, which lie elsewhere",
         "budget": _budgets(config),
         "mechanism": _mechanism(rows, plan),
         "sensitivity": f"each example's gradient over all trained values is scaled to at most {plan.clip_norm:g} (L2); "
@@ -79,13 +94,50 @@ def statement_of(run: Path) -> dict[str, Any]:
         "sampling": f"each example is in each batch on its own with probability {plan.sample_rate:.4g} (Poisson), "
         "drawn from the client's secret source. Amplification is claimed for this sampling alone; that clients are "
         "sampled is claimed as none",
-        "composition": f"{_accountant(config)}, adaptive, over all rows of a client's ledger, of whatever run; "
-        "noise is calibrated to the most rounds that one client may take part in",
+        "composition": f"{_ACCOUNTANTS[config.privacy.accountant]}, adaptive, over all rows of a client's ledger, of "
+        "whatever run; noise is calibrated to the most rounds that one client may take part in",
         "randomness": _sources(rows),
         "accounts": f"{plural(len(accounts), 'ledger')}, every one checked" if accounts else elsewhere,
         "after the noise": "quantization, error feedback, codecs, masks, aggregation, export: free post-processing",
         "evaluation": _evaluation(config, result),
         "not covered": [*NOT_COVERED, *([] if config.privacy.noise == "discrete" else [FLOAT_NOISE])],
+    }
+
+
+def of_whole_clients(result: Result, run: Path) -> dict[str, Any]:
+    """The items that differ where the server, which is trusted, protects whole clients; {} where it does not."""
+    said = result.client_level
+    if not said:
+        return {}
+    ledger = run / SERVER_FILES / LEDGER
+    rows = Ledger(ledger, access="read").rows() if ledger.exists() else []
+    charged = rows[: int(said["rounds_charged"])]
+    sampling = {
+        "deal": "clients are dealt in turns from the public seed: no amplification is claimed",
+        "poisson": "each client is in each round by a secret coin (Poisson): amplified, against who sees models alone",
+    }
+    return {
+        "unit": said["unit"],
+        "adjacency": f"{said['adjacency']}: the same run, but that each update of one client counts as zero",
+        "adversary": f"{said['adversary']} (central model: the server sees every update and adds the noise)",
+        "epsilon": f"{spent(said['epsilon'])} at delta {said['delta']:g}, of the client that spent most in this run",
+        "mu": _mu([row.spend.as_mechanism() for row in charged]) if charged else "not known: the ledger is not here",
+        "mechanism": f"Gaussian noise on the sum of clipped updates, {plural(len(rows), 'round')}, noise over clip "
+        f"{said['noise_multiplier']:.4g}; at most {plural(int(said['rounds_charged']), 'round')} count against a client",
+        "sensitivity": f"each decoded update is scaled to at most {said['clip_norm']:g} (L2)"
+        + ("" if said["clip_quantile"] is None else f", moving with the noised quantile {said['clip_quantile']:g}")
+        + "; the divisor is the public size of a cohort",
+        "sampling": sampling[said["sampling"]],
+        "composition": f"{_ACCOUNTANTS[said['accountant']]}, of this run's rounds; two runs are two accounts",
+        "randomness": _sources(rows).replace("of each client", "of the server"),
+        "after the noise": "server optimizer, quantization, export, scores on the server's test set: post-processing",
+        "not covered": [
+            f"figures that are the server's own: {', '.join(said['not_covered'])}",
+            "the server itself, its disk and the network; that a client is there at all",
+            NOT_COVERED[1],
+            NOT_COVERED[3],
+            FLOAT_NOISE,
+        ],
     }
 
 
@@ -117,7 +169,7 @@ def _epsilon(rows: Sequence[Row], config: Config) -> float:
     return epsilon([row.spend.as_mechanism() for row in rows], config.privacy.target_delta)
 
 
-def _mu(mechanisms: Sequence[AnyMechanism], config: Config) -> str:
+def _mu(mechanisms: Sequence[AnyMechanism]) -> str:
     mu = gaussian_mu(mechanisms)
     shown = math.ceil(mu * 1000) / 1000
     return (
@@ -146,11 +198,6 @@ def _mechanism(rows: Sequence[Row], plan: Any) -> str:
         over = ", ".join(f"{noise:.4g}" for noise in sorted(noises))
         told.append(f"{MECHANISMS[kind]}: {plural(steps, 'application')}, noise over clip {over}")
     return "; ".join(told)
-
-
-def _accountant(config: Config) -> str:
-    names = {"prv": "PRV (Gopi et al. 2021, the upper end of its error interval)", "rdp": "Renyi (Mironov et al. 2019)"}
-    return names[config.privacy.accountant]
 
 
 def _sources(rows: Sequence[Row]) -> str:

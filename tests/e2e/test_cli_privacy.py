@@ -109,7 +109,7 @@ def test_all_ledgers_below_a_folder_are_checked(run):
     lines = fedq_says("privacy", "ledger", run.folder, "--json").splitlines()
     accounts = [json.loads(line) for line in lines]
     assert [round(account["epsilon"]) for account in accounts] == [1, 3, 8]
-    assert accounts[0]["rows"][0]["mechanism"] == "gaussian"
+    assert accounts[0]["rows"][0]["mechanism"] == "discrete-gaussian"
 
 
 def test_a_ledger_that_does_not_check_out_ends_with_status_1_until_a_person_decides(run, tmp_path):
@@ -165,14 +165,14 @@ CHECKLIST = {
     "privacy parameters": ("epsilon", "8.00 at delta 1e-05"),
     "the whole privacy curve": ("mu", "Gaussian mechanism"),
     "the budget and who set it": ("budget", "1 for 0, 3 for 1"),
-    "the mechanism": ("mechanism", "Poisson-subsampled Gaussian"),
+    "the mechanism": ("mechanism", "Poisson-subsampled discrete Gaussian"),
     "sensitivity and how it is bounded": ("sensitivity", "at most 1 (L2)"),
     "composition and accounting": ("composition", "PRV"),
     "amplification by sampling": ("sampling", "Poisson"),
     "the trust model": ("adversary", "local model"),
     "what the adversary sees": ("adversary", "every message"),
     "the source of randomness": ("randomness", "AES-256-CTR"),
-    "floating-point noise": ("not covered", "floating-point"),
+    "floating-point noise": ("mechanism", "in exact integers"),
     "side channels": ("not covered", "side channels"),
     "hyperparameter tuning": ("not covered", "tuning"),
     "post-processing": ("after the noise", "post-processing"),
@@ -199,6 +199,26 @@ def test_the_statement_is_printed_for_a_person(run):
     said = fedq_says("privacy", "statement", run.folder)
     assert "private:         yes" in said
     assert max(len(line) for line in said.splitlines()) <= 111
+
+
+def test_floating_point_noise_is_stated_as_a_caveat(tmp_path):
+    floats = fedq.run([*WORDS, "privacy.noise=gaussian", "privacy.target_epsilon=8"], progress=False)
+    said = " ".join(fedq_says("privacy", "statement", floats.folder).split())
+    assert "floating-point Gaussian" in said
+    assert "exact integers" not in said
+
+
+def test_whole_clients_are_stated_as_what_a_trusted_server_gives_them(tmp_path):
+    words = ["rounds=3", "clients=4", "model.hidden=[16]", "train.steps=2", "train.epochs=null"]
+    client = fedq.run([*words, "privacy=client", "privacy.client_target_epsilon=8"], progress=False)
+    said = json.loads(fedq_says("privacy", "statement", client.folder, "--json"))
+    assert "central model" in said["adversary"]
+    assert said["unit"].startswith("one client, all its examples")
+    assert "no amplification" in said["sampling"]
+    both = fedq.run([*words, "privacy=both", "privacy.client_target_epsilon=8"], progress=False)
+    said = json.loads(fedq_says("privacy", "statement", both.folder, "--json"))
+    assert "one training example" in said["unit"]
+    assert any("central model" in item for item in said["whole clients"])
 
 
 def test_a_run_without_privacy_has_no_statement(tmp_path):

@@ -32,7 +32,7 @@ def test_the_run_is_private_and_says_how_sure_its_accuracy_is(result):
 def test_every_client_pays_once_and_the_noise_of_training_leaves_room_for_it(result):
     for client in "012":
         kinds = [row.spend.mechanism for row in rows(result, client)]
-        assert kinds == ["gaussian", "gaussian", "discrete-laplace"]
+        assert kinds == ["discrete-gaussian", "discrete-gaussian", "discrete-laplace"]
     plain = check([w for w in DP if "evaluat" not in w])
     assert rows(result, "0")[0].spend.noise_multiplier > plain.plan.noise_multiplier
 
