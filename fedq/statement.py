@@ -123,7 +123,7 @@ def of_whole_clients(result: Result, run: Path) -> dict[str, Any]:
         "epsilon": f"{spent(said['epsilon'])} at delta {said['delta']:g}, of the client that spent most in this run",
         "mu": _mu([row.spend.as_mechanism() for row in charged]) if charged else "not known: the ledger is not here",
         "mechanism": f"Gaussian noise on the sum of clipped updates, {plural(len(rows), 'round')}, noise / clip "
-        f"{said['noise_multiplier']:.4g}; at most {plural(int(said['rounds_charged']), 'round')} count against a client",
+        f"{said['noise_multiplier']:.4g}; {plural(int(said['rounds_charged']), 'round')} at most count against one",
         "sensitivity": f"each decoded update is scaled to at most {said['clip_norm']:g} (L2)"
         + ("" if said["clip_quantile"] is None else f", moving with the noised quantile {said['clip_quantile']:g}")
         + "; the divisor is the public size of a cohort",
