@@ -37,6 +37,7 @@ mutants: $(DEV_STAMP)
 
 bench: $(DEV_STAMP)
 	$(BIN)/python -m simulations.bench codec
+	$(BIN)/python -m simulations.bench privacy
 	$(BIN)/python -m simulations.bench quant
 	$(BIN)/python -m simulations.bench runtime
 	$(BIN)/python -m simulations.bench startup

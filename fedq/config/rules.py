@@ -140,6 +140,8 @@ def identity(config: Config) -> dict[str, Any]:
             del at[key]
     if whole["quant"]["weight_range"] is None:
         whole["quant"]["weight_range"] = 63
+    if config.privacy.unit == "off":  # of no effect; and what the default was before there was discrete noise
+        whole["privacy"]["noise"] = "gaussian"
     for key in ("device", "compile", "data_parallel"):  # of a machine, as `runtime`
         del whole["train"][key]
     return whole

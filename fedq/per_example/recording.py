@@ -11,6 +11,7 @@ differentiates as a whole, get Opacus' hooks; what they yield is merged with the
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -71,8 +72,8 @@ class Recorder:
                     parameter.requires_grad_(True)
             return _Tap.apply(y, x, anchor, take)  # type: ignore[no-untyped-call]
 
-        layer.forward = forward
-        return lambda: layer.__dict__.pop("forward", None) and None
+        layer.forward = forward  # on the object: the class stays as it is for all others
+        return partial(delattr, layer, "forward")
 
     def take(self, examples: int) -> list[Contribution]:
         """One contribution for each parameter that took part; ValueError where one is not of so many examples."""

@@ -23,6 +23,11 @@ def refuse_cross_example_layers(model: nn.Module) -> None:
                 f"layer {name or 'model'} is {type(module).__name__}: it mixes the examples of a "
                 "batch, so no example's share can be bounded; use GroupNorm in its place, or privacy=off"
             )
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None:
+            raise ValueError(
+                f"layer {name or 'model'} has max_norm={module.max_norm:g}: it rescales the rows that examples look up "
+                "while they are looked up, without noise; leave max_norm out, or use privacy=off"
+            )
 
 
 def check_loss_sums(

@@ -173,6 +173,11 @@ def test_identity_ignores_where_and_how_it_runs():
     assert rules.config_hash(one) != rules.config_hash(compose(["seed=1"]))
 
 
+def test_without_privacy_an_experiment_is_the_one_it_was_before_discrete_noise_was_the_default():
+    assert rules.identity(compose([]))["privacy"]["noise"] == "gaussian"
+    assert rules.identity(compose(private()))["privacy"]["noise"] == "discrete"
+
+
 @pytest.mark.parametrize(
     ("key", "owned"),
     [

@@ -1,7 +1,7 @@
 """Client processes that train round after round and say where they are: `python -m tests.e2e.killed_client HOME`.
 
-Started by tests/e2e/test_kills.py, which kills them. For each line `ROUND` on stdin a process is forked (its imports are
-there already), whose client, ledger and state are those of a deployment. On stdout: its pid, each phase as it
+Started by tests/e2e/test_kills.py, which kills them. For each line `ROUND` on stdin a process is forked (its imports
+are there already), whose client, ledger and state are those of a deployment. On stdout: its pid, each phase as it
 begins, `left ROUND` once the reply of a round is whole (from then on it may have been sent), and `dead` when it is.
 Only where a phase begins is told, by functions that call the real ones.
 """

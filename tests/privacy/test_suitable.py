@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedq.privacy import Declined, admit, refuse_mixing
+from fedq.privacy import Declined, admit, refuse_cross_example_layers, refuse_mixing
 from fedq.privacy.suitable import check_unchanged, untrained_state
 
 
@@ -107,3 +107,9 @@ def test_a_ledger_of_other_data_is_declined_before_the_data_is_opened(ledger, pl
     admit(ledger, plan, data=SPEND.data)
     with pytest.raises(Declined, match="ledger"):
         admit(ledger, plan, data="another deal")
+
+
+@pytest.mark.parametrize("layer", [nn.Embedding(5, 3, max_norm=1.0), nn.EmbeddingBag(5, 3, max_norm=1.0)])
+def test_an_embedding_that_rescales_what_is_looked_up_is_refused(layer):
+    with pytest.raises(ValueError, match=r"layer 0 has max_norm=1.*leave max_norm out"):
+        refuse_cross_example_layers(nn.Sequential(layer))

@@ -11,9 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedq.models import resnet8_gn, transformer
+from fedq.per_example import left_to_opacus, recorded
 from fedq.quant import quantize, register_grad_samplers, spell_out
+from fedq.quant.attention import QMultiheadAttention
 from fedq.quant.grids import FixedGrid, LearnedGrid
 from fedq.quant.layers import QuantizedLayer
+from fedq.quant.recurrent import QLSTM
 
 # Tight ranges, so that values are clamped and the masks matter.
 TIGHT = {"input_range": 1.0, "activation_range": 0.3}
@@ -117,6 +120,33 @@ def test_per_sample_gradients_are_those_of_one_example_at_a_time(name: str, batc
         # The promise is 1e-5; a thousandth of the largest beside it, lest small gradients pass unchecked.
         assert (largest := gradients.abs().max()) > 0, f"{key}: zeros would prove nothing"
         assert (got[key] - gradients).abs().max() < min(1e-5, 1e-3 * largest), key
+
+
+@pytest.mark.parametrize("setting", ["fixed", "learned", "dynamic", "skipped"])
+@pytest.mark.parametrize("name", MODELS)
+def test_fedq_s_own_recorder_finds_the_same(name: str, setting: str):
+    """With Opacus' hooks on attention and recurrence only."""
+    torch.manual_seed(4 if name.startswith("tied") else 3)
+    make, shape = MODELS[name]
+    model = make().double()
+    if setting == "skipped":
+        spell_out(model)
+    else:
+        quantize(model, **{**TIGHT, **(WIDE if name == "conv1d" else {}), **SETTINGS[setting]})
+    for number, grid in enumerate(m for m in model.modules() if isinstance(m, FixedGrid)):
+        grid._step *= 1 + 0.01 * number
+    x, y = example_inputs(shape, 5), torch.randint(0, 10, (5,))
+    x = x.double() if x.is_floating_point() else x
+    expected = one_at_a_time(model, x, y)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    with recorded(model) as recorder:
+        summed_loss(model, x, y).backward()
+        got = {names[c.parameter]: c.dense().rows for c in recorder.take(5)}
+    assert got.keys() == expected.keys()
+    for key, gradients in expected.items():
+        assert (got[key].view(gradients.shape) - gradients).abs().max() < min(1e-5, 1e-3 * gradients.abs().max()), key
+    spelled_out = any(isinstance(layer, (QMultiheadAttention, QLSTM)) for layer in model.modules())
+    assert bool(left_to_opacus(model)) == spelled_out
 
 
 @settings(max_examples=40, deadline=None)
