@@ -11,7 +11,7 @@ import torch
 
 from fedq.audit.bounds import Several
 from fedq.audit.subject import AuditError, Subject
-from fedq.audit.verdict import guess
+from fedq.audit.verdict import guess_by_order
 from fedq.data import Examples
 from fedq.training import LOSSES, outputs_of
 
@@ -38,7 +38,7 @@ def black_box_run(
             raise AuditError(f"a client with canaries among its data does not answer: {answer.refused}")
         weights = weights + answer.update
         tell(round)
-    return guess(before - _losses(subject, weights, examples), included)
+    return guess_by_order(before - _losses(subject, weights, examples), included)
 
 
 def _mislabelled(shard: Examples, canaries: int, rng: np.random.Generator) -> Examples:

@@ -13,7 +13,7 @@ from torch import nn
 
 from fedq.audit.bounds import Errors, Several
 from fedq.audit.subject import AuditError, Subject
-from fedq.audit.verdict import guess
+from fedq.audit.verdict import guess_by_evidence
 from fedq.data import Examples
 from fedq.privacy import DPPlan
 from fedq.training import Recipe, Trainer, layout_of, read_vector
@@ -45,7 +45,7 @@ def white_box_run(subject: Subject, *, canaries: int, rounds: int, rng: np.rando
     """Throw the coins, train `rounds` times on those whose coin fell so, and guess the surest from all seen."""
     own, examples = canary_subject(subject, canaries)
     included = rng.random(canaries) < 0.5
-    return guess(_score(own, examples[np.flatnonzero(included)], rounds)[:canaries], included)
+    return guess_by_evidence(_score(own, examples[np.flatnonzero(included)], rounds)[:canaries], included)
 
 
 def repeated_runs(subject: Subject, *, runs: int, rounds: int, rng: np.random.Generator) -> Errors:

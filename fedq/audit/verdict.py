@@ -20,19 +20,26 @@ CLAIMS: dict[Box, str] = {
 }
 
 
-def guess(scores: np.ndarray, included: np.ndarray) -> Several:
-    """At each share the highest scores are taken for members, and as many of the lowest for the others.
+def guess_by_evidence(evidence: np.ndarray, included: np.ndarray) -> Several:
+    """At each share the canaries of the strongest evidence: above 0 it speaks for members, below for the others.
+
+    `evidence`, `included` (canaries,): a log-likelihood ratio of each, and its coin. Under sampling the strongest is
+    for members: to have been drawn shows, not to have been drawn says little.
+    """
+    surest = np.argsort(-np.abs(evidence), kind="stable")
+    right = ((evidence > 0) == included)[surest]
+    canaries = len(evidence)
+    counts = [min(canaries, max(FEWEST_GUESSES, round(share * canaries))) for share in SHARES]
+    return Several(tuple(Guesses(canaries, count, int(right[:count].sum())) for count in counts))
+
+
+def guess_by_order(scores: np.ndarray, included: np.ndarray) -> Several:
+    """The same where scores are no evidence in any unit: by the place of each among all, from the middle outwards.
 
     `scores`, `included` (canaries,): what the run tells of each, and its coin.
     """
-    order = np.argsort(scores, kind="stable")
-    parts = []
-    for share in SHARES:
-        half = max(1, round(min(len(scores), max(share * len(scores), FEWEST_GUESSES)) / 2))
-        half = min(half, len(scores) // 2)
-        correct = int((~included[order[:half]]).sum() + included[order[-half:]].sum())
-        parts.append(Guesses(len(scores), 2 * half, correct))
-    return Several(tuple(parts))
+    places = np.argsort(np.argsort(scores, kind="stable"), kind="stable")
+    return guess_by_evidence(places - (len(scores) - 1) / 2, included)
 
 
 def claimed(plan: DPPlan, rounds: int) -> Mechanism:

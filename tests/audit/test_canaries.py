@@ -10,7 +10,7 @@ from fedq.audit.black_box import black_box_run
 from fedq.audit.bounds import Guesses
 from fedq.audit.canaries import canary_subject, repeated_runs, white_box_run
 from fedq.audit.sources import Replayed
-from fedq.audit.verdict import claimed, guess, judged, refuted_epsilon
+from fedq.audit.verdict import claimed, guess_by_evidence, guess_by_order, judged, refuted_epsilon
 
 
 def exactly(subject, mu, *, steps=2):
@@ -62,8 +62,15 @@ def test_independent_runs_reach_half_of_epsilon_eight(make_subject):
 
 def test_guesses_are_the_highest_and_the_lowest_scores():
     included = np.arange(2000) >= 1000
-    assert guess(np.arange(2000.0), included).parts == (Guesses(2000, 200, 200), Guesses(2000, 2000, 2000))
-    assert [part.correct for part in guess(-np.arange(2000.0), included).parts] == [0, 0]
+    assert guess_by_order(np.arange(2000.0), included).parts == (Guesses(2000, 200, 200), Guesses(2000, 2000, 2000))
+    assert [part.correct for part in guess_by_order(-np.arange(2000.0), included).parts] == [0, 0]
+
+
+def test_the_surest_guesses_may_all_be_for_members():
+    """Half of the members were drawn, which shows; of all others nothing is known but that they were not."""
+    included = np.arange(2000) < 1000
+    evidence = np.where(np.arange(2000) < 500, 5.0, -0.4)
+    assert guess_by_evidence(evidence, included).parts == (Guesses(2000, 200, 200), Guesses(2000, 2000, 1500))
 
 
 def test_a_model_that_has_learnt_its_canaries_by_heart_tells_of_them(make_subject, examples):
