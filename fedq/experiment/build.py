@@ -60,7 +60,7 @@ def build(config: Config, *, model: Any = None, data: Any = None, owner: Owner |
     if found or dataset is None or net is None or shards is None or codec is None or downlink is None:
         raise ConfigError(found)
     layout = layout_of(net)
-    trainer = Trainer(net, layout, _recipe(config), hardware)
+    trainer = Trainer(net, layout, _recipe(config), hardware, input_shape=dataset.input_shape)
     return Experiment(
         config,
         dataset,
