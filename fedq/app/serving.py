@@ -76,6 +76,7 @@ def serve(
                 due=lambda round: rules.evaluation_due(config, round),
                 keep=config.strategy.keep,
                 greater_is_better=experiment.trainer.metric.greater_is_better,
+                ema=config.strategy.ema,
             ),
             hello=hello,
             refused=roster.refused,

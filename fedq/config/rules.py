@@ -83,6 +83,7 @@ BOUNDS: dict[str, tuple[float, float, bool, bool]] = {
     "strategy.server_lr": (0, math.inf, False, False),
     "strategy.min_clients": (1, math.inf, True, False),
     "strategy.max_weight": (0, 2**20, False, True),
+    "strategy.ema": (0, 1, False, False),
     "strategy.evaluate_every": (1, math.inf, True, False),
     "runtime.workers": (1, 256, True, True),
     "runtime.wait": (0, 7 * 86400, True, True),
@@ -94,6 +95,7 @@ BOUNDS: dict[str, tuple[float, float, bool, bool]] = {
 _LATER = (
     (None, "names"),
     ("train", "autocast"),
+    ("strategy", "ema"),
     *(("quant", key) for key in ("granularity", "weight_rounding", "calibration")),
     *(("quant", key) for key in ("sparsity", "sparsity_begin", "sparsity_end")),
 )
@@ -411,6 +413,6 @@ def _try(config: Config, key: str) -> str:
     value = (
         default
         if default is not None
-        else {"privacy.target_epsilon": 8, "train.epochs": 1}.get(key, low if with_low else high)
+        else {"privacy.target_epsilon": 8, "train.epochs": 1, "strategy.ema": 0.9}.get(key, low if with_low else high)
     )
     return f"Try {key}={value:g}" if isinstance(value, (int, float)) and math.isfinite(value) else f"Set another {key}"

@@ -112,6 +112,9 @@ class Strategy:
     max_weight: float = option(1e6, "largest weight that a reply may claim")
     evaluate_every: int = option(1, "rounds between evaluations (the last five are always evaluated)")
     keep: str = option("last", "model that is delivered: last, or best on the validation set")
+    ema: float | None = option(
+        None, "decay a round of a moving average of the models, evaluated and delivered in their place; null: none"
+    )
 
 
 @dataclass

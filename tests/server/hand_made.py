@@ -166,6 +166,7 @@ def run(
     keep: str = "last",
     greater_is_better: bool = True,
     due: Callable[[int], bool] = lambda round: True,
+    ema: float | None = None,
     **options: Any,
 ) -> Ran:
     """Some rounds of `QuantizedFedAvg(**options)` over hand-made clients."""
@@ -192,7 +193,7 @@ def run(
         gather=gather,
         score=score,
         watch=lambda round: (seen.append(round), watch(round))[1],
-        rules=Rules(rounds, cohort or len(clients), min_clients, due, keep, greater_is_better),
+        rules=Rules(rounds, cohort or len(clients), min_clients, due, keep, greater_is_better, ema),
         hello=grid.meter.take(),
         refused=roster.refused,
     )
