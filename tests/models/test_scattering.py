@@ -23,7 +23,7 @@ def images() -> np.ndarray:
     return np.stack(shapes)[:, None].astype(np.float32)
 
 
-@pytest.mark.parametrize("sides", [(28, 28), (8, 8), (13, 30), (5, 9)])
+@pytest.mark.parametrize("sides", [(28, 28), (8, 8), (13, 30), (5, 9), (64, 40)])
 def test_coefficients_are_those_of_fourier_space(sides):
     images = np.random.default_rng(1).uniform(0, 1, (3, *sides)).astype(np.float32)
     expected = mallat.scattering(images)
@@ -32,12 +32,6 @@ def test_coefficients_are_those_of_fourier_space(sides):
         # A filter's cut-off tail sums to 3e-5 of it, and what it meets is at most 1.
         assert np.abs(found - expected)[:, order].max() <= 3e-5
         assert np.abs(expected)[:, order].max() > 0.01
-
-
-def test_large_images_lose_little_to_the_low_pass_filter_that_is_cut_off():
-    images = np.random.default_rng(1).uniform(0, 1, (1, 64, 40)).astype(np.float32)
-    found = Scattering((1, 64, 40), largest=1.0)(torch.from_numpy(images)[:, None]).numpy()
-    np.testing.assert_allclose(found, mallat.scattering(images), atol=2e-4)
 
 
 def test_a_constant_image_has_order_0_alone():
@@ -57,12 +51,14 @@ def test_each_channel_of_an_image_is_scattered_by_itself(images):
 def test_stated_ranges_hold_what_comes(images):
     front = Scattering((1, 28, 28), largest=1.0)
     met = {}
-    for name, layer in front.named_children():
+    layers = {name: layer for name, layer in front.named_modules() if hasattr(layer, "input_range")}
+    for name, layer in layers.items():
         layer.register_forward_hook(lambda layer, given, out, name=name: met.update({name: (given[0], out)}))
     front(torch.from_numpy(images))
-    for name, layer in front.named_children():
-        if isinstance(layer, nn.Conv2d):
-            for values, (lowest, highest) in zip(met[name], (layer.input_range, layer.output_range), strict=True):
+    for name, layer in layers.items():
+        for values, stated in zip(met[name], (layer.input_range, layer.output_range), strict=True):
+            if stated is not None:
+                lowest, highest = stated
                 # What rings below 0 behind the low-pass filter is 1 % of the range, and lost.
                 assert lowest - 0.01 * highest <= values.min()
                 assert values.max() <= 1.001 * highest  # sums of float32
@@ -78,8 +74,8 @@ def test_only_the_linear_layer_learns_and_it_starts_from_0():
 
 
 def test_groups_of_three_maps_have_mean_0_and_variance_1(images):
-    # 10: a quiet group's variance is then far above the 1e-5 that GroupNorm adds to it.
-    normal = scatter_linear((1, 28, 28), 10)[:2](10 * torch.from_numpy(images)).reshape(4, 27, -1)
+    # 30: a quiet group's variance is then far above the 1e-4 that GroupNorm adds to it.
+    normal = scatter_linear((1, 28, 28), 10)[:2](30 * torch.from_numpy(images)).reshape(4, 27, -1)
     assert normal.mean(2).abs().max() < 1e-4
     assert normal[3].var(1, unbiased=False).sub(1).abs().max() < 0.1
 
@@ -97,7 +93,7 @@ def test_grids_of_the_front_are_fixed_whatever_the_others_are(ranges):
     assert not any(p.requires_grad for p in model.scattering.parameters())
     assert report["scattering.fine"].input == "[-2.1, 2.1] fixed"
     assert report["scattering.fine"].output == "[-1.344, 1.344] fixed"
-    assert report["scattering.low2"].input == "[0, 0.4301] fixed"
+    assert report["scattering.low2.down"].input == "[0, 0.4301] fixed"
 
 
 def test_the_int8_file_answers_as_the_quantized_model(images, tmp_path):
@@ -130,6 +126,7 @@ def test_integers_change_the_normalised_coefficients_little(images):
         ((784,), {}, r"takes images \(channels, height, width\)"),
         ((1, 4, 28), {}, "needs images of at least 5x5 pixels"),
         ((1, 28, 28), {"largest": 0.0}, r"model\.largest=0\.0: must be the largest magnitude of an input value"),
+        ((1, 28, 28), {"eps": -1.0}, r"model\.eps=-1\.0: must be a positive number"),
         ((1, 28, 28), {"largest": float("inf")}, r"model\.largest=inf: must be"),
     ],
 )
