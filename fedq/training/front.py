@@ -25,9 +25,10 @@ class Front:
     Inputs are known by a digest of their values, so it does not matter who holds them or whether they were copied.
     """
 
-    def __init__(self, layers: nn.Sequential) -> None:
+    def __init__(self, layers: nn.Sequential, input_shape: tuple[int, ...]) -> None:
         self.layers = layers
         self._kept: dict[bytes, np.ndarray] = {}
+        self._bytes_each = self._computed(np.zeros((1, *input_shape), np.float32)).nbytes
 
     def __call__(self, inputs: np.ndarray) -> np.ndarray:
         """Outputs float32 (n, ...) of inputs float32 (n, ...), not to be written to."""
@@ -38,6 +39,10 @@ class Front:
             if outputs.nbytes + sum(kept.nbytes for kept in self._kept.values()) <= _MOST_BYTES:
                 self._kept[key] = outputs
         return outputs
+
+    def kept_bytes(self, examples: int) -> int:
+        """Memory that the outputs of so many different examples take, once all of them were seen."""
+        return min(examples * self._bytes_each, _MOST_BYTES)
 
     def _computed(self, inputs: np.ndarray) -> np.ndarray:
         device = device_of(self.layers)
@@ -68,7 +73,7 @@ def divided(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[Front | Non
     front, rest = (nn.Sequential(OrderedDict(part)) for part in (layers[:leading], layers[leading:]))
     if not layers[leading:] or not any(True for _ in front.parameters()) or not _settled(front, input_shape):
         return None, model
-    return Front(front), rest
+    return Front(front, input_shape), rest
 
 
 def _fixed(module: nn.Module) -> bool:

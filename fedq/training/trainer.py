@@ -171,6 +171,10 @@ class Trainer:
         """Outputs (n, k) of the model as it stands, in evaluation mode and float32, on the CPU."""
         return outputs_of(self._learner, self._seen(inputs))
 
+    def kept_bytes(self, examples: int) -> int:
+        """Memory for what the fixed front made of so many examples, which is kept; 0 without a front."""
+        return 0 if self._front is None else self._front.kept_bytes(examples)
+
     def _seen(self, inputs: np.ndarray) -> np.ndarray:
         """What the trained part of the model sees of them."""
         return inputs if self._front is None else self._front(inputs)

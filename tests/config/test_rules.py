@@ -85,6 +85,13 @@ def test_hardware_is_no_part_of_an_experiment_but_arithmetic_is():
     assert rules.config_hash(compose(["train.autocast=bf16"])) != plain
 
 
+def test_a_moving_average_is_another_experiment_and_its_decay_lies_between_0_and_1():
+    assert rules.config_hash(compose(["strategy.ema=0.9"])) != rules.config_hash(compose([]))
+    assert "ema" not in rules.identity(compose([]))["strategy"]  # so that older results keep their names
+    for decay in (0, 1, -0.5):
+        assert keys(f"strategy.ema={decay}") == ["strategy.ema"]
+
+
 def test_not_a_number_is_outside_every_bound():
     config = compose([])
     config.train.lr = math.nan

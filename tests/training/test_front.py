@@ -91,6 +91,14 @@ def test_other_values_of_the_same_shape_are_not_taken_for_those_before():
     assert not np.allclose(front(inputs), first)
 
 
+def test_memory_is_four_bytes_a_value_that_is_kept_up_to_2_gib():
+    model = nn.Sequential(fixed(nn.Linear(2, 3)), nn.Linear(3, 2))
+    trainer = Trainer(model, layout_of(model), RECIPE, input_shape=(2,))
+    assert trainer.kept_bytes(10) == 10 * 3 * 4
+    assert trainer.kept_bytes(10**9) == 2**31
+    assert Trainer(model, layout_of(model), RECIPE).kept_bytes(10) == 0
+
+
 def test_no_example_has_outputs_of_the_right_shape():
     front, _ = divided(nn.Sequential(fixed(nn.Linear(2, 3)), nn.Linear(3, 2)), (2,))
     assert front(np.empty((0, 2), np.float32)).shape == (0, 3)
