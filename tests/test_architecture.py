@@ -21,7 +21,7 @@ FLOORS = [
     {"client", "server"},
     {"wire", "training", "results"},
     {"quant", "privacy", "codec", "data", "models"},
-    {"randomness", "seeding", "compiler", "compiled", "jit", "flower"},
+    {"per_example", "randomness", "seeding", "compiler", "compiled", "jit", "flower"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 READS_CONFIG = {"cli", "runtime", "app", "delivery", "int8_delivery", "experiment"}
@@ -32,6 +32,7 @@ FORBIDDEN = {
     "quant": {"flwr", "hydra", "omegaconf"},
     "privacy": {"flwr", "hydra", "omegaconf"},
     "training": {"flwr", "hydra", "omegaconf"},
+    "per_example": {"flwr", "hydra", "omegaconf"},
     "results": {"flwr", "hydra", "omegaconf", "torch"},
     "config": {"flwr", "torch", "opacus"},
     "new": {"flwr", "torch", "hydra", "omegaconf", "numpy"},

@@ -97,7 +97,7 @@ def client_of(context: Context) -> Client:
     experiment = _experiment(overrides, folder, owner)
     if config.privacy.unit != "off" and config.privacy.noise == "seeded":
         rule = "noise that others can compute again protects nobody; a client outside of a test never adds it"
-        raise ConfigError([Problem("privacy.noise", "seeded", rule, "Use privacy.noise=gaussian")])
+        raise ConfigError([Problem("privacy.noise", "seeded", rule, "Use privacy.noise=discrete")])
     if node.state is not None:
         return experiment.client(
             identity, folder=node.state / "runs" / run, run=run, ledger=node.state / LEDGER, durable=True

@@ -35,7 +35,7 @@ CHOICES: dict[str, tuple[str | int, ...]] = {
     "quant.activations": ("fixed", "learned", "observed", "dynamic", "off"),
     "privacy.unit": ("off", "example"),
     "privacy.accountant": ("prv", "rdp"),
-    "privacy.noise": ("gaussian", "seeded"),
+    "privacy.noise": ("discrete", "gaussian", "seeded"),
     "codec.name": tuple(CODECS),
     "codec.rounding": ROUNDINGS,
     "downlink.name": tuple(CODECS),
@@ -277,7 +277,7 @@ def _deployment(config: Config) -> Iterator[Problem]:
     """What every owner's machine would refuse is better known before anything starts."""
     if config.privacy.unit != "off" and config.privacy.noise == "seeded":
         rule = "noise that others can compute again protects nobody; no client of a deployment adds it"
-        yield Problem("privacy.noise", "seeded", rule, "Use privacy.noise=gaussian")
+        yield Problem("privacy.noise", "seeded", rule, "Use privacy.noise=discrete")
     path = config.data.get("path")
     if isinstance(path, str) and path != "???" and not path.startswith(("/", "~")):
         rule = "in a deployment it is a path on the server's host, where this folder is not known"

@@ -76,7 +76,10 @@ class Privacy:
         None, "public number of examples a client is taken to hold; null: data.nominal_examples / clients"
     )
     accountant: str = option("prv", "prv (tight) or rdp")
-    noise: str = option("gaussian", "gaussian: a stream keyed by the OS; seeded: for tests, never private")
+    noise: str = option(
+        "discrete",
+        "discrete (exact whole numbers) or gaussian (floats), keyed by the OS; seeded: discrete for tests, not private",
+    )
     ledger: str | None = option(None, "folder of the clients' ledgers; null: they live with the run")
 
 

@@ -193,4 +193,5 @@ def _plan(config: Config) -> Any:
         target_epsilon=math.inf if p.target_epsilon is None else p.target_epsilon,
         delta=p.target_delta,
         accountant=accountant,
+        noise="gaussian" if p.noise == "gaussian" else "discrete",  # seeded is the source, not the kind
     )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedq.privacy.dpsgd import DPEvidence
+from fedq.privacy.plan import MECHANISMS
 from fedq.privacy.spend import Spend
 
 MAX_EPSILON = 20.0  # e^20 is 500 million: a larger odds ratio rules nothing out
@@ -100,6 +101,9 @@ def _faults(r: ClientRound) -> list[str]:
         faults.append(f"{done.noised_scalars} values noised of {r.trained_scalars} trained")
     if spend.round != r.round:
         faults.append(f"the spend is for round {spend.round}")
-    if (spend.unit, spend.adjacency, spend.mechanism) != ("example", "add-or-remove-one", "gaussian"):
+    if done.mechanism != spend.mechanism:
+        faults.append(f"{done.mechanism} noise, {spend.mechanism} spent")
+    kinds = (spend.unit, spend.adjacency)
+    if kinds != ("example", "add-or-remove-one") or spend.mechanism not in MECHANISMS.values():
         faults.append(f"the spend is of another kind: {spend.unit}, {spend.adjacency}, {spend.mechanism}")
     return faults

@@ -10,6 +10,7 @@ whatever it protects is not private. Distributions, from 64-bit words:
 - `normal`: Box-Muller in float64, the radius from 64 bits and the angle from 53. No value exceeds
   sqrt(2 ln 2^64) = 9.42; a true normal does so once in 2^67 draws. Within that the values lie on a float64
   grid and are no exact Gaussian (Mironov 2012; docs/privacy.md says what that means).
+- `discrete_gaussian(sigma)`: whole numbers, exact (see `discrete`).
 """
 
 import hashlib
@@ -20,6 +21,8 @@ from typing import Final, Literal, NoReturn, Protocol
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
+from fedq.privacy import discrete
 
 Source = Literal["os", "seeded"]
 Shape = int | tuple[int, ...]
@@ -34,11 +37,12 @@ class RandomSource(Protocol):
     def source(self) -> Source: ...
     def uniform(self, shape: Shape) -> np.ndarray: ...
     def normal(self, shape: Shape) -> np.ndarray: ...
+    def discrete_gaussian(self, sigma: float, count: int) -> np.ndarray: ...
     def bernoulli(self, q: float, n: int) -> np.ndarray: ...
 
 
 class _Keystream:
-    """The three distributions over one keystream; safe to share between threads."""
+    """The four distributions over one keystream; safe to share between threads."""
 
     source: Source
 
@@ -84,6 +88,10 @@ class _Keystream:
             out[:half] *= radius
             out[half:] *= radius
         return values[:count].reshape(shape)
+
+    def discrete_gaussian(self, sigma: float, count: int) -> np.ndarray:
+        """int64 (count,): exact samples of the discrete Gaussian of standard deviation `sigma`, 2^10 to 2^49."""
+        return discrete.discrete_gaussian(sigma, count, self._words)
 
     def bernoulli(self, q: float, n: int) -> np.ndarray:
         """bool (n,), each True with probability q (rounded down to a multiple of 2^-64)."""

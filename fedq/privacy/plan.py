@@ -4,8 +4,12 @@ Knows mechanisms; not tensors, ledgers or anything that depends on data.
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from fedq.privacy.accounting import ACCOUNTANTS, Accountant, Mechanism
+
+Noise = Literal["gaussian", "discrete"]
+MECHANISMS: dict[Noise, str] = {"gaussian": "gaussian", "discrete": "discrete-gaussian"}  # as spends name them
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,7 @@ class DPPlan:
     target_epsilon: float  # of all that this data ever spends; inf: no limit
     delta: float
     accountant: Accountant = "prv"
+    noise: Noise = "gaussian"
 
     def __post_init__(self) -> None:
         Mechanism(self.noise_multiplier, self.sample_rate, self.steps)  # checks these three
@@ -41,6 +46,13 @@ class DPPlan:
             raise ValueError(f"delta={self.delta}: must lie between 0 and 1, e.g. 1e-5")
         if self.accountant not in ACCOUNTANTS:
             raise ValueError(f"accountant={self.accountant!r}: must be one of {', '.join(ACCOUNTANTS)}")
+        if self.noise not in MECHANISMS:
+            raise ValueError(f"noise={self.noise!r}: must be one of {', '.join(MECHANISMS)}")
+        if self.noise == "discrete" and not 2.0**-16 <= self.noise_multiplier <= 2.0**22:
+            raise ValueError(
+                f"noise_multiplier={self.noise_multiplier}: the grid of noise=discrete holds 2^-16 to 2^22; "
+                "use noise=gaussian"
+            )
 
     @property
     def mechanism(self) -> Mechanism:
@@ -55,6 +67,17 @@ class DPPlan:
     def noise_std(self) -> float:
         """Of the noise on each coordinate of a summed gradient, before the division."""
         return self.noise_multiplier * self.clip_norm
+
+    @property
+    def mechanism_name(self) -> str:
+        return MECHANISMS[self.noise]
+
+    def grid_sigma(self, units: float) -> float:
+        """Of discrete noise where the clip norm is so many units: a little more than `noise_multiplier` says.
+
+        The variance of 9 more pays for the difference between discrete and continuous: docs/privacy.md, step 5.
+        """
+        return math.hypot(self.noise_multiplier * units, 3.0) * (1 + 2.0**-50)
 
 
 @dataclass(frozen=True)

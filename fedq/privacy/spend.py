@@ -26,7 +26,7 @@ class Spend:
     bundle: str = ""  # digest of the code that ran
     unit: str = "example"
     adjacency: str = "add-or-remove-one"
-    mechanism: str = "gaussian"  # Poisson-subsampled, float64 from `noise_source`
+    mechanism: str = "gaussian"  # or "discrete-gaussian": noise on each step's sum, from `noise_source`
 
     def __post_init__(self) -> None:
         for field in fields(self):

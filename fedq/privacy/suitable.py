@@ -25,16 +25,6 @@ def refuse_cross_example_layers(model: nn.Module) -> None:
             )
 
 
-def refuse_channels_last(model: nn.Module) -> None:
-    """ValueError for a plain convolution in channels_last: Opacus 1.6 unfolds it wrongly, and says nothing."""
-    for name, module in model.named_modules():
-        if type(module) is nn.Conv2d and not module.weight.is_contiguous():
-            raise ValueError(
-                f"layer {name or 'model'} is in channels_last format, where Opacus' per-example gradients of Conv2d "
-                "are wrong; use model.to(memory_format=torch.contiguous_format)"
-            )
-
-
 def check_loss_sums(
     model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], inputs: Tensor, targets: Tensor
 ) -> None:

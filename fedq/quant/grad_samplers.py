@@ -1,97 +1,67 @@
-"""Teach Opacus the exact per-sample gradients of quantized layers. Knows Opacus; not its accounting."""
+"""Tell Opacus, and fedq's own recorder, the exact per-example gradients of quantized layers. Knows both; not noise.
+
+The layers' hooks see a quantized input and the gradient of the raw output (see `layers`), and the gradient of their
+parameters' rounding is the identity: the per-example gradients of the plain layers are theirs.
+"""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from fedq import per_example
+from fedq.per_example import Contribution, Dense, layers
+from fedq.per_example.layers import Sampler
 from fedq.quant.attention import QMultiheadAttention
 from fedq.quant.fake import pass_within, step_gradient
 from fedq.quant.grids import LearnedGrid
 from fedq.quant.layers import QConv1d, QConv2d, QEmbedding, QLinear
 from fedq.quant.recurrent import QLSTM
 
+_Samples = dict[nn.Parameter, Tensor]
+
+
+def learned_grid(grid: nn.Module, x: Tensor, grad: Tensor) -> list[Contribution]:
+    """Of `log_range`, one number for each example."""
+    assert isinstance(grid, LearnedGrid)
+    step, levels = grid.step, (grid.lowest, grid.highest)
+    units = x / step
+    moved = step_gradient(grad, pass_within(grad, units, *levels), units, *levels)
+    # The step is exp(log_range) / highest, so its derivative for log_range is the step itself.
+    return [Dense(grid.log_range, moved.flatten(start_dim=1).sum(dim=1, keepdim=True) * (grid.slope(x) * step))]
+
+
+_SAMPLERS: dict[type[nn.Module], Sampler] = {
+    QLinear: layers.linear,
+    QConv1d: layers.conv1d,
+    QConv2d: layers.conv2d,
+    QEmbedding: layers.embedding,
+    LearnedGrid: learned_grid,
+}
+
 
 def register_grad_samplers() -> None:
-    """Register every quantized layer and LearnedGrid with Opacus; calling it again changes nothing.
-
-    The layers' hooks see a quantized input and the gradient of the raw output (see `layers`), and the
-    gradient of their parameters' rounding is the identity: the per-sample gradients of the plain layers are
-    theirs.
-    """
+    """Register every quantized layer and LearnedGrid; calling it again changes nothing."""
     from opacus.grad_sample import register_grad_sampler
-    from opacus.grad_sample.linear import compute_linear_grad_sample
 
-    register_grad_sampler(QLinear)(compute_linear_grad_sample)
-    register_grad_sampler(QConv1d)(conv1d_grad_sample)
-    register_grad_sampler(QConv2d)(conv2d_grad_sample)
-    register_grad_sampler(QEmbedding)(embedding_grad_sample)
+    for kind, sampler in _SAMPLERS.items():
+        per_example.register(kind, sampler)
+        register_grad_sampler(kind)(_for_opacus(sampler))
+    # Layers whose hooks are called several times for one call: Opacus counts those.
     register_grad_sampler(QMultiheadAttention)(attention_grad_sample)
     register_grad_sampler(QLSTM)(lstm_grad_sample)
-    register_grad_sampler(LearnedGrid)(learned_grid_grad_sample)
 
 
-def embedding_grad_sample(
-    layer: QEmbedding, activations: list[Tensor], backprops: Tensor
-) -> dict[nn.Parameter, Tensor]:
-    """Opacus' own, without a gradient for the row that pads."""
-    from opacus.grad_sample.embedding import compute_embedding_grad_sample
+def _for_opacus(sampler: Sampler) -> Callable[[nn.Module, list[Tensor], Tensor], _Samples]:
+    def samples(layer: nn.Module, activations: list[Tensor], backprops: Tensor) -> _Samples:
+        found = [] if not _trained(layer) else sampler(layer, activations[0], backprops)
+        return {c.parameter: c.dense().rows.view(c.examples, *c.parameter.shape) for c in found}
 
-    samples: dict[nn.Parameter, Tensor] = compute_embedding_grad_sample(layer, activations, backprops)
-    if layer.padding_idx is not None:
-        for sample in samples.values():
-            sample[:, layer.padding_idx] = 0.0
     return samples
 
 
-def conv2d_grad_sample(layer: QConv2d, activations: list[Tensor], backprops: Tensor) -> dict[nn.Parameter, Tensor]:
-    """Gradients of each example's loss for weight and bias, shape (n, *parameter).
-
-    Opacus' own sampler asks for the type nn.Conv2d itself, takes zero padding for granted and multiplies
-    every group with every other; the algebra is the same: one matrix product per example of patches and
-    gradients.
-    """
-    (x,) = activations
-    padding = layer.padding
-    if layer.padding_mode != "zeros":
-        x = functional.pad(x, layer._reversed_padding_repeated_twice, mode=layer.padding_mode)
-        padding = (0, 0)
-    shape = (layer.kernel_size, padding, layer.stride, layer.dilation)
-    return _conv_grad_sample(layer, x, backprops, *shape)
-
-
-def conv1d_grad_sample(layer: QConv1d, activations: list[Tensor], backprops: Tensor) -> dict[nn.Parameter, Tensor]:
-    """The same for images of height 1."""
-    (x,) = activations
-    padding: tuple[int, ...] | str = layer.padding
-    if layer.padding_mode != "zeros":
-        x = functional.pad(x, layer._reversed_padding_repeated_twice, mode=layer.padding_mode)
-        padding = (0,)
-    high: tuple[int, ...] | str = padding if isinstance(padding, str) else (0, *padding)
-    shape = ((1, *layer.kernel_size), high, (1, *layer.stride), (1, *layer.dilation))
-    return _conv_grad_sample(layer, x.unsqueeze(2), backprops.unsqueeze(2), *shape)
-
-
-def _conv_grad_sample(
-    layer: QConv1d | QConv2d, x: Tensor, backprops: Tensor, kernel_size: tuple[int, ...],
-    padding: tuple[int, ...] | str, stride: tuple[int, ...], dilation: tuple[int, ...],
-) -> dict[nn.Parameter, Tensor]:  # fmt: skip
-    from opacus.utils.tensor_utils import unfold2d
-
-    n, groups, weight, bias = len(x), layer.groups, layer.weight, layer.bias
-    assert isinstance(weight, nn.Parameter)
-    samples: dict[nn.Parameter, Tensor] = {}
-    if weight.requires_grad and n == 0:  # unfold2d refuses that
-        samples[weight] = weight.new_zeros((0, *weight.shape))
-    elif weight.requires_grad:
-        # Opacus 1.6's unfold2d reads a channels_last tensor in the wrong order, without an error.
-        patches = unfold2d(x.contiguous(), kernel_size=kernel_size, padding=padding, stride=stride, dilation=dilation)
-        places = patches.shape[-1]
-        patches = patches.reshape(n, groups, weight[0].numel(), places)
-        by_group = backprops.reshape(n, groups, layer.out_channels // groups, places)
-        samples[weight] = (by_group @ patches.transpose(2, 3)).reshape(n, *weight.shape)
-    if isinstance(bias, nn.Parameter) and bias.requires_grad:
-        samples[bias] = backprops.sum(dim=(2, 3))
-    return samples
+def _trained(layer: nn.Module) -> bool:
+    return any(p.requires_grad for p in layer.parameters(recurse=False))
 
 
 def attention_grad_sample(
@@ -129,17 +99,3 @@ def lstm_grad_sample(layer: QLSTM, activations: list[Tensor], backprops: Tensor)
         if bias is not None and bias.requires_grad:
             samples[bias] = backprops
     return samples
-
-
-def learned_grid_grad_sample(
-    grid: LearnedGrid, activations: list[Tensor], backprops: Tensor
-) -> dict[nn.Parameter, Tensor]:
-    """Gradient of each example's loss for `log_range`, shape (n, 1)."""
-    if not grid.log_range.requires_grad:
-        return {}
-    (x,) = activations
-    step, levels = grid.step, (grid.lowest, grid.highest)
-    units = x / step
-    moved = step_gradient(backprops, pass_within(backprops, units, *levels), units, *levels)
-    # The step is exp(log_range) / highest, so its derivative for log_range is the step itself.
-    return {grid.log_range: moved.flatten(start_dim=1).sum(dim=1, keepdim=True) * (grid.slope(x) * step)}

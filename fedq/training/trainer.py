@@ -16,6 +16,7 @@ from torch import nn
 from fedq.codec import Layout
 from fedq.compiler import without_compiler
 from fedq.data import Examples
+from fedq.per_example import left_to_opacus
 from fedq.privacy import DPSGD, DPEvidence, DPPlan, Ledger, RandomSource, SpendContext
 from fedq.privacy.suitable import device_of
 from fedq.quant import register_grad_samplers
@@ -115,11 +116,9 @@ class Trainer:
         self.trained_scalars = sum(s.size for s in layout.averaged if s.name in trained)
         # Averaged, but no parameters: running means, observed ranges. An optimizer's step makes no sense of them.
         self.statistics = tuple(s.name for s in layout.averaged if s.name not in trained)
-        convolutions = [type(m) for m in model.modules() if isinstance(m, nn.Conv2d)]
+        convolutions = any(isinstance(m, nn.Conv2d) for m in model.modules())
         # NCHW max-pooling is slow on CPUs: channels_last halves a CNN's training time.
         self._format = torch.channels_last if convolutions else torch.contiguous_format
-        # Opacus' per-example gradients of nn.Conv2d are wrong on channels_last tensors; QConv2d has its own.
-        self._private_format = torch.contiguous_format if nn.Conv2d in convolutions else self._format
 
     def fit(
         self,
@@ -142,14 +141,13 @@ class Trainer:
         self.load(weights)
         pruned = pruned_in(self.model, self.layout, kept)
         self.model.train()
-        self.model.to(memory_format=self._format if private is None else self._private_format)  # type: ignore[call-overload]
+        self.model.to(memory_format=self._format if private is None else self._private_format())  # type: ignore[call-overload]
         seed = torch_seed if private is None else int(private.random.uniform((1,))[0] * 2**53)
         with seeded(seed, *self.hardware.devices):
             inputs, targets = torch.from_numpy(self._seen(examples.inputs)), torch.from_numpy(examples.targets)
             if private is None:
                 loss = self._descend(inputs, targets, round, batches, pruned)
                 return Fitted(read_vector(self.model, self.layout), len(examples), loss)
-            register_grad_samplers()  # without them Opacus cannot tell a quantized layer's per-example gradients
             mechanism = DPSGD(private.plan, random=private.random, ledger=private.ledger)
             evidence = mechanism.run(
                 self._learner,
@@ -161,6 +159,12 @@ class Trainer:
                 pruned=pruned,
             )
         return Fitted(read_vector(self.model, self.layout), len(examples), None, evidence)
+
+    def _private_format(self) -> torch.memory_format:
+        """Opacus' per-example gradients of nn.Conv2d are wrong on channels_last tensors; fedq's own are not."""
+        register_grad_samplers()  # without them nobody can tell a quantized layer's per-example gradients
+        theirs = any(type(layer) is nn.Conv2d for layer in left_to_opacus(self.model))
+        return torch.contiguous_format if theirs else self._format
 
     def evaluate(self, weights: np.ndarray, examples: Examples) -> Evaluation:
         """Mean loss and the metric of a flat model on a set of examples."""

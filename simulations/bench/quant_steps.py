@@ -14,6 +14,7 @@ from torch.nn import functional
 from fedq import models
 from fedq.compiler import without_compiler
 from fedq.privacy import DPSGD, DPPlan, Ledger, SeededRandom, SpendContext
+from fedq.privacy.plan import Noise
 from fedq.quant import jit, quantize, register_grad_samplers, spell_out
 from simulations.bench.row import Row
 from simulations.bench.timing import Contender, Effort, medians
@@ -52,7 +53,7 @@ def _quantized(name: str) -> nn.Module:
     return model
 
 
-def _examples() -> tuple[Tensor, Tensor]:
+def examples() -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
     inputs = torch.randn(BATCH, *INPUT_SHAPE, generator=generator)
     return inputs, torch.randint(0, NUM_OUTPUTS, (BATCH,), generator=generator)
@@ -85,7 +86,7 @@ def _repeat(step: Callable[[], None], times: int) -> None:
 
 def _step(model: nn.Module) -> Callable[[], None]:
     model.train()
-    inputs, targets = _examples()
+    inputs, targets = examples()
     with without_compiler():
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
 
@@ -114,17 +115,18 @@ def _private(name: str, effort: Effort) -> Row:
     return Row(f"qat_dp_step_{name}", ms["qat"], ms["float32"], "ms", "ours/reference", words)
 
 
-def noised_step(model: nn.Module) -> float:
+def noised_step(model: nn.Module, *, noise: Noise = "gaussian", steps: int = _NOISED_STEPS) -> float:
     """Seconds of one step within a run of the real mechanism: from one optimizer step to the next."""
     plan = DPPlan(
         noise_multiplier=1.0,
         clip_norm=1.0,
         sample_rate=1.0,  # of BATCH examples: each step has all of them, on both sides
-        steps=_NOISED_STEPS,
+        steps=steps,
         nominal_examples=BATCH,
         target_epsilon=math.inf,
         delta=1e-5,
         accountant="rdp",
+        noise=noise,
     )
     ticks: list[float] = []
 
@@ -138,7 +140,7 @@ def noised_step(model: nn.Module) -> float:
         mechanism = DPSGD(plan, random=SeededRandom(0), ledger=Ledger(Path(folder) / "ledger.sqlite"))
         mechanism.run(
             model,
-            *_examples(),
+            *examples(),
             loss=lambda outputs, targets: functional.cross_entropy(outputs, targets, reduction="sum"),
             make_optimizer=optimizer,
             context=SpendContext(data="random", run="bench", round=1),

@@ -160,7 +160,7 @@ def test_a_client_without_a_place_leaves_no_file(shard, tmp_path):
 
 
 def test_noise_that_others_can_compute_is_refused_under_dp(shard, tmp_path):
-    with pytest.raises(ConfigError, match=r"privacy.noise=seeded: .*protects nobody.*Use privacy.noise=gaussian"):
+    with pytest.raises(ConfigError, match=r"privacy.noise=seeded: .*protects nobody.*Use privacy.noise=discrete"):
         client([*PRIVATE, "privacy.noise=seeded"], partition_id=2, data_path=shard, state_dir=tmp_path)
 
 

@@ -105,6 +105,7 @@ def test_no_target_needs_a_finite_epsilon_all_the_same():
         (with_last_spend(unit="client"), "another kind: client"),
         (with_last_spend(adjacency="replace-one"), "another kind"),
         (with_last_spend(mechanism="none"), "another kind"),
+        (with_last_spend(mechanism="discrete-gaussian"), "gaussian noise, discrete-gaussian spent"),
     ],
 )
 def test_each_missing_piece_is_named(evidence, reason):
@@ -148,3 +149,15 @@ def test_a_guarantee_that_is_empty_or_of_something_else_is_none(changed, why):
     private, reasons = is_private(replace(WHOLE, **changed))
     assert private is False
     assert any(why in reason for reason in reasons)
+
+
+def test_discrete_noise_that_was_spent_as_such_is_private_too():
+    rounds = tuple(
+        replace(
+            r,
+            done=replace(r.done, mechanism="discrete-gaussian"),
+            spend=replace(r.spend, mechanism="discrete-gaussian"),
+        )
+        for r in WHOLE.rounds
+    )
+    assert is_private(replace(WHOLE, rounds=rounds)) == (True, [])

@@ -25,6 +25,7 @@ def test_a_plan_has_no_place_for_what_depends_on_the_data():
         "target_epsilon",
         "delta",
         "accountant",
+        "noise",
     ]
 
 
@@ -55,8 +56,15 @@ def test_no_limit_is_a_target_of_infinity(plan):
         ("delta", 0.0),
         ("delta", 1.0),
         ("accountant", "moments"),
+        ("noise", "laplace"),
     ],
 )
 def test_a_plan_out_of_range_is_refused_by_name(plan, field, value):
     with pytest.raises(ValueError, match=field):
         replace(plan, **{field: value})
+
+
+@pytest.mark.parametrize("noise_multiplier", [2.0**-17, 2.0**23])
+def test_noise_that_the_grid_does_not_hold_is_refused_before_anything_is_spent(plan, noise_multiplier):
+    with pytest.raises(ValueError, match=r"noise_multiplier.*grid of noise=discrete.*use noise=gaussian"):
+        replace(plan, noise="discrete", noise_multiplier=noise_multiplier)

@@ -191,3 +191,57 @@ def test_all_sparse_kernels_compute_the_product_of_the_dense_one():
     assert len(found) >= 2
     for name, product in found.items():
         assert np.array_equal(product(), expected), name
+
+
+@pytest.mark.parametrize("setting", [(3.0, 1.0, 10), (5.27, 0.1, 1200), (0.7, 0.01, 300)])
+def test_the_bench_s_own_reference_for_epsilon_is_that_of_dp_accounting(setting):
+    """Where that is not installed, the row compares with this one."""
+    from simulations.bench import privacy_epsilon
+
+    reference, name = privacy_epsilon._reference()
+    assert name == "dp-accounting"
+    # dp-accounting's is an upper bound on a mesh of 1e-4
+    assert privacy_epsilon.by_fft(*setting) == pytest.approx(reference(*setting), rel=1e-4)
+
+
+def test_epsilon_of_a_full_batch_is_the_gaussian_mechanism_s_own():
+    """Balle and Wang 2018, theorem 8: delta of one step of noise sigma; T steps are one of sigma / sqrt(T)."""
+    from scipy.special import ndtr
+
+    from simulations.bench import privacy_epsilon
+
+    sigma = 3.0 / np.sqrt(10)
+    epsilon = privacy_epsilon.by_fft(3.0, 1.0, 10)
+    delta = ndtr(0.5 / sigma - epsilon * sigma) - np.exp(epsilon) * ndtr(-0.5 / sigma - epsilon * sigma)
+    assert delta == pytest.approx(privacy_epsilon.DELTA, rel=1e-3)
+
+
+def test_without_dp_accounting_the_row_says_what_it_compares_with(monkeypatch):
+    from simulations.bench import privacy_epsilon
+
+    monkeypatch.setitem(sys.modules, "dp_accounting", None)
+    monkeypatch.setattr(privacy_epsilon, "GRID", [(3.0, 1.0, 10)])
+    (row,) = privacy_epsilon.rows(timing.QUICK)
+    assert "dp-accounting is not installed" in row.words
+    assert 1 <= row.ratio <= 1.01
+
+
+@pytest.mark.parametrize("name", ["cnn", "mlp"])
+def test_the_clipped_sums_that_the_bench_times_are_those_of_opacus(name):
+    from simulations.bench.privacy_steps import _Opacus
+
+    assert _Opacus(name).difference(name) < 1e-5
+
+
+def test_peak_memory_is_what_tensors_held_at_one_time():
+    import torch
+
+    from simulations.bench.privacy_steps import _peak
+
+    def step() -> None:
+        one = torch.zeros(1 << 20)
+        two = torch.zeros(1 << 20)
+        del one, two
+        torch.zeros(1 << 20)
+
+    assert _peak(step) == pytest.approx(2 * 4 * (1 << 20), rel=0.01)

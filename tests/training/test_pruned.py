@@ -6,8 +6,10 @@ import torch
 from torch import nn
 
 from fedq.data import Examples
+from fedq.per_example import Dense
 from fedq.privacy import DPPlan, Ledger, SeededRandom, SpendContext
-from fedq.privacy.dpsgd import DPSGD, clip_and_sum
+from fedq.privacy.clipping import clip_and_sum
+from fedq.privacy.dpsgd import DPSGD
 from fedq.training import Recipe, Trainer, layout_of, read_vector
 from fedq.training.pruned import pruned_in
 from fedq.training.trainer import PrivateFit
@@ -139,8 +141,8 @@ def test_pruned_values_use_up_nothing_of_the_clip_norm():
     """Gradient (3, 4) clipped to 2: (1.2, 1.6). Without the first value: (0, 2)."""
     parameter = nn.Parameter(torch.zeros(2))
     for pruned, expected in [({}, [1.2, 1.6]), ({parameter: torch.tensor([True, False])}, [0.0, 2.0])]:
-        parameter.grad_sample = torch.tensor([[3.0, 4.0]])
-        assert clip_and_sum([parameter], 2.0, pruned).tolist() == pytest.approx(expected, rel=1e-5)
+        contributions = [Dense(parameter, torch.tensor([[3.0, 4.0]]))]
+        assert clip_and_sum(contributions, [parameter], 2.0, pruned).tolist() == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_noise_of_kept_values_is_that_of_a_run_without_a_mask(tmp_path):
