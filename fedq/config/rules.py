@@ -48,6 +48,7 @@ CHOICES: dict[str, tuple[str | int, ...]] = {
 }
 # Codec -> its options.
 CODEC_OPTIONS = {name: tuple(inspect.signature(codec).parameters) for name, codec in CODECS.items()}
+AUGMENTATIONS = ("flip", "shift")  # a test compares them with those of the training room
 LEAST_DELTA_FRACTION = 0.3  # below, whole weights in int8 are fewer bytes than changes with float32 for who missed them
 # key -> (least, largest, whether the bounds themselves are allowed)
 BOUNDS: dict[str, tuple[float, float, bool, bool]] = {
@@ -76,6 +77,7 @@ BOUNDS: dict[str, tuple[float, float, bool, bool]] = {
     "privacy.clip_norm": (1e-6, 1e6, True, True),
     "privacy.sample_rate": (1e-6, 1, True, True),
     "privacy.nominal_examples": (1, math.inf, True, False),
+    "privacy.augmentations": (1, 256, True, True),
     "codec.block": (16, 65536, True, True),
     "codec.fraction": (1e-6, 1, True, True),
     "downlink.block": (16, 65536, True, True),
@@ -96,6 +98,7 @@ _LATER = (
     (None, "names"),
     ("train", "autocast"),
     ("strategy", "ema"),
+    *(("privacy", key) for key in ("augmentations", "augment")),
     *(("quant", key) for key in ("granularity", "weight_rounding", "calibration")),
     *(("quant", key) for key in ("sparsity", "sparsity_begin", "sparsity_end")),
 )
@@ -199,6 +202,10 @@ def _together(config: Config) -> Iterator[Problem]:
             )
     if not private:
         return
+    unknown = [kind for kind in privacy.augment if kind not in AUGMENTATIONS]
+    if unknown or not privacy.augment:
+        rule = f"must be one or more of {', '.join(AUGMENTATIONS)}"
+        yield Problem("privacy.augment", list(privacy.augment), rule, "Use privacy.augment=[flip,shift]")
     if privacy.target_epsilon is None and privacy.noise_multiplier is None:
         yield Problem(
             "privacy.target_epsilon",
@@ -307,6 +314,12 @@ def _idle(config: Config) -> Iterator[Problem]:
             c.runtime.name != "local",
             engine,
             "Use runtime=ray or runtime=deployment",
+        ),
+        (
+            ("privacy.augment",),
+            c.privacy.augmentations > 1,
+            "privacy.augmentations=1 is the image alone, so it would do nothing",
+            "Add privacy.augmentations=4",
         ),
         (_options("privacy", "unit"), private, "privacy is off, so it would do nothing", "Add privacy=example"),
         (_options("quant", "name"), c.quant.name != "off", "quant is off, so it would do nothing", "Add quant=int8"),

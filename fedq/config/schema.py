@@ -80,6 +80,8 @@ class Privacy:
         "discrete",
         "discrete (exact whole numbers) or gaussian (floats), keyed by the OS; seeded: discrete for tests, not private",
     )
+    augmentations: int = option(1, "views of each image whose mean gradient is clipped (De et al. 2022); 1: the image")
+    augment: list[str] = option(["flip", "shift"], "what a view may be: flip (mirrored), shift (up to 2 pixels)")
     ledger: str | None = option(None, "folder of the clients' ledgers; null: they live with the run")
 
 

@@ -27,6 +27,7 @@ from fedq.training.hardware import Hardware
 from fedq.training.objectives import LOSSES, METRICS, Metric
 from fedq.training.pruned import Pruned, pruned_in, zero_gradients, zero_weights
 from fedq.training.step import Step
+from fedq.training.views import Views
 
 _EVALUATION_BATCH = 1000
 
@@ -47,6 +48,7 @@ class Recipe:
     loss: str = "cross_entropy"
     metric: str = "accuracy"
     autocast: str = "off"
+    views: Views | None = None  # of each example, under DP; None: the example alone
 
     def lr_in(self, round: int) -> float:
         """Learning rate of round 1, 2, ... `rounds`."""
@@ -144,19 +146,26 @@ class Trainer:
         self.model.to(memory_format=self._format if private is None else self._private_format())  # type: ignore[call-overload]
         seed = torch_seed if private is None else int(private.random.uniform((1,))[0] * 2**53)
         with seeded(seed, *self.hardware.devices):
-            inputs, targets = torch.from_numpy(self._seen(examples.inputs)), torch.from_numpy(examples.targets)
+            views = None if private is None else self.recipe.views
+            # Views are drawn anew in each step, so a fixed front has to see every one of them.
+            learner, seen = (
+                (self._learner, self._seen(examples.inputs)) if views is None else (self.model, examples.inputs)
+            )
+            inputs, targets = torch.from_numpy(seen), torch.from_numpy(examples.targets)
             if private is None:
                 loss = self._descend(inputs, targets, round, batches, pruned)
                 return Fitted(read_vector(self.model, self.layout), len(examples), loss)
             mechanism = DPSGD(private.plan, random=private.random, ledger=private.ledger)
             evidence = mechanism.run(
-                self._learner,
+                learner,
                 inputs,
                 targets,
                 loss=lambda outputs, targets: self._loss(outputs, targets).sum(),
                 make_optimizer=lambda parameters: self.recipe.make_optimizer(parameters, round),
                 context=private.context,
                 pruned=pruned,
+                augment=None if views is None else lambda images: views.of(images, private.random.uniform),
+                views=1 if views is None else views.count,
             )
         return Fitted(read_vector(self.model, self.layout), len(examples), None, evidence)
 

@@ -1,6 +1,7 @@
 """What fixed leading layers make of a shard is computed once, and nothing else changes."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from fedq.data import Examples
 from fedq.models import scatter_linear
 from fedq.privacy import DPPlan, Ledger, SeededRandom, SpendContext
 from fedq.quant import quantize
-from fedq.training import PrivateFit, Recipe, Trainer, layout_of, read_vector
+from fedq.training import PrivateFit, Recipe, Trainer, Views, layout_of, read_vector
 from fedq.training.front import divided
 
 SHAPE = (1, 8, 8)
@@ -38,13 +39,13 @@ def trainers(model: nn.Module) -> tuple[Trainer, Trainer]:
     )
 
 
-def private(folder, examples: int) -> PrivateFit:
+def private(folder, examples: int, random=None) -> PrivateFit:
     plan = DPPlan(
         noise_multiplier=1.0, clip_norm=1.0, sample_rate=0.3, steps=4, nominal_examples=examples, target_epsilon=100.0,
         delta=1e-5, accountant="rdp",
     )  # fmt: skip
     folder.mkdir()
-    return PrivateFit(plan, SeededRandom(7), Ledger(folder / "ledger.db"), SpendContext("data", "run", 1))
+    return PrivateFit(plan, random or SeededRandom(7), Ledger(folder / "ledger.db"), SpendContext("data", "run", 1))
 
 
 def fitted(trainer: Trainer, examples: Examples, folder=None) -> np.ndarray:
@@ -79,6 +80,31 @@ def test_the_front_runs_once_for_each_shard(shard):
         fitted(trainer, half)
         trainer.evaluate(start, half)
     assert len(seen) == 2
+
+
+def test_under_views_the_front_sees_each_of_them(shard, tmp_path):
+    """One view is the image itself, so its fit must end where that without views does."""
+    model = scatter_linear(SHAPE, 2)
+    plain = trainers(model)[0]
+    recipe = replace(RECIPE, views=Views(1))
+    viewed = Trainer(copy.deepcopy(model), layout_of(model), recipe, input_shape=SHAPE)
+    steps = plain.fit(
+        read_vector(model, plain.layout), shard, round=1, batches=np.random.default_rng(0), torch_seed=0,
+        private=private(tmp_path / "a", len(shard), random=Sure(7)),
+    )  # fmt: skip
+    again = viewed.fit(
+        read_vector(model, plain.layout), shard, round=1, batches=np.random.default_rng(0), torch_seed=0,
+        private=private(tmp_path / "b", len(shard), random=Sure(7)),
+    )  # fmt: skip
+    assert np.abs(steps.vector).max() > 0.01
+    np.testing.assert_allclose(again.vector, steps.vector, atol=1e-5)
+
+
+class Sure(SeededRandom):
+    """Its uniform numbers come from elsewhere, so that views take none of what noise and sampling draw."""
+
+    def uniform(self, shape):
+        return np.full(shape, 0.5)
 
 
 def test_other_values_of_the_same_shape_are_not_taken_for_those_before():
