@@ -16,6 +16,7 @@ from fedq.config.problem import Problem
 from fedq.config.pruning import idle_pruning, pruning_problems
 from fedq.config.quantization import idle_quantization
 from fedq.config.schema import Config
+from fedq.config.views import idle_views, views_problems
 
 OBJECT = "object:"  # stands before the name of a model or data that is an object of the calling process
 
@@ -48,7 +49,6 @@ CHOICES: dict[str, tuple[str | int, ...]] = {
 }
 # Codec -> its options.
 CODEC_OPTIONS = {name: tuple(inspect.signature(codec).parameters) for name, codec in CODECS.items()}
-AUGMENTATIONS = ("flip", "shift")  # a test compares them with those of the training room
 LEAST_DELTA_FRACTION = 0.3  # below, whole weights in int8 are fewer bytes than changes with float32 for who missed them
 # key -> (least, largest, whether the bounds themselves are allowed)
 BOUNDS: dict[str, tuple[float, float, bool, bool]] = {
@@ -202,10 +202,7 @@ def _together(config: Config) -> Iterator[Problem]:
             )
     if not private:
         return
-    unknown = [kind for kind in privacy.augment if kind not in AUGMENTATIONS]
-    if unknown or not privacy.augment:
-        rule = f"must be one or more of {', '.join(AUGMENTATIONS)}"
-        yield Problem("privacy.augment", list(privacy.augment), rule, "Use privacy.augment=[flip,shift]")
+    yield from views_problems(config)
     if privacy.target_epsilon is None and privacy.noise_multiplier is None:
         yield Problem(
             "privacy.target_epsilon",
@@ -315,12 +312,7 @@ def _idle(config: Config) -> Iterator[Problem]:
             engine,
             "Use runtime=ray or runtime=deployment",
         ),
-        (
-            ("privacy.augment",),
-            c.privacy.augmentations > 1,
-            "privacy.augmentations=1 is the image alone, so it would do nothing",
-            "Add privacy.augmentations=4",
-        ),
+        idle_views(config),
         (_options("privacy", "unit"), private, "privacy is off, so it would do nothing", "Add privacy=example"),
         (_options("quant", "name"), c.quant.name != "off", "quant is off, so it would do nothing", "Add quant=int8"),
         idle_pruning(c),

@@ -6,7 +6,7 @@ import pytest
 
 from fedq.codec import CODECS
 from fedq.codec.options import ROUNDINGS
-from fedq.config import Config, compose, problems, rules
+from fedq.config import Config, compose, problems, rules, views
 from fedq.data import PARTITIONERS
 from fedq.privacy import ACCOUNTANTS
 from fedq.training import AUGMENTATIONS, LOSSES, METRICS
@@ -93,7 +93,7 @@ def test_a_moving_average_is_another_experiment_and_its_decay_lies_between_0_and
 
 
 def test_views_are_of_kinds_that_the_training_room_knows():
-    assert rules.AUGMENTATIONS == AUGMENTATIONS
+    assert views.AUGMENTATIONS == AUGMENTATIONS
     assert keys(*private("privacy.augmentations=4")) == []
     assert keys(*private("privacy.augmentations=0")) == ["privacy.augmentations"]
     for kinds in ("[]", "[flip,turn]"):

@@ -88,16 +88,14 @@ def test_under_views_the_front_sees_each_of_them(shard, tmp_path):
     plain = trainers(model)[0]
     recipe = replace(RECIPE, views=Views(1))
     viewed = Trainer(copy.deepcopy(model), layout_of(model), recipe, input_shape=SHAPE)
-    steps = plain.fit(
-        read_vector(model, plain.layout), shard, round=1, batches=np.random.default_rng(0), torch_seed=0,
-        private=private(tmp_path / "a", len(shard), random=Sure(7)),
-    )  # fmt: skip
-    again = viewed.fit(
-        read_vector(model, plain.layout), shard, round=1, batches=np.random.default_rng(0), torch_seed=0,
-        private=private(tmp_path / "b", len(shard), random=Sure(7)),
-    )  # fmt: skip
-    assert np.abs(steps.vector).max() > 0.01
-    np.testing.assert_allclose(again.vector, steps.vector, atol=1e-5)
+    start, found = read_vector(model, plain.layout), []
+    for name, trainer in (("without", plain), ("with", viewed)):
+        how = private(tmp_path / name, len(shard), random=Sure(7))
+        found.append(
+            trainer.fit(start, shard, round=1, batches=np.random.default_rng(0), torch_seed=0, private=how).vector
+        )
+    assert np.abs(found[0]).max() > 0.01
+    np.testing.assert_allclose(found[1], found[0], atol=1e-5)
 
 
 class Sure(SeededRandom):
