@@ -86,6 +86,7 @@ def serve(
                 due=lambda round: public.evaluation_due(config, round),
                 keep=config.strategy.keep,
                 greater_is_better=experiment.trainer.metric.greater_is_better,
+                ema=config.strategy.ema,
             ),
             hello=hello,
             refused=roster.refused,

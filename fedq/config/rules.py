@@ -20,6 +20,7 @@ from fedq.config.pruning import idle_pruning, pruning_problems
 from fedq.config.public import cohort_size, identities
 from fedq.config.quantization import idle_quantization
 from fedq.config.schema import Config
+from fedq.config.views import idle_views, views_problems
 
 OBJECT = "object:"  # stands before the name of a model or data that is an object of the calling process
 
@@ -83,6 +84,7 @@ BOUNDS: dict[str, tuple[float, float, bool, bool]] = {
     "privacy.clip_norm": (1e-6, 1e6, True, True),
     "privacy.sample_rate": (1e-6, 1, True, True),
     "privacy.nominal_examples": (1, math.inf, True, False),
+    "privacy.augmentations": (1, 256, True, True),
     "codec.block": (16, 65536, True, True),
     "codec.fraction": (1e-6, 1, True, True),
     "downlink.block": (16, 65536, True, True),
@@ -90,6 +92,7 @@ BOUNDS: dict[str, tuple[float, float, bool, bool]] = {
     "strategy.server_lr": (0, math.inf, False, False),
     "strategy.min_clients": (1, math.inf, True, False),
     "strategy.max_weight": (0, 2**20, False, True),
+    "strategy.ema": (0, 1, False, False),
     "strategy.evaluate_every": (1, math.inf, True, False),
     "runtime.workers": (1, 256, True, True),
     "runtime.wait": (0, 7 * 86400, True, True),
@@ -101,6 +104,8 @@ BOUNDS: dict[str, tuple[float, float, bool, bool]] = {
 _LATER = (
     (None, "names"),
     ("train", "autocast"),
+    ("strategy", "ema"),
+    *(("privacy", key) for key in ("augmentations", "augment")),
     *(("quant", key) for key in ("granularity", "weight_rounding", "calibration")),
     (None, "evaluate"),
     *(("privacy", key) for key in ("budgets", "evaluation_epsilon")),
@@ -210,6 +215,7 @@ def _together(config: Config) -> Iterator[Problem]:
             yield Problem(
                 f"{group}._target_", target, "must be a dotted path, package.module.name", f"Choose a {group}"
             )
+    yield from views_problems(config)
 
 
 def _names(config: Config) -> Iterator[Problem]:
@@ -275,6 +281,7 @@ def _idle(config: Config) -> Iterator[Problem]:
             "Use runtime=ray or runtime=deployment",
         ),
         *client_level.idle_privacy(c),
+        idle_views(config),
         (_options("quant", "name"), c.quant.name != "off", "quant is off, so it would do nothing", "Add quant=int8"),
         (("privacy.evaluation_epsilon",), c.evaluate == "dp", f"evaluate={c.evaluate}", "Use evaluate=dp"),
         idle_pruning(c),
@@ -338,6 +345,6 @@ def _try(config: Config, key: str) -> str:
     value = (
         default
         if default is not None
-        else {"privacy.target_epsilon": 8, "train.epochs": 1}.get(key, low if with_low else high)
+        else {"privacy.target_epsilon": 8, "train.epochs": 1, "strategy.ema": 0.9}.get(key, low if with_low else high)
     )
     return f"Try {key}={value:g}" if isinstance(value, (int, float)) and math.isfinite(value) else f"Set another {key}"

@@ -86,6 +86,8 @@ class Privacy:
         "discrete",
         "discrete (exact whole numbers) or gaussian (floats), keyed by the OS; seeded: discrete for tests, not private",
     )
+    augmentations: int = option(1, "views of each image whose mean gradient is clipped (De et al. 2022); 1: the image")
+    augment: list[str] = option(["flip", "shift"], "what a view may be: flip (mirrored), shift (up to 2 pixels)")
     ledger: str | None = option(None, "folder of the clients' ledgers; null: they live with the run")
     client_target_epsilon: float | None = option(None, "client: budget of a whole client, in all rounds together")
     client_target_delta: float = option(1e-5, "client: delta of that guarantee; at most 1 / clients")
@@ -130,6 +132,9 @@ class Strategy:
     max_weight: float = option(1e6, "largest weight that a reply may claim")
     evaluate_every: int = option(1, "rounds between evaluations (the last five are always evaluated)")
     keep: str = option("last", "model that is delivered: last, or best on the validation set")
+    ema: float | None = option(
+        None, "decay a round of a moving average of the models, evaluated and delivered in their place; null: none"
+    )
 
 
 @dataclass

@@ -22,7 +22,7 @@ from fedq.quant import QuantReport, spell_out
 from fedq.server import Downlink
 from fedq.server.broadcast import downlink_for
 from fedq.server.pruning import parts_of
-from fedq.training import Recipe, Trainer, layout_of, read_vector
+from fedq.training import Recipe, Trainer, Views, layout_of, read_vector
 
 
 def build(config: Config, *, model: Any = None, data: Any = None, owner: Owner | None = None) -> Experiment:
@@ -54,6 +54,8 @@ def build(config: Config, *, model: Any = None, data: Any = None, owner: Owner |
     if net is not None and report is not None:
         _check_pruning(config, net, report, found)
     check_training(config, dataset, found)
+    if dataset is not None:
+        _check_views(config, dataset.input_shape, found)
     hardware = make_hardware(config, found, owner=owner)
     if owner is None:
         check_ledgers(config, dataset, found)
@@ -66,7 +68,7 @@ def build(config: Config, *, model: Any = None, data: Any = None, owner: Owner |
     if found or dataset is None or net is None or shards is None or codec is None or downlink is None:
         raise ConfigError(found)
     layout = layout_of(net)
-    trainer = Trainer(net, layout, _recipe(config), hardware)
+    trainer = Trainer(net, layout, _recipe(config), hardware, input_shape=dataset.input_shape)
     return Experiment(
         config,
         dataset,
@@ -97,7 +99,7 @@ def _named_objects(config: Config, **given: Any) -> Config:
 
 
 def _recipe(config: Config) -> Recipe:
-    t = config.train
+    t, p = config.train, config.privacy
     return Recipe(
         t.batch_size,
         t.optimizer,
@@ -111,7 +113,16 @@ def _recipe(config: Config) -> Recipe:
         t.loss,
         t.metric,
         t.autocast,
+        Views(p.augmentations, tuple(p.augment)) if p.augmentations > 1 else None,
     )
+
+
+def _check_views(config: Config, input_shape: tuple[int, ...], found: list[Problem]) -> None:
+    if config.privacy.augmentations > 1 and len(input_shape) != 3:
+        rule = f"views are of images (channels, height, width), and an input is {input_shape}"
+        found.append(
+            Problem("privacy.augmentations", config.privacy.augmentations, rule, "Use privacy.augmentations=1")
+        )
 
 
 def _check_pruning(config: Config, net: Any, report: QuantReport, found: list[Problem]) -> None:

@@ -4,8 +4,18 @@ Layers of the kinds in `layers.SAMPLERS` are recorded (what went in, and the gra
 left to Opacus' hooks. See `recording`.
 """
 
-from fedq.per_example.contributions import Contribution, Dense, Outer
+from fedq.per_example.contributions import Contribution, Dense, Outer, averaged
 from fedq.per_example.layers import SAMPLERS, register
 from fedq.per_example.recording import Recorder, left_to_opacus, recorded
 
-__all__ = ["SAMPLERS", "Contribution", "Dense", "Outer", "Recorder", "left_to_opacus", "recorded", "register"]
+__all__ = [
+    "SAMPLERS",
+    "Contribution",
+    "Dense",
+    "Outer",
+    "Recorder",
+    "averaged",
+    "left_to_opacus",
+    "recorded",
+    "register",
+]

@@ -122,6 +122,14 @@ def exact(values: Tensor) -> Tensor:
     return (values.cpu() if values.device.type == "mps" else values).double()
 
 
+def averaged(contributions: Sequence[Contribution], views: int) -> list[Contribution]:
+    """An example's gradient is the mean over its views, which are `views` rows one after the other (De et al. 2022)."""
+    if views == 1:
+        return list(contributions)
+    rows = {c.parameter: c.dense().rows for c in contributions}
+    return [Dense(p, of_views.view(-1, views, of_views.shape[1]).mean(1)) for p, of_views in rows.items()]
+
+
 def merged(contributions: Sequence[Contribution]) -> list[Contribution]:
     """One for each parameter: where several layers or calls share it, their gradients are added before any norm."""
     by_parameter: dict[nn.Parameter, Contribution] = {}

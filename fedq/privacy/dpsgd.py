@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fedq.compiler import without_compiler
-from fedq.per_example import Recorder, recorded
+from fedq.per_example import Recorder, averaged, recorded
 from fedq.privacy.admission import budget_guard
 from fedq.privacy.clipping import UNITS, clip_and_round, clip_and_sum
 from fedq.privacy.ledger import Ledger
@@ -69,17 +69,22 @@ class DPSGD:
         context: SpendContext,
         max_batch: int = MAX_BATCH,
         pruned: Mapping[nn.Parameter, Tensor] | None = None,
+        augment: Callable[[Tensor], Tensor] | None = None,
+        views: int = 1,
     ) -> DPEvidence:
         """Train `model` in place by `plan.steps` noised steps; Declined or LedgerError come before any.
 
         `inputs`, `targets`: (n, ...), n may be 0; what is drawn of them moves to where the model is. `loss` must SUM
         over the batch. `max_batch` bounds memory only: a larger batch is processed in parts. `make_optimizer` gets the
         trainable parameters. `pruned`: parameter -> bool, True where it is 0.0 and stays so; public, as the weights
-        that the server sends are.
+        that the server sends are. `augment` makes of inputs (n, ...) `views` of each, one example's after the other, by
+        that example and chance alone: their mean gradient is the example's, and is clipped as one.
         """
         plan, pruned = self.plan, pruned or {}
         if len(inputs) != len(targets):
             raise ValueError(f"{len(inputs)} inputs and {len(targets)} targets: must be as many")
+        if views < 1 or (augment is None and views > 1):
+            raise ValueError(f"views={views}: must be 1 or more, and 1 without `augment`")
         if max_batch < 1:
             raise ValueError(f"max_batch={max_batch}: must be 1 or more")
         refuse_cross_example_layers(model)
@@ -91,6 +96,7 @@ class DPSGD:
         untrained = untrained_state(model)
         optimizer = make_optimizer(parameters)
         device = device_of(model)
+        at_once = max(1, max_batch // views)
         bounded_sum = clip_and_sum if plan.noise == "gaussian" else clip_and_round
 
         with recorded(model) as recorder:
@@ -102,11 +108,15 @@ class DPSGD:
             for _ in range(plan.steps):
                 drawn = np.flatnonzero(self.random.bernoulli(plan.sample_rate, len(inputs)))
                 total = torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float64)
-                for start in range(0, len(drawn), max_batch):
-                    chunk = torch.from_numpy(drawn[start : start + max_batch])
-                    outputs = model(inputs[chunk].to(device))
-                    loss(outputs, targets[chunk].to(device)).backward()  # type: ignore[no-untyped-call]
-                    total += bounded_sum(recorder.take(len(chunk)), parameters, plan.clip_norm, pruned)
+                for start in range(0, len(drawn), at_once):
+                    chunk = torch.from_numpy(drawn[start : start + at_once])
+                    seen = inputs[chunk] if augment is None else augment(inputs[chunk])
+                    outputs = model(seen.to(device))
+                    wanted = targets[chunk].repeat_interleave(views, 0).to(device)
+                    loss(outputs, wanted).backward()  # type: ignore[no-untyped-call]
+                    # Averaged before the clip: however many views, an example has one bounded share.
+                    shares = averaged(recorder.take(len(seen)), views)
+                    total += bounded_sum(shares, parameters, plan.clip_norm, pruned)
                 # Every step is noised, that of an empty batch too: skipping one would tell that it was empty.
                 noised = _noised(total, plan, self.random)
                 steps_noised += 1

@@ -75,7 +75,9 @@ class QuantizedLayer(nn.Module):
         if self.form is None:
             return weight, bias
         step = None if product.grid is None else product.grid.bias_step
-        return snap_parameters(weight, bias, step, self.form, training=self.training)
+        # Weights that are not trained are always rounded as they are delivered: there is nothing to average over.
+        training = self.training and weight.requires_grad
+        return snap_parameters(weight, bias, step, self.form, training=training)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         (x,) = args or kwargs.values()

@@ -4,6 +4,7 @@ Changes nothing: it returns plans, and `swap` carries them out. Knows no Opacus 
 """
 
 import functools
+import math
 import operator
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,6 +23,16 @@ class GridPlan:
     signed: bool
     bounded: bool = False  # the values cannot leave it, whatever the data (tanh, sigmoid)
     of_data: bool = False  # holds the model's own input
+    told: bool = False  # by the model's author: nothing is learned or observed about it
+
+    @classmethod
+    def of_range(cls, range: tuple[float, float]) -> "GridPlan":
+        """Of a layer's own `input_range` or `output_range`: (lowest, highest)."""
+        lowest, highest = range
+        limit = max(-lowest, highest)
+        if not (lowest <= highest and 0 < limit < math.inf):
+            raise ValueError(f"a layer's range {range}: must be (lowest, highest), finite, not both 0; mend the model")
+        return cls(limit, signed=lowest < 0, told=True)
 
     def covering(self, other: "GridPlan") -> "GridPlan":
         """The grid that holds the values of both."""
@@ -144,8 +155,8 @@ def _alone(layer: nn.Module, activation_range: float) -> LayerPlan:
     if isinstance(layer, nn.Embedding):
         return LayerPlan()
     return LayerPlan(
-        input=signed,
-        output=None if isinstance(layer, nn.Linear | nn.LSTM) else signed,
+        input=_told(layer, "input_range") or signed,
+        output=_told(layer, "output_range") or (None if isinstance(layer, nn.Linear | nn.LSTM) else signed),
         inner=signed if isinstance(layer, nn.MultiheadAttention) else None,
     )
 
@@ -154,6 +165,12 @@ def _given(node: fx.Node, *names: str) -> list[fx.Node]:
     """The first arguments of a call, by place or by name, as far as there are any: alone, a layer is seen with one."""
     given = [node.args[i] if i < len(node.args) else node.kwargs.get(name) for i, name in enumerate(names)]
     return [argument for argument in given if isinstance(argument, fx.Node)]
+
+
+def _told(layer: nn.Module, name: str) -> GridPlan | None:
+    """The range that the model's author gave a layer as `input_range` or `output_range`: a pair of numbers."""
+    range = getattr(layer, name, None)
+    return None if range is None else GridPlan.of_range(range)
 
 
 class _Placer:
@@ -198,6 +215,8 @@ class _Placer:
 
     def _output(self, layer: nn.Module, ends: list[fx.Node], idle: dict[nn.Module, None]) -> GridPlan | None:
         """The grid of a layer's output, or None to leave it float."""
+        if (told := _told(layer, "output_range")) is not None:
+            return told
         if isinstance(layer, nn.Embedding | nn.LSTM):
             return None
         if isinstance(layer, nn.MultiheadAttention):
@@ -257,7 +276,9 @@ class _Placer:
                 values[node] = _Value(self.signed)
         for layer, sources in inputs.items():
             producers = {value.producer for value in sources}
-            if len(producers) == 1 and None not in producers:
+            if (told := _told(layer, "input_range")) is not None:
+                plans[layer].input = told
+            elif len(producers) == 1 and None not in producers:
                 plans[layer].producer = producers.pop()
             else:
                 plans[layer].input = functools.reduce(GridPlan.covering, [value.fits for value in sources])

@@ -182,9 +182,9 @@ class _GridMaker:
             return None
         if plan.bounded:
             return FixedGrid(plan.limit, signed=plan.signed, bounded=True, bits=self.bits)
-        if plan.of_data and self.ranges == "learned":
-            # Its gradient would need that of the first layer's input, which plain training never computes: on the
-            # cnn it cost two thirds of a step. A public constant serves.
+        if plan.told or (plan.of_data and self.ranges == "learned"):
+            # The gradient of the model's input, which plain training never computes, would cost two thirds of a step
+            # of the cnn. A public constant serves.
             return FixedGrid(plan.limit, signed=plan.signed, bits=self.bits)
         grid: Grid = RANGES[self.ranges](plan.limit, signed=plan.signed, bits=self.bits)
         return grid.to(next(layer.parameters()).device)

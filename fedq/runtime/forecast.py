@@ -149,9 +149,13 @@ def _shard_sizes(experiment: Experiment) -> Iterator[tuple[str, tuple[int, int]]
 
 
 def _memory(experiment: Experiment) -> int:
-    """Data, and the vectors that a process holds at once; under DP the per-example gradients of a batch."""
+    """Data and what a fixed front made of it, and the vectors that a process holds at once; under DP the per-example
+    gradients of a batch.
+    """
     data = experiment.dataset
-    arrays = sum(s.inputs.nbytes + s.targets.nbytes for s in (data.train, data.validation, data.test) if s is not None)
+    splits = [s for s in (data.train, data.validation, data.test) if s is not None]
+    arrays = sum(s.inputs.nbytes + s.targets.nbytes for s in splits)
+    arrays += experiment.trainer.kept_bytes(sum(map(len, splits)))
     vector = 4 * experiment.layout.size
     # master, broadcast, base, local weights, update (float32), accumulator (int64), optimizer state at both ends
     vectors = 5 * vector + 2 * vector + 4 * vector

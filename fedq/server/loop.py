@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from fedq.privacy import LedgerError
+from fedq.server.average import MovingAverage
 from fedq.server.broadcast import Broadcast
 from fedq.server.roster import LinkLostError
 from fedq.server.sampling import Sampler
@@ -57,6 +58,7 @@ class Rules:
     due: Callable[[int], bool] = lambda round: True  # whether the model is evaluated after a round
     keep: str = "last"
     greater_is_better: bool = True
+    ema: float | None = None  # decay of a moving average, which is evaluated and delivered in the last model's place
 
 
 @dataclass(frozen=True)
@@ -104,10 +106,11 @@ def run_rounds(
     """Train for `rules.rounds` rounds from `master`, float32 of shape (layout.size,).
 
     `score` judges a flat model after a round; `watch` sees every round as it ends. After Ctrl-C the outcome
-    holds the last whole round.
+    holds the last whole round. Clients always train on from the last model, also where an average is delivered.
     """
     outcome = Outcome(master, Scores())
     best = _Best(rules)
+    average = None if rules.ema is None else MovingAverage(rules.ema)
     spent: set[str] = set()  # a client without budget has none in any later round
     begun = time.monotonic()
     try:
@@ -134,9 +137,10 @@ def run_rounds(
             enough = stepped is not None and bool(np.isfinite(stepped).all())
             if stepped is not None and enough:
                 master = stepped
-                scores = score(number, master) if rules.due(number) else Scores()
+                delivered = master if average is None else average.after(master, strategy.kept)
+                scores = score(number, delivered) if rules.due(number) else Scores()
                 total.traffic.add(scores.traffic)
-                outcome.master, outcome.scores = best.offer(master, scores, settled=strategy.settled)
+                outcome.master, outcome.scores = best.offer(delivered, scores, settled=strategy.settled)
             outcome.rounds = number
             watch(
                 Round(

@@ -4,8 +4,10 @@ from fedq.training.arrays import layout_of, load_vector, read_vector, state_arra
 from fedq.training.hardware import Hardware
 from fedq.training.objectives import LOSSES, METRICS, Metric
 from fedq.training.trainer import Evaluation, Fitted, PrivateFit, Recipe, Trainer, outputs_of
+from fedq.training.views import AUGMENTATIONS, Views
 
 __all__ = [
+    "AUGMENTATIONS",
     "LOSSES",
     "METRICS",
     "Evaluation",
@@ -15,6 +17,7 @@ __all__ = [
     "PrivateFit",
     "Recipe",
     "Trainer",
+    "Views",
     "layout_of",
     "load_vector",
     "outputs_of",

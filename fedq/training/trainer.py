@@ -22,10 +22,12 @@ from fedq.privacy.suitable import device_of, refuse_mixing
 from fedq.quant import register_grad_samplers
 from fedq.seeding import seeded
 from fedq.training.arrays import load_vector, read_vector
+from fedq.training.front import divided
 from fedq.training.hardware import Hardware
 from fedq.training.objectives import LOSSES, METRICS, Metric
 from fedq.training.pruned import Pruned, pruned_in, zero_gradients, zero_weights
 from fedq.training.step import Step
+from fedq.training.views import Views
 
 _EVALUATION_BATCH = 1000
 
@@ -46,6 +48,7 @@ class Recipe:
     loss: str = "cross_entropy"
     metric: str = "accuracy"
     autocast: str = "off"
+    views: Views | None = None  # of each example, under DP; None: the example alone
 
     def lr_in(self, round: int) -> float:
         """Learning rate of round 1, 2, ... `rounds`."""
@@ -87,14 +90,26 @@ class Evaluation:
 
 
 class Trainer:
-    """Fits and evaluates `model` (float or quantization-aware) by `recipe`, on `hardware`; arrays go in and out."""
+    """Fits and evaluates `model` (float or quantization-aware) by `recipe`, on `hardware`; arrays go in and out.
 
-    def __init__(self, model: nn.Module, layout: Layout, recipe: Recipe, hardware: Hardware | None = None) -> None:
+    `input_shape`: of one example; with it, what leading layers that nothing trains make of a shard is computed once.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layout: Layout,
+        recipe: Recipe,
+        hardware: Hardware | None = None,
+        *,
+        input_shape: tuple[int, ...] | None = None,
+    ) -> None:
         self.hardware = hardware or Hardware()
         self.model, self.layout, self.recipe = model.to(self.hardware.device), layout, recipe
         self.metric: Metric = METRICS[recipe.metric]
         self._loss = LOSSES[recipe.loss]
-        self._step = Step(model, self._loss, self.hardware, full=recipe.batch_size, autocast=recipe.autocast)
+        self._front, self._learner = (None, model) if input_shape is None else divided(model, input_shape)
+        self._step = Step(self._learner, self._loss, self.hardware, full=recipe.batch_size, autocast=recipe.autocast)
         averaged = {s.name for s in layout.segments if s.role == "averaged"}
         # Counters, frozen weights and the like: no part of the vector, and the same at the start of every fit.
         self._rest = {n: t for n, t in (*model.named_parameters(), *model.named_buffers()) if n not in averaged}
@@ -131,18 +146,26 @@ class Trainer:
         self.model.to(memory_format=self._format if private is None else self._private_format())  # type: ignore[call-overload]
         seed = torch_seed if private is None else int(private.random.uniform((1,))[0] * 2**53)
         with seeded(seed, *self.hardware.devices):
+            views = None if private is None else self.recipe.views
+            # Views are drawn anew in each step, so a fixed front has to see every one of them.
+            learner, seen = (
+                (self._learner, self._seen(examples.inputs)) if views is None else (self.model, examples.inputs)
+            )
+            inputs, targets = torch.from_numpy(seen), torch.from_numpy(examples.targets)
             if private is None:
-                loss = self._descend(examples, round, batches, pruned)
+                loss = self._descend(inputs, targets, round, batches, pruned)
                 return Fitted(read_vector(self.model, self.layout), len(examples), loss)
             mechanism = DPSGD(private.plan, random=private.random, ledger=private.ledger)
             evidence = mechanism.run(
-                self.model,
-                torch.from_numpy(examples.inputs),
-                torch.from_numpy(examples.targets),
+                learner,
+                inputs,
+                targets,
                 loss=lambda outputs, targets: self._loss(outputs, targets).sum(),
                 make_optimizer=lambda parameters: self.recipe.make_optimizer(parameters, round),
                 context=private.context,
                 pruned=pruned,
+                augment=None if views is None else lambda images: views.of(images, private.random.uniform),
+                views=1 if views is None else views.count,
             )
         return Fitted(read_vector(self.model, self.layout), len(examples), None, evidence)
 
@@ -171,7 +194,15 @@ class Trainer:
 
     def model_outputs(self, inputs: np.ndarray) -> torch.Tensor:
         """Outputs (n, k) of the model as it stands, in evaluation mode and float32, on the CPU."""
-        return outputs_of(self.model, inputs)
+        return outputs_of(self._learner, self._seen(inputs))
+
+    def kept_bytes(self, examples: int) -> int:
+        """Memory for what the fixed front made of so many examples, which is kept; 0 without a front."""
+        return 0 if self._front is None else self._front.kept_bytes(examples)
+
+    def _seen(self, inputs: np.ndarray) -> np.ndarray:
+        """What the trained part of the model sees of them."""
+        return inputs if self._front is None else self._front(inputs)
 
     def score_outputs(self, outputs: np.ndarray, examples: Examples) -> Evaluation:
         """The same figures for outputs that another engine computed."""
@@ -184,11 +215,12 @@ class Trainer:
             for name, tensor in self._rest.items():
                 tensor.copy_(self._at_start[name])
 
-    def _descend(self, examples: Examples, round: int, batches: np.random.Generator, pruned: Pruned) -> float:
+    def _descend(
+        self, inputs: torch.Tensor, targets: torch.Tensor, round: int, batches: np.random.Generator, pruned: Pruned
+    ) -> float:
         optimizer = self.recipe.make_optimizer(self.model.parameters(), round)
-        inputs, targets = torch.from_numpy(examples.inputs), torch.from_numpy(examples.targets)
         losses: list[tuple[int, torch.Tensor]] = []
-        for chosen in _batches(len(examples), self.recipe, batches):
+        for chosen in _batches(len(inputs), self.recipe, batches):
             rows = torch.from_numpy(chosen)
             self.model.zero_grad(set_to_none=True)
             loss = self._step.backward(inputs[rows], targets[rows])

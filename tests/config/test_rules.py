@@ -6,10 +6,10 @@ import pytest
 
 from fedq.codec import CODECS
 from fedq.codec.options import ROUNDINGS
-from fedq.config import Config, compose, problems, public, rules
+from fedq.config import Config, compose, problems, public, rules, views
 from fedq.data import PARTITIONERS
 from fedq.privacy import ACCOUNTANTS
-from fedq.training import LOSSES, METRICS
+from fedq.training import AUGMENTATIONS, LOSSES, METRICS
 
 
 def keys(*overrides):
@@ -83,6 +83,23 @@ def test_hardware_is_no_part_of_an_experiment_but_arithmetic_is():
     for override in ("train.device=cuda", "train.compile=true", "train.data_parallel=true"):
         assert rules.config_hash(compose([override])) == plain
     assert rules.config_hash(compose(["train.autocast=bf16"])) != plain
+
+
+def test_a_moving_average_is_another_experiment_and_its_decay_lies_between_0_and_1():
+    assert rules.config_hash(compose(["strategy.ema=0.9"])) != rules.config_hash(compose([]))
+    assert "ema" not in rules.identity(compose([]))["strategy"]  # so that older results keep their names
+    for decay in (0, 1, -0.5):
+        assert keys(f"strategy.ema={decay}") == ["strategy.ema"]
+
+
+def test_views_are_of_kinds_that_the_training_room_knows():
+    assert views.AUGMENTATIONS == AUGMENTATIONS
+    assert keys(*private("privacy.augmentations=4")) == []
+    assert keys(*private("privacy.augmentations=0")) == ["privacy.augmentations"]
+    for kinds in ("[]", "[flip,turn]"):
+        assert keys(*private("privacy.augmentations=4", f"privacy.augment={kinds}")) == ["privacy.augment"]
+    assert keys(*private("privacy.augment=[flip]")) == ["privacy.augment"]
+    assert keys("privacy.augmentations=4") == ["privacy.augmentations"]
 
 
 def test_not_a_number_is_outside_every_bound():

@@ -126,6 +126,38 @@ def test_a_large_batch_is_processed_in_parts_and_nothing_is_dropped(
     assert (seen - expected).norm() <= 1e-5 * expected.norm()
 
 
+@pytest.mark.parametrize("noise", ["gaussian", "discrete"])
+@pytest.mark.parametrize("max_batch", [1, 7, 256])
+def test_an_example_s_share_is_the_clipped_mean_gradient_of_its_views(
+    noise, max_batch, tiny_mlp, flat_examples, plan, context, ledger
+):
+    inputs, targets = flat_examples
+    factors = torch.tensor([1.0, -0.5, 2.0])
+    expected = torch.zeros(sum(p.numel() for p in tiny_mlp.parameters()), dtype=torch.float64)
+    for x, y in zip(inputs, targets, strict=True):
+        gradients = [one_at_a_time(tiny_mlp, (f * x)[None], y[None], 1e9) for f in factors]
+        mean = torch.stack(gradients).mean(0)
+        expected += mean * min(1.0, 1.0 / float(mean.norm()))
+    (seen,), _ = train(
+        tiny_mlp,
+        *flat_examples,
+        replace(plan, steps=1, noise=noise),
+        context,
+        random=Quiet(list(range(20))),
+        ledger=ledger,
+        max_batch=max_batch,
+        augment=lambda x: (x[:, None] * factors[:, None]).flatten(0, 1),
+        views=3,
+    )
+    # Integer shares are up to 2^-12 shorter.
+    assert (seen - expected / 10).norm() <= (1e-5 if noise == "gaussian" else 5e-4) * expected.norm() / 10
+
+
+def test_views_without_a_way_to_make_them_are_refused(tiny_mlp, flat_examples, plan, context, ledger):
+    with pytest.raises(ValueError, match="views=2: must be 1 or more, and 1 without `augment`"):
+        train(tiny_mlp, *flat_examples, plan, context, random=Quiet(), ledger=ledger, views=2)
+
+
 def test_every_step_starts_from_the_weights_of_the_step_before(tiny_mlp, flat_examples, plan, context, ledger):
     inputs, targets = flat_examples
     oracle = copy.deepcopy(tiny_mlp)

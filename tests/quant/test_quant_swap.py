@@ -443,3 +443,38 @@ def test_the_whole_model_is_one_graph_to_torch_compile(ranges: str):
     twin, x = copy.deepcopy(model), torch.randn(2, 1, 28, 28)
     compiled = torch.compile(twin, backend="eager", fullgraph=True)
     assert torch.equal(compiled(x), model(x))
+
+
+def test_ranges_that_a_layer_states_are_its_grids():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2))
+    model[0].input_range, model[0].output_range = (0.0, 1.0), (-0.5, 0.25)
+    model[3].output_range = (-10, 10)
+    assert placed(model, ranges="learned") == {
+        "0": ("[0, 1] fixed", "[-0.5, 0.5] fixed"),
+        "3": ("[-0.5, 0.5] fixed", "[-10, 10] fixed"),
+    }
+
+
+def test_stated_ranges_count_without_a_graph_too():
+    class Lone(Untraceable):
+        pass
+
+    model = Lone()
+    layer = next(module for module in model.modules() if isinstance(module, nn.Linear))
+    layer.input_range, layer.output_range = (-3, 3), (0, 5)
+    assert ("[-3, 3] fixed", "[0, 5] fixed") in placed(model).values()
+
+
+@pytest.mark.parametrize("bad", [(0, 0), (1, -1), (0, float("inf"))])
+def test_a_stated_range_that_is_none_is_refused(bad: tuple[float, float]):
+    model = nn.Sequential(nn.Linear(2, 2))
+    model[0].input_range = bad
+    with pytest.raises(ValueError, match=r"a layer's range \(.*\): must be \(lowest, highest\)"):
+        quantize(model)
+
+
+def test_weights_that_are_not_trained_are_rounded_as_they_are_delivered():
+    model = nn.Sequential(nn.Linear(64, 8).requires_grad_(False), nn.Linear(8, 2))
+    quantize(model, rounding="stochastic")
+    x = torch.randn(3, 64)
+    torch.testing.assert_close(model.train()[0](x), model.eval()[0](x), rtol=0, atol=0)

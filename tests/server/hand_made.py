@@ -169,6 +169,7 @@ def run(
     due: Callable[[int], bool] = lambda round: True,
     strategy: QuantizedFedAvg | None = None,
     dealer: Sampler | None = None,
+    ema: float | None = None,
     **options: Any,
 ) -> Ran:
     """Some rounds of `QuantizedFedAvg(**options)`, or of the given strategy, over hand-made clients."""
@@ -195,7 +196,7 @@ def run(
         gather=gather,
         score=score,
         watch=lambda round: (seen.append(round), watch(round))[1],
-        rules=Rules(rounds, cohort or len(clients), min_clients, due, keep, greater_is_better),
+        rules=Rules(rounds, cohort or len(clients), min_clients, due, keep, greater_is_better, ema),
         hello=grid.meter.take(),
         refused=roster.refused,
     )

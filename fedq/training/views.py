@@ -1,0 +1,46 @@
+"""Several views of each image: mirrored, shifted. Public transformations. Knows tensors; not training or privacy.
+
+For augmentation multiplicity (De et al. 2022, arXiv:2204.13650): DP-SGD averages the gradients of an example's views
+before it clips, so views vary what a model sees of an example and cost no epsilon.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+AUGMENTATIONS = ("flip", "shift")
+_SHIFT = 2  # pixels, to each side
+
+
+@dataclass(frozen=True)
+class Views:
+    """`count` views of each image, the first as it is; `kinds` of `AUGMENTATIONS`."""
+
+    count: int
+    kinds: tuple[str, ...] = AUGMENTATIONS
+
+    def of(self, images: Tensor, uniform: Callable[[tuple[int, ...]], np.ndarray]) -> Tensor:
+        """(n count, c, h, w) of images (n, c, h, w): those of one image stand together.
+
+        `uniform` draws from 0 to 1, three numbers a view. What is shifted in repeats the border; the right half of the
+        images is mirrored to the left with probability 1/2.
+        """
+        n, _, height, width = images.shape
+        drawn = torch.from_numpy(np.ascontiguousarray(uniform((n, self.count, 3))))
+        drawn[:, 0] = 0.5  # neither mirrored nor shifted
+        mirrored, down, right = drawn.flatten(0, 1).unbind(1)
+        span = 2 * _SHIFT + 1 if "shift" in self.kinds else 1
+        rows = _places(height, (down * span).floor().long() - span // 2)
+        columns = _places(width, (right * span).floor().long() - span // 2)
+        if "flip" in self.kinds:
+            columns = torch.where((mirrored > 0.5)[:, None], columns.flip(1), columns)
+        example = torch.arange(n).repeat_interleave(self.count)[:, None, None]
+        return images[example, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+
+
+def _places(side: int, shifts: Tensor) -> Tensor:
+    """Which pixel stands at each place of each shifted view: (views, side)."""
+    return (torch.arange(side) - shifts[:, None]).clamp(0, side - 1)
