@@ -9,6 +9,7 @@ Only where a phase begins is told, by functions that call the real ones.
 import os
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from fedq import codec, wire
 from fedq.config import compose
@@ -45,6 +46,11 @@ def told(owner, name, phase):
     setattr(owner, name, wrapped)
 
 
+def request(experiment, round):
+    packet = codec.encode(experiment.initial, "float32", layout=experiment.layout, kind="weights", round=round)
+    return wire.Request(round, round - 1, {"model": packet})
+
+
 def train(experiment, home, first):
     """In the forked process."""
     client = experiment.client("0", folder=home / "run", run="kills", account=Account(home / LEDGER), durable=True)
@@ -56,14 +62,15 @@ def train(experiment, home, first):
     told(client.state, "commit", "commit")
     told(client.state, "note_evidence", "evidence")
     for round in range(first, first + 10_000):
-        packet = codec.encode(experiment.initial, "float32", layout=experiment.layout, kind="weights", round=round)
-        client.train(wire.Request(round, round - 1, {"model": packet}))
+        client.train(request(experiment, round))
         say(f"left {round}")
 
 
 def main(home):
     use_one_thread()
     experiment = build(compose(WORDS))
+    with TemporaryDirectory() as elsewhere:  # what a first round imports and measures is no part of a round
+        experiment.client("1", folder=Path(elsewhere), run="first").train(request(experiment, 1))
     say("ready")
     for line in sys.stdin:
         child = os.fork()
