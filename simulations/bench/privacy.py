@@ -1,4 +1,4 @@
-"""DP-SGD: a step beside Opacus' and beside one without privacy, the price of discrete noise, and epsilon.
+"""DP-SGD: a step beside Opacus' and beside one without privacy, the price of discrete noise, epsilon and its audit.
 
 Knows the parts and their order; what each compares, it says itself.
 """
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 
 from fedq.training.numerics import one_thread
-from simulations.bench import privacy_epsilon, privacy_steps
+from simulations.bench import privacy_audit, privacy_epsilon, privacy_steps
 from simulations.bench.row import Row
 from simulations.bench.timing import Effort
 
@@ -17,5 +17,5 @@ def rows(effort: Effort) -> Iterator[Row]:
     """Under a minute; compiling takes half of it, the first time."""
     with one_thread(), torch.random.fork_rng(devices=[]):
         yield from privacy_epsilon.rows(effort)
-        # audit_lower_bound belongs here: `yield from privacy_audit.rows(effort)`.
+        yield from privacy_audit.rows()
         yield from privacy_steps.rows(effort)

@@ -26,6 +26,7 @@ def test_a_plan_has_no_place_for_what_depends_on_the_data():
         "delta",
         "accountant",
         "noise",
+        "evaluation_epsilon",
     ]
 
 
