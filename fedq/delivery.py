@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedq import wire
 from fedq.client.state import EVIDENCE
+from fedq.client_level_delivery import ServerFiles, ServerRecord, with_client_level
 from fedq.config import rules
 from fedq.experiment import Experiment
 from fedq.experiment.ledgers import ledger_file
@@ -28,9 +29,9 @@ from fedq.training import state_arrays
 from fedq.training.numerics import fingerprint
 
 if TYPE_CHECKING:
-    from fedq.privacy import Mechanism
+    from fedq.privacy import AnyMechanism
 
-PRIVACY_UNIT = {"example": "one training example of one client (add or remove)"}
+PRIVACY_UNIT = dict.fromkeys(("example", "both"), "one training example of one client (add or remove)")
 ELSEWHERE = "the clients' ledgers and evidence lie on their own machines, where this server does not see them"
 DATA_DEPENDENT = frozenset({"declined", "client_error", "error"})  # refusals that may tell something of the data
 MODEL, INT8_MODEL = "model.safetensors", "model.onnx"
@@ -40,11 +41,20 @@ class Delivery:
     """Turns rounds into rows as they end, on disk first and then on the screen; closes with the result."""
 
     def __init__(
-        self, experiment: Experiment, folder: Path, watch: Callable[[RoundRow], None], *, clients: "ClientFiles | None"
+        self,
+        experiment: Experiment,
+        folder: Path,
+        watch: Callable[[RoundRow], None],
+        *,
+        clients: "ClientFiles | None",
+        server: ServerFiles | None = None,
     ) -> None:
         self._experiment, self._folder, self._watch, self._clients = experiment, folder, watch, clients
         self._log = RoundLog(folder / "rounds.jsonl")
         self._rows: list[RoundRow] = []
+        self._history: list[RoundRow] = []  # as the log and the result hold them
+        plan = experiment.client_plan
+        self._server = None if plan is None or server is None else ServerRecord(experiment, plan, server)
         self._traffic = Traffic()
         self._before = spent_before(experiment)
 
@@ -68,7 +78,9 @@ class Delivery:
             loss=evaluation.loss,
             validation_accuracy=validation.metric if is_accuracy else None,
             train_loss=what.train_loss,
-            epsilon=epsilon_after(self._experiment, what.participations, before=self._before),
+            epsilon=epsilon_after(
+                self._experiment, what.participations, before=self._before, counted=self._is_counted(what.number)
+            ),
             bytes_up=what.traffic.up,
             bytes_down=what.traffic.down,
             float32_bytes_up=what.traffic.float32_up,
@@ -82,16 +94,24 @@ class Delivery:
             accepted=list(what.accepted),
             sparsity=what.sparsity,
         )
-        self._log.append(row)
+        if self._server is not None:
+            row = self._server.accounted(row, what)
+        public = row if self._server is None else self._server.public(row)
+        self._history.append(public)
+        self._log.append(public)
         self._rows.append(row)
         self._traffic.add(what.traffic)
-        self._watch(row)
+        self._watch(public if self._clients is None else row)  # in simulation whoever watches is the server
+
+    def _is_counted(self, round: int) -> bool:
+        """Whether clients have been asked for noisy counts by the end of the round: they are in the last."""
+        return self._experiment.accuracy_source == "noisy_counts" and round == self._experiment.config.rounds
 
     def close(self, outcome: Outcome, *, begun: float) -> Result:
         """Write the model, the int8 model, the curves and the result; `begun`: time.monotonic() at the start."""
         e, config = self._experiment, self._experiment.config
         scores = outcome.scores.evaluation
-        if scores.metric is None and e.dataset.test is not None:
+        if scores.metric is None and e.accuracy_source == "server_test" and e.dataset.test is not None:
             evaluation = e.trainer.evaluate(outcome.master, e.dataset.test)
             value: float | None = evaluation.metric
         else:
@@ -103,6 +123,8 @@ class Delivery:
         if "error" in int8:  # what was trained is kept all the same
             outcome.status, outcome.reason = "failed", f"the int8 model could not be delivered: {int8['error']}"
         privacy = self._privacy()
+        if self._server is not None:
+            privacy = with_client_level(privacy, self._server.says())
         is_accuracy = e.trainer.metric.is_accuracy
         result = Result(
             name=config.name,
@@ -112,6 +134,7 @@ class Delivery:
             seed=config.seed,
             accuracy=value if is_accuracy else None,
             accuracy_source=e.accuracy_source if value is not None else "none",
+            accuracy_error=outcome.scores.error,
             metric=config.train.metric,
             metric_value=value,
             int8_accuracy=int8.get("value") if is_accuracy else None,
@@ -136,7 +159,7 @@ class Delivery:
             fingerprint=fingerprint(e.trainer.hardware, autocast=config.train.autocast),
             config_hash=rules.config_hash(config),
             config=rules.identity(config),
-            history=self._rows,
+            history=self._history,
             arrays=arrays,
             folder=self._folder,
         )
@@ -185,11 +208,17 @@ def evidence_of(
     return evidence.epsilon, *is_private(evidence)
 
 
-def epsilon_after(experiment: Experiment, participations: int, *, before: "Sequence[Mechanism]" = ()) -> float | None:
-    """What a client has spent after so many rounds, and before them: a function of public numbers alone."""
+def epsilon_after(
+    experiment: Experiment, participations: int, *, before: "Sequence[AnyMechanism]" = (), counted: bool = False
+) -> float | None:
+    """What a client has spent after so many rounds, and before them: a function of public numbers alone.
+
+    `counted`: it has been asked for noisy counts as well.
+    """
     if experiment.plan is None:
         return None
-    spends = [*before, *[experiment.plan.mechanism] * participations]
+    evaluation = [experiment.plan.evaluation] if counted else []
+    spends = [*before, *[experiment.plan.mechanism] * participations, *evaluation]
     if not spends:
         return 0.0
     from fedq.privacy import epsilon
@@ -197,13 +226,13 @@ def epsilon_after(experiment: Experiment, participations: int, *, before: "Seque
     return epsilon(spends, experiment.plan.delta, accountant=experiment.plan.accountant)
 
 
-def spent_before(experiment: Experiment) -> "list[Mechanism]":
+def spent_before(experiment: Experiment) -> "list[AnyMechanism]":
     """What the client that has spent most had spent before this run, where ledgers outlive runs."""
     if experiment.plan is None or experiment.config.privacy.ledger is None:
         return []
     from fedq.privacy import Ledger, LedgerError
 
-    most: list[Mechanism] = []
+    most: list[AnyMechanism] = []
     for identity in experiment.identities:
         path = ledger_file(experiment.config, Path(), identity)
         with suppress(LedgerError):  # one that cannot be read refuses to train; its client says so
@@ -221,6 +250,13 @@ class ClientFiles:
     run: str
 
 
+def _scalars(experiment: Experiment, mechanism: str) -> int:
+    """How many values of a reply have to be noised: all that is trained, or the two counts of an evaluation."""
+    from fedq.privacy.spend import LAPLACE
+
+    return 2 if mechanism == LAPLACE else experiment.trainer.trained_scalars
+
+
 def gather_evidence(
     experiment: Experiment, clients: ClientFiles, accepted: list[tuple[str, int]], fields: list[str]
 ) -> Any:
@@ -229,9 +265,11 @@ def gather_evidence(
     Participations whose reply the server dropped count too: their updates left the client all the same.
     """
     from fedq.privacy import ClientRound, DPEvidence, Ledger, LedgerError, RunEvidence, Spend
+    from fedq.privacy.spend import LAPLACE
 
     rounds: list[ClientRound] = []
-    spent, verified = 0.0, True
+    accounts: dict[str, tuple[float, float]] = {}
+    verified = True
     for identity in experiment.identities:
         home = clients.root / identity
         done: list[tuple[int, DPEvidence]] = []  # a round may have been asked for twice
@@ -248,24 +286,26 @@ def gather_evidence(
                 ledger = Ledger(path, access="read")
                 ledger.verify()
                 spends = {row.id: row.spend for row in ledger.rows()}
-                spent = max(spent, ledger.epsilon(experiment.plan.delta, accountant=experiment.plan.accountant))
+                plan = experiment.plans[identity]
+                accounts[identity] = (ledger.epsilon(plan.delta, accountant=plan.accountant), plan.target_epsilon)
             except LedgerError:
                 verified = False
         for number, evidence in done:
             spend = spends.get(evidence.spend_row_id)
-            rounds.append(ClientRound(identity, number, evidence, spend, experiment.trainer.trained_scalars))
+            rounds.append(ClientRound(identity, number, evidence, spend, _scalars(experiment, evidence.mechanism)))
         # A spend of this run without evidence: the client's code failed after it, or was stopped.
         proven = {evidence.spend_row_id for _, evidence in done}
         for row_id, spend in spends.items():
             if spend.run == clients.run and row_id not in proven:
-                rounds.append(ClientRound(identity, spend.round, None, spend, experiment.trainer.trained_scalars))
-        trained = {number for number, _ in done}
+                rounds.append(ClientRound(identity, spend.round, None, spend, _scalars(experiment, spend.mechanism)))
+        trained = {number for number, evidence in done if evidence.mechanism != LAPLACE}
         unproven = [number for client, number in accepted if client == identity and number not in trained]
         rounds += [ClientRound(identity, number, None, None, experiment.trainer.trained_scalars) for number in unproven]
     return RunEvidence(
         rounds=rounds,
-        epsilon=spent,
+        epsilon=max((spent for spent, _ in accounts.values()), default=0.0),
         target_epsilon=experiment.plan.target_epsilon,
+        accounts=accounts,
         ledgers_verified=verified,
         reply_fields_checked=bool(fields),
         nonpublic_reply_fields=sorted(set(fields) - wire.PUBLIC_FIELDS),

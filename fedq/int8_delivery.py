@@ -13,14 +13,15 @@ import torch
 from torch import nn
 
 from fedq.experiment import Experiment
-from fedq.quant import ExportError, Int8Model, export_onnx, with_fixed_ranges
+from fedq.quant import ExportError, Int8Model, apart, export_onnx, with_fixed_ranges
 from fedq.quant.pace import BATCH, measure
 from fedq.training import outputs_of
 
 MOST_APART = 0.001  # share of examples with another answer
 ENOUGH = 1000  # examples for a share to mean something; of fewer, one may differ
 # Sums of floats in another order move a value to the next level now and then, and the outputs by this share of their
-# mean distance from their mean. Where the two largest are closer than that, either answer is right.
+# mean distance from their mean. Where the two largest are closer than that, either answer is right; where no classes
+# are told apart, outputs may differ by as much on average.
 ROUNDING = 0.01
 DEAREST = 8  # operators whose share of the int8 model's time is told
 
@@ -38,7 +39,9 @@ def deliver_int8(experiment: Experiment, path: Path) -> dict[str, Any]:
     partial = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.partial")
     try:
         model = delivered_model(experiment)
-        export_onnx(model, experiment.dataset.input_shape, partial, skip=quant.skip)
+        test = experiment.dataset.test
+        examples = None if test is None else test.inputs
+        export_onnx(model, experiment.dataset.input_shape, partial, skip=quant.skip, examples=examples)
         found = _measured(experiment, model, partial)
         if "error" in found:
             return found
@@ -56,6 +59,8 @@ def quantized_lines(experiment: Experiment) -> list[str]:
     if experiment.quantized is None:
         return []
     lines = str(experiment.quantized).splitlines()
+    if experiment.config.quant.activations == "off":
+        lines.append("no int8 model: quant.activations=off leaves floats, and an int8 kernel multiplies integers")
     if ranges_missing(experiment):
         lines.append("no int8 model: quant.activations=dynamic is for training only without quant.calibration=FILE.npy")
     return lines
@@ -88,12 +93,18 @@ def _measured(experiment: Experiment, model: nn.Module, path: Path) -> dict[str,
     found["value"], found["fake_quant"] = (trainer.score_outputs(o, test).metric for o in (outputs, expected))
     if trainer.metric.is_accuracy and test.targets.ndim == 1:
         found["agreement"] = float(np.mean(outputs.argmax(1) == expected.argmax(1)))
-        if (apart := wrong_answers(outputs, expected)) > allowed(len(expected)):
+        if (wrong := wrong_answers(outputs, expected)) > allowed(len(expected)):
             return {
-                "error": f"onnxruntime's model answers {apart} of {len(expected)} test examples otherwise than the "
+                "error": f"onnxruntime's model answers {wrong} of {len(expected)} test examples otherwise than the "
                 f"fake-quant model, where rounding explains {allowed(len(expected))} at most; nothing was written. "
                 "Name the layer that differs in quant.skip, or try another version of onnxruntime"
             }
+    elif len(expected) and not (far := apart(outputs, expected)) <= ROUNDING:
+        return {
+            "error": f"the outputs of onnxruntime's model are {far:.1%} of their own spread away from the fake-quant "
+            f"model's on the test set, where rounding explains {ROUNDING:.0%} at most; nothing was written. "
+            "Name the layer that differs in quant.skip, or try another version of onnxruntime"
+        }
     return found
 
 

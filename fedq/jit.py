@@ -4,6 +4,7 @@ Without them everything works on numpy or torch and gives the same bits. `FEDQ_J
 kernels off.
 """
 
+import functools
 import importlib
 import logging
 import os
@@ -15,19 +16,17 @@ ENVIRONMENT = "FEDQ_JIT"
 _log = logging.getLogger(__name__)
 
 
-def wanted() -> bool:
-    """Whether the environment leaves kernels on."""
-    told = os.environ.get(ENVIRONMENT, "1")
-    if told not in ("0", "1"):
-        raise ValueError(f"{ENVIRONMENT}={told!r}: must be 0 or 1; leave it out to use numba where it is installed")
-    return told == "1"
-
-
+@functools.cache  # two threads may both load, and get the same module
 def load(module: str) -> ModuleType | None:
     """The module, with every kernel that its `__all__` names compiled or read from numba's cache; None without numba.
 
-    All of them now: none fails later, in the middle of work. About a second, most of it numba's import.
+    All of them now: none fails later, in the middle of work. About a second, most of it numba's import, and once.
     """
+    told = os.environ.get(ENVIRONMENT, "1")
+    if told not in ("0", "1"):
+        raise ValueError(f"{ENVIRONMENT}={told!r}: must be 0 or 1; leave it out to use numba where it is installed")
+    if told == "0":
+        return None
     try:
         if sys.byteorder != "little":
             raise ImportError("the kernels are written for little-endian machines")

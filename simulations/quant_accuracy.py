@@ -1,11 +1,11 @@
 """Accuracy against bits and zeros: Fashion-MNIST, federated, quantized in training and after it, paired over 3 seeds.
 
 Three tables. `bits`: the tanh CNN at 8 and 4 bits and ternary, trained so (QAT), beside the float32 runs quantized
-after the training (PTQ). `sparse`: int8 with 0 to 98 % of the weights pruned, the tanh CNN and an mlp. `private`: an
-mlp under DP at epsilon 3. A pair shares partition, sampling and initialisation; no run of `private` shares its noise,
-which a cryptographic stream gives.
+after the training (PTQ). `sparse`: int8 with 0 to 98 % of the weights pruned, the tanh CNN and an mlp, and that mlp in
+float32. `private`: an mlp under DP at epsilon 3. A pair shares partition, sampling and initialisation; no run of
+`private` shares its noise, which a cryptographic stream gives.
 
-    python -m simulations.quant_accuracy           runs what is missing (51 runs of half a minute to 3), writes all
+    python -m simulations.quant_accuracy           runs what is missing (54 runs of half a minute to 3), writes all
     python -m simulations.quant_accuracy --table   writes them from the committed results
     python -m simulations.quant_accuracy bits      one table alone
 """
@@ -45,7 +45,8 @@ SETTINGS: dict[str, dict[str, list[str]]] = {
         f"{model}, {'dense' if not s else f'{100 * s:g} % zeros'}": _sparse(model, s)
         for model, shares in SPARSITIES.items()
         for s in shares
-    },
+    }
+    | {"mlp, float32": [*DEVICES, "model=mlp"]},
     "private": {"float32": SILOS, "W8A8": [*SILOS, "quant=int8"], "W4A8": [*SILOS, "quant=int4"]},
 }
 

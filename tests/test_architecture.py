@@ -15,16 +15,16 @@ FLOORS = [
     {"runtime"},
     {"loading"},
     {"app"},
-    {"delivery"},
-    {"int8_delivery"},
+    {"delivery", "audit"},
+    {"int8_delivery", "client_level_delivery", "statement"},
     {"experiment"},
     {"client", "server"},
     {"wire", "training", "results"},
     {"quant", "privacy", "codec", "data", "models"},
-    {"per_example", "randomness", "seeding", "compiler", "compiled", "jit", "flower"},
+    {"per_example", "randomness", "seeding", "durable", "compiler", "compiled", "jit", "flower"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-READS_CONFIG = {"cli", "runtime", "app", "delivery", "int8_delivery", "experiment"}
+READS_CONFIG = {"cli", "runtime", "app", "delivery", "int8_delivery", "statement", "audit", "experiment"}
 FORBIDDEN = {
     "codec": {"torch", "flwr", "hydra", "omegaconf", "opacus"},
     "data": {"flwr", "hydra", "omegaconf", "opacus"},

@@ -7,6 +7,7 @@ import torch
 import fedq
 from fedq import int8_delivery
 from fedq.config import compose
+from fedq.data import Dataset, Examples
 from fedq.experiment import build
 from fedq.int8_delivery import allowed, deliver_int8, quantized_lines, wrong_answers
 from fedq.quant import ExportError, Int8Model
@@ -64,6 +65,28 @@ def test_a_run_whose_int8_model_answers_otherwise_has_failed_and_keeps_what_was_
     assert result.int8_model_bytes is None
     assert (result.folder / "model.safetensors").is_file()
     assert not (result.folder / "model.onnx").exists()
+
+
+def test_without_classes_the_outputs_must_be_the_fake_quant_model_s(tmp_path, monkeypatch):
+    class Shifted(Int8Model):
+        """By 2 % of the outputs' spread."""
+
+        def __call__(self, inputs):
+            outputs = super().__call__(inputs)
+            return outputs + 0.02 * np.abs(outputs - outputs.mean(0)).mean()
+
+    random = np.random.default_rng(0)
+    train, test = (
+        Examples(random.normal(size=(n, 6)), random.normal(size=(n, 2)).astype(np.float32)) for n in (40, 300)
+    )
+    data = Dataset(train, None, test, num_outputs=2, fitted_on_private_data=False)
+    made = build(compose([*WORDS, "train.loss=mse", "train.metric=r2"]), data=data)
+    made.trainer.load(made.initial)
+    assert "value" in deliver_int8(made, tmp_path / "model.onnx")
+    monkeypatch.setattr(int8_delivery, "Int8Model", Shifted)
+    error = deliver_int8(made, tmp_path / "other.onnx")["error"]
+    assert "2.0% of their own spread away from the fake-quant model's" in error
+    assert left(tmp_path) == ["model.onnx"]
 
 
 def test_what_cannot_be_exported_is_an_error_and_leaves_nothing(experiment, tmp_path, monkeypatch):

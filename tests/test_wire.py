@@ -104,7 +104,8 @@ def test_everything_that_a_client_sends_under_dp_is_public():
     contents = [
         wire.write_hello(HELLO),
         wire.write_reply(wire.Reply(3, {"update": PACKET})),
-        wire.write_refusal(wire.Refusal(3, "budget")),
+        wire.write_reply(wire.Reply(3, counts=(7, -1))),
+        wire.write_refusal(wire.Refusal(0, "budget", "clinic-a")),
     ]
     assert set.union(*map(wire.fields_of, contents)) == wire.PUBLIC_FIELDS
 
@@ -280,9 +281,9 @@ def test_a_printable_name_of_up_to_64_characters_is_read(identity):
 
 
 def test_a_client_may_refuse_to_say_hello():
-    with pytest.raises(wire.MalformedReply, match=r"^declined: ") as caught:
-        wire.read_hello(wire.write_refusal(wire.Refusal(0, "declined")))
-    assert caught.value.reason == "declined"
+    for refusal in (wire.Refusal(0, "declined"), wire.Refusal(0, "policy", "clinic-a")):
+        assert wire.read_hello(wire.write_refusal(refusal)) == refusal
+    assert reason_of(wire.read_hello, wire.write_refusal(wire.Refusal(0, "policy", "x" * 65))) == "wrong_type"
     assert reason_of(wire.read_hello, wire.write_refusal(wire.Refusal(1, "declined"))) == "round"
     assert reason_of(wire.read_hello, RecordDict({"fedq.hello": MetricRecord()})) == "wrong_type"
 
@@ -354,3 +355,19 @@ def test_packets_of_all_values_are_measured_without_a_mask():
 def test_a_reply_that_brings_a_mask_is_refused():
     reply = wire.write_reply(wire.Reply(3, {"update": PACKET, "mask": PACKET}, 12, 0.5))
     assert reason_of(read, reply) == "extra_key"
+
+
+def test_noisy_counts_are_read_only_where_they_are_asked_for():
+    content = over_a_network(wire.write_reply(wire.Reply(3, counts=(7, -1))))
+    asked = {"round": 3, "packets": frozenset(), "metrics": frozenset(), "max_weight": 10.0}
+    assert wire.read_reply(content, counts=True, **asked).counts == (7, -1)
+    assert reason_of(lambda c: wire.read_reply(c, **asked), content) == "extra_key"
+    without = wire.write_reply(wire.Reply(3))
+    assert reason_of(lambda c: wire.read_reply(c, counts=True, **asked), without) == "missing_key"
+
+
+@pytest.mark.parametrize("counts", [{"right": 1}, {"right": 1, "wrong": 2.0}, {"right": 1, "wrong": 2**41}])
+def test_counts_of_another_form_are_refused(counts):
+    content = RecordDict({**wire.write_reply(wire.Reply(3)), "fedq.counts": ConfigRecord(counts)})
+    asked = {"round": 3, "packets": frozenset(), "metrics": frozenset(), "max_weight": 10.0, "counts": True}
+    assert reason_of(lambda c: wire.read_reply(c, **asked), content) in ("missing_key", "wrong_type", "weight")

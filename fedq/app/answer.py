@@ -22,13 +22,24 @@ def client_app(client_of: Callable[[Context], Client]) -> ClientApp:
 
     @app.query("hello")
     def hello(message: Message, context: Context) -> Message:
+        from fedq.privacy import Declined, LedgerError
+
+        reason, name = "client_error", ""
         try:
             client = client_of(context)
+            name = client.identity
+            client.check_account()
             told = wire.Hello(client.identity, __version__, codec.FORMATS, client.trainer.layout.digest)
             return Message(wire.write_hello(told), reply_to=message)
+        except Declined as error:
+            reason, name = error.reason, error.identity or name
+            _tell_operator(f"refused to take part: {error}")
+        except LedgerError as error:
+            reason = "ledger"
+            _tell_operator(f"refused to take part: {error}")
         except (Exception, SystemExit):
             _tell_operator(traceback.format_exc())
-            return Message(wire.write_refusal(wire.Refusal(0, "client_error")), reply_to=message)
+        return Message(wire.write_refusal(wire.Refusal(0, reason, name)), reply_to=message)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:

@@ -1,9 +1,14 @@
 """The app directory that this process runs: its configs and code, as Flower unpacked them. Knows paths alone."""
 
+import hashlib
+import os
 import sys
 import tomllib
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
+UNPACKED = "apps"  # the folder of $FLWR_HOME in which Flower unpacks bundles
 COMPONENTS = {"serverapp": "fedq.app:server", "clientapp": "fedq.app:client"}
 
 
@@ -22,6 +27,38 @@ def running_app() -> Path | None:
         if entry and is_app(Path(entry)):
             return Path(entry)
     return None
+
+
+def running_bundle() -> Path | None:
+    """The running app, if Flower unpacked it from a bundle; None for a checkout, which nobody sent."""
+    app = running_app()
+    return app if app is not None and app.parent.name == UNPACKED else None
+
+
+def bundle_digest(bundle: Path) -> str:
+    """SHA-256 (hex) of every file by name and content: of a `.fab` file, or of the folder that Flower unpacks it into.
+
+    Left out is what Flower adds to one and not the other (`.info`), and modules that running it compiles.
+    """
+    digest = hashlib.sha256(b"fedq bundle 1")
+    for name, content in sorted(_files(bundle)):
+        if not {"__pycache__", ".info"} & set(name.split("/")):
+            for part in (name.encode(), content):
+                digest.update(len(part).to_bytes(8, "little") + part)
+    return digest.hexdigest()
+
+
+def _files(bundle: Path) -> Iterator[tuple[str, bytes]]:
+    if bundle.is_dir():
+        for path in bundle.rglob("*"):
+            if path.is_symlink() or path.is_file():
+                content = path.read_bytes() if path.is_file() else os.readlink(path).encode()
+                yield path.relative_to(bundle).as_posix(), content
+        return
+    with zipfile.ZipFile(bundle) as archive:
+        for entry in archive.infolist():
+            if not entry.is_dir():
+                yield entry.filename, archive.read(entry)
 
 
 def overlay() -> Path | None:

@@ -26,7 +26,7 @@ from fedq.results import Result, RoundRow, events, new_run_folder
 from fedq.results.wording import size
 from fedq.server import GridLink, QuantizedFedAvg, Roster
 from fedq.server.link import Replied, nobody
-from fedq.server.roster import Desk, Exchange, LinkLostError, TooFewClientsError, wait_for_clients
+from fedq.server.roster import BudgetSpentError, Desk, Exchange, LinkLostError, TooFewClientsError, wait_for_clients
 from fedq.training.numerics import use_one_thread
 
 
@@ -60,7 +60,7 @@ def serve_run(grid: Any, context: Context) -> None:
         tell.result(result)
     except (ConfigError, TooFewClientsError, LinkLostError, OSError) as error:
         words = f"{error}. Flower simulates as many nodes as you say: {_NODES}" if _too_few(error, simulated) else error
-        tell.failed(str(words))
+        tell.failed(str(words), budget=isinstance(error, BudgetSpentError))
         raise
 
 
@@ -79,8 +79,9 @@ class Events:
     def result(self, result: Result) -> None:
         self._say("result", **result.to_dict())
 
-    def failed(self, reason: str) -> None:
-        self._say("failed", reason=reason)
+    def failed(self, reason: str, *, budget: bool) -> None:
+        """`budget`: for lack of privacy budget, which has an exit status of its own."""
+        self._say("failed", reason=reason, **({"budget": True} if budget else {}))
 
     def _say(self, kind: str, **values: Any) -> None:
         print(events.line(kind, **values), flush=True)
@@ -99,7 +100,7 @@ class Words(Events):
         elif kind == "result":
             text = "; ".join(f"{what}: {fact}" for what, fact in Result(**values).facts().items())
         else:
-            text = "; ".join(str(v) for v in values.values())
+            text = "; ".join(str(v) for v in values.values() if v is not True)
         print(f"fedq: {text}", flush=True)
 
 

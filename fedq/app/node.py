@@ -4,6 +4,7 @@ What concerns the owner's files comes from the node config, which the owner wrot
 from the bundle and the run's overrides, which may choose only among what the bundle holds.
 """
 
+import math
 import os
 import sys
 from collections.abc import Mapping
@@ -14,11 +15,18 @@ from typing import Any
 
 from flwr.app import Context
 
-from fedq.app.bundle import overlay
+from fedq.app.bundle import bundle_digest, overlay, running_bundle
 from fedq.client import Client
-from fedq.config import Config, ConfigError, Problem, compose, network, rules
+from fedq.client.state import note_declined
+from fedq.config import Config, ConfigError, Problem, compose, network, problems, public
+from fedq.config.budgets import LEAST, MOST
+from fedq.config.client_level import protects_clients, protects_examples
 from fedq.experiment import Experiment, Owner, build
-from fedq.experiment.ledgers import LEDGER
+from fedq.experiment.client_level import client_level_plan
+from fedq.experiment.digests import model_digest
+from fedq.experiment.ledgers import LEDGER, Account
+from fedq.experiment.plans import claimed, plan_of
+from fedq.privacy import Asked, Declined, Policy, PolicyError, read_policy, require
 from fedq.training.numerics import use_one_thread
 
 ANYBODY = "*"  # the owner of a part of data that every machine has
@@ -32,6 +40,8 @@ class Node:
     partition: int | None = None
     data: Path | None = None
     state: Path | None = None
+    policy: Path | None = None  # the weakest privacy that the owner accepts
+    epsilon: float | None = None  # the owner's own budget, over all runs
 
     @classmethod
     def read(cls, node_config: Mapping[str, Any]) -> "Node":
@@ -48,7 +58,12 @@ class Node:
         partition = typed("partition-id", int, "0")
         data = typed("data-path", str, '"/path/to/own/data"')
         state = typed("state-dir", str, '"/path/to/own/state"')
-        for key, path in (("data-path", data), ("state-dir", state)):
+        policy = typed("policy", str, '"/path/to/policy.toml"')
+        epsilon = node_config.get("epsilon")
+        if epsilon is not None and (type(epsilon) not in (int, float) or not LEAST <= epsilon <= MOST):
+            rule = f"must be a number in [{LEAST:g}, {MOST:g}]: the most that this data may ever spend"
+            found.append(Problem("node-config epsilon", epsilon, rule, "Use epsilon=3.0"))
+        for key, path in (("data-path", data), ("state-dir", state), ("policy", policy)):
             if isinstance(path, str) and not Path(path).expanduser().is_absolute():
                 rule = "must be absolute: started in another folder, this node would begin with an empty ledger"
                 found.append(Problem(f"node-config {key}", path, rule, f'Use {key}="/..."'))
@@ -56,11 +71,13 @@ class Node:
             found.append(Problem("node-config name", None, "a client must say who it is", 'Use name="clinic-a"'))
         if found:
             raise ConfigError(found)
-        return cls(name, partition, *(Path(p).expanduser() if p else None for p in (data, state)))
+        own_data, own_state, own_policy = (Path(p).expanduser() if p else None for p in (data, state, policy))
+        budget = None if epsilon is None else float(epsilon)
+        return cls(name, partition, own_data, own_state, own_policy, budget)
 
     def identity(self, config: Config) -> str:
         """The name, or the name of the partition; it must be one that the experiment knows."""
-        names = rules.identities(config)
+        names = public.identities(config)
         if self.name is not None:
             if self.name in names:
                 return self.name
@@ -85,28 +102,69 @@ def simulated_clients(run_id: int) -> Path:
 
 
 def client_of(context: Context) -> Client:
-    """The client of this node, built from the bundle; raises `ConfigError` with all that is wrong."""
+    """The client of this node, built from the bundle; raises `ConfigError` with all that is wrong.
+
+    What is weaker than the owner's policy is Declined before a model or any data of the owner is opened.
+    """
     use_one_thread()
     overrides = tuple(network.read(context.run_config.get(network.OVERRIDES)))
     node = Node.read(context.node_config)
     folder, run = overlay(), str(context.run_id)
     config = _config(overrides, folder)
     identity = node.identity(config)
+    bundle = _digest(running_bundle())
+    policy = None if node.policy is None else _required(node, identity, config, bundle)
     simulated = _in_simulation()
-    owner = None if simulated and node.data is None else Owner(identity if node.data else ANYBODY, node.data)
+    whose = identity if node.data else ANYBODY
+    owner = None if simulated and node.data is None else Owner(whose, node.data, node.epsilon)
     experiment = _experiment(overrides, folder, owner)
     if config.privacy.unit != "off" and config.privacy.noise == "seeded":
         rule = "noise that others can compute again protects nobody; a client outside of a test never adds it"
         raise ConfigError([Problem("privacy.noise", "seeded", rule, "Use privacy.noise=discrete")])
     if node.state is not None:
-        return experiment.client(
-            identity, folder=node.state / "runs" / run, run=run, ledger=node.state / LEDGER, durable=True
-        )
+        head = Path(policy.head) if policy is not None and policy.head else None
+        account = Account(node.state / LEDGER, head, bundle)
+        return experiment.client(identity, folder=node.state / "runs" / run, run=run, account=account, durable=True)
     if not simulated:
         mend = "Start the SuperNode with --node-config '... state-dir=\"/path/to/own/state\"'"
         rule = "a client keeps its ledger, log and residual between messages, and this node's config names no place"
         raise ConfigError([Problem("node-config state-dir", None, rule, mend)])
     return experiment.client(identity, folder=simulated_clients(context.run_id) / identity, run=run, durable=True)
+
+
+def _required(node: Node, identity: str, config: Config, bundle: str) -> Policy:
+    """The owner's policy, where the run is as strong as it asks; Declined where not, or where it cannot be read."""
+    assert node.policy is not None
+    try:
+        policy = read_policy(node.policy)
+        model = model_digest(config) if policy.models else ""  # finding its source imports the packages it is in
+        unit, epsilon, delta = _claims(config, node.epsilon)
+        require(policy, Asked(unit, epsilon, delta, node.data, model, bundle))
+    except (PolicyError, Declined) as error:
+        declined = error if isinstance(error, Declined) else Declined("policy", str(error))
+        if node.state is not None:
+            note_declined(node.state, config.name, str(declined))
+        declined.identity = identity
+        raise declined from None
+    return policy
+
+
+def _claims(config: Config, budget: float | None) -> tuple[str, float, float]:
+    """(unit, epsilon, delta) of what protects the owner's data: its own noise, else the server's, else none."""
+    sound = not problems(config)
+    if protects_examples(config):
+        plan = plan_of(config, budget) if sound else None
+        return "example", math.inf if plan is None else claimed(config, plan), config.privacy.target_delta
+    if protects_clients(config):
+        whole = client_level_plan(config) if sound else None
+        epsilon = math.inf if whole is None else min(whole.target_epsilon, whole.epsilon(whole.charges))
+        return "client", epsilon, config.privacy.client_target_delta
+    return "off", math.inf, 1.0
+
+
+@lru_cache(maxsize=4)
+def _digest(folder: Path | None) -> str:
+    return "" if folder is None else bundle_digest(folder)
 
 
 def _in_simulation() -> bool:

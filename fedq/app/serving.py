@@ -8,14 +8,17 @@ from typing import Protocol
 import numpy as np
 
 from fedq import wire
-from fedq.config import rules
+from fedq.client_level_delivery import ServerFiles
+from fedq.config import public
 from fedq.delivery import ClientFiles, Delivery
 from fedq.experiment import Experiment
+from fedq.experiment.client_level import client_level_mechanism, sampler
+from fedq.privacy import standard_error
 from fedq.results import Result, RoundRow
-from fedq.server import Dealer, Roster, Rules, Total, run_rounds
+from fedq.server import Roster, Rules, Total, run_rounds
 from fedq.server.broadcast import Broadcast
 from fedq.server.loop import Score, Scores
-from fedq.server.roster import TooFewClientsError
+from fedq.server.roster import too_few
 from fedq.server.strategy import QuantizedFedAvg
 from fedq.server.total import Rejected, Traffic
 
@@ -54,17 +57,24 @@ def serve(
     roster, hello = link.meet()
     roster.keep(experiment.identities)
     present = len(roster.nodes)
-    cohort = rules.cohort_size(config, clients=present)
-    if experiment.plan is not None:  # never a larger share than the one for whose cap the noise was calibrated
-        cohort = rules.cohort_size(config) * present // config.clients
+    cohort = public.cohort_size(config, clients=present)
+    private = experiment.plan is not None or experiment.client_plan is not None
+    if private:  # never a larger share than the one for whose cap the noise was calibrated
+        cohort = public.cohort_size(config) * present // config.clients
     if present < config.strategy.min_clients or cohort < 1:
         refused = ", ".join(f"{r.client}: {r.reason}" for r in roster.refused[:5]) or "no answer"
-        raise TooFewClientsError(f"{present} of {config.clients} clients answered, too few for a round ({refused})")
-    judge = _Judge(experiment, strategy, link, roster)
-    with Delivery(experiment, folder, watch, clients=clients) as delivery:
+        text = f"{present} of {config.clients} clients answered, too few for a round ({refused})"
+        raise too_few(text, roster.refused, lacking=config.strategy.min_clients - present)
+    judge, plan = _Judge(experiment, strategy, link, roster), experiment.client_plan
+    draws, kept = sampler(config, plan, list(roster.nodes)), None
+    if plan is not None:
+        mechanism, home = client_level_mechanism(config, plan, folder, experiment.data_name)
+        strategy.protect(mechanism)
+        kept = ServerFiles(home, folder.name, draws.source)
+    with Delivery(experiment, folder, watch, clients=clients, server=kept) as delivery:
         outcome = run_rounds(
             strategy=strategy,
-            dealer=Dealer(list(roster.nodes), seed=config.seed),
+            dealer=draws,
             master=experiment.initial,
             gather=link.gather,
             score=judge,
@@ -72,8 +82,8 @@ def serve(
             rules=Rules(
                 rounds=config.rounds,
                 cohort=cohort,
-                min_clients=config.strategy.min_clients,
-                due=lambda round: rules.evaluation_due(config, round),
+                min_clients=strategy.min_clients,
+                due=lambda round: public.evaluation_due(config, round),
                 keep=config.strategy.keep,
                 greater_is_better=experiment.trainer.metric.greater_is_better,
                 ema=config.strategy.ema,
@@ -95,7 +105,7 @@ class _Judge:
         data, trainer = self._experiment.dataset, self._experiment.trainer
         evaluation, validation, traffic = Score(), Score(), Traffic()
         rejected: list[Rejected] = []
-        if data.test is not None:
+        if self._experiment.accuracy_source == "server_test" and data.test is not None:
             on_test = trainer.evaluate(master, data.test)
             evaluation = Score(on_test.loss, on_test.metric)
         elif self._experiment.accuracy_source == "clients":
@@ -106,7 +116,21 @@ class _Judge:
             total = self._link.gather(round, broadcast, dict.fromkeys(self._roster.nodes, -1), task=wire.EVALUATE)
             evaluation, traffic = Score(total.mean("loss"), total.mean("metric")), total.traffic
             rejected = total.rejected
+        elif self._experiment.accuracy_source == "noisy_counts" and round == self._experiment.config.rounds:
+            return self._counted(round, master)
         if data.validation is not None:
             on_validation = trainer.evaluate(master, data.validation)
             validation = Score(on_validation.loss, on_validation.metric)
         return Scores(evaluation, validation, traffic, rejected)
+
+    def _counted(self, round: int, master: np.ndarray) -> Scores:
+        """The model after the last round by what each client counts, with noise that it has paid for: once."""
+        plan = self._experiment.plan
+        broadcast = self._strategy.snapshot(master, round)
+        total = self._link.gather(round, broadcast, dict.fromkeys(self._roster.nodes, -1), task=wire.EVALUATE)
+        right, wrong, clients = total.noisy_counts()
+        if right + wrong <= 0:
+            return Scores(traffic=total.traffic, rejected=total.rejected)
+        share = min(1.0, max(0.0, right / (right + wrong)))
+        error = standard_error(right, wrong, clients, plan.evaluation_epsilon)
+        return Scores(Score(None, share), Score(), total.traffic, total.rejected, error)

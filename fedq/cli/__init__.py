@@ -1,8 +1,9 @@
 """The command line: `fedq run`, `new`, `deploy`. Knows arguments, exit statuses, the terminal; not what a run does.
 
-`fedq export` and `fedq inspect` are in `models`.
+`fedq export` and `fedq inspect` are in `models`, `fedq audit` in `audit`.
 
-Exit statuses: 0 done; 1 the run failed; 2 it was refused before it started; 130 stopped by Ctrl-C.
+Exit statuses: 0 done; 1 the run failed; 2 it was refused before it started; 3 too few clients have privacy budget left
+for one round; 130 stopped by Ctrl-C.
 Heavy imports stand inside the commands: `fedq --help` answers in a fraction of a second.
 """
 
@@ -17,8 +18,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from fedq import __version__
-from fedq.cli import models
-from fedq.cli.terminal import FAILED, INTERRUPTED, refuse, refuse_text, say, show
+from fedq.cli import audit, client, models, privacy
+from fedq.cli.terminal import FAILED, INTERRUPTED, SPENT, refuse, refuse_text, say, show
 
 if TYPE_CHECKING:
     from fedq.config import Config
@@ -84,6 +85,8 @@ def _root(
 
 deploy_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Real SuperLinks and SuperNodes.")
 app.add_typer(deploy_app, name="deploy")
+app.add_typer(privacy.app, name="privacy")
+app.add_typer(client.app, name="client")
 
 
 @app.command(
@@ -164,6 +167,7 @@ def new(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new direct
 
 
 models.add_to(app)
+audit.add_to(app)
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -306,7 +310,7 @@ def _executed(start: "Start", report: "Callable[[Result], None]" = lambda result
     """Run it and report; a run that did not succeed ends the command with its status."""
     from fedq.config import ConfigError
     from fedq.runtime import DeploymentError
-    from fedq.server.roster import LinkLostError, TooFewClientsError
+    from fedq.server.roster import BudgetSpentError, LinkLostError, TooFewClientsError
 
     try:
         result = start()
@@ -314,7 +318,7 @@ def _executed(start: "Start", report: "Callable[[Result], None]" = lambda result
         refuse(error)
     except (TooFewClientsError, LinkLostError, DeploymentError) as error:
         say(f"fedq: {error}")
-        sys.exit(FAILED)
+        sys.exit(SPENT if isinstance(error, BudgetSpentError) else FAILED)
     except OSError as error:  # no room, or no right, to write the run folder
         refuse_text(str(error))
     report(result)

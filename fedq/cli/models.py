@@ -103,6 +103,7 @@ def inspect(
         input_range=quant.input_range,
         activation_range=quant.activation_range,
         skip=tuple(quant.skip),
+        left_float=experiment.quantized.left_float if experiment.quantized is not None else {},
     )
     if as_json:
         typer.echo(strict_json.dumps(inspection_json(found, about), indent=2))

@@ -8,7 +8,7 @@ import typer
 if TYPE_CHECKING:
     from fedq.config import ConfigError
 
-FAILED, REFUSED, INTERRUPTED = 1, 2, 130
+FAILED, REFUSED, SPENT, INTERRUPTED = 1, 2, 3, 130
 
 
 def show(renderable: Any) -> None:

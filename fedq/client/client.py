@@ -1,7 +1,7 @@
 """One client's part of a round, in the order that is the guarantee. Knows wire, codec and training; not Flower."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,8 @@ from fedq import codec as packets
 from fedq import wire
 from fedq.client.state import ClientState
 from fedq.data import Examples
-from fedq.data.split import held_out
-from fedq.privacy import DPPlan, Ledger, RandomSource, SpendContext, admit
+from fedq.data.split import held_out, held_out_by_content
+from fedq.privacy import DPPlan, Ledger, RandomSource, SpendContext, admit, budget_guard, noisy_counts
 from fedq.randomness import generator, key64
 from fedq.training import PrivateFit, Trainer
 
@@ -26,6 +26,13 @@ class Privacy:
     random: RandomSource
     data_name: str
     run: str
+    bundle: str = ""  # digest of the app's own files, for the ledger
+    head: Path | None = None  # where the ledger's head is kept; None: beside it
+    holdout: float = 0.0  # share of the examples that is never trained on
+
+    def context(self, round: int) -> SpendContext:
+        """What a spend of that round is for."""
+        return SpendContext(data=self.data_name, run=self.run, round=round, bundle=self.bundle)
 
 
 @dataclass
@@ -43,6 +50,7 @@ class Client:
     seed: int
     keeps_weights: bool = False  # what it was sent last, since the server sends changes
     privacy: Privacy | None = None
+    _held: np.ndarray | None = field(default=None, init=False, repr=False)
 
     def train(self, request: wire.Request) -> wire.Reply:
         """The update for one request. Raises `Declined` or `MalformedUpdate` before any data is opened."""
@@ -82,14 +90,43 @@ class Client:
                 return wire.Reply(request.round, {wire.UPDATE: packet})
             return wire.Reply(request.round, {wire.UPDATE: packet}, fitted.num_examples, fitted.loss)
 
-    def evaluate(self, request: wire.Request) -> wire.Reply:
-        """Loss and metric of the sent model on the examples that this client holds out. Never under DP."""
+    def check_account(self) -> None:
+        """Declined or LedgerError where this client cannot take part in even one round; said before the first."""
         if self.privacy is not None:
-            raise PermissionError("an evaluation is not covered by this client's privacy plan")
+            if self.privacy.ledger.exists():
+                admit(self._ledger(), self.privacy.plan, data=self.privacy.data_name)
+            else:
+                budget_guard(self.privacy.plan)([])
+
+    def evaluate(self, request: wire.Request) -> wire.Reply:
+        """Loss and metric of the sent model on the examples that this client holds out; under DP two noisy counts."""
+        if self.privacy is not None:
+            with self.state.exclusive():
+                return self._count(request, self.privacy)
         _, weights = self._received(request)
         _, held_out = self._parts(request.holdout)
         result = self.trainer.evaluate(weights, held_out)
         return wire.Reply(request.round, {}, result.num_examples, result.loss, result.metric)
+
+    def _count(self, request: wire.Request, privacy: Privacy) -> wire.Reply:
+        """How many answers are right and wrong, with noise: all that leaves, once it is paid for."""
+        if privacy.plan.evaluation_epsilon is None:
+            raise PermissionError("an evaluation is not covered by this client's privacy plan")
+        _, weights = self._received(request)
+        self._check_holdout(request, privacy)
+        ledger = self._ledger()
+        admit(ledger, privacy.plan, data=privacy.data_name, counts=True)
+        _, held_out = self._parts(request.holdout)
+        right, wrong, evidence = noisy_counts(
+            *self.trainer.count_right(weights, held_out),
+            privacy.plan,
+            random=privacy.random,
+            ledger=ledger,
+            context=privacy.context(request.round),
+        )
+        self.state.note_evidence(request.round, evidence)
+        self.state.log(f"round={request.round} evaluated={len(held_out)} noisy_right={right} noisy_wrong={wrong}")
+        return wire.Reply(request.round, counts=(right, wrong))
 
     def _received(self, request: wire.Request) -> tuple[packets.Kept, np.ndarray]:
         """Which weights are kept, and all weights: as they came, or what this client holds and the changes since."""
@@ -112,6 +149,12 @@ class Client:
     def _parts(self, holdout: float) -> tuple[Examples, Examples]:
         """The examples to train on and those to evaluate on: the same cut in every round of a run."""
         examples = self.shard()
+        if self.privacy is not None:
+            if not holdout:
+                return examples, examples[[]]
+            if self._held is None:  # hashing all examples takes as long as a few steps
+                self._held = held_out_by_content(examples.inputs, examples.targets, holdout)
+            return examples[np.setdiff1d(np.arange(len(examples)), self._held)], examples[self._held]
         held = min(len(examples) - 1, held_out(len(examples), holdout))
         if held < 1:
             return examples, examples[[]]
@@ -121,12 +164,21 @@ class Client:
     def _admit(self, request: wire.Request) -> PrivateFit | None:
         if self.privacy is None:
             return None
-        if request.holdout:  # which examples are held out depends on how many there are
-            raise wire.MalformedReply("extra_key", "under DP no example is held out: the request asks for it")
-        ledger = Ledger(self.privacy.ledger)
+        self._check_holdout(request, self.privacy)
+        ledger = self._ledger()
         admit(ledger, self.privacy.plan, data=self.privacy.data_name)
-        context = SpendContext(data=self.privacy.data_name, run=self.privacy.run, round=request.round)
-        return PrivateFit(self.privacy.plan, self.privacy.random, ledger, context)
+        return PrivateFit(self.privacy.plan, self.privacy.random, ledger, self.privacy.context(request.round))
+
+    @staticmethod
+    def _check_holdout(request: wire.Request, privacy: Privacy) -> None:
+        """What is held out is public configuration of this client's own, the same for the whole run."""
+        if request.holdout != privacy.holdout:
+            text = f"the request holds out {request.holdout:g} of the examples, this client {privacy.holdout:g}"
+            raise wire.MalformedReply("holdout", text)
+
+    def _ledger(self) -> Ledger:
+        assert self.privacy is not None
+        return Ledger(self.privacy.ledger, head=self.privacy.head)
 
 
 def _line(round: int, examples: int, loss: float | None, packet_bytes: int) -> str:

@@ -4,6 +4,7 @@ In simulation it lives with the run: the ledger and the evidence on disk, the re
 that serves the client in every round. Where each message meets a new process (a deployment, Ray) they are on disk too.
 """
 
+import datetime
 import io
 import json
 from collections.abc import Iterator
@@ -16,11 +17,19 @@ from zipfile import BadZipFile
 import numpy as np
 
 from fedq.client.residual import Residual
+from fedq.durable import write_bytes
 from fedq.privacy import DPEvidence
-from fedq.results import atomic
 
-EVIDENCE, LOG, STATE = "evidence.jsonl", "log.txt", "state.npz"
+EVIDENCE, LOG, STATE, DECLINED = "evidence.jsonl", "log.txt", "state.npz", "declined.log"
 _VERSION = 2
+
+
+def note_declined(folder: Path, run: str, why: str) -> None:
+    """For the owner: a request that was turned away before anything was opened, one line each. Never leaves."""
+    folder.mkdir(parents=True, exist_ok=True)
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    with (folder / DECLINED).open("a", encoding="utf-8") as file:
+        file.write(f"{now} {run!r} {' '.join(why.split())}\n")
 
 
 class StateError(RuntimeError):
@@ -79,7 +88,7 @@ class ClientState:
             parts: dict[str, Any] = {"before": before, "after": after, "weights": weights}
             parts = {name: value for name, value in parts.items() if value is not None}
             np.savez(file, version=np.int64(_VERSION), round=np.int64(round), **parts)
-            atomic.write_bytes(self.folder / STATE, file.getvalue())
+            write_bytes(self.folder / STATE, file.getvalue())
 
     def note_evidence(self, round: int, evidence: DPEvidence) -> None:
         """What the noise-adding code says that it did, one JSON line a participation. Never leaves the client."""

@@ -136,6 +136,12 @@ class Accumulator:
         with np.errstate(under="ignore"):
             return mean.astype(np.float32)
 
+    def steps(self) -> NDArray[np.int64]:
+        """The sum of weight * value, exactly, in steps of 1 / GRID; not to be written to."""
+        steps = self._sums.view()
+        steps.flags.writeable = False
+        return steps
+
     def to_bytes(self) -> bytes:
         """All of it, for a worker that pre-sums to hand over; docs/packet-format.md has the bytes."""
         weight = int(self._total_weight * _WEIGHT_UNIT).to_bytes(_WEIGHT_BYTES, "little")

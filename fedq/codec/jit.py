@@ -6,19 +6,13 @@ been, no more than twice the time is spent. Both give the same bits. `FEDQ_JIT=0
 kernels off.
 """
 
-import threading
 from types import ModuleType
 
 from fedq import jit
-from fedq.jit import ENVIRONMENT
 
-__all__ = ["ENVIRONMENT", "LEAST_VALUES", "LEAST_WORK", "count", "kernels", "load"]
 LEAST_VALUES = 262_144  # of a vector; numpy takes a few milliseconds for fewer
 LEAST_WORK = 2**26  # values that this process has packed or unpacked; numpy takes 3 to 20 ns for each
 
-_lock = threading.Lock()
-_kernels: ModuleType | None = None
-_failed = False
 _work = 0
 
 
@@ -30,21 +24,10 @@ def count(num_values: int) -> None:
 
 def kernels(num_values: int) -> ModuleType | None:
     """fedq.codec.kernels, or None: few values, or so far in this process; no working numba, or turned off."""
-    if num_values < LEAST_VALUES or _work < LEAST_WORK or not jit.wanted() or _failed:
-        return None
-    return _kernels or _load()
+    return None if num_values < LEAST_VALUES or _work < LEAST_WORK else jit.load("fedq.codec.kernels")
 
 
 def load() -> ModuleType | None:
     """The kernels at once, for a process that knows that it will need them; None as above."""
     count(LEAST_WORK)
     return kernels(LEAST_VALUES)
-
-
-def _load() -> ModuleType | None:
-    global _kernels, _failed
-    with _lock:
-        if _kernels is None and not _failed:
-            _kernels = jit.load("fedq.codec.kernels")
-            _failed = _kernels is None
-        return _kernels

@@ -84,7 +84,7 @@ class Sparse:
         return values
 
 
-def smallest(keys: NDArray[np.uint32], count: int) -> NDArray[np.int64]:
+def smallest(keys: NDArray[np.unsignedinteger], count: int) -> NDArray[np.int64]:
     """Indices of the `count` smallest keys, increasing; of equal keys those that come first."""
     if count == keys.size:
         return np.arange(count)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from fedq.config.client_level import protects_examples
 from fedq.config.problem import Problem
 from fedq.config.schema import Config
 
@@ -9,7 +10,7 @@ from fedq.config.schema import Config
 def problems(config: Config) -> Iterator[Problem]:
     """What of the hardware options does not go together; what a machine has, no rule can know."""
     train = config.train
-    if config.privacy.unit != "off":
+    if protects_examples(config):
         for key, idle, rule in (
             ("compile", False, "the hooks that give DP-SGD each example's gradient do not go through the compiler"),
             ("data_parallel", False, "DP-SGD clips and sums a batch in one place"),

@@ -11,17 +11,22 @@ from typing import Any
 
 from fedq.codec import CODECS
 from fedq.codec.options import ROUNDINGS
-from fedq.config import hardware
+from fedq.config import client_level, hardware
+from fedq.config.budgets import budget_problems, evaluation_problems
+from fedq.config.client_level import protects_examples
+from fedq.config.example_level import example_problems
 from fedq.config.problem import Problem
 from fedq.config.pruning import idle_pruning, pruning_problems
+from fedq.config.public import cohort_size, identities
 from fedq.config.quantization import idle_quantization
 from fedq.config.schema import Config
-from fedq.config.views import idle_views, views_problems
+from fedq.config.views import idle_views
 
 OBJECT = "object:"  # stands before the name of a model or data that is an object of the calling process
 
 # What may stand in a closed option. The rooms own the classes behind the names; a test compares them.
 CHOICES: dict[str, tuple[str | int, ...]] = {
+    "evaluate": ("server", "dp", "off"),
     "partition.name": ("iid", "dirichlet", "by_column"),
     "train.schedule": ("constant", "linear", "cosine"),
     "train.loss": ("cross_entropy", "binary_cross_entropy", "mse", "l1", "huber"),
@@ -34,7 +39,7 @@ CHOICES: dict[str, tuple[str | int, ...]] = {
     "quant.weight_rounding": ("nearest", "stochastic"),
     "quant.activation_bits": (8, 4),
     "quant.activations": ("fixed", "learned", "observed", "dynamic", "off"),
-    "privacy.unit": ("off", "example"),
+    "privacy.unit": client_level.UNITS,
     "privacy.accountant": ("prv", "rdp"),
     "privacy.noise": ("discrete", "gaussian", "seeded"),
     "codec.name": tuple(CODECS),
@@ -46,6 +51,7 @@ CHOICES: dict[str, tuple[str | int, ...]] = {
     "strategy.weighting": ("examples", "equal"),
     "strategy.keep": ("last", "best"),
     "runtime.name": ("local", "ray", "deployment"),
+    **client_level.CHOICES,
 }
 # Codec -> its options.
 CODEC_OPTIONS = {name: tuple(inspect.signature(codec).parameters) for name, codec in CODECS.items()}
@@ -74,6 +80,7 @@ BOUNDS: dict[str, tuple[float, float, bool, bool]] = {
     "privacy.target_epsilon": (0.05, 1e4, True, True),
     "privacy.target_delta": (1e-15, 0.1, True, True),
     "privacy.noise_multiplier": (0.01, 1e5, True, True),
+    "privacy.evaluation_epsilon": (1e-3, 10, True, True),
     "privacy.clip_norm": (1e-6, 1e6, True, True),
     "privacy.sample_rate": (1e-6, 1, True, True),
     "privacy.nominal_examples": (1, math.inf, True, False),
@@ -91,8 +98,8 @@ BOUNDS: dict[str, tuple[float, float, bool, bool]] = {
     "runtime.wait": (0, 7 * 86400, True, True),
     "runtime.timeout": (0, 7 * 86400, False, True),
     "runtime.min_available": (1, 1_000_000, True, True),
+    **client_level.BOUNDS,
 }
-
 
 _LATER = (
     (None, "names"),
@@ -100,7 +107,10 @@ _LATER = (
     ("strategy", "ema"),
     *(("privacy", key) for key in ("augmentations", "augment")),
     *(("quant", key) for key in ("granularity", "weight_rounding", "calibration")),
+    (None, "evaluate"),
+    *(("privacy", key) for key in ("budgets", "evaluation_epsilon")),
     *(("quant", key) for key in ("sparsity", "sparsity_begin", "sparsity_end")),
+    *(("privacy", key) for key in client_level.KEYS),
 )
 
 
@@ -170,8 +180,7 @@ def _single(config: Config) -> Iterator[Problem]:
 
 
 def _together(config: Config) -> Iterator[Problem]:
-    train, privacy, quant = config.train, config.privacy, config.quant
-    private = privacy.unit != "off"
+    train = config.train
     if (train.epochs is None) == (train.steps is None):
         yield Problem(
             "train.epochs",
@@ -190,6 +199,10 @@ def _together(config: Config) -> Iterator[Problem]:
         rule = f"with fraction={config.fraction} most clients have missed the changes before, and get float32 weights"
         yield Problem("downlink.kind", "delta", rule, f"Use downlink.kind=weights, or fraction={LEAST_DELTA_FRACTION}")
     yield from pruning_problems(config)
+    yield from evaluation_problems(config)
+    yield from budget_problems(config, identities(config))
+    yield from example_problems(config)
+    yield from client_level.client_level_problems(config)
     yield from _names(config)
     yield from _runtime(config)
     yield from hardware.problems(config)
@@ -200,54 +213,6 @@ def _together(config: Config) -> Iterator[Problem]:
             yield Problem(
                 f"{group}._target_", target, "must be a dotted path, package.module.name", f"Choose a {group}"
             )
-    if not private:
-        return
-    yield from views_problems(config)
-    if privacy.target_epsilon is None and privacy.noise_multiplier is None:
-        yield Problem(
-            "privacy.target_epsilon",
-            None,
-            "with privacy on, a budget or a noise multiplier must be set",
-            "Use privacy.target_epsilon=8",
-        )
-    if quant.name != "off" and quant.activations == "observed":
-        yield Problem(
-            "quant.activations",
-            "observed",
-            "observed ranges are not covered by DP-SGD (privacy=example)",
-            "Use quant.activations=fixed or learned",
-        )
-    if nominal_examples(config) is None:
-        yield Problem(
-            "privacy.nominal_examples",
-            None,
-            "DP divides by a public number of examples for each client, never by the true one, and the data names none",
-            "Use privacy.nominal_examples=N with a public guess",
-        )
-    elif sample_rate(config) > 1:
-        yield Problem(
-            "train.batch_size",
-            train.batch_size,
-            f"the expected batch is larger than the {nominal_examples(config)} examples that a client is taken to hold",
-            f"Use train.batch_size={nominal_examples(config)} or less",
-        )
-    elif privacy.target_delta > 1 / float(nominal_examples(config) or 1):
-        yield Problem(
-            "privacy.target_delta",
-            privacy.target_delta,
-            f"must be at most 1 / {nominal_examples(config)} (examples of a client): else one may leak whole",
-            "Use privacy.target_delta=1e-5",
-        )
-    elif dp_steps(config) > 1_000_000:
-        rule = f"gives {dp_steps(config):,} noised steps in a round, at most 1,000,000 are allowed"
-        yield Problem("privacy.sample_rate", sample_rate(config), rule, "Use a larger rate, or set train.steps")
-    if train.clip_grad is not None:
-        yield Problem(
-            "train.clip_grad",
-            train.clip_grad,
-            "under DP the bound on each example's gradient is privacy.clip_norm",
-            "Use train.clip_grad=null",
-        )
 
 
 def _names(config: Config) -> Iterator[Problem]:
@@ -313,8 +278,9 @@ def _idle(config: Config) -> Iterator[Problem]:
             "Use runtime=ray or runtime=deployment",
         ),
         idle_views(config),
-        (_options("privacy", "unit"), private, "privacy is off, so it would do nothing", "Add privacy=example"),
+        *client_level.idle_privacy(c),
         (_options("quant", "name"), c.quant.name != "off", "quant is off, so it would do nothing", "Add quant=int8"),
+        (("privacy.evaluation_epsilon",), c.evaluate == "dp", f"evaluate={c.evaluate}", "Use evaluate=dp"),
         idle_pruning(c),
         *idle_quantization(c),
         (
@@ -327,7 +293,7 @@ def _idle(config: Config) -> Iterator[Problem]:
         *_codec_options("downlink", c.downlink.name),
         (
             ("train.batch_size",),
-            not private or c.privacy.sample_rate is None,
+            not protects_examples(c) or c.privacy.sample_rate is None,
             f"under DP privacy.sample_rate={c.privacy.sample_rate} decides the size of a batch",
             "Use privacy.sample_rate=RATE, or set it to null",
         ),
@@ -364,48 +330,6 @@ def _codec_options(group: str, name: str | None) -> Iterator[tuple[Sequence[str]
 def _options(group: str, switch: str) -> list[str]:
     """Every key of a group but the one that switches it."""
     return [f"{group}.{f.name}" for f in fields(getattr(Config(), group)) if f.name != switch]
-
-
-def identities(config: Config) -> list[str]:
-    """The names of the clients, in the order in which examples are dealt to them."""
-    return list(config.names) or [str(i) for i in range(config.clients)]
-
-
-def cohort_size(config: Config, *, clients: int | None = None) -> int:
-    """Clients in a round: floor(fraction * clients), at least one."""
-    return max(1, int(config.fraction * (config.clients if clients is None else clients) + 1e-9))
-
-
-def participation_cap(config: Config) -> int:
-    """Most rounds in which any one client takes part, under shuffle-and-deal sampling."""
-    return min(config.rounds, -(-config.rounds * cohort_size(config) // config.clients))
-
-
-def evaluation_due(config: Config, round: int) -> bool:
-    """Whether the model is evaluated after this round: every so often, and always in the last five."""
-    return round % config.strategy.evaluate_every == 0 or round > config.rounds - 5
-
-
-def nominal_examples(config: Config) -> int | None:
-    """Public number of examples that every client is taken to hold: the divisor of DP-SGD."""
-    if config.privacy.nominal_examples is not None:
-        return config.privacy.nominal_examples
-    published = config.data.get("nominal_examples")
-    return None if published is None else max(1, int(published) // config.clients)
-
-
-def sample_rate(config: Config) -> float:
-    """Public Poisson sampling rate of DP-SGD."""
-    if config.privacy.sample_rate is not None:
-        return config.privacy.sample_rate
-    return config.train.batch_size / float(nominal_examples(config) or math.nan)
-
-
-def dp_steps(config: Config) -> int:
-    """Public number of noised steps in one participation."""
-    if config.train.steps is not None:
-        return config.train.steps
-    return max(1, round((config.train.epochs or 1.0) / sample_rate(config)))
 
 
 def _interval(low: float, high: float, with_low: bool, with_high: bool) -> str:

@@ -35,7 +35,9 @@ class Train:
     clip_grad: float | None = option(None, "largest L2 norm of a batch gradient (privacy off only)")
     loss: str = option("cross_entropy", "cross_entropy, binary_cross_entropy, mse, l1, huber")
     metric: str = option("accuracy", "accuracy, multilabel_accuracy, r2, mse, mae")
-    holdout: float = option(0.2, "share of its shard on which a client evaluates if the server has no test set")
+    holdout: float = option(
+        0.2, "share of a shard that is evaluated on, not trained on: no test set at the server, or evaluate=dp"
+    )
     device: str = option("auto", "where a client trains: auto (cuda or mps where there is one), cpu, cuda, mps")
     compile: bool = option(False, "torch.compile the training step: 6 to 30 s once; meant for GPUs, slower on CPUs")
     data_parallel: bool = option(False, "split each batch over all GPUs of the machine (privacy off only)")
@@ -59,22 +61,26 @@ class Quant:
     input_range: float = option(4.0, "fixed range of the model's input")
     calibration: str | None = option(None, "dynamic: .npy file of public inputs that give the export its ranges")
     skip: list[str] = option([], "name patterns of layers that stay float")
-    sparsity: float | None = option(None, "share of each large weight that is zero at the end; null: dense")
+    sparsity: float | None = option(None, "share of all large weights that is zero at the end; null: dense")
     sparsity_begin: float = option(0.1, "share of the rounds after which pruning begins")
     sparsity_end: float = option(0.6, "share of the rounds after which the sparsity is reached")
 
 
 @dataclass
 class Privacy:
-    unit: str = option("off", "what DP protects: off, or example (each training example of each client)")
+    unit: str = option("off", "what DP protects: off, example (each example of each client), client (whole), both")
     target_epsilon: float | None = option(None, "budget of every client over the whole run")
     target_delta: float = option(1e-5, "delta of the guarantee")
+    budgets: Any = option(  # a mapping; Any, so that {0: 1} may be written for client 0
+        {}, "client -> a stricter budget of its own (deployed: epsilon in its node config)"
+    )
     noise_multiplier: float | None = option(None, "noise std over clip_norm; null: calibrated to target_epsilon")
     clip_norm: float = option(1.0, "largest L2 norm of one example's gradient")
     sample_rate: float | None = option(None, "public Poisson rate q; null: train.batch_size / nominal_examples")
     nominal_examples: int | None = option(
         None, "public number of examples a client is taken to hold; null: data.nominal_examples / clients"
     )
+    evaluation_epsilon: float = option(0.1, "evaluate=dp: what each client pays for its noisy counts, once, at the end")
     accountant: str = option("prv", "prv (tight) or rdp")
     noise: str = option(
         "discrete",
@@ -83,6 +89,15 @@ class Privacy:
     augmentations: int = option(1, "views of each image whose mean gradient is clipped (De et al. 2022); 1: the image")
     augment: list[str] = option(["flip", "shift"], "what a view may be: flip (mirrored), shift (up to 2 pixels)")
     ledger: str | None = option(None, "folder of the clients' ledgers; null: they live with the run")
+    client_target_epsilon: float | None = option(None, "client: budget of a whole client, in all rounds together")
+    client_target_delta: float = option(1e-5, "client: delta of that guarantee; at most 1 / clients")
+    client_noise_multiplier: float | None = option(None, "client: noise std over the clip; null: by the target")
+    client_clip_norm: float = option(1.0, "client: largest L2 norm of an update; the first one, if adaptive")
+    client_clipping: str = option("fixed", "client: fixed, or adaptive (the clip follows a quantile of the norms)")
+    client_quantile: float = option(0.5, "client, adaptive: share of the updates that the clip leaves whole")
+    client_sampling: str = option(
+        "deal", "client: deal (equal turns, no amplification) or poisson (secret cohorts, amplified)"
+    )
 
 
 @dataclass
@@ -144,6 +159,9 @@ class Config:
     fraction: float = option(1.0, "share of the clients that take part in a round")
     seed: int = option(0, "seed of partition, initialisation, sampling, batches and rounding; never of DP noise")
     name: str = option("run", "label in the run folder's name; no part of the experiment's identity")
+    evaluate: str = option(
+        "server", "server: on its test set, else (privacy off) on what clients hold out; dp: noisy counts; off"
+    )
     model: dict[str, Any] = option({}, "_target_: a callable that returns an nn.Module; other keys: its arguments")
     data: dict[str, Any] = option({}, "_target_: a callable that returns the data; other keys: its arguments")
     partition: Partition = field(default_factory=Partition)
@@ -174,4 +192,11 @@ GROUPS = (
     "experiment",
 )
 # Mappings whose keys are the arguments of a callable that the user chose: a new key needs no `+`.
-OPEN = ("model", "data", "train.optimizer_options", "strategy.server_options", "runtime.client_resources")
+OPEN = (
+    "model",
+    "data",
+    "train.optimizer_options",
+    "privacy.budgets",
+    "strategy.server_options",
+    "runtime.client_resources",
+)

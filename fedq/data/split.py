@@ -1,5 +1,7 @@
 """Which examples train, validate and test. Knows counts and fractions; not the examples."""
 
+import hashlib
+
 import numpy as np
 import numpy.typing as npt
 
@@ -21,6 +23,22 @@ def check_fractions(*, validation_fraction: float, test_fraction: float = 0.0) -
 def held_out(num_examples: int, fraction: float) -> int:
     """Size of a held-out part: rounded, but never empty when one was asked for."""
     return max(1, round(num_examples * fraction)) if fraction else 0
+
+
+def held_out_by_content(inputs: npt.NDArray[np.generic], targets: npt.NDArray[np.generic], share: float) -> Indices:
+    """Indices of the examples that are held out: each by a hash of its own content, about `share` of them.
+
+    So one example more or less moves no other from one side to the other, as under DP it must not; and equal examples
+    are on one side. Everybody who knows an example knows its side.
+    """
+    bound = int(share * 2**64)
+    chosen = []
+    for index, (x, y) in enumerate(zip(inputs, targets, strict=True)):
+        digest = hashlib.blake2b(x.tobytes(), key=b"fedq held out", digest_size=8)
+        digest.update(y.tobytes())
+        if int.from_bytes(digest.digest(), "little") < bound:
+            chosen.append(index)
+    return np.array(chosen, dtype=np.int64)
 
 
 def split_indices(

@@ -1,13 +1,14 @@
 """A config becomes an experiment, or `ConfigError` with all that is wrong with it, before any work starts."""
 
 import inspect
-import math
 from dataclasses import replace
 from typing import Any, Literal, cast
 
 from fedq.codec import CODECS, Codec, with_feedback
-from fedq.config import Config, ConfigError, Problem, problems, rules
+from fedq.config import Config, ConfigError, Problem, problems, public, rules
+from fedq.config.client_level import protects_examples
 from fedq.experiment.binding import imported, problem
+from fedq.experiment.client_level import check_all_averaged, client_level_plan
 from fedq.experiment.data import deal, load_data
 from fedq.experiment.experiment import Experiment, weights_of
 from fedq.experiment.hardware import make_hardware
@@ -15,6 +16,8 @@ from fedq.experiment.ledgers import check_ledgers, data_name
 from fedq.experiment.model import make_model, make_quantized
 from fedq.experiment.optimizers import check_training
 from fedq.experiment.owner import Owner
+from fedq.experiment.plans import plan_of
+from fedq.privacy import ClientLevelPlan
 from fedq.quant import QuantReport, spell_out
 from fedq.server import Downlink
 from fedq.server.broadcast import downlink_for
@@ -42,11 +45,11 @@ def build(config: Config, *, model: Any = None, data: Any = None, owner: Owner |
     shards = deal(config, dataset, found, owner=owner) if dataset is not None else None
     net = make_model(config, factory, model, dataset, found) if dataset is not None and factory is not None else None
     report = (
-        make_quantized(config, net, dataset.input_shape, found)
+        make_quantized(config, net, dataset, found)
         if dataset is not None and net is not None and config.quant.name != "off"
         else None
     )
-    if net is not None and config.privacy.unit != "off":
+    if net is not None and protects_examples(config):
         spell_out(net)
     if net is not None and report is not None:
         _check_pruning(config, net, report, found)
@@ -58,7 +61,10 @@ def build(config: Config, *, model: Any = None, data: Any = None, owner: Owner |
         check_ledgers(config, dataset, found)
     codec = _codec(config, "codec", found)
     downlink = _downlink(config, codec, found)
-    plan = _checked_plan(config, found) if not found else None
+    plans = _plans(config, owner, found) if not found else {}
+    client_plan = _checked_client_plan(config, found) if not found else None
+    if net is not None:
+        check_all_averaged(config, layout_of(net), found)
     if found or dataset is None or net is None or shards is None or codec is None or downlink is None:
         raise ConfigError(found)
     layout = layout_of(net)
@@ -72,8 +78,9 @@ def build(config: Config, *, model: Any = None, data: Any = None, owner: Owner |
         codec,
         downlink,
         report,
-        plan,
+        plans,
         owner.data_name if owner is not None and owner.data is not None else data_name(config, dataset),
+        client_plan,
     )
 
 
@@ -166,43 +173,24 @@ def _rule_and_mend(error: ValueError) -> tuple[str, str]:
     return rule, mend[:1].upper() + mend[1:] if mend.startswith(("try ", "use ")) else mend
 
 
-def _checked_plan(config: Config, found: list[Problem]) -> Any:
+def _plans(config: Config, owner: Owner | None, found: list[Problem]) -> dict[str, Any]:
+    """Every client's plan under DP; {} without. On one owner's machine, with that owner's budget."""
+    budgets = config.privacy.budgets
+    plans: dict[str, Any] = {}
     try:
-        return _plan(config)
+        for identity in public.identities(config):
+            own = budgets.get(identity) if owner is None or owner.identity is None else owner.budget
+            plans[identity] = plan_of(config, own)
     except (ValueError, ArithmeticError) as error:
         mend = "Try privacy.target_epsilon=8 or privacy.noise_multiplier=1"
         found.append(problem(error, key="privacy.target_epsilon", value=config.privacy.target_epsilon, mend=mend))
+    return {name: plan for name, plan in plans.items() if plan is not None}
+
+
+def _checked_client_plan(config: Config, found: list[Problem]) -> ClientLevelPlan | None:
+    try:
+        return client_level_plan(config)
+    except (ValueError, ArithmeticError) as error:
+        key, mend = "privacy.client_noise_multiplier", "Try privacy.client_target_epsilon=8, and no noise multiplier"
+        found.append(problem(error, key=key, value=config.privacy.client_noise_multiplier, mend=mend))
         return None
-
-
-def _plan(config: Config) -> Any:
-    """The public plan of every client: noise is calibrated to the cap on participations, not to their mean."""
-    if config.privacy.unit == "off":
-        return None
-    from fedq.privacy import DPPlan, calibrate
-
-    p = config.privacy
-    accountant = cast(Literal["prv", "rdp"], p.accountant)  # the rules have seen to it, and to nominal
-    rate, steps, nominal = rules.sample_rate(config), rules.dp_steps(config), rules.nominal_examples(config)
-    noise = p.noise_multiplier
-    assert nominal is not None
-    if noise is None:
-        assert p.target_epsilon is not None
-        noise = calibrate(
-            target_epsilon=p.target_epsilon,
-            delta=p.target_delta,
-            sample_rate=rate,
-            steps=steps * rules.participation_cap(config),
-            accountant=accountant,
-        )
-    return DPPlan(
-        noise_multiplier=noise,
-        clip_norm=p.clip_norm,
-        sample_rate=rate,
-        steps=steps,
-        nominal_examples=nominal,
-        target_epsilon=math.inf if p.target_epsilon is None else p.target_epsilon,
-        delta=p.target_delta,
-        accountant=accountant,
-        noise="gaussian" if p.noise == "gaussian" else "discrete",  # seeded is the source, not the kind
-    )

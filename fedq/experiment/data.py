@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fedq.config import Config, Problem, rules
+from fedq.config import Config, Problem, public
 from fedq.data import PARTITIONERS, Dataset, as_dataset, csv, is_shard, read_shard
 from fedq.experiment.binding import arguments, bound, imported, problem
 from fedq.experiment.owner import Owner
@@ -105,7 +105,7 @@ def deal(
             rule = f"a client holds {largest} examples, and its replies would all be refused for their weight"
             mend = f"Use strategy.max_weight={largest} or more"
             found.append(Problem("strategy.max_weight", config.strategy.max_weight, rule, mend))
-        return dict(zip(rules.identities(config), shards, strict=True))
+        return dict(zip(public.identities(config), shards, strict=True))
     except ValueError as error:
         mend = "fedq run --help lists the partitions"
         found.append(problem(error, key="partition", value=config.partition.name, mend=mend))

@@ -12,10 +12,11 @@ from fedq import __version__
 from fedq.client import Client, ClientState, Privacy
 from fedq.codec import Codec, Layout
 from fedq.compiler import without_compiler
-from fedq.config import Config, rules
+from fedq.config import Config, public
 from fedq.config.pruning import pruning_rounds
 from fedq.data import Dataset
-from fedq.experiment.ledgers import ledger_file
+from fedq.experiment.ledgers import Account, ledger_file
+from fedq.privacy import ClientLevelPlan
 from fedq.quant import QuantReport
 from fedq.randomness import key64
 from fedq.server import Downlink, Pruning, QuantizedFedAvg
@@ -34,8 +35,14 @@ class Experiment:
     codec: Codec
     downlink: Downlink
     quantized: QuantReport | None
-    plan: Any  # DPPlan, or None when privacy is off
+    plans: dict[str, Any]  # client -> DPPlan; {} when privacy is off
     data_name: str  # names the examples in ledgers
+    client_plan: ClientLevelPlan | None = None  # what the server does for whole clients
+
+    @cached_property
+    def plan(self) -> Any:
+        """The plan of the client that may spend most, which bounds what any spends; None when privacy is off."""
+        return min(self.plans.values(), key=lambda plan: plan.noise_multiplier, default=None)
 
     @property
     def layout(self) -> Layout:
@@ -43,14 +50,18 @@ class Experiment:
 
     @property
     def identities(self) -> list[str]:
-        return rules.identities(self.config)
+        return public.identities(self.config)
 
     @cached_property
-    def accuracy_source(self) -> Literal["server_test", "clients", "none"]:
-        """Who can say how good the model is: server_test, clients (on what they hold out), or none."""
+    def accuracy_source(self) -> Literal["server_test", "clients", "noisy_counts", "none"]:
+        """Who can say how good the model is: server_test, clients (on what they hold out), their counts with noise."""
+        if self.config.evaluate == "off":
+            return "none"
+        if self.config.evaluate == "dp":
+            return "noisy_counts"
         if self.dataset.test is not None:
             return "server_test"
-        return "none" if self.plan is not None else "clients"
+        return "none" if self.plan is not None or self.client_plan is not None else "clients"
 
     @cached_property
     def pruning(self) -> Pruning | None:
@@ -72,12 +83,13 @@ class Experiment:
             max_weight=c.max_weight,
             statistics=self.trainer.statistics,
             fraction=self.config.fraction,
-            min_clients=c.min_clients,
+            min_clients=c.min_clients if self.client_plan is None else 0,  # else each round takes its noised step
             seed=self.config.seed,
             timeout=self.config.runtime.timeout,
             holdout=self.holdout,
             version=__version__,
             pruning=self.pruning,
+            client_level=self.client_plan,
         )
 
     def _server_optimizer(self, parameters: list[torch.Tensor]) -> torch.optim.Optimizer:
@@ -91,12 +103,12 @@ class Experiment:
         *,
         folder: Path | None = None,
         run: str = "",
-        ledger: Path | None = None,
+        account: Account | None = None,
         durable: bool = False,
     ) -> Client:
         """The client of that name, whose evidence and log of this run lie in `folder`.
 
-        `ledger`: its file, where it outlives the run; `durable`: every message may meet a new process.
+        `account`: where it outlives the run; `durable`: every message may meet a new process.
         """
         indices = self.shards[identity]
         return Client(
@@ -107,26 +119,35 @@ class Experiment:
             state=ClientState(folder, durable=durable),
             seed=self.config.seed,
             keeps_weights=self.downlink.kind == "delta",
-            privacy=self._privacy(identity, folder, run, ledger),
+            privacy=self._privacy(identity, folder, run, account),
         )
 
     @property
     def holdout(self) -> float:
         """Share of its examples that a client keeps apart to evaluate on: none where the server has a test set."""
-        return self.config.train.holdout if self.accuracy_source == "clients" else 0.0
+        return self.config.train.holdout if self.accuracy_source in ("clients", "noisy_counts") else 0.0
 
-    def _privacy(self, identity: str, folder: Path | None, run: str, ledger: Path | None) -> Privacy | None:
-        if self.plan is None:
+    def _privacy(self, identity: str, folder: Path | None, run: str, account: Account | None) -> Privacy | None:
+        if not self.plans:
             return None
         from fedq.privacy import SecureRandom, SeededRandom
 
-        if ledger is None:
+        if account is None:
             if folder is None:
                 raise ValueError("a client under DP needs a folder for its ledger")
-            ledger = ledger_file(self.config, folder, identity)
+            account = Account(ledger_file(self.config, folder, identity))
         seeded = self.config.privacy.noise == "seeded"
         random = SeededRandom(key64(self.config.seed, "noise", identity)) if seeded else SecureRandom()
-        return Privacy(self.plan, ledger, random, self.data_name, run)
+        return Privacy(
+            self.plans[identity],
+            account.ledger,
+            random,
+            self.data_name,
+            run,
+            account.bundle,
+            account.head,
+            self.holdout,
+        )
 
 
 def weights_of(report: QuantReport) -> tuple[str, ...]:

@@ -3,14 +3,24 @@
 import hashlib
 import json
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fedq.config import Config, Problem
+from fedq.config.client_level import protects_examples
 from fedq.data import Dataset
 from fedq.experiment.binding import told
 
 LEDGER = "ledger.sqlite"
+
+
+@dataclass(frozen=True)
+class Account:
+    """Where what a client spends is written down, and for whose code."""
+
+    ledger: Path
+    head: Path | None = None  # the end of its chain; None: beside it
+    bundle: str = ""  # digest of the app's own files
 
 
 def client_folder(run: Path, identity: str) -> Path:
@@ -32,7 +42,7 @@ def data_name(config: Config, dataset: Dataset) -> str:
 
 def check_ledgers(config: Config, dataset: Dataset | None, found: list[Problem]) -> None:
     """A problem where the folder cannot be written, or holds the ledgers of another deal; leaves no trace."""
-    if config.privacy.unit == "off" or config.privacy.ledger is None:
+    if not protects_examples(config) or config.privacy.ledger is None:
         return
     folder = Path(config.privacy.ledger)
     made = [p for p in [folder, *folder.parents] if not p.exists()]

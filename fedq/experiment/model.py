@@ -1,7 +1,6 @@
 """The model of an experiment, float or quantization-aware; what is wrong with it becomes problems."""
 
 import copy
-import fnmatch
 import inspect
 import tempfile
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ import torch
 from torch import nn
 
 from fedq.config import Config, Problem
+from fedq.config.client_level import protects_examples
 from fedq.data import Dataset
 from fedq.experiment.binding import arguments, bound, problem, told
 from fedq.privacy import refuse_cross_example_layers, refuse_mixing
@@ -46,7 +46,7 @@ def make_model(config: Config, factory: Any, given: Any, dataset: Dataset, found
     if bad:
         found.append(Problem("model", bad[0], "holds NaN or infinite values at the start", "Mend its initialisation"))
         return None
-    if config.privacy.unit != "off":
+    if protects_examples(config):
         try:
             refuse_cross_example_layers(net)
             refuse_mixing(net, dataset.input_shape)
@@ -99,23 +99,17 @@ def _check_calibration(path: str, input_shape: tuple[int, ...], found: list[Prob
         found.append(Problem("quant.calibration", path, rule, "Save inputs as the data gives them"))
 
 
-def _rehearse_export(net: nn.Module, input_shape: tuple[int, ...], skip: Sequence[str]) -> None:
+def _rehearse_export(net: nn.Module, dataset: Dataset, skip: Sequence[str]) -> None:
     """A user's own model may hold what cannot be exported: better known before the training than after it."""
+    examples = None if dataset.test is None else dataset.test.inputs
     with tempfile.TemporaryDirectory() as folder:
-        export_onnx(net, input_shape, Path(folder) / "model.onnx", skip=skip)
+        export_onnx(net, dataset.input_shape, Path(folder) / "model.onnx", skip=skip, examples=examples)
 
 
-def make_quantized(
-    config: Config, net: nn.Module, input_shape: tuple[int, ...], found: list[Problem]
-) -> QuantReport | None:
+def make_quantized(config: Config, net: nn.Module, dataset: Dataset, found: list[Problem]) -> QuantReport | None:
     q = config.quant
     if q.calibration is not None:
-        _check_calibration(q.calibration, input_shape, found)
-    names = [name for name, _ in net.named_modules()]
-    for pattern in q.skip:
-        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
-            mend = f"The layers are {', '.join(filter(None, names))}"
-            found.append(Problem("quant.skip", pattern, "no layer has such a name", mend))
+        _check_calibration(q.calibration, dataset.input_shape, found)
     try:
         report = quantize(
             net,
@@ -130,7 +124,7 @@ def make_quantized(
             skip=tuple(q.skip),
         )
         if q.activations not in ("off", "dynamic") and not str(config.model.get("_target_")).startswith("fedq.models."):
-            _rehearse_export(net, input_shape, q.skip)
+            _rehearse_export(net, dataset, q.skip)
         return report
     except (ValueError, ExportError) as error:
         found.append(problem(error, key="quant", value=q.name, mend="Use quant=off to train the float model"))

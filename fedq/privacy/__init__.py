@@ -1,14 +1,19 @@
-"""Differential privacy on the client: noise, accounting, the ledger, admission, DP-SGD and the verdict.
+"""Differential privacy: noise, accounting, the ledger, admission, DP-SGD, whole clients, and the verdicts.
 Knows models, tensors and its ledger file; not quantization, codecs, messages, servers or configuration files.
 """
 
-from fedq.privacy.accounting import ACCOUNTANTS, Accountant, Mechanism, calibrate, epsilon
+from fedq.privacy.accounting import ACCOUNTANTS, Accountant, AnyMechanism, Mechanism, PureDP, calibrate, epsilon
 from fedq.privacy.admission import REASONS, Declined, admit, budget_guard
+from fedq.privacy.chain import Row
+from fedq.privacy.client_level import ClientLevelEvidence, ClientLevelMechanism, ClientLevelPlan, clipped
+from fedq.privacy.client_level_evidence import ServerEvidence, ServerRound, is_client_private, spent_by_one_client
+from fedq.privacy.counts import noisy_counts, standard_error
 from fedq.privacy.dpsgd import DPSGD, MAX_BATCH, DPEvidence
 from fedq.privacy.evidence import MAX_EPSILON, ClientRound, RunEvidence, is_private
-from fedq.privacy.ledger import Ledger, LedgerError, Row
+from fedq.privacy.ledger import Ledger, LedgerError
 from fedq.privacy.noise import RandomSource, SecureRandom, SeededRandom
 from fedq.privacy.plan import DPPlan, SpendContext
+from fedq.privacy.policy import Asked, Policy, PolicyError, read_policy, require
 from fedq.privacy.spend import Spend
 from fedq.privacy.suitable import refuse_cross_example_layers, refuse_mixing
 
@@ -19,6 +24,11 @@ __all__ = [
     "MAX_EPSILON",
     "REASONS",
     "Accountant",
+    "AnyMechanism",
+    "Asked",
+    "ClientLevelEvidence",
+    "ClientLevelMechanism",
+    "ClientLevelPlan",
     "ClientRound",
     "DPEvidence",
     "DPPlan",
@@ -26,18 +36,30 @@ __all__ = [
     "Ledger",
     "LedgerError",
     "Mechanism",
+    "Policy",
+    "PolicyError",
+    "PureDP",
     "RandomSource",
     "Row",
     "RunEvidence",
     "SecureRandom",
     "SeededRandom",
+    "ServerEvidence",
+    "ServerRound",
     "Spend",
     "SpendContext",
     "admit",
     "budget_guard",
     "calibrate",
+    "clipped",
     "epsilon",
+    "is_client_private",
     "is_private",
+    "noisy_counts",
+    "read_policy",
     "refuse_cross_example_layers",
     "refuse_mixing",
+    "require",
+    "spent_by_one_client",
+    "standard_error",
 ]

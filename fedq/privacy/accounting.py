@@ -67,8 +67,24 @@ class Mechanism:
         _check_steps(self.steps)
 
 
-def epsilon(mechanisms: Sequence[Mechanism], delta: float, *, accountant: Accountant = "prv") -> float:
+@dataclass(frozen=True)
+class PureDP:
+    """A mechanism that is (epsilon, 0)-DP by itself, such as a count with Laplace noise."""
+
+    epsilon: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.epsilon) and self.epsilon > 0):
+            raise ValueError(f"epsilon={self.epsilon}: must be a finite number above 0, e.g. 0.1")
+
+
+AnyMechanism = Mechanism | PureDP
+
+
+def epsilon(mechanisms: Sequence[AnyMechanism], delta: float, *, accountant: Accountant = "prv") -> float:
     """Upper bound on epsilon at `delta` of all mechanisms together; 0 if there is none.
+
+    Pure epsilons are added to what the Gaussian steps cost (basic composition): no more than a few are expected.
 
     >>> once = Mechanism(noise_multiplier=2.0, sample_rate=0.1, steps=100)
     >>> epsilon([once, once], 1e-5) == epsilon([Mechanism(2.0, 0.1, 200)], 1e-5)
@@ -77,14 +93,17 @@ def epsilon(mechanisms: Sequence[Mechanism], delta: float, *, accountant: Accoun
     _check_delta(delta)
     _check_accountant(accountant)
     steps: dict[tuple[float, float], int] = {}
+    pure = math.fsum(m.epsilon for m in mechanisms if isinstance(m, PureDP))
     for mechanism in mechanisms:
+        if isinstance(mechanism, PureDP):
+            continue
         key = (float(mechanism.noise_multiplier), float(mechanism.sample_rate))
         steps[key] = steps.get(key, 0) + mechanism.steps
     # Sorted, so that the order of the rounds changes neither the cache key nor a bit of the result.
     merged = tuple(sorted((noise, rate, count) for (noise, rate), count in steps.items() if count > 0))
     if not merged:
-        return 0.0
-    return _epsilon(merged, float(delta), accountant)
+        return pure
+    return pure + _epsilon(merged, float(delta), accountant)
 
 
 def calibrate(

@@ -88,7 +88,7 @@ class DPSGD:
         if max_batch < 1:
             raise ValueError(f"max_batch={max_batch}: must be 1 or more")
         refuse_cross_example_layers(model)
-        refuse_mixing(model, tuple(inputs.shape[1:]))
+        refuse_mixing(model, tuple(inputs.shape[1:]), inputs.dtype)
         check_loss_sums(model, loss, inputs, targets)
         parameters = [p for p in model.parameters() if p.requires_grad]
         if not parameters:

@@ -3,12 +3,11 @@ Knows evidence; not files, models or messages. Anything missing, unknown or not 
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from fedq.privacy.dpsgd import DPEvidence
-from fedq.privacy.plan import MECHANISMS
-from fedq.privacy.spend import Spend
+from fedq.privacy.spend import MECHANISMS, Spend
 
 MAX_EPSILON = 20.0  # e^20 is 500 million: a larger odds ratio rules nothing out
 
@@ -31,6 +30,7 @@ class RunEvidence:
     rounds: Sequence[ClientRound] = ()
     epsilon: float = math.inf  # largest that any client's ledger says
     target_epsilon: float = 0.0
+    accounts: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # client -> (its epsilon, its own budget)
     ledgers_verified: bool = False
     reply_fields_checked: bool = False
     nonpublic_reply_fields: Sequence[str] = ("unknown",)  # names of what left beside the allow-list
@@ -62,6 +62,11 @@ def is_private(evidence: RunEvidence) -> tuple[bool, list[str]]:
     # Written so that a NaN fails, and no target (inf) still needs a finite epsilon.
     if not (math.isfinite(evidence.epsilon) and evidence.epsilon <= evidence.target_epsilon):
         reasons.append(f"epsilon {evidence.epsilon:g} is beyond the target {evidence.target_epsilon:g}")
+    for client, (spent, budget) in sorted(evidence.accounts.items()):
+        if not spent <= budget:
+            reasons.append(f"client {client}: epsilon {spent:g} is beyond its own budget {budget:g}")
+    if unknown := sorted({r.client for r in evidence.rounds} - set(evidence.accounts)):
+        reasons.append(f"client {unknown[0]}: no account is on record")
     if not evidence.reply_fields_checked:
         reasons.append("the fields of the replies were not checked")
     if evidence.nonpublic_reply_fields:
@@ -103,7 +108,6 @@ def _faults(r: ClientRound) -> list[str]:
         faults.append(f"the spend is for round {spend.round}")
     if done.mechanism != spend.mechanism:
         faults.append(f"{done.mechanism} noise, {spend.mechanism} spent")
-    kinds = (spend.unit, spend.adjacency)
-    if kinds != ("example", "add-or-remove-one") or spend.mechanism not in MECHANISMS.values():
+    if (spend.unit, spend.adjacency) != ("example", "add-or-remove-one") or spend.mechanism not in MECHANISMS:
         faults.append(f"the spend is of another kind: {spend.unit}, {spend.adjacency}, {spend.mechanism}")
     return faults

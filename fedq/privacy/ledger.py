@@ -1,32 +1,31 @@
 """What one body of data has spent, one row a spend, on disk before anything bought with it may leave.
-Knows rows, hashes and SQLite; not models, gradients, budgets or who asks.
+Knows SQLite and locks; not models, gradients, budgets or who asks.
 
 One file is the ledger of one client's data, and all its rows compose: a second experiment over the same data
 is given the same file. `data`, `run`, `round` and so on are labels, never a reason to leave a row out.
 
-Each row holds the hash of the row before it, the first one a hash of the ledger's own random identity, so a
-row that was changed, removed, inserted, moved or copied from elsewhere breaks the chain. The chain has no
-key: it shows accidents and careless edits, not a forger who recomputes it. A tail that was cut off, or a file
-put back to an older copy, is a shorter whole chain: to see that, keep `head()` outside this file.
-Reading always checks, and nothing is appended to a ledger that does not check out.
+Rows are chained by hashes (`chain`), and the end of the chain is kept in a second file (`head`), so that a row changed,
+removed, inserted or moved, a tail cut off and an older copy put back all show. Reading always checks both, and nothing
+is appended to a ledger that does not check out until a person decides (`accept`).
 """
 
 import datetime
-import hashlib
-import json
 import os
 import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from fedq.privacy.accounting import Accountant, Mechanism, epsilon
+from filelock import FileLock, Timeout
+
+from fedq.privacy.accounting import Accountant, AnyMechanism, epsilon
+from fedq.privacy.chain import SCHEMA_VERSION, SPEND_NAMES, BrokenChainError, Row, checked, hashes
+from fedq.privacy.head import Head, HeadError, check_head, read_head, write_head
 from fedq.privacy.spend import Spend
 
-SCHEMA_VERSION: Final = 1
 # Long enough for another process to account and sync its own spend, short enough to say that one hangs.
 _LOCK_SECONDS: Final = 60.0
 
@@ -35,21 +34,9 @@ class LedgerError(Exception):
     """The ledger cannot be read, trusted or written. Nothing was spent; a person has to look at it."""
 
 
-@dataclass(frozen=True)
-class Row:
-    """A spend as it was written."""
-
-    id: int  # 1, 2, 3, ... without a gap
-    schema: int
-    time: str  # UTC, ISO 8601
-    spend: Spend
-    previous: str  # hash of the row before (hex), or of the ledger's identity
-    hash: str
-
-
-_SPEND_NAMES: Final = tuple(field.name for field in fields(Spend))
 _TYPES: Final[dict[Any, str]] = {float: "REAL", int: "INTEGER", str: "TEXT"}
 _COLUMNS: Final = ", ".join(f"{f.name} {_TYPES[f.type]} NOT NULL" for f in fields(Spend))
+_NAMES: Final = f"id, schema, time, {', '.join(SPEND_NAMES)}, previous, hash"
 _CREATE: Final = f"""
 CREATE TABLE identity (id TEXT NOT NULL);
 CREATE TABLE spend (id INTEGER PRIMARY KEY, schema INTEGER NOT NULL, time TEXT NOT NULL, {_COLUMNS},
@@ -58,7 +45,7 @@ PRAGMA user_version = {SCHEMA_VERSION};
 """
 
 
-def check_same_data(path: Path, rows: Sequence["Row"], data: str) -> None:
+def check_same_data(path: Path, rows: Sequence[Row], data: str) -> None:
     """LedgerError if a row is of other data: one ledger is the account of one client's examples."""
     other = {row.spend.data for row in rows} - {data}
     if other:
@@ -71,38 +58,49 @@ def check_same_data(path: Path, rows: Sequence["Row"], data: str) -> None:
 class Ledger:
     """A ledger file; made if it is not there, unless `access="read"`. Holds no connection between calls.
 
+    `head`: the file that keeps the end of the chain; beside the ledger (`NAME.head`) if not given.
+
     >>> import tempfile
     >>> ledger = Ledger(Path(tempfile.mkdtemp()) / "ledger.sqlite")
     >>> ledger.epsilon(1e-5)
     0.0
     """
 
-    def __init__(self, path: str | Path, *, access: Literal["append", "read"] = "append") -> None:
+    def __init__(
+        self, path: str | Path, *, access: Literal["append", "read"] = "append", head: str | Path | None = None
+    ) -> None:
         if access not in ("append", "read"):
             raise ValueError(f"access={access!r}: must be append or read")
         self.path = Path(path).absolute()
+        self.head_path = self.path.with_name(f"{self.path.name}.head") if head is None else Path(head).absolute()
         self.access = access
         if not self.path.exists():
+            if self.head_path.exists():
+                raise LedgerError(
+                    f"{self.path}: no such ledger, though {self.head_path} tells of one: put it back, or move that "
+                    "file away too if this data has spent nothing"
+                )
             if access == "read":
                 raise LedgerError(f"{self.path}: no such ledger")
             _create(self.path)
         with self._connect() as connection:
             _check_schema(connection, self.path)
 
-    def spend(self, spend: Spend, *, guard: Callable[[Sequence[Mechanism]], None] | None = None) -> int:
-        """Append a row and sync it to disk; returns its number only when it is there.
+    def spend(self, spend: Spend, *, guard: Callable[[Sequence[AnyMechanism]], None] | None = None) -> int:
+        """Append a row and sync it and the head to disk; returns its number only when both are there.
 
         `guard` sees what was spent before, under the same lock, and refuses by raising: two processes
-        never both fit into what is left of one budget. Any exception means that nothing was written.
+        never both fit into what is left of one budget. Any exception means that nothing was written, but one while
+        the head is written: then the spend stands, and nothing may leave on it. `attempt` of the row counts the spends
+        of the same run and round before it: a message that is delivered again is a spend again.
         """
         if self.access == "read":
             raise LedgerError(f"{self.path}: opened for reading; open it with access='append' to spend")
-        with self._connect() as connection:
-            # IMMEDIATE takes the write lock before the read, so no other spend can come between read and
-            # append.
+        with self._locked(), self._connect() as connection:
+            # IMMEDIATE takes the write lock before the read, so no other program can come between read and append.
             connection.execute("BEGIN IMMEDIATE")
             try:
-                rows, identity = _read(connection, self.path)
+                rows, identity, head = self._whole(connection)
                 check_same_data(self.path, rows, spend.data)
                 strangers = {row.spend.noise_source for row in rows} - {spend.noise_source}
                 if strangers:
@@ -112,55 +110,118 @@ class Ledger:
                     )
                 if guard is not None:
                     guard([row.spend.as_mechanism() for row in rows])
-                previous = rows[-1].hash if rows else _genesis(identity)
+                if not self.head_path.exists():  # before the first row: a row without a head is one that was deleted
+                    self._keep(head)
+                again = sum((r.spend.run, r.spend.round, r.spend.unit) == _occasion(spend) for r in rows)
                 now = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
-                row_id = len(rows) + 1
-                digest = _hash(row_id, SCHEMA_VERSION, now, spend, previous)
-                values = (
-                    row_id,
-                    SCHEMA_VERSION,
-                    now,
-                    *(getattr(spend, n) for n in _SPEND_NAMES),
-                    previous,
-                    digest,
-                )
+                row = Row.after(rows, identity, time=now, spend=replace(spend, attempt=spend.attempt + again))
+                spent = (getattr(row.spend, name) for name in SPEND_NAMES)
+                values = (row.id, row.schema, row.time, *spent, row.previous, row.hash)
                 marks = ", ".join("?" * len(values))
-                names = f"id, schema, time, {', '.join(_SPEND_NAMES)}, previous, hash"
-                connection.execute(f"INSERT INTO spend ({names}) VALUES ({marks})", values)
+                connection.execute(f"INSERT INTO spend ({_NAMES}) VALUES ({marks})", values)
+                connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
                 connection.execute("COMMIT")
             except BaseException:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
                 raise
-        return row_id
+            self._keep(replace(head, rows=row.id, hash=row.hash))
+        return row.id
 
     def rows(self) -> list[Row]:
         """All rows, oldest first; raises LedgerError, naming the row, if anything does not check out."""
         with self._connect() as connection:
-            rows, _ = _read(connection, self.path)
-        return rows
+            return self._whole(connection)[0]
 
     def verify(self) -> None:
-        """Check the file, every row and the chain; LedgerError says which row is wrong and how."""
+        """Check the file, every row, the chain and its head; LedgerError says which row is wrong and how."""
         with self._connect() as connection:
             for (message,) in connection.execute("PRAGMA integrity_check"):
                 if message != "ok":
                     raise LedgerError(f"{self.path}: the file is damaged: {message}")
-            _read(connection, self.path)
+        self.rows()
 
-    def head(self) -> tuple[int, str]:
-        """(number of rows, hash of the last): kept elsewhere, it shows a cut tail or an older copy."""
+    def head(self) -> Head:
+        """The end of the chain as it is now, with what a person has decided about it."""
         with self._connect() as connection:
-            rows, identity = _read(connection, self.path)
-        return len(rows), rows[-1].hash if rows else _genesis(identity)
+            rows, identity, kept = self._whole(connection)
+        return replace(kept, rows=len(rows), hash=hashes(rows, identity)[-1])
 
-    def mechanisms(self) -> list[Mechanism]:
+    def accept(self, reason: str) -> Head:
+        """A person's word that the chain as it stands is the account, though its head tells of another.
+
+        For a backup that was put back, or a head that was lost. The rows themselves must check out: a changed row
+        cannot be accepted. What was decided, when and why stays in the head.
+        """
+        if not reason.strip():
+            raise ValueError("reason='': say why this chain is the account, e.g. 'restored from the backup of Monday'")
+        with self._locked(), self._connect() as connection:
+            rows, identity = self._read(connection)
+            try:
+                before = read_head(self.head_path)
+            except HeadError:
+                before = None
+            head = (before or Head(0, "")).decided(reason, hashes(rows, identity))
+            self._keep(head)
+        return head
+
+    def mechanisms(self) -> list[AnyMechanism]:
         """Every spend's mechanism, oldest first."""
         return [row.spend.as_mechanism() for row in self.rows()]
 
     def epsilon(self, delta: float, *, accountant: Accountant = "prv") -> float:
         """Upper bound on what all rows cost together (seeded noise: what they would cost were it secret)."""
         return epsilon(self.mechanisms(), delta, accountant=accountant)
+
+    def _read(self, connection: sqlite3.Connection) -> tuple[list[Row], str]:
+        """All rows and the ledger's identity, every one checked."""
+        _check_schema(connection, self.path)
+        identities = connection.execute("SELECT id FROM identity").fetchall()
+        if len(identities) != 1:
+            raise LedgerError(f"{self.path}: {len(identities)} identities in place of one")
+        (identity,) = identities[0]
+        try:
+            return checked(connection.execute(f"SELECT {_NAMES} FROM spend ORDER BY id"), identity), identity
+        except BrokenChainError as error:
+            raise LedgerError(f"{self.path}: {error}") from error
+
+    def _whole(self, connection: sqlite3.Connection) -> tuple[list[Row], str, Head]:
+        """Rows, identity and the head that their chain reaches and goes through."""
+        mend = f"put the right file back, or, if you know why: fedq privacy ledger {self.path} --accept REASON"
+        try:
+            head = read_head(self.head_path)  # before the rows: another process may append and move it meanwhile
+            rows, identity = self._read(connection)
+            chain = hashes(rows, identity)
+            if head is None:
+                (schema,) = connection.execute("PRAGMA user_version").fetchone()
+                if rows and schema > 1:  # schema 1 had none
+                    raise HeadError(f"it has {len(rows)} rows and its head {self.head_path} is gone")
+                head = Head(len(rows), chain[-1])
+            check_head(self.head_path, head, chain)
+        except HeadError as error:
+            raise LedgerError(f"{self.path}: {error}; {mend}") from error
+        return rows, identity, head
+
+    def _keep(self, head: Head) -> None:
+        try:
+            write_head(self.head_path, head)
+        except OSError as error:
+            raise LedgerError(f"{self.head_path}: the ledger's head cannot be written: {error}") from error
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Over the row and the head: of two processes, the slower must not put its older head over the newer."""
+        lock = FileLock(f"{self.path}.lock", timeout=_LOCK_SECONDS)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise LedgerError(f"{self.path}: another process has held it for {_LOCK_SECONDS:.0f} s") from error
+        except OSError as error:
+            raise LedgerError(f"{self.path}: cannot be locked, and so not written: {error}") from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     @contextmanager
     def _connect(self) -> Iterator[sqlite3.Connection]:
@@ -182,6 +243,10 @@ class Ledger:
             raise LedgerError(f"{self.path}: {error}; is it held by another process, or not writable?") from error
         except sqlite3.DatabaseError as error:
             raise LedgerError(f"{self.path}: no whole ledger: {error}") from error
+
+
+def _occasion(spend: Spend) -> tuple[str, int, str]:
+    return spend.run, spend.round, spend.unit
 
 
 def _create(path: Path) -> None:
@@ -219,45 +284,3 @@ def _check_schema(connection: sqlite3.Connection, path: Path) -> None:
         raise LedgerError(
             f"{path}: no fedq ledger (empty, cut short, or another program's); move it away to start anew"
         )
-
-
-def _read(connection: sqlite3.Connection, path: Path) -> tuple[list[Row], str]:
-    """All rows and the ledger's identity, every one checked."""
-    _check_schema(connection, path)
-    identities = connection.execute("SELECT id FROM identity").fetchall()
-    if len(identities) != 1:
-        raise LedgerError(f"{path}: {len(identities)} identities in place of one")
-    (identity,) = identities[0]
-    names = f"id, schema, time, {', '.join(_SPEND_NAMES)}, previous, hash"
-    rows: list[Row] = []
-    previous = _genesis(identity)
-    for values in connection.execute(f"SELECT {names} FROM spend ORDER BY id"):
-        row_id, schema, time, *spent, chained, digest = values
-        expected = len(rows) + 1
-        if row_id != expected:
-            raise LedgerError(f"{path}: row {expected} is missing (row {row_id} follows row {expected - 1})")
-        if schema != SCHEMA_VERSION:
-            raise LedgerError(f"{path}: row {row_id} has schema {schema}, this fedq reads {SCHEMA_VERSION}")
-        try:
-            spend = Spend(**dict(zip(_SPEND_NAMES, spent, strict=True)))
-        except ValueError as error:
-            raise LedgerError(f"{path}: row {row_id} holds an impossible value: {error}") from error
-        if chained != previous:
-            raise LedgerError(f"{path}: row {row_id} does not follow the row before it (its `previous` differs)")
-        if digest != _hash(row_id, schema, time, spend, chained):
-            raise LedgerError(f"{path}: row {row_id} was changed after it was written (its hash differs)")
-        rows.append(Row(row_id, schema, time, spend, chained, digest))
-        previous = digest
-    return rows, identity
-
-
-def _hash(row_id: int, schema: int, time: str, spend: Spend, previous: str) -> str:
-    """SHA-256 of the row as canonical JSON: sorted keys, no spaces, floats as exact hex."""
-    content: dict[str, object] = {name: getattr(spend, name) for name in _SPEND_NAMES}
-    content = {name: value.hex() if isinstance(value, float) else value for name, value in content.items()}
-    content |= {"id": row_id, "schema": schema, "time": time, "previous": previous}
-    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def _genesis(identity: str) -> str:
-    return hashlib.sha256(f"fedq ledger {identity}".encode()).hexdigest()

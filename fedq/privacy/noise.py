@@ -39,6 +39,7 @@ class RandomSource(Protocol):
     def normal(self, shape: Shape) -> np.ndarray: ...
     def discrete_gaussian(self, sigma: float, count: int) -> np.ndarray: ...
     def bernoulli(self, q: float, n: int) -> np.ndarray: ...
+    def below(self, bound: int) -> int: ...
 
 
 class _Keystream:
@@ -103,6 +104,17 @@ class _Keystream:
         if threshold == 1 << 64:
             return np.ones(n, dtype=bool)
         return words < np.uint64(threshold)
+
+    def below(self, bound: int) -> int:
+        """A whole number, 0 to bound - 1, each exactly as likely; any size of bound."""
+        if bound < 1:
+            raise ValueError(f"bound={bound}: must be 1 or more")
+        words = max(1, (bound.bit_length() + 63) // 64)
+        whole = (1 << 64 * words) // bound * bound  # what lies beyond would favour the small ones
+        while True:
+            drawn = int.from_bytes(self._words(words).tobytes(), "little")
+            if drawn < whole:
+                return drawn % bound
 
     def __reduce__(self) -> NoReturn:
         # A copy would repeat the same noise, and two updates under one noise subtract to the bare difference.

@@ -6,10 +6,11 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from fedq.privacy.accounting import ACCOUNTANTS, Accountant, Mechanism
+from fedq.privacy.accounting import ACCOUNTANTS, Accountant, Mechanism, PureDP
+from fedq.privacy.spend import DISCRETE, GAUSSIAN
 
 Noise = Literal["gaussian", "discrete"]
-MECHANISMS: dict[Noise, str] = {"gaussian": "gaussian", "discrete": "discrete-gaussian"}  # as spends name them
+MECHANISMS: dict[Noise, str] = {"gaussian": GAUSSIAN, "discrete": DISCRETE}  # as spends name them
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class DPPlan:
     delta: float
     accountant: Accountant = "prv"
     noise: Noise = "gaussian"
+    evaluation_epsilon: float | None = None  # of the one pair of noisy counts at the end; None: no evaluation
 
     def __post_init__(self) -> None:
         Mechanism(self.noise_multiplier, self.sample_rate, self.steps)  # checks these three
@@ -57,6 +59,11 @@ class DPPlan:
     @property
     def mechanism(self) -> Mechanism:
         return Mechanism(self.noise_multiplier, self.sample_rate, self.steps)
+
+    @property
+    def evaluation(self) -> PureDP | None:
+        """What an evaluation by noisy counts costs, as the ledger will say it."""
+        return None if self.evaluation_epsilon is None else PureDP(1 / math.nextafter(1 / self.evaluation_epsilon, 0))
 
     @property
     def divisor(self) -> float:

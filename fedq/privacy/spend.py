@@ -5,14 +5,18 @@ Knows numbers and labels; not files, hashes, budgets or data.
 import math
 from dataclasses import dataclass, fields
 
-from fedq.privacy.accounting import Mechanism
+from fedq.privacy.accounting import AnyMechanism, Mechanism, PureDP
+
+# What a spend may be of; a test holds each against what it costs.
+GAUSSIAN, DISCRETE, LAPLACE = "gaussian", "discrete-gaussian", "discrete-laplace"
+MECHANISMS = (GAUSSIAN, DISCRETE, LAPLACE)
 
 
 @dataclass(frozen=True)
 class Spend:
     """What is about to be spent: enough to recompute its epsilon, and to say what it was for."""
 
-    noise_multiplier: float  # noise std / clip_norm
+    noise_multiplier: float  # noise std (Laplace: scale) / clip_norm
     clip_norm: float
     sample_rate: float
     steps: int
@@ -26,7 +30,7 @@ class Spend:
     bundle: str = ""  # digest of the code that ran
     unit: str = "example"
     adjacency: str = "add-or-remove-one"
-    mechanism: str = "gaussian"  # or "discrete-gaussian": noise on each step's sum, from `noise_source`
+    mechanism: str = GAUSSIAN  # of MECHANISMS; Gaussian: Poisson-subsampled at `sample_rate`, `steps` times
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -37,6 +41,8 @@ class Spend:
             elif type(value) is not field.type:
                 kind = getattr(field.type, "__name__", field.type)
                 raise ValueError(f"{field.name}={value!r}: must be of type {kind}")
+        if self.mechanism not in MECHANISMS:
+            raise ValueError(f"mechanism={self.mechanism!r}: must be one of {', '.join(MECHANISMS)}")
         if self.noise_source not in ("os", "seeded"):
             raise ValueError(f"noise_source={self.noise_source!r}: must be os or seeded")
         if not (math.isfinite(self.clip_norm) and self.clip_norm > 0):
@@ -45,5 +51,10 @@ class Spend:
             raise ValueError(f"delta={self.delta}: must lie between 0 and 1")
         self.as_mechanism()  # checks noise, rate and steps
 
-    def as_mechanism(self) -> Mechanism:
+    def as_mechanism(self) -> AnyMechanism:
+        """What it costs: Gaussian steps, or a pure epsilon of 1 / noise_multiplier for each of the steps."""
+        if self.mechanism == LAPLACE:
+            if self.sample_rate != 1:
+                raise ValueError(f"sample_rate={self.sample_rate}: a count is over all examples, at rate 1")
+            return PureDP(self.steps / self.noise_multiplier)
         return Mechanism(self.noise_multiplier, self.sample_rate, self.steps)

@@ -48,21 +48,36 @@ def check_loss_sums(
         )
 
 
-def refuse_mixing(model: nn.Module, input_shape: tuple[int, ...]) -> None:
+def refuse_mixing(
+    model: nn.Module, input_shape: tuple[int, ...], dtype: torch.dtype = torch.float32, *, training: bool = True
+) -> None:
     """ValueError if one made-up example changes another's output: then no example's share can be bounded.
 
-    A probe, not a proof: it sees `x - x.mean(0)`, not a layer that mixes only where certain values occur.
+    `dtype`: of the inputs; `training`: as the model is while it trains, or as it is while it answers.
+
+    A probe, not a proof: it sees `x - x.mean(0)`, not a layer that mixes only where certain values occur. Where the
+    inputs are token numbers, which a forward may also read off floats, it knows 0 and 1.
     """
     before = untrained_state(model)
     was_training = {module: module.training for module in model.modules()}
     stream = torch.Generator().manual_seed(0)
     alone, other, another = (torch.randn((1, *input_shape), generator=stream) for _ in range(3))
-    outputs, device = [], device_of(model)
+    tokens = [torch.cat([(alone > 0).float(), torch.full_like(alone, number)]) for number in (0, 1)]
+    batches = [torch.cat([alone, other]), torch.cat([alone, 9 * another])] if dtype.is_floating_point else tokens
+    device = device_of(model)
+
+    def first_of(batch: Tensor) -> Tensor:
+        with torch.no_grad(), seeded(0, device):  # dropout must draw the same masks twice
+            return model(batch.to(device, dtype))[0].clone()  # type: ignore[no-any-return]
+
     try:
-        model.train()
-        for neighbour in (other, 9 * another):
-            with torch.no_grad(), seeded(0, device):  # dropout must draw the same masks twice
-                outputs.append(model(torch.cat([alone, neighbour]).to(device))[0].clone())
+        model.train(training)
+        try:
+            outputs = [first_of(batch) for batch in batches]
+        except Exception:
+            if batches is tokens:
+                raise
+            outputs = [first_of(batch) for batch in tokens]
     except Exception as error:
         raise ValueError(f"the model cannot be probed for mixing of examples: {error}") from error
     finally:

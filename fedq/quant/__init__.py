@@ -3,6 +3,7 @@
 Knows no data, privacy accounting, Flower or configuration.
 """
 
+from fedq.quant.agreement import apart
 from fedq.quant.attention import QMultiheadAttention
 from fedq.quant.calibration import with_fixed_ranges
 from fedq.quant.export import export_onnx
@@ -27,6 +28,7 @@ __all__ = [
     "QuantReport",
     "QuantizedLayer",
     "WeightFormat",
+    "apart",
     "export_float32",
     "export_onnx",
     "quantize",

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedq.quant.grids import FixedGrid, Grid
-from fedq.quant.layers import Product, QLinear, QuantizedLayer
+from fedq.quant.layers import Product, QLinear, QuantizedLayer, is_hooked
+
+WHOLE = -1  # all thirds of the packed projection
 
 
 class QMultiheadAttention(QuantizedLayer, nn.MultiheadAttention):
@@ -22,15 +24,12 @@ class QMultiheadAttention(QuantizedLayer, nn.MultiheadAttention):
     """
 
     chances: Grid | None
-    # Which third of the packed projection each call computed (None: all of it), for per-sample gradients.
-    parts: list[int | None]
 
     def equip(self, out_grid: Grid | None = None) -> None:
         """`out_grid`: of the output projection's input."""
         QLinear.adopt(self.out_proj, form=self.form, input_grid=out_grid)
         grid = self.input_grid
         self.chances = None if grid is None else FixedGrid(1.0, signed=False, bits=grid.bits)
-        self.parts = []
 
     @staticmethod
     def unsupported(layer: nn.MultiheadAttention) -> str | None:
@@ -46,18 +45,18 @@ class QMultiheadAttention(QuantizedLayer, nn.MultiheadAttention):
         bias = None if self.in_proj_bias is None else "in_proj_bias"
         return [Product("in_proj_weight", bias, None if self.source is None else self.source[0])]
 
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        """(n, length, width) -> the packed projection, or a third of it, as `parts` says last."""
-        return functional.linear(x, *self._third(self.parts[-1]))
+    def forward(self, part: int | Tensor, x: Tensor) -> Tensor:  # type: ignore[override]
+        """(n, length, width) -> the packed projection, or the third of it that `part` says."""
+        return functional.linear(x, *self._third(int(part)))
 
-    def rows(self, part: int | None) -> slice:
-        """Of the packed projection: query's, key's or value's, or all."""
-        return slice(None) if part is None else slice(part * self.embed_dim, (part + 1) * self.embed_dim)
+    def rows(self, part: int) -> slice:
+        """Of the packed projection: query's, key's or value's, or `WHOLE`."""
+        return slice(None) if part == WHOLE else slice(part * self.embed_dim, (part + 1) * self.embed_dim)
 
-    def _third(self, part: int | None) -> tuple[Tensor, Tensor | None]:
+    def _third(self, part: int) -> tuple[Tensor, Tensor | None]:
         (product,) = self.products
         weight, bias = self.snapped(product)
-        if part is None:
+        if part == WHOLE:
             return weight, bias
         return weight[self.rows(part)], None if bias is None else bias[self.rows(part)]
 
@@ -100,21 +99,17 @@ class QMultiheadAttention(QuantizedLayer, nn.MultiheadAttention):
     def _projected(self, query: Tensor, key: Tensor, value: Tensor, *, itself: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Query and value (n, heads, length, head_dim), key (n, heads, head_dim, length)."""
         if itself:
-            parts = list(self._part(query, None).chunk(3, dim=-1))
+            parts = list(self._part(query, WHOLE).chunk(3, dim=-1))
         else:
             parts = [self._part(x, number) for number, x in enumerate((query, key, value))]
         q, k, v = (part.reshape(*part.shape[:-1], self.num_heads, self.head_dim).transpose(1, 2) for part in parts)
         return self._before_product(q), self._before_product(k.transpose(-2, -1)), self._before_product(v)
 
-    def _part(self, x: Tensor, part: int | None) -> Tensor:
-        hooked = self.training and torch.is_grad_enabled() and bool(self._backward_hooks)
-        self.parts.append(part)
-        try:
-            x = x if self.input_grid is None else self.input_grid(x)
-            projected: Tensor = nn.Module.__call__(self, x)
-        finally:
-            if not hooked:  # else the hooks take it away
-                self.parts.pop()
+    def _part(self, x: Tensor, part: int) -> Tensor:
+        x = x if self.input_grid is None else self.input_grid(x)
+        # An argument, which hooks keep with what they keep of the call: they want tensors, and the batch comes last.
+        told = torch.tensor(part) if is_hooked(self) else part
+        projected: Tensor = nn.Module.__call__(self, told, x)
         return self._after_projection(projected)
 
     def _after_projection(self, x: Tensor) -> Tensor:

@@ -15,24 +15,20 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedq.quant.attention import QMultiheadAttention
+from fedq.quant.agreement import candidates, checked, compare
+from fedq.quant.attention import WHOLE, QMultiheadAttention
 from fedq.quant.capture import captured
 from fedq.quant.grids import DynamicGrid, Grid
-from fedq.quant.int8_model import ExportError, Int8Model
+from fedq.quant.int8_model import ExportError
 from fedq.quant.layers import Product, QConv1d, QConv2d, QEmbedding, QLinear, QuantizedLayer
 from fedq.quant.weights import parameter_levels
-
-if TYPE_CHECKING:
-    import onnx
-
-_COMPARED = 64  # made-up examples
-_MOST_APART = 0.1  # mean difference of outputs, over their mean distance from their mean
 
 
 class _OnnxGrid(nn.Module):
@@ -129,9 +125,9 @@ class _FrozenConvolution(_Frozen):
 class _FrozenAttention(_Frozen):
     """The grid stands right before each product: onnxruntime fuses no kernel across what splits a tensor in three."""
 
-    def _third(self, part: int | None) -> tuple[Tensor, Tensor | None]:
+    def _third(self, part: int) -> tuple[Tensor, Tensor | None]:
         integers: nn.ModuleDict = self.integers  # type: ignore[assignment]
-        return integers["in_proj_weight" if part is None else f"third{part}"]()  # type: ignore[no-any-return]
+        return integers["in_proj_weight" if part == WHOLE else f"third{part}"]()  # type: ignore[no-any-return]
 
     def _after_projection(self, x: Tensor) -> Tensor:
         return x
@@ -147,18 +143,20 @@ def export_onnx(
     *,
     skip: Sequence[str] = (),
     input_dtype: torch.dtype = torch.float32,
+    examples: np.ndarray | None = None,
 ) -> None:
     """Write `model`, as `quantize` left it and training moved it, to `path`: the whole file or none.
 
     `input_shape`: of one example, without the batch axis, which stays dynamic. `skip`: as `quantize` got it. The model
-    is untouched. The file is checked by ONNX, loaded once and run: a Conv, Gemm or MatMul outside `skip` that
-    onnxruntime would not compute on integers raises ExportError, and so do outputs that are not the model's.
+    is untouched. The file is checked by ONNX, loaded and run: a Conv, Gemm or MatMul outside `skip` that onnxruntime
+    would not compute on integers raises ExportError, and so do outputs that are not the model's, on some `examples`
+    (n, *input_shape), or on made-up ones where there are none.
     """
-    from fedq.quant.onnx_graph import clean, drop_idle_relus, refuse_float_products  # lazily: it imports onnx
+    from fedq.quant.onnx_graph import clean, drop_idle_relus, name_float_products  # lazily: it imports onnx
 
     proto = captured(_freeze(model), input_shape, input_dtype)
     drop_idle_relus(proto.graph)
-    allowed = refuse_float_products(proto, skip)
+    allowed = name_float_products(proto, skip)
     clean(proto)
     target = Path(path)
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
@@ -167,57 +165,13 @@ def export_onnx(
             file.write(proto.SerializeToString(deterministic=True))
             file.flush()
             os.fsync(file.fileno())
-        delivered = Int8Model(temporary)
-        _check(proto, delivered, allowed)
-        _compare(model, delivered, tuple(input_shape), input_dtype)
+        delivered = checked(proto, temporary, allowed)
+        compare(model, delivered, candidates(examples, tuple(input_shape), input_dtype))
         os.chmod(temporary, 0o644)  # mkstemp's file is for the owner only
         os.replace(temporary, target)
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
-
-
-def _check(proto: "onnx.ModelProto", delivered: Int8Model, allowed: int) -> None:
-    import onnx
-
-    try:
-        onnx.checker.check_model(proto, full_check=True)
-    except onnx.checker.ValidationError as error:
-        raise ExportError(f"the exported graph is not valid ONNX: {error}") from error
-    ran = delivered.float_products
-    if len(ran) > allowed:
-        raise ExportError(
-            f"onnxruntime would compute {', '.join(ran)} on float32 in spite of int8 weights: it has no int8 "
-            "kernel for this combination of operations; name the layer in quant.skip"
-        )
-
-
-def _compare(model: nn.Module, delivered: Int8Model, input_shape: tuple[int, ...], input_dtype: torch.dtype) -> None:
-    """ExportError where the file does not compute what the model does, on made-up inputs.
-
-    Sums of floats in another order may move a value to the next level, and what follows with it, so the bits differ;
-    but far less than a wrong kernel, layout or grid makes them differ.
-    """
-    made = torch.randn((_COMPARED, *input_shape), generator=torch.Generator().manual_seed(0))
-    inputs = made if input_dtype.is_floating_point else (made > 0).to(input_dtype)  # every table has rows 0 and 1
-    trained = copy.deepcopy(model).cpu().eval()
-    with torch.no_grad():
-        try:
-            expected = trained(inputs)
-        except Exception:  # a forward that reads numbers of tokens off floats
-            inputs = torch.zeros_like(inputs)
-            expected = trained(inputs)
-    if not isinstance(expected, Tensor):
-        raise ExportError(f"the model gives a {type(expected).__name__}, and one tensor is exported: return one")
-    got = torch.from_numpy(delivered(inputs.numpy()))
-    if got.shape != expected.shape:
-        raise ExportError(f"the exported model gives outputs of shape {tuple(got.shape)}, not {tuple(expected.shape)}")
-    apart = float((got - expected).abs().mean()) / max(float((expected - expected.mean(0)).abs().mean()), 1e-6)
-    if not apart <= _MOST_APART:
-        raise ExportError(
-            f"the exported model's outputs are {apart:.0%} of their own spread away from the trained model's, at most "
-            f"{_MOST_APART:.0%} are rounding; nothing was written"
-        )
 
 
 def _freeze(model: nn.Module) -> nn.Module:

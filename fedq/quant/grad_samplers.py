@@ -68,9 +68,8 @@ def attention_grad_sample(
     layer: QMultiheadAttention, activations: list[Tensor], backprops: Tensor
 ) -> dict[nn.Parameter, Tensor]:
     """Of the packed input projection, or of a third of it; the output projection is a layer of its own."""
-    (x,) = activations
-    part = layer.parts.pop()  # the last call is the first to come back
-    rows = layer.rows(part)
+    part, x = activations
+    rows = layer.rows(int(part))
     samples: dict[nn.Parameter, Tensor] = {}
     weight, bias = layer.in_proj_weight, layer.in_proj_bias
     if isinstance(weight, nn.Parameter) and weight.requires_grad:
@@ -91,7 +90,8 @@ def _in_rows(parameter: Tensor, rows: slice, sample: Tensor) -> Tensor:
 def lstm_grad_sample(layer: QLSTM, activations: list[Tensor], backprops: Tensor) -> dict[nn.Parameter, Tensor]:
     """Of one step of one layer and direction; Opacus adds up the steps."""
     samples: dict[nn.Parameter, Tensor] = {}
-    for product, x in zip(layer.products_of(*layer.cells.pop()), activations, strict=True):
+    which, *operands = activations
+    for product, x in zip(layer.products_of(*which.tolist()), operands, strict=True):
         weight: nn.Parameter = getattr(layer, product.weight)
         if weight.requires_grad:
             samples[weight] = torch.einsum("ni,nj->nij", backprops, x)

@@ -5,7 +5,6 @@ where the codec has loaded numba already. Torch's own operations give the same b
 """
 
 import sys
-import threading
 from types import ModuleType
 
 from fedq import jit
@@ -14,33 +13,17 @@ LEAST_WORK = 2**31  # values that this process has rounded
 LEAST_WORK_AFTER_NUMBA = 2**27  # the same where numba is in memory anyway
 OF_A_CALL = 2**14  # values that take about as long as what a call costs beside them
 
-_lock = threading.Lock()
-_kernels: ModuleType | None = None
-_failed = False
 _work = 0
 
 
 def kernels(num_values: int) -> ModuleType | None:
     """fedq.quant.kernels, or None: not enough work so far, no working numba, or turned off. Counts the work."""
     global _work
-    if _kernels is not None:
-        return _kernels
-    if _failed:
-        return None
     _work += num_values + OF_A_CALL
     least = LEAST_WORK_AFTER_NUMBA if "numba" in sys.modules else LEAST_WORK
-    return _load() if _work >= least and jit.wanted() else None
+    return jit.load("fedq.quant.kernels") if _work >= least else None
 
 
 def load() -> ModuleType | None:
     """The kernels at once, for a process that knows that it will need them; None as above."""
     return kernels(LEAST_WORK)
-
-
-def _load() -> ModuleType | None:
-    global _kernels, _failed
-    with _lock:
-        if _kernels is None and not _failed:
-            _kernels = jit.load("fedq.quant.kernels")
-            _failed = _kernels is None
-        return _kernels

@@ -9,6 +9,7 @@ own to Opacus.
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -84,6 +85,11 @@ class QuantizedLayer(nn.Module):
             x = self.input_grid(x)
         y = super().__call__(x)
         return y if self.output_grid is None else self.output_grid(y)
+
+
+def is_hooked(layer: nn.Module) -> bool:
+    """Whether somebody hooks the layer to see the gradients of its calls."""
+    return layer.training and torch.is_grad_enabled() and bool(layer._backward_hooks)
 
 
 class QLinear(QuantizedLayer, nn.Linear):  # bias: Parameter | None, as torch has it

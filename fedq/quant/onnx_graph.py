@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from fedq.quant.int8_model import ExportError, is_product
+from fedq.quant.int8_model import FLOAT, ExportError, is_product
 from fedq.quant.onnx_passes import speed_up
 from fedq.quant.storage import pack_weights, shorten_names
 
@@ -138,17 +138,19 @@ def float_products_by_scope(proto: onnx.ModelProto) -> list[tuple[onnx.NodeProto
     ]
 
 
-def refuse_float_products(proto: onnx.ModelProto, skip: Sequence[str]) -> int:
-    """How many float products there are, all of them inside modules that `skip` names; ExportError for another."""
-    products = float_products_by_scope(proto)
-    for node, scopes in products:
+def name_float_products(proto: onnx.ModelProto, skip: Sequence[str]) -> set[str]:
+    """New names of all float products, which are inside modules that `skip` names; ExportError for another."""
+    names: set[str] = set()
+    for node, scopes in float_products_by_scope(proto):
         if not any(fnmatch.fnmatchcase(scope, pattern) for scope in scopes for pattern in skip):
             inside = scopes[-1] if scopes else ""
             raise ExportError(
                 f"{inside or 'the model'}: a {node.op_type} would be computed on float32{_line(node)}; quantize its "
                 f"operands with a layer that fedq knows, or name the module in quant.skip={[inside or '*']}"
             )
-    return len(products)
+        node.name = f"{FLOAT}{len(names)}"
+        names.add(node.name)
+    return names
 
 
 def _scopes(node: onnx.NodeProto) -> list[str]:

@@ -48,7 +48,8 @@ class GridPlan:
 TANH_GRID = GridPlan(4.0, signed=True)
 
 
-_HIDDEN = GridPlan(1.0, signed=True, bounded=True)  # an LSTM's hidden states
+# An LSTM's hidden states, whatever state it is given: a sigmoid times a tanh. Its cells have no bound.
+_HIDDEN = GridPlan(1.0, signed=True, bounded=True)
 
 
 @dataclass
@@ -72,10 +73,14 @@ class Placement:
 
 @dataclass(frozen=True)
 class _Value:
-    """What is known of a tensor: the grid that would hold it, and the layer on whose output grid it is."""
+    """What is known of a tensor: the grid that would hold it, and the layer on whose output grid it is.
+
+    `parts`: of a tuple of tensors, what is known of each.
+    """
 
     fits: GridPlan
     producer: nn.Module | None = None
+    parts: "tuple[_Value, ...]" = ()
 
 
 # Modules, functions and methods of tensors by what they do to values.
@@ -103,23 +108,33 @@ _WITH_WEIGHTS = (nn.Linear, nn.modules.conv._ConvNd, nn.Embedding, nn.MultiheadA
 
 
 def place(model: nn.Module, layers: list[nn.Module], *, input_range: float, activation_range: float) -> Placement:
-    """Plan the grids of `layers` in `model`; without a graph every layer looks after itself."""
+    """Plan the grids of `layers` in `model`; without a graph every layer looks after itself.
+
+    A layer that only training calls gets no plan, since what is delivered has it not; what training does with the
+    others counts as much as what evaluation does.
+    """
     try:
-        graph = trace(model)
+        delivered = trace(model, training=False)
     except Exception as error:  # whatever a user's forward raises when it meets a proxy
         plans = {layer: _alone(layer, activation_range) for layer in layers}
         return Placement(plans, untraceable=f"{type(error).__name__}: {error}".splitlines()[0])
-    return _Placer(graph, layers, input_range, activation_range).placement()
+    try:
+        trained = trace(model, training=True)
+    except Exception:
+        trained = None
+    return _Placer(delivered, trained, layers, input_range, activation_range).placement()
 
 
-def trace(model: nn.Module) -> fx.GraphModule:
-    """The model's graph in evaluation mode, in which every module of torch.nn is one node; a lone layer is seen from
-    outside. Evaluation mode, since that is what is delivered: what a forward does in training only is passed over.
+def trace(model: nn.Module, *, training: bool) -> fx.GraphModule:
+    """The model's graph in one mode, in which every module of torch.nn is one node; a lone layer is seen from outside.
+
+    Of branches that are taken by chance it has the one that this call took.
     """
     modes = {module: module.training for module in model.modules()}
     seen_from_outside = nn.Sequential(model) if type(model).__module__.startswith("torch.nn") else model
     try:
-        return fx.GraphModule(seen_from_outside, _Tracer().trace(seen_from_outside.eval()))
+        with torch.random.fork_rng(devices=[]):
+            return fx.GraphModule(seen_from_outside, _Tracer().trace(seen_from_outside.train(training)))
     finally:
         for module, training in modes.items():
             module.training = training
@@ -152,15 +167,29 @@ def _told(layer: nn.Module, name: str) -> GridPlan | None:
     return None if range is None else GridPlan.of_range(range)
 
 
+def _given(node: fx.Node, *names: str) -> list[fx.Node]:
+    """The first arguments of a call, by place or by name, as far as there are any: alone, a layer is seen with one."""
+    given = [node.args[i] if i < len(node.args) else node.kwargs.get(name) for i, name in enumerate(names)]
+    return [argument for argument in given if isinstance(argument, fx.Node)]
+
+
 class _Placer:
-    """One walk over the graph in the order of computation."""
+    """One walk over each graph in the order of computation; `trained`: None where it could not be seen."""
 
     def __init__(
-        self, graph: fx.GraphModule, layers: list[nn.Module], input_range: float, activation_range: float
+        self,
+        delivered: fx.GraphModule,
+        trained: fx.GraphModule | None,
+        layers: list[nn.Module],
+        input_range: float,
+        activation_range: float,
     ) -> None:
-        self.modules = dict(graph.named_modules())
-        self.nodes = list(graph.graph.nodes)
-        self.layers = set(layers)
+        graphs = [delivered] if trained is None else [delivered, trained]
+        self.modules = {name: module for graph in graphs for name, module in graph.named_modules()}
+        self.nodes = [node for graph in graphs for node in graph.graph.nodes]
+        self.all_seen = trained is not None
+        called = {self._called(node) for node in delivered.graph.nodes}
+        self.layers = {layer for layer in layers if layer in called}
         self.input_fits = GridPlan(input_range, signed=True, of_data=True)
         self.signed = GridPlan(activation_range, signed=True)
         self.positive = GridPlan(activation_range, signed=False)
@@ -216,18 +245,21 @@ class _Placer:
             if node.op == "placeholder":
                 values[node] = _Value(self.input_fits)
             elif isinstance(layer, nn.MultiheadAttention) and layer in plans:
-                inputs.setdefault(layer, []).extend(values[argument] for argument in arguments[:3])
+                inputs.setdefault(layer, []).extend(values[x] for x in _given(node, "query", "key", "value"))
                 values[node] = _Value(self.signed)
             elif isinstance(layer, nn.LSTM) and layer in plans:
-                inputs.setdefault(layer, []).append(source)
-                values[node] = _Value(_HIDDEN)
+                inputs.setdefault(layer, []).extend(values[x] for x in _given(node, "input"))
+                hidden = _Value(_HIDDEN)
+                states = _Value(self.signed, parts=(hidden, _Value(self.signed)))
+                values[node] = _Value(self.signed, parts=(hidden, states))
             elif layer in plans:
                 if not isinstance(layer, nn.Embedding):
                     inputs.setdefault(layer, []).append(source)
                 output = plans[layer].output
                 values[node] = _Value(self.signed) if output is None else _Value(output, layer)
-            elif node.target is operator.getitem and source.fits is _HIDDEN and node.args[1] != 0:
-                values[node] = _Value(self.signed)  # an LSTM's last states, of which cells have no bound
+            elif node.target is operator.getitem and source.parts:
+                at = node.args[1]
+                values[node] = source.parts[at] if isinstance(at, int) else _Value(self.signed)
             elif node.target is operator.getitem:
                 values[node] = _Value(source.fits)
             elif self._is(node, _RELU):
@@ -238,7 +270,7 @@ class _Placer:
                 values[node] = _Value(GridPlan(1.0, signed=False, bounded=True))
             elif self._is(node, _KEEPS_GRID):
                 values[node] = source
-            elif self._is(node, _KEEPS_RANGE):
+            elif self._is(node, _KEEPS_RANGE) and not self._divides_otherwise(node):
                 values[node] = _Value(source.fits)
             else:
                 values[node] = _Value(self.signed)
@@ -250,6 +282,13 @@ class _Placer:
                 plans[layer].producer = producers.pop()
             else:
                 plans[layer].input = functools.reduce(GridPlan.covering, [value.fits for value in sources])
+
+    def _divides_otherwise(self, node: fx.Node) -> bool:
+        """Whether a pooling divides its sums by another number than that of their values."""
+        layer = self._called(node)
+        if layer is not None:
+            return getattr(layer, "divisor_override", None) is not None
+        return node.target is functional.avg_pool2d and (len(node.args) > 6 or "divisor_override" in node.kwargs)
 
     def _ends(self, node: fx.Node) -> Iterator[fx.Node]:
         """The first nodes that do more with a value than move it."""
@@ -266,8 +305,9 @@ class _Placer:
         return self.modules[str(node.target)] if node.op == "call_module" else None
 
     def _modules_called_only_at(self, nodes: set[fx.Node]) -> dict[nn.Module, None]:
-        """In the order of the graph."""
-        return {module: None for module, calls in self.calls.items() if nodes.issuperset(calls)}
+        """In the order of the graph; none where training may call them elsewhere, unseen."""
+        only = (module for module, calls in self.calls.items() if nodes.issuperset(calls))
+        return dict.fromkeys(only) if self.all_seen else {}
 
     def _is(self, node: fx.Node, kinds: tuple[Any, ...]) -> bool:
         if node.op == "call_module":

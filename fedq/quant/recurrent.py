@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedq.quant.grids import FixedGrid, Grid
-from fedq.quant.layers import Product, QuantizedLayer
+from fedq.quant.layers import Product, QuantizedLayer, is_hooked
 
 
 class QLSTM(QuantizedLayer, nn.LSTM):
@@ -22,14 +22,14 @@ class QLSTM(QuantizedLayer, nn.LSTM):
     """
 
     hidden_grid: Grid | None
-    cells: list[tuple[int, int]]  # (layer, direction) of each call, for per-sample gradients
     held: list[tuple[Tensor, Tensor | None]]  # parameters of the layer and direction that is at work
 
     def equip(self) -> None:
         assert self.output_grid is None  # the hidden states are on their grid anyway
         grid = self.input_grid
-        self.hidden_grid = None if grid is None else FixedGrid(1.0, signed=True, bounded=True, bits=grid.bits)
-        self.cells, self.held = [], []
+        # Not `bounded`: a state that the caller gives to begin with may be any number.
+        self.hidden_grid = None if grid is None else FixedGrid(1.0, signed=True, bits=grid.bits)
+        self.held = []
 
     @staticmethod
     def unsupported(layer: nn.LSTM) -> str | None:
@@ -52,8 +52,11 @@ class QLSTM(QuantizedLayer, nn.LSTM):
         biases = (f"bias_ih{end}", f"bias_hh{end}") if self.bias else (None, None)
         return Product(f"weight_ih{end}", biases[0], grid), Product(f"weight_hh{end}", biases[1], self.hidden_grid)
 
-    def forward(self, x: Tensor, hidden: Tensor) -> Tensor:  # type: ignore[override]
-        """One step's gates before their functions, (n, 4 * hidden_size), by the parameters that are `held`."""
+    def forward(self, which: Tensor | None, x: Tensor, hidden: Tensor) -> Tensor:  # type: ignore[override]
+        """One step's gates before their functions, (n, 4 * hidden_size), by the parameters that are `held`.
+
+        `which`: layer and direction, for hooks, which keep them with what else they keep of the call.
+        """
         of_input, of_state = self.held
         return functional.linear(x, *of_input) + functional.linear(hidden, *of_state)
 
@@ -94,16 +97,14 @@ class QLSTM(QuantizedLayer, nn.LSTM):
         self, steps: list[Tensor], state: tuple[Tensor, Tensor], which: tuple[int, int]
     ) -> tuple[list[Tensor], tuple[Tensor, Tensor]]:
         """One layer in one direction."""
-        hooked = self.training and torch.is_grad_enabled() and bool(self._backward_hooks)
+        told = torch.tensor(which) if is_hooked(self) else None
         hidden, cell = state
         hidden = self._on_grid(hidden)
         outputs = []
         self.held = [self.snapped(product) for product in self.products_of(*which)]  # once for all steps
         try:
             for step in steps:
-                if hooked:
-                    self.cells.append(which)  # the hooks take it away
-                gates: Any = nn.Module.__call__(self, step, hidden)
+                gates: Any = nn.Module.__call__(self, told, step, hidden)
                 into, forget, change, out = gates.chunk(4, dim=-1)  # torch's order
                 cell = torch.sigmoid(forget) * cell + torch.sigmoid(into) * torch.tanh(change)
                 hidden = self._on_grid(torch.sigmoid(out) * torch.tanh(cell))

@@ -12,6 +12,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from fedq.quant.int8_model import FLOAT
+
 LEAST_VALUES = 256  # of a weight that is worth the operators
 _PACKED = {4: (TensorProto.INT4, 21), 2: (TensorProto.INT2, 25)}  # bits -> type, the opset that has it
 _LARGEST = {8: 127, 4: 7, 2: 1}
@@ -153,7 +155,8 @@ def shorten_names(graph: onnx.GraphProto) -> None:
         tensor.name = short(tensor.name)
     holders: list[Any] = list(graph.node)
     for number, node in enumerate(holders):
-        node.name = f"n{number:x}"
+        # An export finds its products of floats by their names in what onnxruntime makes of the file.
+        node.name = node.name if node.name.startswith(FLOAT) else f"n{number:x}"
         for names in (node.input, node.output):
             for i, name in enumerate(names):
                 names[i] = short(name)

@@ -106,9 +106,9 @@ def quantize(
     training: nearest or stochastic. `activations`: 8 or 4 bits, or None for float; `ranges`: fixed, learned, observed
     or dynamic. `activation_range` is the top of a ReLU's grid, [0, activation_range], and of any grid about whose
     values nothing is known; `input_range` is that of the model's input, [-input_range, input_range].
-    `weight_range`: largest 8-bit level (63 unless told). `skip`: shell patterns of module names that stay float. Keys
-    of the state dict stay those of the float model; `learned` adds parameters (`log_range`), `observed` adds buffers
-    (`range`).
+    `weight_range`: largest 8-bit level (63 unless told). `skip`: shell patterns of names of modules that stay float,
+    with all that is in them. Keys of the state dict stay those of the float model; `learned` adds parameters
+    (`log_range`), `observed` adds buffers (`range`).
 
     >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
     >>> print(quantize(model))
@@ -124,11 +124,6 @@ def quantize(
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
             raise ValueError(f"model: parameter {name!r} holds NaN or infinity; give the model finite weights")
-    if activations is None:
-        for layer in chosen:
-            LAYERS[type(layer)].adopt(layer, form=form)
-        _refuse_fused_paths(model)
-        return _report(model, reasons, Placement(), ranges="off", form=form)
     placement = place(model, list(chosen), input_range=input_range, activation_range=activation_range)
     idle = [name for layer, name in chosen.items() if layer not in placement.plans]
     if idle:
@@ -136,9 +131,14 @@ def quantize(
             f"model: no input reaches {', '.join(repr(name) for name in idle)} in evaluation mode, so what would be "
             "delivered has it not; take it out of the model, or name it in quant.skip"
         )
-    _carry_out(placement, _GridMaker(ranges, activations), form)
+    if activations is None:
+        for layer in chosen:
+            LAYERS[type(layer)].adopt(layer, form=form)
+        placement = Placement()
+    else:
+        _carry_out(placement, _GridMaker(ranges, activations), form)
     _refuse_fused_paths(model)
-    return _report(model, reasons, placement, ranges=ranges, form=form)
+    return _report(model, reasons, placement, ranges="off" if activations is None else ranges, form=form)
 
 
 _SPELLED_OUT = (nn.MultiheadAttention, nn.LSTM, nn.Conv1d, nn.Conv2d)
@@ -209,25 +209,46 @@ def _check(activations: int | None, ranges: str, activation_range: float, input_
 
 def _reasons_to_stay_float(model: nn.Module, skip: Sequence[str]) -> dict[str, str]:
     """Name -> reason, for every layer with weights that is not going to be quantized."""
-    names = [name for name, _ in model.named_modules()]
-    for pattern in skip:
-        if not fnmatch.filter(names, pattern):
-            raise ValueError(
-                f"quant.skip={pattern!r}: matches no module; the model has {', '.join(filter(None, names))}"
-            )
+    projections = {module.out_proj for module in model.modules() if isinstance(module, nn.MultiheadAttention)}
+    layers = {m for m in model.modules() if isinstance(m, _OTHER_WEIGHTS)} - projections  # they go with their attention
+    skipped = _skipped(model, skip, layers | projections)
     reasons = {}
-    inside = {id(m.out_proj) for m in model.modules() if isinstance(m, nn.MultiheadAttention)}  # goes with its layer
     for name, module in model.named_modules():
         if isinstance(module, QuantizedLayer):
             raise ValueError(f"model: {name or 'it'} is quantized already; quantize a model once, from its float form")
-        if isinstance(module, _OTHER_WEIGHTS) and id(module) not in inside:
-            if any(fnmatch.fnmatch(name, pattern) for pattern in skip):
+        if module in layers:
+            if module in skipped:
                 reasons[name] = "named in quant.skip"
             elif type(module) not in LAYERS:
                 reasons[name] = f"{type(module).__name__} is not supported"
             elif (why := _unsupported(module)) is not None:
                 reasons[name] = why
+        elif module in projections & skipped and not any(
+            isinstance(m, nn.MultiheadAttention) and m.out_proj is module for m in skipped
+        ):
+            raise ValueError(f"quant.skip={name!r}: is quantized with the attention around it; name that instead")
     return reasons
+
+
+def _skipped(model: nn.Module, skip: Sequence[str], layers: set[nn.Module]) -> set[nn.Module]:
+    """Every module that a pattern names, and all that is in it; ValueError for a pattern that leaves nothing float."""
+    named = list(model.named_modules(remove_duplicate=False))
+    skipped: set[nn.Module] = set()
+    for pattern in skip:
+        found = {name: module for name, module in named if fnmatch.fnmatchcase(name, pattern)}
+        if not found:
+            known = ", ".join(name for name, _ in named if name)
+            raise ValueError(f"quant.skip={pattern!r}: matches no module; the model has {known}")
+        inside = {part for module in found.values() for part in module.modules()}
+        # What is not torch's own may multiply without a layer, and the export asks for its name.
+        own = any(not type(part).__module__.startswith("torch.") for part in inside)
+        if not (own or layers & inside):
+            raise ValueError(
+                f"quant.skip={pattern!r}: matches {', '.join(found)}, where there is no layer to quantize, so it would "
+                "do nothing; leave it out, or name a layer with weights or what holds one"
+            )
+        skipped |= inside
+    return skipped
 
 
 def _unsupported(layer: nn.Module) -> str | None:

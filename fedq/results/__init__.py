@@ -6,7 +6,7 @@ Knows numbers and files; not torch, Flower or Hydra. Importing it loads neither 
 from fedq.results.costs import known_costs
 from fedq.results.display import Display
 from fedq.results.folder import new_run_folder, read_model, write_model
-from fedq.results.forecast import Forecast, forecast_table
+from fedq.results.forecast import ClientLevelForecast, Forecast, forecast_table
 from fedq.results.report import PartCost, final_table
 from fedq.results.result import AccuracySource, Result, RunStatus, read_result, save_curves
 from fedq.results.rows import RoundLog, RoundRow, RoundStatus, read_rounds
@@ -15,6 +15,7 @@ from fedq.results.tables import markdown_table, read_table, replace_table
 
 __all__ = [
     "AccuracySource",
+    "ClientLevelForecast",
     "Display",
     "Forecast",
     "PartCost",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedq.results import atomic
+from fedq.durable import write_bytes
 
 
 def new_run_folder(root: Path | str, name: str, *, now: datetime | None = None) -> Path:
@@ -49,7 +49,7 @@ def write_model(path: Path | str, arrays: Mapping[str, np.ndarray]) -> None:
                 f"array {name!r} of dtype {array.dtype}: safetensors holds named arrays of numbers; drop it"
             )
         plain[name] = array
-    atomic.write_bytes(Path(path), save(plain))
+    write_bytes(Path(path), save(plain))
 
 
 def read_model(path: Path | str) -> dict[str, np.ndarray]:

@@ -29,6 +29,19 @@ class Forecast:
     steps: int | None  # noised steps in one participation
     sample_rate: float | None
     memory_bytes: int  # arrays of one process at its peak, without interpreter and libraries
+    client_level: "ClientLevelForecast | None" = None
+
+
+@dataclass(frozen=True)
+class ClientLevelForecast:
+    """What a whole client will have spent, by the server's noise."""
+
+    epsilon: float
+    delta: float
+    noise_multiplier: float
+    rounds: int  # that count against one client
+    sample_rate: float  # 1: nothing is gained by the sampling of clients
+    noise_norm: float  # expected L2 norm of the noise on a mean update, in clip norms
 
 
 def forecast_table(forecast: Forecast) -> "RenderableType":
@@ -50,11 +63,19 @@ def forecast_table(forecast: Forecast) -> "RenderableType":
     ):
         share = f"{percent(sent / plain)} of {size(plain)} with float32 packets, if every client answers"
         table.add_row(way, size(sent), share)
-    if f.epsilon is None:
+    whole = f.client_level
+    if f.epsilon is None and whole is None:
         table.add_row("privacy", "off", "no privacy claimed")
-    else:
+    if f.epsilon is not None:
         noise = f"noise multiplier {f.noise_multiplier:.4g}, rate {f.sample_rate:.4g}, {f.steps} steps a participation"
         table.add_row("epsilon", spent(f.epsilon), f"at delta {f.delta:g}, for each client's examples")
         table.add_row("", "", noise)
+    if whole is not None:
+        table.add_row(
+            "epsilon", spent(whole.epsilon), f"at delta {whole.delta:g}, for whole clients; trusts the server"
+        )
+        counted = f"rate {whole.sample_rate:.4g}, {plural(whole.rounds, 'round')} count against one client"
+        table.add_row("", "", f"noise multiplier {whole.noise_multiplier:.4g}, {counted}")
+        table.add_row("", "", f"the noise on a mean update is {whole.noise_norm:.3g} times as long as the clip norm")
     table.add_row("memory", size(f.memory_bytes), "of arrays at the peak of a process, beside its libraries")
     return table

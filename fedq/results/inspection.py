@@ -1,8 +1,8 @@
 """Two tables and a sentence of what `fedq inspect` found. Knows its figures; not how they were measured."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from fedq.results.wording import one_line, percent, plural, size
@@ -29,6 +29,7 @@ class Inspected:
     input_range: float
     activation_range: float
     skip: tuple[str, ...]
+    left_float: Mapping[str, str] = field(default_factory=dict)  # name of a layer -> why it is not quantized
 
 
 def inspection_json(found: "Inspection", about: Inspected) -> dict[str, Any]:
@@ -40,6 +41,7 @@ def inspection_json(found: "Inspection", about: Inspected) -> dict[str, Any]:
         "examples": found.examples,
         "note": about.note,
         "layers": [{**asdict(layer), "bytes": layer.bytes} for layer in found.layers],
+        "left_float": dict(about.left_float),
         "parameters": found.parameters,
         "int8_bytes": found.int8_bytes,
         "float32_bytes": found.float32_bytes,
@@ -67,6 +69,7 @@ def inspection_table(found: "Inspection", about: Inspected) -> "RenderableType":
         Text("\n weights", style="bold"),
         _weights(found),
         Text(totals),
+        *(Text(f" {one_line(name)} stays float: {one_line(why)}") for name, why in about.left_float.items()),
         Text("\n activations and errors", style="bold"),
         _errors(found),
         Text(" clipped: beyond the ends of the grid; used: largest value over the end of the grid", style="dim"),

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 SOURCES = {
     "server_test": "the server's held-out test set",
     "clients": "the clients' own held-out data",
+    "noisy_counts": "the clients' own held-out data, by noisy counts",
     "none": "unnamed data",
 }
 FILES = {
@@ -27,6 +28,7 @@ FILES = {
     "curves.png": "the curves",
     "config.yaml": "what was run",
     "clients": "a log for each client",
+    "server": "the server's ledger and who answered: not for others",
 }
 _DEAREST = 3  # operators that are named where int8 does not pay
 
@@ -102,10 +104,12 @@ def _score(result: Result) -> list[Line]:
     value = percent(result.accuracy, digits=2) if is_accuracy else number(result.metric_value)
     int8 = percent(result.int8_accuracy, digits=2) if is_accuracy else number(result.int8_metric_value)
     has_int8 = bool(result.int8_ops) or result.int8_model_bytes is not None
-    model = "fake-quant model" if has_int8 else "float32 model"
+    model = "fake-quant model" if has_int8 or result.quantized else "float32 model"
     if not is_accuracy and result.metric_value is None:
         return [Line("accuracy", "-", "not evaluated: no test set", "yellow")]
-    lines = [Line(label, value, f"{model}, on {SOURCES[result.accuracy_source]}")]
+    error = "" if result.accuracy_error is None else f" (standard error {percent(result.accuracy_error, digits=2)})"
+    lines = [Line(label, value, f"{model}, on {SOURCES[result.accuracy_source]}{error}")]
+    lines += [Line("int8", "none", why) for line in result.quantized if (why := line.partition("no int8 model: ")[2])]
     if has_int8:
         ops = f"int8 model, on int8 kernels: {counts(result.int8_ops, empty='NOT ONE')}"
         style = "" if result.int8_ops else "bold red"  # a file that holds int8 but runs in float is no int8 model
@@ -130,7 +134,11 @@ def _privacy(result: Result) -> list[Line]:
         if result.private
         else Line("private", "no", f"because {why}", "bold red")
     )
-    return [Line("epsilon", spent(result.epsilon), f"{delta}protecting {unit}"), private]
+    lines = [Line("epsilon", spent(result.epsilon), f"{delta}protecting {unit}")]
+    whole = result.client_level
+    if whole and whole["unit"] != result.privacy_unit:
+        lines.append(Line("", spent(whole["epsilon"]), f"at delta {whole['delta']:.3g}, protecting {whole['unit']}"))
+    return [*lines, private]
 
 
 def _traffic(result: Result) -> list[Line]:

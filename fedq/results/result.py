@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from fedq.results import atomic, strict_json
+from fedq.durable import write_bytes
+from fedq.results import strict_json
 from fedq.results.folder import read_model
 from fedq.results.rows import RoundRow, read_rounds
 from fedq.results.wording import number, one_line, percent, plural, size, spent
@@ -16,7 +17,7 @@ from fedq.results.wording import number, one_line, percent, plural, size, spent
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-AccuracySource = Literal["server_test", "clients", "none"]
+AccuracySource = Literal["server_test", "clients", "noisy_counts", "none"]
 RunStatus = Literal["finished", "interrupted", "ended", "failed"]
 NOT_IN_JSON = ("history", "arrays", "folder", "elsewhere")
 
@@ -34,6 +35,7 @@ class Result:
 
     accuracy: float | None = None  # 0..1, of the fake-quant (or float) model
     accuracy_source: AccuracySource = "none"
+    accuracy_error: float | None = None  # standard error of the accuracy, from the noise on the clients' counts alone
     metric: str = "accuracy"  # what metric_value is, if the task is not a classification
     metric_value: float | None = None
     int8_accuracy: float | None = None  # of model.onnx on int8 kernels
@@ -49,6 +51,7 @@ class Result:
     privacy_unit: str | None = None  # what epsilon protects, e.g. "one example of one client"
     private: bool = False  # computed from evidence elsewhere; never from the config
     privacy_reasons: list[str] = field(default_factory=list)  # why not private
+    client_level: dict[str, Any] = field(default_factory=dict)  # of whole clients; {}: nothing is claimed of them
     reply_fields: list[str] = field(default_factory=list)  # "record.key" of everything that clients sent
     quantized: list[str] = field(default_factory=list)  # layer by layer: what became int8, what stayed float and why
 
@@ -83,7 +86,7 @@ class Result:
         """Write `result.json` whole or not at all; a folder as `path` means the file of that name in it."""
         path = Path(path)
         target = path / "result.json" if path.is_dir() else path
-        atomic.write_bytes(target, (strict_json.dumps(self.to_dict(), indent=2) + "\n").encode())
+        write_bytes(target, (strict_json.dumps(self.to_dict(), indent=2) + "\n").encode())
 
     def plot(self) -> "Figure":
         """Accuracy, bytes against float32 and, if it was spent, epsilon by round: a matplotlib figure."""
@@ -176,4 +179,4 @@ def save_curves(result: Result, path: Path | str) -> None:
     """Write `result.plot()` as a PNG, whole or not at all."""
     from fedq.results.curves import figure, png
 
-    atomic.write_bytes(Path(path), png(figure(result)))
+    write_bytes(Path(path), png(figure(result)))

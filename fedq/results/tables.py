@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedq.results import atomic
+from fedq.durable import write_bytes
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -32,7 +32,7 @@ def replace_table(path: Path | str, name: str, table: str) -> bool:
     changed = text[:start] + body + text[end:]
     if changed == text:
         return False
-    atomic.write_bytes(path, changed.encode())
+    write_bytes(path, changed.encode())
     return True
 
 

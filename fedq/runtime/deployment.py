@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from fedq.config import Config, ConfigError, problems
+from fedq.config.client_level import epsilon_budget
 from fedq.results import Display, Result, RoundRow, events
 from fedq.results.result import from_json
 from fedq.runtime.connection import Connection, find
 from fedq.runtime.stage import Staged, app_here, run_config, stage
 from fedq.runtime.watch import Watch, headline
+from fedq.server.roster import BudgetSpentError
 
 
 class DeploymentError(RuntimeError):
@@ -36,6 +38,7 @@ class Followed:
     rows: list[RoundRow] = field(default_factory=list)
     result: dict[str, Any] | None = None
     failed: str = ""
+    spent: bool = False  # it failed since too few clients have privacy budget left
     log: list[str] = field(default_factory=list)  # the last lines that were no events
 
 
@@ -73,12 +76,11 @@ def noted(display: Display) -> Callable[[str], None]:
 
 @contextmanager
 def display_of(config: Config, connection: Connection, *, progress: bool) -> Iterator[Display]:
-    budget = config.privacy.target_epsilon if config.privacy.unit != "off" else None
     with Display(
         config.name,
         rounds=config.rounds,
         detail=f"{headline(config)}, on {connection.address}",
-        epsilon_budget=budget,
+        epsilon_budget=epsilon_budget(config),
         metric=config.train.metric,
         enabled=progress,
     ) as display:
@@ -113,7 +115,7 @@ def submit(
     if not told.run:
         raise DeploymentError(f"Flower did not start the run: {_last_words(told)}")
     if told.failed:
-        raise DeploymentError(told.failed)
+        raise (BudgetSpentError if told.spent else DeploymentError)(told.failed)
     if told.result is None:
         where = f"; what is done lies in {told.folder} on {told.host}" if told.folder else ""
         again = f"`flwr log {told.run} {connection.name}` shows it, `flwr stop {told.run} {connection.name}` ends it"
@@ -168,7 +170,7 @@ def _hear(told: Followed, line: str, watch: Callable[[RoundRow], None], note: Ca
             from_json(event)  # raises where it is none
             told.result = event
         elif kind == "failed":
-            told.failed = str(event["reason"])
+            told.failed, told.spent = str(event["reason"]), event.get("budget") is True
     except (KeyError, TypeError, ValueError):  # a line that a user's model printed, or of another fedq
         told.log = [*told.log[-_KEPT_LINES:], line.rstrip()]
 

@@ -8,12 +8,12 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from fedq import __version__, codec, wire
-from fedq.config import rules
+from fedq.config import public
 from fedq.data.split import held_out
 from fedq.delivery import epsilon_after
 from fedq.experiment import Experiment
 from fedq.privacy import MAX_BATCH
-from fedq.results import Forecast
+from fedq.results import ClientLevelForecast, Forecast
 from fedq.runtime.grid import InProcessGrid
 from fedq.server import Dealer, Roster
 from fedq.server.link import counted
@@ -27,12 +27,13 @@ _MESSAGES = 20_000  # rehearsed at most, some seconds; what is left of a longer 
 def forecast(experiment: Experiment) -> Forecast:
     """Rehearse every message of the run, with updates of noise, and count."""
     config, plan = experiment.config, experiment.plan
-    participations = rules.participation_cap(config)
+    secret = experiment.client_plan is not None and experiment.client_plan.sampling == "poisson"
+    participations = config.rounds if secret else public.participation_cap(config)
     traffic = _rehearse(experiment)
     return Forecast(
         name=config.name,
         rounds=config.rounds,
-        cohort=rules.cohort_size(config),
+        cohort=public.cohort_size(config),
         clients=config.clients,
         parameters=experiment.layout.size,
         bytes_up=traffic.up,
@@ -40,12 +41,23 @@ def forecast(experiment: Experiment) -> Forecast:
         float32_bytes_up=traffic.float32_up,
         float32_bytes_down=traffic.float32_down,
         participations=participations,
-        epsilon=epsilon_after(experiment, participations),
+        epsilon=epsilon_after(experiment, participations, counted=experiment.accuracy_source == "noisy_counts"),
         delta=None if plan is None else plan.delta,
         noise_multiplier=None if plan is None else plan.noise_multiplier,
         steps=None if plan is None else plan.steps,
         sample_rate=None if plan is None else plan.sample_rate,
         memory_bytes=_memory(experiment),
+        client_level=_client_level(experiment),
+    )
+
+
+def _client_level(experiment: Experiment) -> ClientLevelForecast | None:
+    plan = experiment.client_plan
+    if plan is None:
+        return None
+    noise_norm = plan.sum_multiplier / plan.cohort * math.sqrt(experiment.layout.size)
+    return ClientLevelForecast(
+        plan.epsilon(plan.charges), plan.delta, plan.noise_multiplier, plan.charges, plan.sample_rate, noise_norm
     )
 
 
@@ -58,22 +70,23 @@ def _rehearse(experiment: Experiment) -> Traffic:
     roster = Roster(dict(zip(experiment.identities, grid.contexts, strict=True)))
     _send(exchange, [Message(wire.empty(), dst_node_id=node, message_type=wire.HELLO) for node in grid.contexts])
     dealer, last = Dealer(experiment.identities, seed=config.seed), dict.fromkeys(experiment.identities, -1)
-    rehearsed = min(config.rounds, max(1, _MESSAGES // rules.cohort_size(config)))
+    rehearsed = min(config.rounds, max(1, _MESSAGES // public.cohort_size(config)))
     hello = meter.take()
     snapshot = strategy.snapshot(experiment.initial, 1)  # as long as that of any other round, until weights are pruned
     for round in range(rehearsed + 1):
         if round:
-            cohort = dealer.cohort(round, rules.cohort_size(config))
+            cohort = dealer.cohort(round, public.cohort_size(config))
             stands_alone = strategy.downlink.kind == "weights"
             broadcast = snapshot if stands_alone else strategy.broadcast(experiment.initial, round, cohort)
             _send(exchange, strategy.messages(round, broadcast, {c: last[c] for c in cohort}, roster))
             strategy.note(round, cohort, cohort)
             last.update(dict.fromkeys(cohort, round))
-            if not strategy.settled:  # which weights go is not known yet; how many is
+            if not strategy.settled:  # which weights of which layers go is not known yet; how many is
                 strategy.prune(round, experiment.initial)
                 snapshot = strategy.snapshot(experiment.initial, round)
                 updates.append(_update(experiment, strategy.kept.layout))
-        if experiment.accuracy_source == "clients" and rules.evaluation_due(config, round):
+        at_the_end = experiment.accuracy_source == "noisy_counts" and round == config.rounds
+        if at_the_end or (experiment.accuracy_source == "clients" and public.evaluation_due(config, round)):
             everyone = dict.fromkeys(experiment.identities, -1)
             _send(exchange, strategy.messages(round, snapshot, everyone, roster, task=wire.EVALUATE))
     sent = meter.take()
@@ -121,7 +134,9 @@ def _silent_clients(experiment: Experiment, updates: Sequence[bytes]) -> ClientA
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
         round, size = wire.read_request(message.content).round, sizes[name_of(context)][1]
-        return Message(wire.write_reply(wire.Reply(round, {}, size, 0.0, 0.0)), reply_to=message)
+        counts = wire.Reply(round, counts=(size, size))
+        reply = counts if private else wire.Reply(round, {}, size, 0.0, 0.0)
+        return Message(wire.write_reply(reply), reply_to=message)
 
     return app
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from fedq.client_level_delivery import whole_rows, with_client_level
 from fedq.config import Config, ConfigError, Problem, problems
 from fedq.data import write_shard
 from fedq.delivery import ClientFiles, evidence_of
@@ -223,13 +224,16 @@ def _collected(experiment: Experiment, place: Path, told: Followed, root: str | 
         state, home = place / "clients" / identity / "state", folder / "clients" / identity
         if (state / "runs" / told.run).is_dir():
             shutil.copytree(state / "runs" / told.run, home, ignore=shutil.ignore_patterns(".lock"))
-        if (state / LEDGER).exists():
-            home.mkdir(parents=True, exist_ok=True)
-            shutil.copy(state / LEDGER, home / LEDGER)
+        for account in sorted(state.glob(f"{LEDGER}*")):  # and its head
+            if account.suffix != ".lock":
+                home.mkdir(parents=True, exist_ok=True)
+                shutil.copy(account, home / account.name)
     result = read_result(folder)
     if experiment.plan is not None:
         files = ClientFiles(folder / "clients", told.run)
-        spent, private, reasons = evidence_of(experiment, files, result.history, result.reply_fields)
-        result = replace(result, epsilon=spent, private=private, privacy_reasons=reasons)
+        rows = whole_rows(folder, result.history)
+        spent, private, reasons = evidence_of(experiment, files, rows, result.reply_fields)
+        said = {"epsilon": spent, "private": private, "privacy_reasons": reasons}
+        result = replace(result, **(with_client_level(said, result.client_level) if result.client_level else said))
         result.write(folder)
     return result

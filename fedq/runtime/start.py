@@ -7,6 +7,7 @@ from typing import Any
 
 from fedq.app.serving import Link, serve
 from fedq.config import Config, ConfigError, compose, own_conf
+from fedq.config.client_level import epsilon_budget
 from fedq.config.config_file import write_config
 from fedq.delivery import ClientFiles
 from fedq.experiment import Experiment, build
@@ -67,12 +68,11 @@ def execute(
     home = folder or new_run_folder(root, config.name)
     write_config(config, home / "config.yaml")
     strategy = experiment.strategy()
-    budget = None if experiment.plan is None else config.privacy.target_epsilon
     display = Display(
         config.name,
         rounds=config.rounds,
         detail=headline(config),
-        epsilon_budget=budget,
+        epsilon_budget=epsilon_budget(config),
         metric=config.train.metric,
         enabled=progress,
     )

@@ -1,7 +1,7 @@
 """What the live view of a run is told: its headline, its rows, and why clients were lost. Knows configs and rows."""
 
 from fedq import wire
-from fedq.config import Config, rules
+from fedq.config import Config, public
 from fedq.results import Display, RoundRow
 
 
@@ -19,14 +19,19 @@ class Watch:
         self._display.row(row)
 
 
+def _bits(config: Config) -> str:
+    activations = "" if config.quant.activations == "off" else f"A{config.quant.activation_bits}"
+    return f"W{config.quant.weight_bits}{activations} QAT"
+
+
 def headline(config: Config) -> str:
     """What runs, in a line."""
     c = config
     parts = [
-        f"{c.clients} clients" if c.fraction == 1 else f"{rules.cohort_size(c)} of {c.clients} clients",
+        f"{c.clients} clients" if c.fraction == 1 else f"{public.cohort_size(c)} of {c.clients} clients",
         str(c.data.get("_target_", "data")).rpartition(".")[2],
         str(c.model.get("_target_", "model")).rpartition(".")[2],
-        "float32 model" if c.quant.name == "off" else "W8A8 QAT",
+        "float32 model" if c.quant.name == "off" else _bits(c),
         f"{c.codec.name} packets" if c.downlink.name is None else f"{c.codec.name} up, {c.downlink.name} down",
     ]
     return ", ".join(parts)

@@ -63,6 +63,9 @@ class Broadcast:
     deltas: tuple[bytes, ...] = ()  # packets of changes, the newest last
     behind: Mapping[str, int] = field(default_factory=dict)  # client -> how many of the last deltas it needs
     mask: bytes = b""  # a packet that says which values `whole` holds; none: all
+    clip_norm: float | None = (
+        None  # of the updates that come back, where whole clients are protected; told to no client
+    )
 
     def packets(self, client: str) -> dict[str, bytes]:
         """Name -> packet, for one client."""
@@ -75,7 +78,7 @@ class Broadcast:
 
     def head(self) -> dict[str, Any]:
         """All but the packets, as JSON takes it: for a worker process."""
-        return {"base": self.base.hex(), "behind": dict(self.behind)}
+        return {"base": self.base.hex(), "behind": dict(self.behind), "clip_norm": self.clip_norm}
 
     def blobs(self) -> dict[str, bytes]:
         """The packets."""
@@ -87,8 +90,8 @@ class Broadcast:
         deltas = {name: packet for name, packet in blobs.items() if name not in (wire.MODEL, wire.MASK)}
         told = wire.model_of(deltas) if deltas else []
         assert isinstance(told, list)  # wire.MODEL was left out
-        mask = wire.mask_of(blobs)
-        return cls(bytes.fromhex(head["base"]), blobs[wire.MODEL], tuple(told), head["behind"], mask)
+        base, mask = bytes.fromhex(head["base"]), wire.mask_of(blobs)
+        return cls(base, blobs[wire.MODEL], tuple(told), head["behind"], mask, head["clip_norm"])
 
     @property
     def _masks(self) -> dict[str, bytes]:

@@ -11,15 +11,16 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from fedq.privacy import LedgerError
 from fedq.server.average import MovingAverage
 from fedq.server.broadcast import Broadcast
 from fedq.server.roster import LinkLostError
-from fedq.server.sampling import Dealer
+from fedq.server.sampling import Sampler
 from fedq.server.strategy import QuantizedFedAvg
 from fedq.server.total import Rejected, Total, Traffic
 
 # Refusals that come before a client's ledger is written.
-SPENT_NOTHING = frozenset({"budget", "ledger"})
+SPENT_NOTHING = frozenset({"budget", "ledger", "policy"})
 
 
 class Gather(Protocol):
@@ -44,6 +45,7 @@ class Scores:
     validation: Score = Score()
     traffic: Traffic = field(default_factory=Traffic)  # of asking the clients
     rejected: Sequence[Rejected] = ()  # who was asked to evaluate and could not
+    error: float | None = None  # standard error that noise on counts gives the evaluation's metric
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,8 @@ class Round:
     accepted: Sequence[str] = ()
     rejected: Sequence[Rejected] = ()
     sparsity: float | None = None  # share of the prunable weights that are zero for good; None: a dense run
+    asked: Sequence[str] = ()
+    values: int = 0  # averaged values of an update
 
 
 @dataclass
@@ -90,7 +94,7 @@ class Outcome:
 def run_rounds(
     *,
     strategy: QuantizedFedAvg,
-    dealer: Dealer,
+    dealer: Sampler,
     master: np.ndarray,
     gather: Gather,
     score: Callable[[int, np.ndarray], Scores],
@@ -144,12 +148,14 @@ def run_rounds(
                     "ok" if enough else "skipped",
                     scores,  # a skipped round leaves the model, and so its scores, as they were
                     total.mean("loss"),
-                    max(outcome.participations.values()),
+                    max(outcome.participations.values(), default=0),
                     total.traffic,
                     time.monotonic() - begun,
                     [a.client for a in total.accepted],
                     [*total.rejected, *(scores.rejected if enough else ())],
                     strategy.sparsity,
+                    cohort,
+                    total.layout.size,
                 )
             )
             if stepped is not None and not enough:
@@ -162,7 +168,7 @@ def run_rounds(
                 outcome.status = "ended"
                 outcome.reason = f"round {number}: every client has spent its privacy budget, or cannot keep its ledger"
                 break
-    except LinkLostError as error:
+    except (LinkLostError, LedgerError) as error:
         outcome.status, outcome.reason = "failed", f"after round {outcome.rounds}: {error}"
     except (KeyboardInterrupt, SystemExit):  # Flower's own programs turn a signal into the latter
         outcome.status, outcome.reason = "interrupted", f"Ctrl-C or SIGTERM after round {outcome.rounds}"

@@ -1,10 +1,11 @@
 """Which weights of the global model are zero for good, and when. Knows the layout and vectors; not messages or models.
 
-Magnitude pruning while training goes on (Zhu & Gupta 2017, arXiv:1710.01878), on the float32 master: clients see
-masks, and choose none. Under DP the master is made of noised updates, so the mask is post-processing.
+Magnitude pruning while training goes on (Zhu & Gupta 2017, arXiv:1710.01878), on the float32 master; how much of each
+layer goes is found by LAMP scores (Lee et al. 2021, arXiv:2010.07611). Clients see masks, and choose none. Under DP the
+master is made of noised updates, so the mask is post-processing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +20,7 @@ class Pruning:
     """What is pruned, how far, and in which rounds."""
 
     names: tuple[str, ...]  # segments; those too small to be worth it stay dense
-    sparsity: float  # share of each that is zero at the end, in (0, 1)
+    sparsity: float  # share of them all that is zero at the end, in (0, 1)
     begin: int  # round up to which nothing is pruned
     end: int  # round after which the sparsity is reached
 
@@ -58,23 +59,39 @@ class Pruner:
         """The master of a round, pruned as far as the schedule says; a server's momentum revives nothing."""
         share = self.pruning.sparsity_after(round)
         mask = np.ones(master.size, bool) if self.kept.mask is None else self.kept.mask.copy()
-        for part in self._parts:
-            prune(mask[part], master[part], share)
+        prune(mask, master, self._parts, share)
         self.kept, self.settled = Kept(self.kept.whole, mask), round >= self.pruning.end
         return self.kept.scatter(self.kept.gather(master))
 
 
-def prune(mask: np.ndarray, weights: np.ndarray, share: float) -> None:
-    """Take kept weights out of `mask`, the smallest magnitudes first, until `share` of all are out; never all.
+def prune(mask: np.ndarray, weights: np.ndarray, parts: Sequence[slice], share: float) -> None:
+    """Take kept weights out of `mask`, the lowest scores first, until `share` of all in `parts` are out.
 
-    Of equal ones those that come first. A kept weight that is 0.0 is kept: its gradient may yet move it.
+    One of each part stays. In a part the smallest magnitudes go first, of equal ones those that come first. A kept
+    weight that is 0.0 is kept while enough others are out: its gradient may yet move it.
     """
-    wanted = min(mask.size - 1, int(share * mask.size + 0.5))
-    places = np.flatnonzero(mask)
-    more = wanted - (mask.size - places.size)
+    places = [part.start + np.flatnonzero(mask[part]) for part in parts]
+    total = _values(parts)
+    more = min(total - len(parts), int(share * total + 0.5)) - (total - sum(kept.size for kept in places))
     if more > 0:
-        magnitudes = np.abs(weights[places]).view(np.uint32)  # of floats that are not negative, in the same order
-        mask[places[smallest(magnitudes, more)]] = False
+        scores = np.concatenate([_scores(weights[kept]) for kept in places])
+        # Of floats that are not negative, in the same order.
+        mask[np.concatenate(places)[smallest(scores.view(np.uint64), more)]] = False
+
+
+def _scores(weights: np.ndarray) -> np.ndarray:
+    """LAMP: a weight's square over the sum of its own and those of all that outlast it; infinite for the last.
+
+    What its loss would take of the layer's output, whatever the layer's scale: so a small last layer keeps most of its
+    weights, and an embedding of large ones does not outlive all others.
+    """
+    order = np.argsort(np.abs(weights), kind="stable")
+    squares = np.square(weights[order], dtype=np.float64)
+    outlasting = np.cumsum(squares[::-1])[::-1]
+    scores = np.empty(weights.size)
+    scores[order] = np.divide(squares, outlasting, out=np.zeros(weights.size), where=outlasting > 0)
+    scores[order[-1]] = np.inf
+    return scores
 
 
 def parts_of(layout: Layout, names: tuple[str, ...]) -> list[slice]:
@@ -88,5 +105,5 @@ def zeros(arrays: Mapping[str, np.ndarray], names: tuple[str, ...]) -> float:
     return sum(int((array == 0).sum()) for array in weights) / max(1, sum(array.size for array in weights))
 
 
-def _values(parts: list[slice]) -> int:
+def _values(parts: Sequence[slice]) -> int:
     return sum(part.stop - part.start for part in parts)

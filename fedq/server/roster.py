@@ -43,6 +43,18 @@ class TooFewClientsError(RuntimeError):
     """The run cannot begin: fewer clients answered than a round needs, or than were to be waited for."""
 
 
+class BudgetSpentError(TooFewClientsError):
+    """The run cannot begin: too many clients have no privacy budget left for even one round."""
+
+
+def too_few(text: str, refused: Sequence[Rejected], *, lacking: int) -> TooFewClientsError:
+    """The error that says why: lack of budget where those who lack it would have been enough."""
+    spent = sorted(r.client for r in refused if r.reason == "budget")
+    if len(spent) >= max(1, lacking):
+        return BudgetSpentError(f"{text}; the privacy budget of {_some(spent)} does not allow one more round")
+    return TooFewClientsError(text)
+
+
 class Desk:
     """Where hellos are read: who is let in under which name, and who is not and why."""
 
@@ -88,6 +100,8 @@ class Desk:
             hello = wire.read_hello(reply.content)
         except wire.MalformedReply as error:
             return Rejected(str(node), error.reason)
+        if isinstance(hello, wire.Refusal):
+            return Rejected(hello.identity or str(node), hello.reason)
         reason = _mismatch(hello, self._version, self._formats, self._layout)
         if reason is None and self.found.get(hello.identity, node) != node:
             reason = "duplicate"
@@ -151,7 +165,8 @@ def wait_for_clients(
     text = f"{_some(missing)} did not come within runtime.wait={wait:g} s; {_count(desk, expected)} answered"
     if _present(desk, expected) < enough:
         refused = "".join(f"; {r.client} was refused, {r.reason}" for r in desk.roster().refused[:5])
-        raise TooFewClientsError(f"{text}{refused}")
+        lacking = enough - _present(desk, expected)
+        raise too_few(f"{text}{refused}", desk.roster().refused, lacking=lacking)
     tell(f"going on without them: {text}")
     return desk.roster()
 

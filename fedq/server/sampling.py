@@ -1,8 +1,23 @@
-"""Who takes part in a round. Knows names and a seed; not messages, weights or privacy budgets."""
+"""Who takes part in a round. Knows names, a seed or a secret stream; not messages, weights or privacy budgets."""
 
 from collections.abc import Sequence
+from typing import Protocol
 
+from fedq.privacy import RandomSource
 from fedq.randomness import generator
+
+
+class Sampler(Protocol):
+    """Draws the cohort of each round."""
+
+    clients: list[str]
+
+    @property
+    def source(self) -> str:
+        """What the draw can be computed from again: seed (by anybody), seeded (for tests), os (by nobody)."""
+        ...
+
+    def cohort(self, round: int, size: int) -> list[str]: ...
 
 
 class Dealer:
@@ -14,6 +29,8 @@ class Dealer:
 
     The order is a function of (seed, deck) and of the sorted names alone, so it is the same on every runtime.
     """
+
+    source = "seed"
 
     def __init__(self, clients: Sequence[str], *, seed: int) -> None:
         self.clients = sorted(clients, key=_natural)
@@ -37,6 +54,31 @@ class Dealer:
         # A cohort may straddle two decks: those that it already holds go to the end of the new one.
         begun = set(self._dealt[len(self._dealt) - len(self._dealt) % size :])
         return [c for c in deck if c not in begun] + [c for c in deck if c in begun]
+
+
+class SecretPoisson:
+    """Each client is in each round by chance, on its own, at a public rate; who is in is nobody's to know.
+
+    Noise is amplified by the rate against whoever does not know the cohorts: those who see the models. A client knows
+    when it was asked itself; whoever watches the network, or the server, knows all.
+    """
+
+    def __init__(self, clients: Sequence[str], *, rate: float, random: RandomSource) -> None:
+        if not 0 < rate < 1:
+            raise ValueError(
+                f"rate={rate}: must be between 0 and 1; at 1 all are in every round, and nothing is secret"
+            )
+        self.clients = sorted(clients, key=_natural)
+        self._rate, self._random = rate, random
+
+    @property
+    def source(self) -> str:
+        return self._random.source
+
+    def cohort(self, round: int, size: int) -> list[str]:
+        """The clients of a round, often none; `size` is what the rate makes of them on average."""
+        drawn = self._random.bernoulli(self._rate, len(self.clients))
+        return [client for client, is_in in zip(self.clients, drawn, strict=True) if is_in]
 
 
 def _natural(name: str) -> tuple[int, int, str]:

@@ -9,6 +9,7 @@ the same parts in the same order, so both give the same bits. Without a layout t
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,9 @@ from flwr.serverapp.strategy import FedAvg
 
 from fedq import codec as packets
 from fedq import wire
+from fedq.codec.accumulator import GRID
 from fedq.compiler import without_compiler
+from fedq.privacy import ClientLevelMechanism, ClientLevelPlan, clipped
 from fedq.server.broadcast import Broadcast, Broadcaster, Downlink, downlink_for
 from fedq.server.guest import Guest, check_options
 from fedq.server.pruning import Pruner, Pruning
@@ -41,6 +44,8 @@ class QuantizedFedAvg(FedAvg):
     plain mean whatever the server optimizer. Under DP (`private=True`) all weights are equal, and a reply that carries
     anything but its packet is dropped. `holdout`: share of its examples that each client keeps to evaluate on.
     `pruning`: which weights become zero, and stay so; packets then carry the others alone.
+    `client_level`: updates are clipped after decoding, and each round's sum is noised by the mechanism that `protect`
+    was given, whatever came back: clients as a whole are protected. Without a mechanism no step is taken.
 
     Without a `layout` it takes the place of FedAvg in any PyTorch app whose ClientApp has `mods=[quantized_mod]`:
     it takes FedAvg's own keyword arguments, samples and averages metrics as FedAvg does, and finds the layout in
@@ -70,9 +75,12 @@ class QuantizedFedAvg(FedAvg):
         version: str = "",
         feedback: bool = False,
         pruning: Pruning | None = None,
+        client_level: ClientLevelPlan | None = None,
         **flower: Any,
     ) -> None:
         if layout is None:
+            if client_level is not None:
+                raise ValueError("client_level needs a layout: another app's own metrics are not covered by its noise")
             if pruning is not None:
                 raise ValueError("pruning needs a layout: another app's clients know no masks; run fedq's own client")
             check_options(private=private, fraction=fraction, seed=seed)
@@ -91,7 +99,9 @@ class QuantizedFedAvg(FedAvg):
         if pruning is not None and self.downlink.kind != "weights":
             raise ValueError("downlink.kind=delta with pruning: changes are against values that are gone; use weights")
         self.pruning = pruning
-        self.by_examples = weighting == "examples" and not private
+        self.client_level = client_level
+        self._mechanism: ClientLevelMechanism | None = None
+        self.by_examples = weighting == "examples" and not private and client_level is None
         self.max_weight, self.min_clients, self.seed, self.timeout, self.version = (
             max_weight,
             min_clients,
@@ -131,11 +141,18 @@ class QuantizedFedAvg(FedAvg):
         """Which weights are sent, both ways, until the next are pruned."""
         return packets.Kept(self.layout) if self._pruner is None else self._pruner.kept
 
+    def protect(self, mechanism: ClientLevelMechanism) -> None:
+        """What clips and noises the sums of this run; of the plan that the strategy was made for."""
+        if mechanism.plan != self.client_level:
+            raise ValueError(f"a mechanism for {mechanism.plan}, the strategy is for {self.client_level}")
+        self._mechanism = mechanism
+
     # --- what one round is made of -----------------------------------------------------------------
 
     def broadcast(self, master: np.ndarray, round: int, cohort: Sequence[str]) -> Broadcast:
         """What the clients of the round get; a packet is encoded once, for all that it goes to."""
-        return self._broadcaster.make(master, round, cohort, self.kept)
+        made = self._broadcaster.make(master, round, cohort, self.kept)
+        return made if self._mechanism is None else replace(made, clip_norm=self._mechanism.clip_norm)
 
     def snapshot(self, master: np.ndarray, round: int) -> Broadcast:
         """The model in one packet, for clients that evaluate."""
@@ -191,8 +208,13 @@ class QuantizedFedAvg(FedAvg):
                 reply = self._checked(message, round, task)
                 weight = float(reply.num_examples or 1) if self.by_examples else 1.0
                 if reply.packets:
-                    self.fold(total, reply.packets, weight, round=round, base=broadcast.base)
-                total.accepted.append(Accepted(client, weight, reply.num_examples, reply.loss, reply.metric))
+                    clip_norm = broadcast.clip_norm
+                    self.fold(total, reply.packets, weight, round=round, base=broadcast.base, clip_norm=clip_norm)
+                if self.client_level is not None:  # no noise covers them: they end here
+                    reply = replace(reply, num_examples=None, loss=None, metric=None)
+                right, wrong = reply.counts or (None, None)
+                accepted = Accepted(client, weight, reply.num_examples, reply.loss, reply.metric, right, wrong)
+                total.accepted.append(accepted)
             except (wire.MalformedReply, packets.MalformedUpdate) as error:
                 codec_says = isinstance(error, packets.MalformedUpdate)
                 total.rejected.append(Rejected(client, f"packet_{error.reason}" if codec_says else error.reason))
@@ -202,16 +224,51 @@ class QuantizedFedAvg(FedAvg):
         return total
 
     # pragma: no mutate start
-    def fold(self, total: Total, update: Mapping[str, bytes], weight: float, *, round: int, base: bytes) -> None:
-        """Add checked packets to the sums; a packet that does not decode changes nothing."""
-        for name, data in update.items():
-            total.sums.setdefault(name, packets.Accumulator(total.layout)).add(
-                data, weight, round=round, base=base, kind="delta", codec=self.codec
-            )
+    def fold(
+        self,
+        total: Total,
+        update: Mapping[str, bytes],
+        weight: float,
+        *,
+        round: int,
+        base: bytes,
+        clip_norm: float | None = None,
+    ) -> None:
+        """Add checked packets to the sums; a packet that does not decode changes nothing.
 
-    def finish(self, total: Total) -> np.ndarray:
-        """Pseudo-gradient: minus the weighted mean update, float32, shape (layout.size,)."""
-        return self.kept.scatter(-total.sums[wire.UPDATE].mean())
+        Where whole clients are protected each update is clipped to `clip_norm` first, as it is after decoding.
+        """
+        for name, data in update.items():
+            total.sums.setdefault(name, packets.Accumulator(total.layout))
+            if self.client_level is None:
+                total.sums[name].add(data, weight, round=round, base=base, kind="delta", codec=self.codec)
+                continue
+            if clip_norm is None:
+                raise RuntimeError("no clip norm for this round: nothing is added without one; call protect() first")
+            vector = packets.decode(data, total.layout, round=round, base=base, kind="delta", codec=self.codec)
+            short, within = clipped(vector, clip_norm)
+            total.sums[name].add_vector(short)  # of weight 1, whatever was claimed
+            total.note_clip(clip_norm, within)
+
+    def finish(self, total: Total, *, round: int = 0) -> np.ndarray:
+        """Pseudo-gradient: minus the weighted mean update, float32, shape (layout.size,).
+
+        Where whole clients are protected: minus the clipped, noised sum over the public size of a cohort.
+        """
+        if self.client_level is None:
+            return self.kept.scatter(-total.sums[wire.UPDATE].mean())
+        if self._mechanism is None:
+            raise RuntimeError("whole clients are protected by no mechanism yet: call protect() before the rounds")
+        sums = total.sums.get(wire.UPDATE, packets.Accumulator(total.layout))
+        mean = self._mechanism.release(
+            sums.steps(),
+            grid=GRID,
+            round=round,
+            clip_norm=total.clip_norm,
+            counted=sums.count,
+            within=total.within,
+        )
+        return self.kept.scatter(-mean)
 
     def apply(self, master: np.ndarray, pseudo_gradient: np.ndarray) -> np.ndarray:
         """One step of the server optimizer on the flat master. FedAvg is SGD with lr 1; momentum and Adam come free."""
@@ -242,7 +299,7 @@ class QuantizedFedAvg(FedAvg):
 
     def step(self, round: int, master: np.ndarray, total: Total) -> np.ndarray:
         """The next master, and a note of whose update counted: their next request says so."""
-        stepped = self.prune(round, self.apply(master, self.finish(total)))
+        stepped = self.prune(round, self.apply(master, self.finish(total, round=round)))
         self._last_accepted.update({a.client: round for a in total.accepted})
         return stepped
 
@@ -260,6 +317,7 @@ class QuantizedFedAvg(FedAvg):
             packets=frozenset({wire.UPDATE} if training else ()),
             metrics=frozenset(() if self.private else metrics),
             max_weight=self.max_weight,
+            counts=self.private and not training,
         )
         if isinstance(reply, wire.Refusal):
             raise wire.MalformedReply(reply.reason, "the client refused")
@@ -315,8 +373,10 @@ class QuantizedFedAvg(FedAvg):
 
     def _meet(self, grid: Any) -> tuple[Roster, Dealer]:
         """Nodes that are not there yet are waited for, as many as a round needs; then all are greeted."""
+        if self.client_level is not None and self.client_level.sampling != "deal":
+            raise ValueError("secret cohorts under Flower's own loop, which deals them; use fedq.server.run_rounds")
         end = time.monotonic() + self.timeout
-        while len(list(grid.get_node_ids())) < self.min_clients and time.monotonic() < end:
+        while len(list(grid.get_node_ids())) < max(1, self.min_clients) and time.monotonic() < end:
             time.sleep(0.2)
         roster = say_hello(
             grid_exchange(grid),

@@ -19,6 +19,8 @@ class Accepted:
     num_examples: int | None
     loss: float | None
     metric: float | None = None
+    right: int | None = None  # answers, with noise
+    wrong: int | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,16 @@ class Total:
     accepted: list[Accepted] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
     traffic: Traffic = field(default_factory=Traffic)
+    clip_norm: float | None = None  # L2 norm to which updates were clipped; None: they were not, or there were none
+    within: int = 0  # updates that were no longer than that
+
+    def note_clip(self, clip_norm: float | None, within: int) -> None:
+        """Of updates that were added; RuntimeError where others were clipped to another norm."""
+        if clip_norm is None:
+            return
+        if self.clip_norm not in (None, clip_norm):
+            raise RuntimeError(f"updates clipped to {self.clip_norm} and to {clip_norm} in one sum")
+        self.clip_norm, self.within = clip_norm, self.within + within
 
     @property
     def reasons(self) -> dict[str, int]:
@@ -67,6 +79,11 @@ class Total:
         examples = sum(n for n, _ in told)
         return sum(n * value for n, value in told) / examples if examples else None
 
+    def noisy_counts(self) -> tuple[int, int, int]:
+        """(right, wrong, clients): sums of what the clients counted, each with its own noise."""
+        told = [(a.right, a.wrong) for a in self.accepted if a.right is not None and a.wrong is not None]
+        return sum(right for right, _ in told), sum(wrong for _, wrong in told), len(told)
+
     def merge(self, other: "Total") -> None:
         """Add what another share of the cohort brought; `other` stays as it is."""
         for name, total in other.sums.items():
@@ -74,6 +91,7 @@ class Total:
         self.accepted = sorted([*self.accepted, *other.accepted], key=lambda a: a.client)
         self.rejected = sorted([*self.rejected, *other.rejected], key=lambda r: (r.client, r.reason))
         self.traffic.add(other.traffic)
+        self.note_clip(other.clip_norm, other.within)
 
     def to_bytes(self) -> bytes:
         sums = {name: total.to_bytes() for name, total in sorted(self.sums.items())}
@@ -82,6 +100,7 @@ class Total:
                 "accepted": [asdict(a) for a in self.accepted],
                 "rejected": [asdict(r) for r in self.rejected],
                 "traffic": asdict(self.traffic),
+                "clip": [self.clip_norm, self.within],
                 "sums": [[name, len(data)] for name, data in sums.items()],
             }
         ).encode()
@@ -101,4 +120,5 @@ class Total:
             [Accepted(**a) for a in head["accepted"]],
             [Rejected(**r) for r in head["rejected"]],
             Traffic(**head["traffic"]),
+            *head["clip"],
         )

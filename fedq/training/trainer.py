@@ -18,7 +18,7 @@ from fedq.compiler import without_compiler
 from fedq.data import Examples
 from fedq.per_example import left_to_opacus
 from fedq.privacy import DPSGD, DPEvidence, DPPlan, Ledger, RandomSource, SpendContext
-from fedq.privacy.suitable import device_of
+from fedq.privacy.suitable import device_of, refuse_mixing
 from fedq.quant import register_grad_samplers
 from fedq.seeding import seeded
 from fedq.training.arrays import load_vector, read_vector
@@ -179,6 +179,18 @@ class Trainer:
         """Mean loss and the metric of a flat model on a set of examples."""
         self.load(weights)
         return score(self.model_outputs(examples.inputs), examples, self._loss, self.metric)
+
+    def count_right(self, weights: np.ndarray, examples: Examples) -> tuple[int, int]:
+        """(right, wrong) answers of a flat model by the accuracy metric; no answers of no examples.
+
+        ValueError for a model whose answer for one example depends on others: then one more could change many.
+        """
+        inputs = torch.from_numpy(examples.inputs[:0])
+        refuse_mixing(self.model, tuple(inputs.shape[1:]), inputs.dtype, training=False)
+        if not len(examples):
+            return 0, 0
+        right = round(self.evaluate(weights, examples).metric * len(examples))
+        return right, len(examples) - right
 
     def model_outputs(self, inputs: np.ndarray) -> torch.Tensor:
         """Outputs (n, k) of the model as it stands, in evaluation mode and float32, on the CPU."""

@@ -21,17 +21,19 @@ EVALUATE = "evaluate"
 MODEL, MASK, UPDATE, _DELTA = "model", "mask", "update", "delta."
 
 _HELLO, _REQUEST, REPLY = "fedq.hello", "fedq.request", "fedq.reply"
-PACKETS, _METRICS, _REFUSAL = "fedq.packets", "fedq.metrics", "fedq.refusal"
+PACKETS, _METRICS, _COUNTS, _REFUSAL = "fedq.packets", "fedq.metrics", "fedq.counts", "fedq.refusal"
 
 # What a client may say in place of an update. A code, never a text: texts hold paths and data.
 REFUSALS = {
     "budget": "the next round would exceed the client's privacy budget",
-    "declined": "the client's policy or data does not allow it",
+    "declined": "the client's own code failed, under DP, where why stays with its operator",
+    "policy": "the client's owner accepts no run as weak as this, or of this code; its log says what is too weak",
     "ledger": "the client's ledger cannot be read, trusted or written",
     "bad_request": "the client could not decode what the server sent",
     "client_error": "the client's own code failed; its operator finds the text in the client's log",
 }
 LONGEST_IDENTITY = 64
+LARGEST_COUNT = 2**40
 
 
 # All that may leave a client under DP: noise, public configuration and codes.
@@ -40,8 +42,10 @@ PUBLIC_FIELDS = frozenset(
         *(f"{_HELLO}.{key}" for key in ("identity", "version", "formats", "layout")),
         f"{REPLY}.round",
         f"{PACKETS}.{UPDATE}",
+        *(f"{_COUNTS}.{key}" for key in ("right", "wrong")),  # both with noise, and paid for
         f"{_REFUSAL}.round",
         f"{_REFUSAL}.reason",
+        f"{_REFUSAL}.identity",
     }
 )
 
@@ -75,14 +79,16 @@ class Reply:
     num_examples: int | None = None
     loss: float | None = None
     metric: float | None = None
+    counts: tuple[int, int] | None = None  # right and wrong answers with noise, which may be negative
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """No update, and the code that says why."""
+    """No update, and the code that says why. To a hello, also who it is that refuses, if it knows."""
 
     round: int
     reason: str
+    identity: str = ""
 
 
 def empty() -> RecordDict:
@@ -95,21 +101,16 @@ def write_hello(hello: Hello) -> RecordDict:
     return RecordDict({_HELLO: ConfigRecord({**values, "formats": list(hello.formats), "layout": hello.layout})})
 
 
-def read_hello(content: RecordDict) -> Hello:
+def read_hello(content: RecordDict) -> Hello | Refusal:
     if set(content) == {_REFUSAL}:
-        refusal = _refusal(content, 0)
-        raise MalformedReply(refusal.reason, "the client refused")
+        return _refusal(content, 0)
     record = records_in(content, {_HELLO: ConfigRecord})[_HELLO]
     check_keys(record, {"identity", "version", "formats", "layout"})
     formats = record["formats"]
     if not isinstance(formats, list) or not all(type(f) is int for f in formats):
         raise MalformedReply("wrong_type", "formats must be integers")
-    identity = typed(record, "identity", str)
-    # Names are sorted, logged and shown: 5,000 digits are no number to Python, and an escape moves a cursor.
-    if not 0 < len(identity) <= LONGEST_IDENTITY or not identity.isprintable():
-        raise MalformedReply("wrong_type", f"identity must be 1 to {LONGEST_IDENTITY} printable characters")
     return Hello(
-        identity,
+        _identity(record),
         typed(record, "version", str),
         tuple(formats),
         typed(record, "layout", bytes),
@@ -144,17 +145,28 @@ def write_reply(reply: Reply) -> RecordDict:
     known: dict[str, Any] = {k: v for k, v in metrics.items() if v is not None}
     if known:
         records[_METRICS] = MetricRecord(known)
+    if reply.counts is not None:
+        records[_COUNTS] = ConfigRecord(dict(zip(("right", "wrong"), reply.counts, strict=True)))
     return RecordDict(records)
 
 
 def write_refusal(refusal: Refusal) -> RecordDict:
-    return RecordDict({_REFUSAL: ConfigRecord({"round": refusal.round, "reason": refusal.reason})})
+    values: dict[str, Any] = {"round": refusal.round, "reason": refusal.reason}
+    if refusal.identity:
+        values["identity"] = refusal.identity
+    return RecordDict({_REFUSAL: ConfigRecord(values)})
 
 
 def read_reply(
-    content: RecordDict, *, round: int, packets: frozenset[str], metrics: frozenset[str], max_weight: float
+    content: RecordDict,
+    *,
+    round: int,
+    packets: frozenset[str],
+    metrics: frozenset[str],
+    max_weight: float,
+    counts: bool = False,
 ) -> Reply | Refusal:
-    """The reply, if it holds exactly the named packets and metrics and answers this round.
+    """The reply, if it holds exactly the named packets and metrics (and noisy counts) and answers this round.
 
     Under DP `metrics` is empty: a reply that carries any is malformed, so that a client which leaks is
     seen at once, not silently obeyed.
@@ -166,6 +178,8 @@ def read_reply(
         expected[PACKETS] = ConfigRecord
     if metrics:
         expected[_METRICS] = MetricRecord
+    if counts:
+        expected[_COUNTS] = ConfigRecord
     records = records_in(content, expected)
     check_keys(records[REPLY], {"round"})
     check_same_round(records[REPLY], round)
@@ -183,7 +197,16 @@ def read_reply(
     for name in metrics - {"num_examples"}:
         if not math.isfinite(values[name]):
             raise MalformedReply("metric", f"{name} is not finite")
-    return Reply(round, carried, num_examples, values.get("loss"), values.get("metric"))  # type: ignore[arg-type]
+    counted = _counts(records[_COUNTS]) if counts else None
+    return Reply(round, carried, num_examples, values.get("loss"), values.get("metric"), counted)  # type: ignore[arg-type]
+
+
+def _counts(record: ConfigRecord) -> tuple[int, int]:
+    check_keys(record, {"right", "wrong"})
+    right, wrong = typed(record, "right", int), typed(record, "wrong", int)
+    if max(abs(right), abs(wrong)) > LARGEST_COUNT:
+        raise MalformedReply("weight", f"a count is beyond {LARGEST_COUNT}")
+    return right, wrong
 
 
 def name_deltas(deltas: Sequence[bytes]) -> dict[str, bytes]:
@@ -229,9 +252,17 @@ def with_packets(content: RecordDict, packets: Mapping[str, bytes]) -> RecordDic
 
 def _refusal(content: RecordDict, round: int) -> Refusal:
     record = records_in(content, {_REFUSAL: ConfigRecord})[_REFUSAL]
-    check_keys(record, {"round", "reason"})
+    check_keys(record, {"round", "reason"}, optional={"identity"})
     check_same_round(record, round)
     reason = typed(record, "reason", str)
     if reason not in REFUSALS:
         raise MalformedReply("wrong_type", "unknown refusal code")
-    return Refusal(round, reason)
+    return Refusal(round, reason, _identity(record) if "identity" in record else "")
+
+
+def _identity(record: ConfigRecord) -> str:
+    identity: str = typed(record, "identity", str)
+    # Names are sorted, logged and shown: 5,000 digits are no number to Python, and an escape moves a cursor.
+    if not 0 < len(identity) <= LONGEST_IDENTITY or not identity.isprintable():
+        raise MalformedReply("wrong_type", f"identity must be 1 to {LONGEST_IDENTITY} printable characters")
+    return identity

@@ -10,6 +10,7 @@ from fedq.app import client_app
 from fedq.client import Client, ClientState
 from fedq.data import Examples
 from fedq.flower import serialized
+from fedq.privacy import Declined
 from fedq.runtime.grid import InProcessGrid
 from fedq.training import Recipe, Trainer, layout_of, read_vector
 
@@ -116,3 +117,14 @@ def test_a_damaged_state_is_a_code_and_its_mend_is_in_the_log(client, tmp_path):
     assert refusal(reply) == {"round": 5, "reason": "client_error"}
     assert str(tmp_path).encode() not in serialized(reply)
     assert "state.npz: not a client's state" in (tmp_path / "state" / "log.txt").read_text()
+
+
+def test_a_client_whose_owner_declines_says_so_by_code_and_name_when_it_is_greeted():
+    def declined(context):
+        error = Declined("policy", "epsilon 8 of at most 3, in /home/alice/policy.toml")
+        error.identity = "clinic-a"
+        raise error
+
+    said = ask(declined, wire.HELLO).content
+    assert wire.read_hello(said) == wire.Refusal(0, "policy", "clinic-a")
+    assert "alice" not in str(said)

@@ -1,10 +1,13 @@
 """The app directory that a process runs, found where Flower puts it."""
 
+import shutil
 import sys
+import zipfile
 
 import pytest
 
-from fedq.app.bundle import is_app, overlay, running_app
+from fedq import flower
+from fedq.app.bundle import bundle_digest, is_app, overlay, running_app
 from fedq.new.app import make_app
 
 
@@ -102,3 +105,32 @@ def test_fedq_s_own_choices_are_no_overlay_over_themselves(app, monkeypatch):
     (app / "conf").symlink_to(conf_folder())
     monkeypatch.syspath_prepend(str(app))
     assert overlay() is None
+
+
+def test_a_bundle_has_one_digest_packed_and_unpacked(tmp_path):
+    """An owner reviews the .fab file; the client weighs what Flower unpacked from it."""
+    app = make_app(tmp_path / "clinics").folder
+    packed = tmp_path / "clinics.fab"
+    packed.write_bytes(flower.bundle(app))
+    unpacked = tmp_path / "apps" / "clinics"
+    with zipfile.ZipFile(packed) as archive:
+        archive.extractall(unpacked)
+    shutil.rmtree(unpacked / ".info")
+    assert bundle_digest(packed) == bundle_digest(unpacked)
+
+
+@pytest.mark.parametrize("name", ["clinics/model.py", "pyproject.toml", "new.py", ".hidden/x.yaml"])
+def test_any_other_file_of_a_bundle_gives_another_digest(tmp_path, name):
+    app = make_app(tmp_path / "clinics").folder
+    before = bundle_digest(app)
+    (app / name).parent.mkdir(exist_ok=True)
+    (app / name).write_text("changed")
+    assert bundle_digest(app) != before
+
+
+def test_running_a_bundle_does_not_change_its_digest(tmp_path):
+    app = make_app(tmp_path / "clinics").folder
+    before = bundle_digest(app)
+    (app / "clinics" / "__pycache__").mkdir()
+    (app / "clinics" / "__pycache__" / "model.pyc").write_bytes(b"compiled")
+    assert bundle_digest(app) == before

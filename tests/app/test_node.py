@@ -8,11 +8,14 @@ import torch
 from flwr.app import Context, RecordDict
 
 from fedq import flower
-from fedq.app.node import Node, client_of, home
+from fedq.app.bundle import bundle_digest
+from fedq.app.node import Node, _digest, client_of, home
 from fedq.config import ConfigError, compose
 from fedq.data import write_shard
 from fedq.experiment import build
+from fedq.experiment.digests import model_digest
 from fedq.new.app import make_app
+from fedq.privacy import Declined
 
 USUAL = ["clients=4", "quant=off", "privacy=off", "partition=iid"]  # what may cross a network
 PRIVATE = ["clients=4", "quant=off", "privacy=example", "privacy.noise_multiplier=1", "partition=iid"]
@@ -202,3 +205,94 @@ def test_without_the_environment_they_lie_with_the_user(tmp_path, monkeypatch):
     monkeypatch.delenv("FEDQ_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert home() == tmp_path / ".fedq"
+
+
+# --- what an owner accepts -----------------------------------------------------------------------------
+
+POLICY = 'unit = "example"\nmax_epsilon = {epsilon}\nmax_delta = 1e-5\n'
+
+
+EPSILON_3 = POLICY.format(epsilon=3)
+
+
+def policy_file(tmp_path, text=EPSILON_3):
+    path = tmp_path / "policy.toml"
+    path.write_text(text)
+    return path
+
+
+BUDGET_8 = ["clients=4", "quant=off", "privacy=example", "privacy.target_epsilon=8", "partition=iid"]
+
+
+def test_a_request_weaker_than_the_policy_is_declined_before_any_data_is_opened(shard, tmp_path, monkeypatch):
+    opened = []
+    monkeypatch.setattr("fedq.app.node.build", lambda *args, **kwargs: opened.append(args))
+    node = {"partition_id": 2, "data_path": shard, "state_dir": tmp_path / "state", "policy": policy_file(tmp_path)}
+    for words, why in ((BUDGET_8, "epsilon 8 of at most 3"), (USUAL, "privacy=off where at least example")):
+        with pytest.raises(Declined, match=why):
+            client(words, **node)
+    assert opened == []
+    declined = (tmp_path / "state" / "declined.log").read_text().splitlines()
+    assert len(declined) == 2
+    assert "epsilon 8 of at most 3" in declined[0]
+
+
+def test_the_stricter_side_wins(shard, tmp_path):
+    """An owner's own budget of 3 makes its client add the noise of 3 in a run of 8, which its policy then accepts."""
+    node = {"partition_id": 2, "data_path": shard, "state_dir": tmp_path, "policy": policy_file(tmp_path)}
+    stricter = client(BUDGET_8, epsilon=3.0, **node).privacy.plan
+    weaker = client(BUDGET_8, partition_id=2, data_path=shard, state_dir=tmp_path, epsilon=20.0).privacy.plan
+    assert (stricter.target_epsilon, weaker.target_epsilon) == (3.0, 8.0)
+    assert stricter.noise_multiplier > 1.5 * weaker.noise_multiplier
+
+
+def test_a_run_that_names_its_noise_and_no_budget_is_weighed_by_what_it_costs(shard, tmp_path):
+    node = {"partition_id": 2, "data_path": shard, "state_dir": tmp_path, "policy": policy_file(tmp_path)}
+    public = ["rounds=2", "train.steps=1", "train.epochs=null", "privacy.target_epsilon=null"]
+    words = ["clients=4", "quant=off", "privacy=example", "partition=iid", *public]
+    assert client([*words, "privacy.noise_multiplier=20"], **node).privacy.plan.noise_multiplier == 20
+    with pytest.raises(Declined, match=r"epsilon \d.* of at most 3"):
+        client([*words, "privacy.noise_multiplier=0.3"], **node)
+
+
+@pytest.mark.parametrize("text", ["", "unit = ", POLICY.format(epsilon=0)])
+def test_a_policy_that_cannot_be_read_refuses_and_never_falls_open(shard, tmp_path, text):
+    node = {"partition_id": 2, "data_path": shard, "state_dir": tmp_path, "policy": policy_file(tmp_path, text)}
+    with pytest.raises(Declined, match=r"policy: .*policy\.toml") as caught:
+        client(BUDGET_8, epsilon=1.0, **node)
+    assert caught.value.reason == "policy"
+
+
+def test_data_outside_of_the_policy_s_folder_are_not_opened(shard, tmp_path):
+    text = POLICY.format(epsilon=8) + f'data_path = "{tmp_path}"\n'
+    node = {"partition_id": 2, "data_path": shard, "state_dir": tmp_path / "s", "policy": policy_file(tmp_path, text)}
+    with pytest.raises(Declined, match="may be read"):
+        client(BUDGET_8, **node)
+
+
+def test_a_policy_may_name_the_code_it_has_reviewed(shard, tmp_path, monkeypatch):
+    (tmp_path / "apps").mkdir()  # where Flower unpacks
+    app = make_app(tmp_path / "apps" / "clinics").folder
+    monkeypatch.syspath_prepend(str(app))
+    words, digest = [*BUDGET_8, "model=mlp", "experiment=demo", "partition=iid"], bundle_digest(app)
+    node = {"partition_id": 2, "data_path": shard, "state_dir": tmp_path / "s"}
+    config = compose(words, overlay=app / "conf")
+    reviewed = POLICY.format(epsilon=8) + f'bundles = ["{digest}"]\nmodels = ["{model_digest(config)[:16]}"]\n'
+    built = client(words, policy=policy_file(tmp_path, reviewed), **node)
+    assert built.privacy.bundle == digest
+    (app / "conf" / "later.yaml").write_text("x: 1\n")
+    _digest.cache_clear()
+    with pytest.raises(Declined, match=f"the bundle {bundle_digest(app)}, which is not among"):
+        client(words, policy=policy_file(tmp_path, reviewed), **node)
+
+
+def test_the_head_of_the_ledger_lies_where_the_policy_says(shard, tmp_path):
+    text = POLICY.format(epsilon=8) + f'head = "{tmp_path / "elsewhere" / "head"}"\n'
+    node = {"partition_id": 2, "data_path": shard, "state_dir": tmp_path, "policy": policy_file(tmp_path, text)}
+    assert client(BUDGET_8, **node).privacy.head == tmp_path / "elsewhere" / "head"
+
+
+@pytest.mark.parametrize("value", [0, -1, "3", True, float("nan"), 1e9])
+def test_a_budget_that_is_none_is_refused(value):
+    with pytest.raises(ConfigError, match=r"node-config epsilon=.*the most that this data may ever spend"):
+        Node.read({"name": "a", "epsilon": value})

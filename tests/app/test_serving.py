@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fedq.app.serving import serve
-from fedq.config import compose, rules
+from fedq.config import compose, public
 from fedq.delivery import ClientFiles
 from fedq.experiment import build
 from fedq.runtime.local import in_process
@@ -53,7 +53,7 @@ def test_under_dp_a_round_is_no_larger_a_share_than_the_one_that_the_noise_was_m
     # 2 of 3 a round, so each takes part in at most ceil(4 * 2 / 3) = 3 of 4 rounds; of 2 clients, 2 a round would be 4.
     result = served([*PRIVATE, "clients=3", "fraction=0.67"], come=["0", "2"])
     taken = {name: sum(name in row.accepted for row in result.history) for name in "012"}
-    assert max(taken.values()) <= rules.participation_cap(compose([*PRIVATE, "clients=3", "fraction=0.67"])) == 3
+    assert max(taken.values()) <= public.participation_cap(compose([*PRIVATE, "clients=3", "fraction=0.67"])) == 3
     assert [row.clients for row in result.history[1:]] == [1] * 4  # floor(2 * 2 / 3)
     assert result.status == "finished"
     assert result.epsilon <= 8

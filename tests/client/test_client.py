@@ -420,7 +420,7 @@ def test_the_spend_is_in_the_ledger_and_the_evidence_points_to_it(make_client, a
 
 
 def test_under_dp_a_request_to_hold_examples_out_is_refused_unopened(make_client, ask, private):
-    with pytest.raises(wire.MalformedReply, match=r"under DP no example is held out"):
+    with pytest.raises(wire.MalformedReply, match=r"the request holds out 0.1 of the examples, this client 0"):
         make_client(privacy=private, shard=locked_shard).train(ask(1, holdout=0.1))
 
 

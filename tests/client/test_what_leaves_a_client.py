@@ -123,7 +123,7 @@ def tapped_run(folder, data, *overrides, model=plain, rounds=2):
 def test_under_dp_every_field_of_every_message_is_public(tmp_path, data):
     grid, log = tapped_run(tmp_path, data, *DP)
     assert [len(round.accepted) for round in log] == [0, 3, 3]
-    assert grid.fields == {field for field in wire.PUBLIC_FIELDS if "refusal" not in field}
+    assert grid.fields == {field for field in wire.PUBLIC_FIELDS if "refusal" not in field and "counts" not in field}
 
 
 def test_under_dp_a_pruned_model_brings_no_field_more(tmp_path, data):
@@ -131,7 +131,7 @@ def test_under_dp_a_pruned_model_brings_no_field_more(tmp_path, data):
     grid, log = tapped_run(tmp_path, data, *DP, *sparse, rounds=4)
     assert [round.sparsity for round in log[2:]] == [461 / 512] * 3
     assert [len(round.accepted) for round in log] == [0, 3, 3, 3, 3]
-    assert grid.fields == {field for field in wire.PUBLIC_FIELDS if "refusal" not in field}
+    assert grid.fields == {field for field in wire.PUBLIC_FIELDS if "refusal" not in field and "counts" not in field}
 
 
 def test_without_dp_fields_are_sent_that_are_not_public(tmp_path, data):
@@ -173,7 +173,7 @@ def test_a_client_out_of_budget_says_that_alone(tmp_path, data):
     assert {rejected.reason for round in log for rejected in round.rejected} == {"budget"}
     assert log[-1].status == "skipped"
     assert len(log) < 61
-    assert grid.fields == wire.PUBLIC_FIELDS
+    assert grid.fields == wire.PUBLIC_FIELDS - {"fedq.refusal.identity", "fedq.counts.right", "fedq.counts.wrong"}
     assert [dict(m.content["fedq.refusal"]) for m in grid.uplink[-3:]] == [
         {"round": log[-1].number, "reason": "budget"}
     ] * 3

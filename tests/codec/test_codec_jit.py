@@ -11,6 +11,7 @@ import pytest
 
 import fedq
 from fedq.codec import jit
+from fedq.jit import load
 
 MANY = jit.LEAST_VALUES
 FEW = MANY - 1
@@ -28,9 +29,10 @@ print(None if kernels is None else kernels.largest_magnitude(np.array([1, -3], n
 @pytest.fixture
 def fresh(monkeypatch):
     """As in a process that has not asked yet."""
-    monkeypatch.setattr(jit, "_kernels", None)
-    monkeypatch.setattr(jit, "_failed", False)
+    load.cache_clear()
     monkeypatch.setattr(jit, "_work", jit.LEAST_WORK)
+    yield
+    load.cache_clear()
 
 
 def run(program, cwd=None, **environment):

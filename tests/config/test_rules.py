@@ -6,7 +6,7 @@ import pytest
 
 from fedq.codec import CODECS
 from fedq.codec.options import ROUNDINGS
-from fedq.config import Config, compose, problems, rules, views
+from fedq.config import Config, compose, problems, public, rules, views
 from fedq.data import PARTITIONERS
 from fedq.privacy import ACCOUNTANTS
 from fedq.training import AUGMENTATIONS, LOSSES, METRICS
@@ -139,7 +139,7 @@ def test_privacy_needs_a_public_number_of_examples():
 
 
 def test_the_public_number_is_the_published_one_shared_out():
-    assert rules.nominal_examples(compose(["privacy=example", "clients=10"])) == 125  # 1,258 published
+    assert public.nominal_examples(compose(["privacy=example", "clients=10"])) == 125  # 1,258 published
 
 
 def test_the_published_numbers_are_those_of_the_data():
@@ -167,7 +167,7 @@ def test_a_round_cannot_need_more_clients_than_it_asks():
 
 @pytest.mark.parametrize(("clients", "fraction", "size"), [(10, 1, 10), (10, 0.35, 3), (3, 0.1, 1), (10, 0.3, 3)])
 def test_cohort_is_the_floor_of_the_fraction_and_at_least_one(clients, fraction, size):
-    assert rules.cohort_size(compose([f"clients={clients}", f"fraction={fraction}"])) == size
+    assert public.cohort_size(compose([f"clients={clients}", f"fraction={fraction}"])) == size
 
 
 @pytest.mark.parametrize(
@@ -175,13 +175,13 @@ def test_cohort_is_the_floor_of_the_fraction_and_at_least_one(clients, fraction,
 )
 def test_the_cap_covers_the_client_that_takes_part_most_often(clients, fraction, rounds, cap):
     config = compose([f"clients={clients}", f"fraction={fraction}", f"rounds={rounds}"])
-    assert rules.participation_cap(config) == cap
+    assert public.participation_cap(config) == cap
 
 
 def test_epochs_become_public_steps_under_dp():
     config = compose(private("train.epochs=3", "train.batch_size=25"))
-    assert rules.sample_rate(config) == 0.25
-    assert rules.dp_steps(config) == 12
+    assert public.sample_rate(config) == 0.25
+    assert public.dp_steps(config) == 12
 
 
 def test_identity_ignores_where_and_how_it_runs():
@@ -297,13 +297,13 @@ def test_a_codec_takes_its_own_options(group, name):
 
 
 def test_clients_are_numbered_where_they_have_no_names():
-    assert rules.identities(compose(["clients=3"])) == ["0", "1", "2"]
+    assert public.identities(compose(["clients=3"])) == ["0", "1", "2"]
 
 
 def test_clients_have_the_names_that_they_are_given():
     named = ["clients=2", "names=[clinic-b,clinic-a]"]
     assert keys(*named) == []
-    assert rules.identities(compose(named)) == ["clinic-b", "clinic-a"]
+    assert public.identities(compose(named)) == ["clinic-b", "clinic-a"]
 
 
 @pytest.mark.parametrize(

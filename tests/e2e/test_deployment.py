@@ -87,6 +87,20 @@ def test_a_rehearsal_gives_the_bits_of_a_local_run_and_leaves_nothing_behind(tmp
     assert deployed.int8_accuracy == local.int8_accuracy
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words", [["privacy=both"], ["privacy=client", "privacy.client_sampling=poisson"]], ids=" ".join
+)
+def test_a_deployment_s_server_answers_for_whole_clients(tmp_path, monkeypatch, words):
+    monkeypatch.chdir(tmp_path)
+    rehearsed = rehearsal(
+        compose(["experiment=demo", "clients=2", "fraction=0.5", "rounds=4", *words]), root="nodes", progress=False
+    )
+    assert (rehearsed.private, rehearsed.privacy_reasons) == (True, [])
+    assert rehearsed.client_level["private"]
+    assert len(Ledger(rehearsed.folder / "server" / "ledger.sqlite", access="read").rows()) == 4
+
+
 DELTA = ["codec=sign", "codec.rotate=true", "downlink.name=sign", "downlink.rotate=true", "downlink.kind=delta"]
 
 

@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         tally = campaign.run(numbers, seed=asked.seed, compiled_share=asked.compiled, on_done=on_done)
     _show(tally, console)
-    if asked.compiled and jit._kernels is None:
+    if asked.compiled and jit.load() is None:
         console.print("the compiled kernels did not work here, and numpy stood in for them", style="red")
     console.print(f"{sum(tally.outcomes.values())} mutations in {time.monotonic() - began:.0f} s")
     for number, what in tally.violations:

@@ -73,6 +73,6 @@ def test_two_requests_that_fit_alone_but_not_together_cannot_both_spend(ledger, 
 
 
 def test_the_codes_are_a_closed_set():
-    assert set(REASONS) == {"budget", "ledger"}
+    assert set(REASONS) == {"budget", "ledger", "policy"}
     with pytest.raises(ValueError, match="must be one of budget, ledger"):
         Declined("example 7 is NaN")

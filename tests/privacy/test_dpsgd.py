@@ -99,6 +99,15 @@ def test_step_is_the_oracles_clipped_sum_over_the_public_divisor(
     assert (seen - expected).norm() <= 1e-5 * expected.norm()
 
 
+def test_an_embedding_may_be_the_first_layer(plan, context, ledger):
+    torch.manual_seed(5)
+    model = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(12, 3))
+    inputs, targets, batch = torch.randint(0, 9, (20, 3)), torch.randint(0, 3, (20,)), [1, 4, 7]
+    expected = one_at_a_time(model, inputs[batch], targets[batch], 1.0) / (0.5 * 20)
+    (seen,), _ = train(model, inputs, targets, replace(plan, steps=1), context, random=Quiet(batch), ledger=ledger)
+    assert (seen - expected).norm() <= 1e-5 * expected.norm()
+
+
 @pytest.mark.parametrize("max_batch", [1, 3, 7, 20, 1000])
 def test_a_large_batch_is_processed_in_parts_and_nothing_is_dropped(
     max_batch, tiny_mlp, flat_examples, plan, context, ledger

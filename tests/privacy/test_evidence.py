@@ -38,6 +38,7 @@ WHOLE = RunEvidence(
     ),
     epsilon=7.9,
     target_epsilon=8.0,
+    accounts={"a": (7.9, 8.0), "b": (2.9, 3.0)},
     ledgers_verified=True,
     reply_fields_checked=True,
     nonpublic_reply_fields=(),
@@ -77,6 +78,9 @@ def test_no_target_needs_a_finite_epsilon_all_the_same():
         (replace(WHOLE, epsilon=math.nan), "epsilon nan"),
         (replace(WHOLE, epsilon=math.inf, target_epsilon=math.inf), "epsilon inf"),
         (replace(WHOLE, target_epsilon=math.nan), "target nan"),
+        (replace(WHOLE, accounts={"a": (7.9, 8.0), "b": (3.1, 3.0)}), "client b: epsilon 3.1 is beyond its own"),
+        (replace(WHOLE, accounts={"a": (math.nan, 8.0), "b": (2.9, 3.0)}), "client a: epsilon nan"),
+        (replace(WHOLE, accounts={"a": (7.9, 8.0)}), "client b: no account is on record"),
         (replace(WHOLE, ledgers_verified=False), "not verified"),
         (replace(WHOLE, reply_fields_checked=False), "fields of the replies"),
         (
@@ -104,7 +108,6 @@ def test_no_target_needs_a_finite_epsilon_all_the_same():
         (with_last_done(spend_row_id=1), "one row of a ledger stands for several"),
         (with_last_spend(unit="client"), "another kind: client"),
         (with_last_spend(adjacency="replace-one"), "another kind"),
-        (with_last_spend(mechanism="none"), "another kind"),
         (with_last_spend(mechanism="discrete-gaussian"), "gaussian noise, discrete-gaussian spent"),
     ],
 )

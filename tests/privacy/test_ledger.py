@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 import fedq
-from fedq.privacy import Ledger, LedgerError, Mechanism, Spend, epsilon
+from fedq.privacy import Ledger, LedgerError, Mechanism, Spend, chain, epsilon
 from fedq.privacy import ledger as ledger_module
+from fedq.privacy.head import Head
 
 SPEND = Spend(
     noise_multiplier=4.0,
@@ -54,7 +55,7 @@ def test_a_spend_is_read_back_as_it_was_written(ledger):
     assert ledger.spend(SPEND) == 1
     (row,) = ledger.rows()
     assert row.spend == SPEND
-    assert (row.id, row.schema) == (1, 1)
+    assert (row.id, row.schema) == (1, 2)
     assert row.time.endswith("+00:00")
 
 
@@ -63,7 +64,7 @@ def test_every_row_holds_the_hash_of_the_row_before(ledger):
     rows = ledger.rows()
     assert [row.id for row in rows] == [1, 2, 3]
     assert [row.previous for row in rows[1:]] == [row.hash for row in rows[:-1]]
-    assert ledger.head() == (3, rows[-1].hash)
+    assert ledger.head() == Head(3, rows[-1].hash)
 
 
 def test_the_hash_is_sha256_of_the_canonical_row(ledger):
@@ -72,7 +73,7 @@ def test_the_hash_is_sha256_of_the_canonical_row(ledger):
     (row,) = ledger.rows()
     (identity,) = sqlite3.connect(ledger.path).execute("SELECT id FROM identity").fetchone()
     assert row.previous == hashlib.sha256(f"fedq ledger {identity}".encode()).hexdigest()
-    content = dataclasses.asdict(SPEND) | {"id": 1, "schema": 1, "time": row.time, "previous": row.previous}
+    content = dataclasses.asdict(SPEND) | {"id": 1, "schema": 2, "time": row.time, "previous": row.previous}
     for name in ("noise_multiplier", "clip_norm", "sample_rate", "delta"):
         content[name] = content[name].hex()
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
@@ -115,7 +116,7 @@ COLUMNS = [
     ("bundle", "other"),
     ("unit", "client"),
     ("adjacency", "replace-one"),
-    ("mechanism", "laplace"),
+    ("mechanism", "discrete-gaussian"),
     ("time", "2020-01-01T00:00:00+00:00"),
 ]
 
@@ -152,10 +153,11 @@ def test_a_noise_source_that_was_promoted_is_found(tmp_path):
         ("UPDATE spend SET id = 0 WHERE id = 1", "row 1 is missing"),
         ("UPDATE spend SET previous = hash WHERE id = 2", "row 2 does not follow"),
         ("UPDATE spend SET hash = previous WHERE id = 3", "row 3 was changed"),
-        ("UPDATE spend SET schema = 2 WHERE id = 2", "row 2 has schema 2"),
+        ("UPDATE spend SET schema = 3 WHERE id = 2", "row 2 has schema 3"),
         ("UPDATE spend SET steps = 'many' WHERE id = 2", "row 2 holds an impossible value: steps='many'"),
         ("UPDATE spend SET noise_multiplier = -4 WHERE id = 2", "row 2 holds an impossible value"),
         ("UPDATE spend SET noise_source = 'none' WHERE id = 2", "row 2 holds an impossible value"),
+        ("UPDATE spend SET mechanism = 'none' WHERE id = 2", "row 2 holds an impossible value"),
         ("DELETE FROM identity", "0 identities"),
         ("UPDATE identity SET id = 'another'", "row 1 does not follow"),
         ("DROP TABLE spend", "no such table"),
@@ -194,13 +196,144 @@ def test_rows_of_another_ledger_do_not_fit(ledger, tmp_path):
         ledger.verify()
 
 
-def test_a_cut_tail_shows_against_the_head_that_was_kept(ledger):
-    """The chain alone cannot see it (said in the module and in docs/privacy.md)."""
+@pytest.mark.parametrize("left", [0, 1, 2])
+def test_a_tail_cut_off_is_found(ledger, left):
     spend_three(ledger)
-    kept = ledger.head()
-    edit(ledger, "DELETE FROM spend WHERE id = 3")
-    ledger.verify()
-    assert ledger.head() != kept
+    edit(ledger, "DELETE FROM spend WHERE id > ?", left)
+    with pytest.raises(LedgerError, match=f"has {left} rows and its head .* says 3: {3 - left} spends are missing"):
+        ledger.verify()
+
+
+def test_an_older_copy_put_back_is_found_and_not_continued(ledger):
+    ledger.spend(SPEND)
+    older = ledger.path.read_bytes()
+    ledger.spend(SPEND)
+    ledger.path.write_bytes(older)
+    for use in (ledger.rows, lambda: ledger.spend(SPEND), lambda: ledger.epsilon(1e-5)):
+        with pytest.raises(LedgerError, match="1 spends are missing"):
+            use()
+    assert ledger.path.read_bytes() == older
+
+
+def test_another_history_of_the_same_length_is_found(ledger):
+    ledger.spend(SPEND)
+    older, head = ledger.path.read_bytes(), ledger.head_path.read_bytes()
+    ledger.spend(SPEND)
+    newer = ledger.head_path.read_bytes()
+    ledger.path.write_bytes(older)
+    ledger.head_path.write_bytes(head)
+    ledger.spend(dataclasses.replace(SPEND, noise_multiplier=400.0))
+    ledger.head_path.write_bytes(newer)
+    with pytest.raises(LedgerError, match="row 2 is not the one that the head"):
+        ledger.verify()
+
+
+def test_a_crash_between_the_row_and_its_head_leaves_a_whole_ledger(ledger, monkeypatch):
+    ledger.spend(SPEND)
+    monkeypatch.setattr(ledger_module, "write_head", lambda path, head: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        ledger.spend(SPEND)
+    monkeypatch.undo()
+    assert len(ledger.rows()) == 2  # what was written counts, though nothing left on it
+    assert ledger.spend(SPEND) == 3
+    assert ledger.head().rows == 3
+
+
+def test_a_head_that_is_gone_is_found(ledger):
+    ledger.spend(SPEND)
+    ledger.head_path.unlink()
+    with pytest.raises(LedgerError, match=r"its head .* is gone"):
+        ledger.spend(SPEND)
+
+
+def test_a_ledger_that_is_gone_is_not_made_anew_while_its_head_tells_of_it(ledger):
+    ledger.spend(SPEND)
+    ledger.path.unlink()
+    with pytest.raises(LedgerError, match=r"no such ledger, though .* tells of one"):
+        Ledger(ledger.path)
+    assert not ledger.path.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not the head of a ledger"),
+        (b"{}", "not the head of a ledger"),
+        (b'{"version": 2, "rows": 1, "hash": "", "accepted": []}', "version 2, this fedq reads up to 1"),
+        (b'{"version": 1, "rows": "1", "hash": "", "accepted": []}', "not the head of a ledger"),
+        (b'{"version": 1, "rows": -1, "hash": "", "accepted": []}', "not the head of a ledger"),
+        (b'{"version": 1, "rows": 1, "hash": "00", "accepted": []}', "row 1 is not the one that the head"),
+        (b"\xff\xfe", "cannot be read"),
+    ],
+)
+def test_a_head_that_is_none_is_never_taken_for_one(ledger, content, message):
+    ledger.spend(SPEND)
+    ledger.head_path.write_bytes(content)
+    with pytest.raises(LedgerError, match=message):
+        ledger.rows()
+
+
+def test_the_head_may_lie_elsewhere(tmp_path):
+    ledger = Ledger(tmp_path / "here" / "ledger.sqlite", head=tmp_path / "there" / "head")
+    ledger.spend(SPEND)
+    assert (tmp_path / "there" / "head").exists()
+    edit(ledger, "DELETE FROM spend")
+    with pytest.raises(LedgerError, match="1 spends are missing"):
+        ledger.verify()
+
+
+def test_a_person_may_accept_a_shorter_chain_and_that_stays_on_record(ledger):
+    spend_three(ledger)
+    edit(ledger, "DELETE FROM spend WHERE id > 1")
+    with pytest.raises(ValueError, match="say why"):
+        ledger.accept(" ")
+    ledger.accept("restored from the backup of Monday")
+    assert ledger.spend(SPEND) == 2
+    (said,) = ledger.head().accepted
+    assert "accepted 1 rows where the head said 3: restored from the backup of Monday" in said
+
+
+def test_a_changed_row_cannot_be_accepted(ledger):
+    spend_three(ledger)
+    edit(ledger, "UPDATE spend SET steps = 1 WHERE id = 2")
+    with pytest.raises(LedgerError, match="row 2 was changed"):
+        ledger.accept("never mind")
+
+
+def test_a_message_delivered_again_is_a_spend_of_another_attempt(ledger):
+    for _ in range(3):
+        ledger.spend(SPEND)
+    ledger.spend(dataclasses.replace(SPEND, round=2))
+    assert [row.spend.attempt for row in ledger.rows()] == [0, 1, 2, 0]
+    assert ledger.epsilon(1e-5) == epsilon([SPEND.as_mechanism()] * 4, 1e-5)
+
+
+def test_a_ledger_of_the_first_schema_is_read_and_gets_a_head_with_its_next_spend(ledger):
+    """What fedq 0.1 wrote: rows whose hashes are over `schema: 1`, and no head."""
+    spend_three(ledger)
+    rows, (identity,) = ledger.rows(), sqlite3.connect(ledger.path).execute("SELECT id FROM identity").fetchone()
+    previous = chain.genesis(identity)
+    for row in rows:
+        digest = chain._hash(row.id, 1, row.time, row.spend, previous)
+        edit(ledger, "UPDATE spend SET schema = 1, previous = ?, hash = ? WHERE id = ?", previous, digest, row.id)
+        previous = digest
+    edit(ledger, "PRAGMA user_version = 1")
+    ledger.head_path.unlink()
+    old = Ledger(ledger.path)
+    assert old.head() == Head(3, previous)
+    assert old.spend(SPEND) == 4
+    assert old.head_path.exists()
+    old.verify()
+
+
+def test_a_noisy_count_adds_its_pure_epsilon(ledger):
+    """Laplace noise of scale b on a sum that one example moves by 1 is (1/b, 0)-DP."""
+    ledger.spend(
+        dataclasses.replace(SPEND, mechanism="discrete-laplace", noise_multiplier=10.0, sample_rate=1.0, steps=1)
+    )
+    assert ledger.epsilon(1e-5) == pytest.approx(0.1)
+    ledger.spend(SPEND)
+    assert ledger.epsilon(1e-5) == pytest.approx(0.1 + epsilon([SPEND.as_mechanism()], 1e-5))
 
 
 @pytest.mark.parametrize(
@@ -266,11 +399,11 @@ def test_reading_does_not_make_a_ledger(tmp_path):
 
 
 def test_a_newer_schema_is_refused_and_left_alone(ledger):
-    edit(ledger, "PRAGMA user_version = 2")
+    edit(ledger, "PRAGMA user_version = 3")
     before = ledger.path.read_bytes()
-    with pytest.raises(LedgerError, match="schema 2, this fedq reads up to 1"):
+    with pytest.raises(LedgerError, match="schema 3, this fedq reads up to 2"):
         Ledger(ledger.path)
-    with pytest.raises(LedgerError, match="schema 2"):
+    with pytest.raises(LedgerError, match="schema 3"):
         ledger.spend(SPEND)
     assert ledger.path.read_bytes() == before
 

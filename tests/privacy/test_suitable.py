@@ -58,6 +58,21 @@ def test_a_model_that_cannot_be_probed_is_refused():
         refuse_mixing(Picky(), (4,))
 
 
+class Read(nn.Module):
+    """Token numbers off floats, as a dataset holds them."""
+
+    def forward(self, x):
+        return x.long()
+
+
+@pytest.mark.parametrize(("first", "dtype"), [([], torch.int64), ([Read()], torch.float32)], ids=["integers", "floats"])
+def test_a_model_of_token_numbers_is_probed_with_tokens(first, dtype):
+    apart = [*first, nn.Embedding(2, 3), nn.Flatten(), nn.Linear(12, 2)]
+    refuse_mixing(nn.Sequential(*apart), (4,), dtype)
+    with pytest.raises(ValueError, match="mixes the examples"):
+        refuse_mixing(nn.Sequential(*apart, Centred()), (4,), dtype)
+
+
 def test_the_probe_draws_nothing_from_the_caller_s_generator():
     model = nn.Sequential(nn.Linear(4, 2), nn.Dropout(0.5))
     torch.manual_seed(3)

@@ -190,6 +190,25 @@ def test_a_skipped_layer_may_run_on_floats(tmp_path: Path):
     assert len(delivered.float_products) == 1
 
 
+def test_a_float_product_that_is_allowed_covers_no_other(tmp_path: Path):
+    """onnxruntime computes the skipped one once and for all, and the convolution on floats in its place."""
+
+    class Constant(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.skipped, self.conv = nn.Linear(8, 1), nn.Conv2d(1, 4, 3)
+            self.register_buffer("given", torch.randn(1, 8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x).flatten(1) + self.skipped(self.given)
+
+    model = Constant()
+    quantize(model, skip=["skipped"])
+    model.conv.output_grid = None
+    with pytest.raises(ExportError, match=r"would compute n\w+ \(.*Conv\) on float32 in spite of int8 weights"):
+        export_onnx(model, (1, 8, 8), tmp_path / "model.onnx", skip=["skipped"])
+
+
 def test_export_leaves_the_model_as_it_was_and_gives_the_same_bytes_again(tmp_path: Path):
     model = mlp()
     quantize(model, ranges="learned")
@@ -292,6 +311,7 @@ def test_every_supported_layer_is_delivered_on_integers(name: str, options: dict
     export_onnx(model, shape, tmp_path / "model.onnx", input_dtype=dtype)  # which refuses any float product
     delivered, inputs = Int8Model(tmp_path / "model.onnx"), example_inputs(shape, 500)
     assert delivered.float_products == []
+    assert delivered(inputs[:0].numpy()).shape == (0, *model(inputs[:1]).shape[1:])
     assert {kind: delivered.int8_ops.get(kind, 0) for kind in kernels} == kernels
     expected, got = outputs_of(model, inputs), delivered(inputs.numpy())
     spread = np.abs(expected - expected.mean(axis=0)).mean()
@@ -325,6 +345,27 @@ def test_a_product_of_a_users_own_names_its_module_and_line(tmp_path: Path):
         export_onnx(model, (4, 4), tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []
     export_onnx(model, (4, 4), tmp_path / "model.onnx", skip=["1"])
+
+
+class Picky(nn.Module):
+    """Tokens 3 to 9, read off floats."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.output = nn.Embedding(7, 8), nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.output(self.words(x.long() - 3).mean(1))
+
+
+def test_a_file_is_compared_on_the_caller_s_examples_where_made_up_ones_are_none(tmp_path: Path):
+    model = Picky()
+    quantize(model)
+    with pytest.raises(ExportError, match=r"fails on inputs of shape \(64, 5\).*give export_onnx some examples"):
+        export_onnx(model, (5,), tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
+    export_onnx(model, (5,), tmp_path / "model.onnx", examples=np.random.default_rng(0).integers(3, 10, (9, 5)))
+    assert (tmp_path / "model.onnx").exists()
 
 
 def test_dynamic_ranges_need_public_inputs(tmp_path: Path):

@@ -3,8 +3,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from quant_models import Functional, Residual, Untraceable, mlp, relu_cnn, tanh_cnn
+from quant_models import Across, Functional, Residual, Tied, Untraceable, mlp, relu_cnn, tanh_cnn
 from torch import Tensor, nn
+from torch.nn import functional
 
 from fedq.quant import QConv2d, QLinear, quantize
 from fedq.quant.layers import QuantizedLayer
@@ -53,6 +54,53 @@ def test_functional_relu_and_an_addition_are_seen():
 def test_sigmoid_is_known_to_lie_between_0_and_1():
     model = nn.Sequential(nn.Linear(3, 4), nn.Sigmoid(), nn.Linear(4, 2))
     assert placed(model, ranges="learned")["2"][0] == "[0, 1] fixed"
+
+
+@pytest.mark.parametrize(
+    ("last", "grid"),
+    [
+        (lambda out, h, c: out[:, -1], "[-1, 1] fixed"),
+        (lambda out, h, c: h[-1], "[-1, 1] fixed"),
+        (lambda out, h, c: torch.tanh(c)[-1], "[-1, 1] fixed"),
+        (lambda out, h, c: c[-1], "[-8, 8] fixed"),  # a cell may grow by 1 in each step
+    ],
+    ids=["outputs", "hidden", "tanh of cells", "cells"],
+)
+def test_slices_of_an_lstm_s_states_keep_what_is_known_of_them(last: Callable[..., Tensor], grid: str):
+    class Last(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm, self.out = nn.LSTM(4, 6, batch_first=True), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out, (h, c) = self.lstm(x)
+            return self.out(last(out, h, c))
+
+    assert placed(Last())["out"][0] == grid
+
+
+def test_a_state_that_an_lstm_is_given_saturates_as_it_will_in_the_file():
+    lstm = nn.LSTM(4, 6)
+    quantize(lstm)
+    state, cells, x = torch.full((1, 3, 6), 5.0), torch.zeros(1, 3, 6), torch.randn(2, 3, 4)
+    grid = lstm.hidden_grid
+    end = torch.full_like(state, grid.step * grid.highest)
+    assert torch.equal(lstm(x, (state, cells))[0], lstm(x, (end, cells))[0])
+
+
+@pytest.mark.parametrize(
+    "pool", [nn.AvgPool2d(2, divisor_override=1), lambda x: functional.avg_pool2d(x, 2, divisor_override=1)]
+)
+def test_a_pooling_that_sums_does_not_keep_the_range(pool: Callable[[Tensor], Tensor]):
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pool, self.out = pool, nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(self.pool(torch.tanh(x)).flatten(1))
+
+    assert placed(Pooled())["out"][0] == "[-8, 8] fixed"
 
 
 def test_a_layer_called_twice_gets_a_grid_for_both_inputs():
@@ -173,12 +221,43 @@ def test_a_skipped_layer_stays_float_and_the_report_says_why():
     assert "7 (Linear): float32, named in quant.skip" in str(report)
 
 
+def test_a_skipped_container_leaves_every_layer_in_it_float():
+    model = nn.Sequential(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)), nn.Linear(4, 2))
+    assert quantize(model, skip=["0"]).left_float == {"0.0": "named in quant.skip", "0.2": "named in quant.skip"}
+    model = Tied()
+    assert quantize(model, skip=["encoder"]).quantized == ("words", "output")
+    assert type(model.encoder.self_attn) is nn.MultiheadAttention
+
+
+@pytest.mark.parametrize(
+    ("make", "pattern", "message"),
+    [
+        (mlp, "1", r"quant\.skip='1': matches 1, where there is no layer to quantize, so it would do nothing"),
+        (Across, "attention.out_proj", r"quant\.skip='attention\.out_proj': is quantized with the attention around it"),
+        (Across, "*out*", r"quant\.skip='attention\.out_proj': is quantized with the attention around it"),
+    ],
+)
+def test_a_pattern_that_would_leave_nothing_float_is_refused(make: Callable[[], nn.Module], pattern: str, message: str):
+    with pytest.raises(ValueError, match=message):
+        quantize(make(), skip=[pattern])
+    assert quantize(Across(), skip=["attention*"]).left_float == {"attention": "named in quant.skip"}
+
+
+def test_a_module_that_may_multiply_without_a_layer_can_be_named_for_the_export():
+    class Squares(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ x.mT
+
+    assert quantize(nn.Sequential(nn.Linear(4, 4), Squares()), skip=["1"]).quantized == ("0",)
+
+
 def test_unsupported_layers_are_reported():
     model = nn.Sequential(nn.ConvTranspose1d(3, 4, 2), nn.Flatten(), nn.Linear(8, 2))
     assert quantize(model).left_float == {"0": "ConvTranspose1d is not supported"}
 
 
-def test_a_layer_that_no_input_reaches_is_refused():
+@pytest.mark.parametrize("activations", [8, None])
+def test_a_layer_that_no_input_reaches_is_refused(activations: int | None):
     class Idle(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -188,8 +267,8 @@ def test_a_layer_that_no_input_reaches_is_refused():
             return self.used(x)
 
     with pytest.raises(ValueError, match=r"no input reaches 'idle' in evaluation mode.*quant\.skip"):
-        quantize(Idle())
-    assert quantize(Idle(), skip=["idle"]).left_float == {"idle": "named in quant.skip"}
+        quantize(Idle(), activations=activations)
+    assert quantize(Idle(), activations=activations, skip=["idle"]).left_float == {"idle": "named in quant.skip"}
 
 
 def test_a_copy_has_grids_of_its_own():
@@ -281,6 +360,42 @@ def test_a_relu_in_place_and_one_used_twice_train_as_well():
     for ours, theirs in zip(shared.parameters(), apart.parameters(), strict=True):
         assert ours.grad is not None
         assert torch.equal(ours.grad, theirs.grad)
+
+
+@pytest.mark.parametrize("seen", [True, False], ids=["traced", "untraceable in training"])
+def test_a_relu_that_training_also_uses_elsewhere_stays_one(seen: bool):
+    class Auxiliary(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.relu, self.hidden, self.out = nn.ReLU(), nn.Linear(4, 4), nn.Linear(4, 2)
+            self.negative = torch.tensor([-1.0])
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.out(self.relu(self.hidden(x)))
+            if self.training:
+                self.seen = self.relu(self.negative)
+                if not seen and x.sum() > 0:
+                    y = y + 1
+            return y
+
+    model = Auxiliary()
+    quantize(model)
+    assert type(model.relu) is nn.ReLU
+    model.train()(torch.randn(3, 4))
+    assert model.seen.item() == 0.0
+
+
+def test_what_only_training_reads_of_a_layer_keeps_its_negative_values():
+    class Auxiliary(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.relu, self.hidden, self.out = nn.ReLU(), nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.hidden(x)
+            return self.out(self.relu(h)) + (h.sum() if self.training else 0.0)
+
+    assert placed(Auxiliary())["hidden"][1] == "float"  # no grid from 0, which would take them away
 
 
 def test_a_relu_function_has_its_grid_at_its_readers_and_the_gradient_of_the_module():

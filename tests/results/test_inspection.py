@@ -92,6 +92,14 @@ def test_the_table_fits_100_columns_and_marks_the_worst():
         assert words in page
 
 
+def test_layers_that_stay_float_are_told_with_the_reason():
+    about = replace(ABOUT, left_float={"last": "named in quant.skip"})
+    assert " last stays float: named in quant.skip\n" in shown(found(HIDDEN), about).replace(" \n", "\n").replace(
+        "  ", ""
+    )
+    assert inspection_json(found(HIDDEN), about)["left_float"] == {"last": "named in quant.skip"}
+
+
 def test_a_foreign_name_cannot_move_the_cursor():
     page = shown(found(replace(HIDDEN, name="\x1b[2Jevil")))
     assert "\x1b" not in page

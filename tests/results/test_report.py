@@ -30,6 +30,14 @@ def test_both_models_stand_with_the_ops_that_ran(printed):
     assert "int8 74.31 % int8 model, on int8 kernels: 2 QGemm; still in float: 1 Tanh" in text
 
 
+def test_a_quantized_run_without_an_int8_model_says_what_its_accuracy_is_of_and_why(printed):
+    none = {"int8_ops": {}, "float_ops": {}, "int8_accuracy": None, "int8_model_bytes": None}
+    text = printed(quantized=["0 (Linear): int8 weights", "no int8 model: ranges are each example's own"], **none)
+    assert "accuracy 75.00 % fake-quant model, on the server's" in text
+    assert "int8 none ranges are each example's own" in text
+    assert "float32 model, on" in printed(quantized=[], **none)
+
+
 def test_agreement_of_the_two_models_is_told(printed):
     assert "99.72 % of its answers are the fake-quant model's" in printed(int8_agreement=0.9972)
     assert "of its answers" not in printed()

@@ -19,6 +19,7 @@ from fedq.server.link import counted
 from fedq.server.loop import Round, Scores
 from fedq.server.meter import Meter
 from fedq.server.roster import grid_exchange
+from fedq.server.sampling import Sampler
 
 LAYOUT = Layout([Segment("weight", (20, 16)), Segment("bias", (4,))])  # 320 values as int8, 4 as float32
 CODEC = Int8(block=64, rounding="stochastic")
@@ -167,10 +168,12 @@ def run(
     greater_is_better: bool = True,
     due: Callable[[int], bool] = lambda round: True,
     ema: float | None = None,
+    strategy: QuantizedFedAvg | None = None,
+    dealer: Sampler | None = None,
     **options: Any,
 ) -> Ran:
-    """Some rounds of `QuantizedFedAvg(**options)` over hand-made clients."""
-    strategy = QuantizedFedAvg(LAYOUT, CODEC, version=VERSION, **options)
+    """Some rounds of `QuantizedFedAvg(**options)`, or of the given strategy, over hand-made clients."""
+    strategy = strategy or QuantizedFedAvg(LAYOUT, CODEC, version=VERSION, **options)
     requests: list[tuple[str, wire.Request]] = []
     app = client_app(clients, lies or {}, requests, private=strategy.private)
     grid = Network(app, clients, deliver)
@@ -188,7 +191,7 @@ def run(
     seen: list[Round] = []
     outcome = run_rounds(
         strategy=strategy,
-        dealer=Dealer(list(roster.nodes), seed=strategy.seed),
+        dealer=dealer or Dealer(list(roster.nodes), seed=strategy.seed),
         master=START,
         gather=gather,
         score=score,

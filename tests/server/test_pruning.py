@@ -14,6 +14,11 @@ PRUNING = Pruning(("weight",), 0.9, begin=2, end=6)
 SMALL = Layout([Segment("w", (16, 16)), Segment("b", (2,)), Segment("v", (20, 20))])
 
 
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
 # --- the schedule -----------------------------------------------------------------------------------------
 
 
@@ -48,9 +53,9 @@ def test_a_sparsity_out_of_range_is_refused(sparsity):
 # --- the mask ---------------------------------------------------------------------------------------------
 
 
-def pruned(weights, share, mask=None):
+def pruned(weights, share, mask=None, parts=None):
     mask = np.ones(len(weights), bool) if mask is None else np.array(mask, bool)
-    prune(mask, np.array(weights, np.float32), share)
+    prune(mask, np.array(weights, np.float32), parts or [slice(0, len(weights))], share)
     return mask.astype(int).tolist()
 
 
@@ -83,15 +88,34 @@ def test_less_sparsity_than_there_is_changes_nothing():
     assert pruned([1, 2, 3, 4], 0.25, mask=[0, 0, 1, 1]) == [0, 0, 1, 1]
 
 
-def test_each_named_segment_gets_the_sparsity_and_nothing_else_is_touched():
+TWO = [slice(0, 2), slice(2, 5)]
+
+
+def test_what_goes_first_has_the_least_share_of_what_outlasts_it():
+    # Scores: 3 * 3 / (9 + 16) = 0.36 and the last; 1 / (1 + 4 + 4) = 0.11, 4 / (4 + 4) = 0.5 and the last.
+    assert pruned([3, 4, 1, 2, 2], 0.2, parts=TWO) == [1, 1, 0, 1, 1]
+    assert pruned([3, 4, 1, 2, 2], 0.4, parts=TWO) == [0, 1, 0, 1, 1]
+    assert pruned([3, 4, 1, 2, 2], 0.6, parts=TWO) == [0, 1, 0, 0, 1]
+
+
+def test_one_weight_of_each_segment_is_always_kept():
+    assert pruned([3, 4, 1, 2, 2], 0.99, parts=TWO) == [0, 1, 0, 0, 1]
+    assert pruned([0, 0, 1, 2, 2], 0.99, parts=TWO) == [0, 1, 0, 0, 1]
+
+
+def test_a_segment_s_scale_is_no_reason_to_keep_or_prune_it(rng):
+    weights, scale = rng.normal(size=50), np.repeat([1.0, 1024.0], 25)
+    parts = [slice(0, 25), slice(25, 50)]
+    assert pruned(weights * scale, 0.8, parts=parts) == pruned(weights, 0.8, parts=parts)
+
+
+def test_the_named_segments_together_get_the_sparsity_and_nothing_else_is_touched(rng):
     pruner = Pruner(SMALL, Pruning(("w", "b", "v"), 0.75, 0, 1))
-    master = np.arange(1, 659, dtype=np.float32)
+    master = rng.normal(size=658).astype(np.float32)
     after = pruner.after(1, master)
-    assert np.array_equal(after[192:256], master[192:256])  # the 64 largest of 256
-    assert not after[:192].any()
     assert np.array_equal(after[256:258], master[256:258])  # too small to be pruned
-    assert not after[258:558].any()
-    assert np.array_equal(after[558:], master[558:])
+    assert np.count_nonzero(after) == 2 + 656 / 4
+    assert np.array_equal(after[after != 0], master[after != 0])
     assert pruner.sparsity == 0.75
 
 

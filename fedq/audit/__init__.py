@@ -1,0 +1,27 @@
+"""Audits: what a mechanism that claims privacy can be caught at, from the outside. Knows clients and their experiments.
+
+Not bugs: no check here is made for one, and which mechanism is the right one is nowhere in this room.
+"""
+
+from fedq.audit.audit import Effort, audit_mechanism, audit_subject
+from fedq.audit.findings import Audit, Bounds, Check
+from fedq.audit.report import audit_table
+from fedq.audit.run import account_check, membership_scores
+from fedq.audit.subject import Answer, AuditError, Subject, subject_of, workplace
+
+__all__ = [
+    "Answer",
+    "Audit",
+    "AuditError",
+    "Bounds",
+    "Check",
+    "Effort",
+    "Subject",
+    "account_check",
+    "audit_mechanism",
+    "audit_subject",
+    "audit_table",
+    "membership_scores",
+    "subject_of",
+    "workplace",
+]

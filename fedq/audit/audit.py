@@ -1,0 +1,90 @@
+"""One audit from beginning to end: which checks are made of a mechanism, and of an experiment's. Knows experiments."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from fedq.audit.black_box import black_box_run
+from fedq.audit.canaries import repeated_runs, white_box_run
+from fedq.audit.findings import Bounds, Check
+from fedq.audit.neighbours import neighbour_checks
+from fedq.audit.noise import noise_checks
+from fedq.audit.scaling import scaling_check
+from fedq.audit.subject import Subject, subject_of, workplace
+from fedq.audit.verdict import judged, refuted_epsilon
+from fedq.config import public
+from fedq.data import Examples
+from fedq.experiment import Experiment
+from fedq.randomness import generator
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is looked at."""
+
+    canaries: int = 4000
+    pairs: int = 10_000
+    seeds: int = 1
+    repeats: int = 0  # runs with one canary or none
+    black_box: int = 0  # canaries among the data of a whole run of one client
+
+
+def audit_mechanism(experiment: Experiment, effort: Effort, *, tell: Tell) -> tuple[list[Check], list[Bounds]]:
+    """All checks of the client that an experiment builds; AuditError where privacy is off."""
+    with workplace() as folder:
+        subject, train = subject_of(experiment, folder), experiment.dataset.train
+        shards = {f"client {name}": train.inputs[rows] for name, rows in experiment.shards.items()}
+        rounds = public.participation_cap(experiment.config)
+        checks, bounds = audit_subject(subject, train, effort, rounds=rounds, tell=tell)
+        checks.append(scaling_check({"all training examples": train.inputs, **shards}))
+        if effort.black_box:
+            shard = train[experiment.shards[experiment.identities[0]]]
+
+            def trained(round: int) -> None:
+                tell(f"round {round} of {rounds} with canaries among the data")
+
+            rng = generator(0, "audit", "black box")
+            seen = black_box_run(subject, shard, canaries=effort.black_box, rounds=rounds, rng=rng, tell=trained)
+            check, bound = judged(seen, subject.plan, rounds=rounds, box="black-box")
+            checks, bounds = [check, *checks], [*bounds, bound]
+        return checks, bounds
+
+
+def audit_subject(
+    subject: Subject, examples: Examples, effort: Effort, *, rounds: int, tell: Tell, first_seed: int = 0
+) -> tuple[list[Check], list[Bounds]]:
+    """All checks of one mechanism on data like `examples`; `rounds`: the most that one client may take part in.
+
+    Each of `effort.seeds` audits has coins, pairs and noise of its own; a check's p-value is the least of them, times
+    their number.
+    """
+    checks: list[list[Check]] = []
+    bounds: list[Bounds] = []
+    for seed in range(first_seed, first_seed + effort.seeds):
+        of = f"seed {seed}: " if effort.seeds > 1 else ""
+
+        def paired(done: int, of: str = of) -> None:
+            tell(f"{of}{done:,} of {effort.pairs:,} pairs of neighbours")
+
+        tell(f"{of}{effort.canaries:,} canaries in one run")
+        coins, pairs = generator(seed, "audit", "coins"), generator(seed, "audit", "neighbours")
+        seen = white_box_run(subject, canaries=effort.canaries, rounds=rounds, rng=coins)
+        check, bound = judged(seen, subject.plan, rounds=rounds, box="white-box")
+        if effort.repeats:
+            tell(f"{of}{effort.repeats:,} runs with one canary or none")
+            errors = repeated_runs(subject, runs=effort.repeats, rounds=rounds, rng=coins)
+            repeated = refuted_epsilon(errors, subject.plan, rounds)
+            bound = replace(bound, repeats=effort.repeats, repeated=repeated)
+        bounds.append(bound)
+        tell(f"{of}noise of a client without examples")
+        noise = noise_checks(subject, examples)
+        same = neighbour_checks(subject, examples, pairs=effort.pairs, rng=pairs, tell=paired)
+        checks.append([check, *noise, *same])
+    return [_worst(same) for same in zip(*checks, strict=True)], bounds
+
+
+def _worst(same: tuple[Check, ...]) -> Check:
+    """One check of all seeds."""
+    worst = min(same, key=lambda check: check.p_value)
+    return replace(worst, p_value=min(1.0, len(same) * worst.p_value))

@@ -1,0 +1,191 @@
+"""Neighbouring data under the same randomness: what one example more may change, and what not. Knows answers.
+
+A pair is one shard with and without one example, which is drawn in one step or in none. Everything else that is random
+is replayed. Where the example is not drawn nothing may differ; where it is, the sums differ by at most the clip norm.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import nn
+
+from fedq import wire
+from fedq.audit.findings import Check
+from fedq.audit.sources import Draw, Replayed
+from fedq.audit.subject import Answer, AuditError, Subject
+from fedq.data import Examples
+from fedq.privacy import DPPlan
+
+STEPS = 2  # a pair looks at: what differs between them, and what is kept from one to the next
+USUAL_SHARD, LARGEST_SHARD = 12, 256  # small ones are quick; one in five may have twice the nominal examples
+PER_SHARD = 10  # examples that are added, one at a time, to the same shard
+# Of float32 sums, relative to the clip norm and to the whole noised sum.
+_ROUNDING, _ROUNDING_OF_SUM = 1e-3, 2.0**-22
+
+CLAIMS = {
+    "reply": "a client replies, or does not, whatever one example is",
+    "message": "fields, numbers, headers and lengths are public, and the same for neighbours",
+    "spend": "one spend is written, the plan's own, and of the steps and the rate that were used",
+    "control flow": "as many steps, and the same draws in the same order, for neighbours",
+    "not drawn": "an example that is in no batch changes no byte of the reply",
+    "untrained values": "values that get no noise are the same for neighbours",
+    "sensitivity": "one example moves the sum of a step by at most the clip norm",
+}
+
+
+def neighbour_checks(
+    subject: Subject, examples: Examples, *, pairs: int, rng: np.random.Generator, tell: Callable[[int], None]
+) -> list[Check]:
+    """One check for each claim, over so many pairs; `tell` hears how many are done."""
+    steps = min(STEPS, subject.plan.steps)
+    subject = replace(subject, plan=replace(subject.plan, steps=steps))
+    broken: Counter[str] = Counter()
+    first: dict[str, str] = {}
+    largest, done = 0.0, 0
+    draws_masks = any(isinstance(m, nn.modules.dropout._DropoutNd) for m in subject.trainer.model.modules())
+    while done < pairs:
+        nominal = min(LARGEST_SHARD, 2 * subject.plan.nominal_examples)
+        size = int(rng.integers(0, min(len(examples), nominal if rng.random() < 0.2 else USUAL_SHARD) + 1))
+        shard = examples[rng.choice(len(examples), size, replace=False)]
+        seed = int(rng.integers(2**62))
+        coins = rng.random((steps, size)) < rng.choice([0.0, 0.5, 1.0])  # empty batches and whole ones too
+        without_source = Replayed(seed, coins)
+        without = subject.answer(shard, without_source)
+        if without.refused is not None and size:
+            raise AuditError(f"a client with {size} examples of the data does not answer: {without.refused}")
+        for _ in range(min(PER_SHARD, pairs - done)):
+            kind = KINDS[int(rng.integers(len(KINDS)))]
+            drawn_in = int(rng.integers(-1, steps))  # -1: in none
+            place = size if draws_masks else int(rng.integers(0, size + 1))
+            added = kind(examples[[int(rng.integers(len(examples)))]])
+            column = np.arange(steps) == drawn_in
+            source = Replayed(seed, np.insert(coins, place, column, axis=1))
+            answer = subject.answer(_inserted(shard, added, place), source)
+            moved = _moved(subject, without, answer, drawn_in)
+            if not draws_masks:
+                largest = max(largest, moved)
+            for name in _differences(subject, without, answer, without_source.draws, source.draws, drawn_in):
+                broken[name] += 1
+                first.setdefault(name, _told(name, without, answer, kind.__name__.strip("_").replace("_", " ")))
+            if moved > 1 and not draws_masks:
+                broken["sensitivity"] += 1
+            done += 1
+        tell(done)
+    first["sensitivity"] = f"largest move {largest:.4g} clip norms"
+    return [_check(name, broken[name], done, first.get(name, "")) for name in CLAIMS if not _skipped(name, draws_masks)]
+
+
+def _skipped(name: str, draws_masks: bool) -> bool:
+    """Dropout's masks depend on a batch's size: one example more draws others, from a seed that stays secret."""
+    return name == "sensitivity" and draws_masks
+
+
+def _check(name: str, broken: int, pairs: int, told: str) -> Check:
+    seen = f"{broken:,} of {pairs:,} pairs against it" + (f"; {told}" if told else "")
+    return Check(name, CLAIMS[name], 0.0 if broken else 1.0, seen, chance=False)
+
+
+def _differences(
+    subject: Subject, without: Answer, answer: Answer, draws: list[Draw], other_draws: list[Draw], drawn_in: int
+) -> list[str]:
+    """Names of the claims that a pair contradicts, all but the sensitivity."""
+    if answer.refused is not None or without.refused is not None:
+        return ["reply"] * ((answer.refused is None) != (without.refused is None))
+    found = []
+    if answer.message != without.message or not set(answer.message) <= wire.PUBLIC_FIELDS:
+        found.append("message")
+    if answer.spends != without.spends or not _paid(subject.plan, answer, other_draws):
+        found.append("spend")
+    if draws != other_draws or len(answer.gradients) != len(without.gradients):
+        found.append("control flow")
+    if drawn_in < 0 and answer.packet != without.packet:
+        found.append("not drawn")
+    untrained = ~subject.trained
+    if not np.array_equal(answer.update[untrained], without.update[untrained]):
+        found.append("untrained values")
+    return found
+
+
+def _paid(plan: DPPlan, answer: Answer, draws: list[Draw]) -> bool:
+    """Whether one spend is of the plan's mechanism, and covers what was done: its steps, at its rate."""
+    if [spend.as_mechanism() for spend in answer.spends] != [plan.mechanism]:
+        return False
+    rates = {rate for kind, rate in draws if kind == "bernoulli"}
+    return (answer.spends[0].clip_norm, len(answer.gradients), rates) == (
+        plan.clip_norm,
+        plan.steps,
+        {plan.sample_rate},
+    )
+
+
+def _moved(subject: Subject, without: Answer, answer: Answer, drawn_in: int) -> float:
+    """How far apart the sums of a step are, in clip norms, less what float32 explains; later steps start elsewhere."""
+    last = len(without.gradients) - 1 if drawn_in < 0 else drawn_in
+    most = 0.0
+    for step in range(min(last + 1, len(answer.gradients), len(without.gradients))):
+        ours, theirs = answer.gradients[step], without.gradients[step]
+        rounding = _ROUNDING + _ROUNDING_OF_SUM * float(np.linalg.norm(theirs)) * subject.plan.divisor / (
+            subject.plan.clip_norm
+        )
+        apart = float(np.linalg.norm(ours - theirs)) * subject.plan.divisor / subject.plan.clip_norm
+        most = max(most, apart / (1 + rounding) if math.isfinite(apart) else math.inf)
+    return most
+
+
+def _told(name: str, without: Answer, answer: Answer, kind: str) -> str:
+    if name == "reply":
+        return f"first with a {kind} example: {answer.refused or without.refused}"
+    if name == "message":
+        keys = sorted(set(answer.message) ^ set(without.message)) or [
+            key for key in answer.message if answer.message[key] != without.message[key]
+        ]
+        return f"first in {', '.join(keys) or ', '.join(sorted(set(answer.message) - wire.PUBLIC_FIELDS))}"
+    return f"first with a {kind} example"
+
+
+def _inserted(shard: Examples, added: Examples, place: int) -> Examples:
+    inputs = np.concatenate([shard.inputs[:place], added.inputs, shard.inputs[place:]])
+    return _unchecked(inputs, np.concatenate([shard.targets[:place], added.targets, shard.targets[place:]]))
+
+
+def _unchecked(inputs: np.ndarray, targets: np.ndarray) -> Examples:
+    """Examples with values that a loader of fedq's would refuse: the mechanism has to stand them all the same."""
+    examples = Examples(np.zeros_like(inputs), targets)
+    object.__setattr__(examples, "inputs", np.ascontiguousarray(inputs))
+    return examples
+
+
+def _real(example: Examples) -> Examples:
+    return example
+
+
+def _mislabelled(example: Examples) -> Examples:
+    targets = example.targets
+    return Examples(example.inputs, np.zeros_like(targets) if targets.dtype == np.int64 else -targets)
+
+
+def _empty(example: Examples) -> Examples:
+    return Examples(np.zeros_like(example.inputs), example.targets)
+
+
+def _far(example: Examples) -> Examples:
+    return Examples(example.inputs * np.float32(1e3), example.targets)
+
+
+def _overflowing(example: Examples) -> Examples:
+    """Finite itself; what a model computes of it is not."""
+    largest = np.float32(torch.finfo(torch.float32).max)
+    return Examples(
+        np.where(np.arange(example.inputs.size).reshape(example.inputs.shape) % 2, largest, -largest), example.targets
+    )
+
+
+def _not_a_number(example: Examples) -> Examples:
+    return _unchecked(np.full_like(example.inputs, np.nan), example.targets)
+
+
+KINDS = (_real, _mislabelled, _empty, _far, _overflowing, _not_a_number)

@@ -1,0 +1,62 @@
+"""What a finished run left behind: its ledgers beside its claim, its model's membership scores. Knows run folders."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from fedq.audit.findings import Check
+from fedq.audit.membership import Membership, membership
+from fedq.experiment import Experiment
+from fedq.experiment.ledgers import LEDGER
+from fedq.int8_delivery import delivered_model
+from fedq.privacy import Ledger, LedgerError
+from fedq.quant import Int8Model
+from fedq.results import Result
+from fedq.training import LOSSES, outputs_of
+
+INT8_MODEL = "model.onnx"
+
+
+def account_check(folder: Path, result: Result) -> Check | None:
+    """Whether the clients' ledgers are whole and cover the run's claim; None where they do not lie with the run."""
+    ledgers = sorted(folder.glob(f"clients/*/{LEDGER}"))
+    if result.epsilon is None or result.delta is None or not ledgers:
+        return None
+    wrong, most = [], 0.0
+    for path in ledgers:
+        try:
+            ledger = Ledger(path, access="read")
+            ledger.verify()
+            most = max(most, ledger.epsilon(result.delta))
+        except LedgerError as error:
+            wrong.append(str(error))
+    # By prv, the smaller of the accountants: a run that counted by rdp said more than that.
+    if not wrong and most > result.epsilon * (1 + 1e-9) + 1e-9:
+        wrong.append(f"a ledger says epsilon {most:.4g}, the run {result.epsilon:.4g}")
+    seen = wrong[0] if wrong else f"{len(ledgers)} ledgers are whole; the largest epsilon is {most:.4g}"
+    claim = "every ledger is whole and none says more than the run"
+    return Check("account", claim, 0.0 if wrong else 1.0, seen, chance=False)
+
+
+def membership_scores(experiment: Experiment, folder: Path) -> tuple[list[Membership], list[str]]:
+    """Scores of a finished run's model before and after int8, and what could not be looked at."""
+    dataset = experiment.dataset
+    members, others = dataset.train, dataset.test if dataset.test is not None else dataset.validation
+    if others is None or len(others) < 2:
+        return [], ["membership: the data has no held-out example to compare with"]
+    fake_quant = delivered_model(experiment)
+    models: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+        "before int8": lambda inputs: np.asarray(outputs_of(fake_quant, inputs))
+    }
+    left_out = []
+    if (folder / INT8_MODEL).is_file():
+        models["after int8"] = Int8Model(folder / INT8_MODEL)
+    else:
+        left_out.append(f"membership after int8: the run has no {INT8_MODEL}")
+    loss = LOSSES[experiment.config.train.loss]
+    scores = [
+        membership(name, outputs(members.inputs), members, outputs(others.inputs), others, loss=loss)
+        for name, outputs in models.items()
+    ]
+    return scores, left_out

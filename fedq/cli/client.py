@@ -1,0 +1,83 @@
+"""`fedq client`: what a data owner sees of its own client. Knows its folder; opens no data, asks nobody."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedq.cli.terminal import refuse_text, show
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="For the owner of a client's data.")
+DECLINED_SHOWN = 5
+
+
+@app.command(short_help="What your data has spent, by which runs, what left: fedq client status STATE-DIR.")
+def status(
+    state: Annotated[Path, typer.Argument(metavar="STATE-DIR", help="The state-dir of the client's node config.")],
+    policy: Annotated[Path | None, typer.Option(metavar="FILE", help="The policy file of its node config.")] = None,
+    epsilon: Annotated[float | None, typer.Option(help="The epsilon of its node config: its own budget.")] = None,
+) -> None:
+    """What was spent, by which runs, what left this machine, and what is left of the budget."""
+    from fedq.client.state import DECLINED
+    from fedq.experiment.ledgers import LEDGER
+    from fedq.privacy import Ledger, LedgerError, PolicyError, read_policy
+    from fedq.results.accounts import ClientStatus, by_run, status_table, total
+
+    if not state.is_dir():
+        refuse_text(f"{state}: no such folder. Name the state-dir of the client's node config")
+    try:
+        accepts = None if policy is None else read_policy(policy)
+        head = None if accepts is None or not accepts.head else Path(accepts.head)
+        path = state / LEDGER
+        rows = Ledger(path, access="read", head=head).rows() if path.exists() else []
+    except (LedgerError, PolicyError) as error:
+        refuse_text(str(error))
+    whole, delta = total(rows)
+    declined = state / DECLINED
+    lines = declined.read_text(encoding="utf-8").splitlines() if declined.exists() else []
+    show(
+        status_table(
+            ClientStatus(
+                path=str(state),
+                data=rows[0].spend.data if rows else "",
+                epsilon=whole,
+                delta=delta,
+                budget=epsilon,
+                floor=None if accepts is None else accepts.max_epsilon,
+                runs=by_run(rows),
+                left=dict(_left(state / "runs")),
+                declined=lines[-DECLINED_SHOWN:],
+                turned_away=len(lines),
+            )
+        )
+    )
+
+
+@app.command(short_help="The digest of a bundle, for the policy file that names it: fedq client digest APP.fab.")
+def digest(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A .fab file, or the folder it was unpacked into.")],
+) -> None:
+    """Of a bundle that you have reviewed: with it in `bundles` of your policy file, no other code gets your data."""
+    import zipfile
+
+    from fedq.app.bundle import bundle_digest
+
+    if not bundle.exists():
+        refuse_text(f"{bundle}: no such file or folder. Name a .fab file, or the folder it was unpacked into")
+    try:
+        typer.echo(bundle_digest(bundle))
+    except (OSError, zipfile.BadZipFile) as error:
+        refuse_text(f"{bundle}: not a bundle ({error}). `flwr build` makes one")
+
+
+def _left(runs: Path) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Run -> (messages with an update, their bytes), as the client's own log says."""
+    from fedq.client.state import LOG
+
+    for folder in sorted(runs.glob("*")):
+        log = folder / LOG
+        if log.is_file():
+            sizes = [int(n) for n in re.findall(r"packet_bytes=(\d+)", log.read_text(encoding="utf-8"))]
+            yield folder.name, (len(sizes), sum(sizes))

@@ -1,0 +1,124 @@
+"""`fedq privacy`: ledgers, plans, statements. Knows ledgers and run folders; trains nothing."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedq.cli.terminal import FAILED, refuse, refuse_text, say, show
+
+if TYPE_CHECKING:
+    from fedq.config import Config
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="What privacy costs, cost, and stands for.")
+BUDGETS = (0.5, 1.0, 2.0, 3.0, 5.0, 8.0)
+
+
+@app.command(short_help="Print and check a ledger, or all below a folder: fedq privacy ledger PATH.")
+def ledger(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A ledger, or a folder that holds some.")],
+    head: Annotated[Path | None, typer.Option(metavar="FILE", help="Its head, if it does not lie beside it.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="All rows, not the newest alone.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="The same as JSON, one object a ledger.")] = False,
+    accept: Annotated[
+        str | None, typer.Option(metavar="REASON", help="Your word that the rows as they stand are the account.")
+    ] = None,
+) -> None:
+    """Exit status 0: every ledger is whole; 1: one does not check out.
+
+    A ledger that is shorter than its head says, or whose head is gone, is not continued until a person decides:
+    put the right files back, or --accept REASON, which stays on record in the head. A changed row cannot be accepted.
+    """
+    from fedq.privacy import Ledger, LedgerError
+    from fedq.results import strict_json
+    from fedq.results.accounts import ledger_json, ledger_table
+
+    found = ledgers_at(path)
+    if len(found) > 1 and (head is not None or accept is not None):
+        refuse_text(f"{path}: holds {len(found)} ledgers. Name one of them")
+    broken = False
+    for file in found:
+        try:
+            if accept is not None:
+                Ledger(file, head=head).accept(accept)
+            account = Ledger(file, access="read", head=head)
+            account.verify()
+            rows, decisions = account.rows(), account.head().accepted
+        except (LedgerError, ValueError) as error:
+            say(f"fedq: {error}")
+            broken = True
+            continue
+        if as_json:
+            typer.echo(strict_json.dumps({"path": str(file), **ledger_json(rows, decisions)}))
+        else:
+            show(ledger_table(str(file), rows, decisions, every=every))
+    if broken:
+        sys.exit(FAILED)
+
+
+def ledgers_at(path: Path) -> list[Path]:
+    """The ledger that `path` is, or all below the folder; ends the command where there is none."""
+    if path.is_dir():
+        found = sorted(path.rglob("*.sqlite"))
+        if not found:
+            refuse_text(f"{path}: holds no ledger (*.sqlite). Name a client's state-dir, or a run's folder")
+        return found
+    if not path.exists():
+        refuse_text(f"{path}: no such file or folder. Name a ledger, a client's state-dir, or a run's folder")
+    return [path]
+
+
+@app.command(
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    short_help="The noise that budgets need, before anything is trained: fedq privacy plan [KEY=VALUE ...].",
+)
+def plan(context: typer.Context) -> None:
+    """From public numbers (budget, delta, rounds, sampling, participation cap) to the noise, for a table of budgets.
+
+    Takes the overrides of `fedq run`; opens no data and trains nothing.
+    """
+    config = composed(list(context.args))
+    from fedq.results.accounts import plan_table
+
+    if config.privacy.unit == "off":
+        refuse_text("privacy=off: there is nothing to plan. Add privacy=example")
+    from fedq.experiment.trade_off import facts, trade_off
+
+    try:
+        rows = trade_off(config, BUDGETS)
+        told = facts(config)
+    except (ValueError, ArithmeticError) as error:
+        refuse_text(str(error))
+    show(plan_table(rows, told))
+
+
+@app.command(short_help="What a run's epsilon stands for, in words: fedq privacy statement RUN.")
+def statement(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.")],
+    as_json: Annotated[bool, typer.Option("--json", help="The same as one JSON object.")] = False,
+) -> None:
+    """Unit, adjacency, adversary, mechanism, accountant, sampling, epsilon and mu, and what is not covered."""
+    from fedq.privacy import LedgerError
+    from fedq.results import strict_json
+    from fedq.statement import statement_of, statement_text
+
+    try:
+        found = statement_of(run)
+    except (ValueError, OSError, LedgerError) as error:
+        refuse_text(str(error))
+    typer.echo(strict_json.dumps(found, indent=2) if as_json else statement_text(found))
+
+
+def composed(overrides: list[str]) -> "Config":
+    """The config of the overrides, or the end of the command with all that is wrong."""
+    sys.path.insert(0, str(Path.cwd()))
+    from fedq.config import ConfigError, compose, own_conf, problems
+
+    try:
+        config = compose(overrides, overlay=own_conf())
+        if found := problems(config):
+            raise ConfigError(found)
+    except ConfigError as error:
+        refuse(error)
+    return config

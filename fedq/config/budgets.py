@@ -1,0 +1,50 @@
+"""The rules about budgets of clients' own, and about what an evaluation takes of them. Knows the schema alone."""
+
+from collections.abc import Iterator
+
+from fedq.config.client_level import protects_examples
+from fedq.config.problem import Problem
+from fedq.config.schema import Config
+
+LEAST, MOST = 0.05, 1e4  # as privacy.target_epsilon
+
+
+def budget_problems(config: Config, names: list[str]) -> Iterator[Problem]:
+    """What is wrong with `privacy.budgets`; `names` are the experiment's clients."""
+    if not isinstance(config.privacy.budgets, dict):
+        rule = "must be a mapping from clients to epsilons"
+        yield Problem("privacy.budgets", config.privacy.budgets, rule, "Try privacy.budgets.0=3")
+        return
+    for name, value in config.privacy.budgets.items():
+        key = f"privacy.budgets.{name}"
+        if name not in names:
+            mend = f"The experiment's names are {', '.join(names[:5])}{', ...' * (len(names) > 5)}"
+            yield Problem(key, value, "no client of the experiment", mend)
+        elif type(value) not in (int, float) or not LEAST <= value <= MOST:
+            yield Problem(key, value, f"must be an epsilon in [{LEAST:g}, {MOST:g}]", f"Try {key}=3")
+    if config.privacy.budgets and config.runtime.name == "deployment":
+        rule = "in a deployment each owner says it in its node config, as epsilon=3.0"
+        yield Problem("privacy.budgets", config.privacy.budgets, rule, "Leave it out")
+
+
+def evaluation_problems(config: Config) -> Iterator[Problem]:
+    """What is wrong with `evaluate`."""
+    p = config.privacy
+    if config.evaluate == "off" and config.strategy.keep == "best":
+        rule = "which model is best is not known where none is evaluated"
+        yield Problem("evaluate", "off", rule, "Use evaluate=server, or strategy.keep=last")
+    if config.evaluate != "dp":
+        return
+    if not protects_examples(config):
+        rule = "clients count with noise under privacy=example; without it they may say what they find"
+        yield Problem("evaluate", "dp", rule, "Use evaluate=server, or privacy=example")
+        return
+    if config.train.metric != "accuracy":
+        rule = f"noisy counts are of right and wrong answers, and the metric is {config.train.metric}"
+        yield Problem("evaluate", "dp", rule, "Use train.metric=accuracy, or evaluate=off")
+    budgets = [p.target_epsilon, *p.budgets.values()] if isinstance(p.budgets, dict) else [p.target_epsilon]
+    for budget in budgets:
+        if isinstance(budget, int | float) and p.evaluation_epsilon > budget / 2:
+            rule = f"is more than half of the budget {budget:g}, and training needs the rest"
+            yield Problem("privacy.evaluation_epsilon", p.evaluation_epsilon, rule, f"Use {budget / 10:g}")
+            return

@@ -1,0 +1,101 @@
+"""What privacy protects, and the rules about whole clients. Knows the schema; not noise, ledgers or the server."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+
+from fedq.config.problem import Problem
+from fedq.config.schema import Config, Privacy
+
+UNITS = ("off", "example", "client", "both")
+CHOICES: dict[str, tuple[str | int, ...]] = {
+    "privacy.client_clipping": ("fixed", "adaptive"),
+    "privacy.client_sampling": ("deal", "poisson"),
+}
+BOUNDS: dict[str, tuple[float, float, bool, bool]] = {
+    "privacy.client_target_epsilon": (0.05, 1e4, True, True),
+    "privacy.client_target_delta": (1e-15, 0.1, True, True),
+    "privacy.client_noise_multiplier": (0.01, 1e5, True, True),
+    "privacy.client_clip_norm": (1e-4, 1e3, True, True),
+    "privacy.client_quantile": (0, 1, False, False),
+}
+KEYS = tuple(f.name for f in fields(Privacy) if f.name.startswith("client_"))
+_SHARED = ("unit", "accountant", "noise")  # of both guarantees
+
+
+def protects_examples(config: Config) -> bool:
+    """Whether each client trains by DP-SGD: each of its examples is protected from the server too."""
+    return config.privacy.unit in ("example", "both")
+
+
+def protects_clients(config: Config) -> bool:
+    """Whether the server, which is trusted, adds noise for clients as a whole."""
+    return config.privacy.unit in ("client", "both")
+
+
+def epsilon_budget(config: Config) -> float | None:
+    """Of what the epsilon of the rounds is about; None: privacy is off, or has no budget."""
+    if protects_examples(config):
+        return config.privacy.target_epsilon
+    return config.privacy.client_target_epsilon if protects_clients(config) else None
+
+
+def client_level_problems(config: Config) -> Iterator[Problem]:
+    """What does not go together where clients as a whole are protected."""
+    if not protects_clients(config):
+        return
+    p = config.privacy
+    if p.client_target_epsilon is None and p.client_noise_multiplier is None:
+        rule = "with whole clients protected, a budget or a noise multiplier must be set"
+        yield Problem("privacy.client_target_epsilon", None, rule, "Use privacy.client_target_epsilon=8")
+    if p.client_target_delta > 1 / config.clients:
+        rule = f"must be at most 1 / {config.clients} (clients): else one of them may leak whole"
+        yield Problem(
+            "privacy.client_target_delta", p.client_target_delta, rule, "Use privacy.client_target_delta=1e-5"
+        )
+    if config.strategy.min_clients > 1:
+        rule = "whether a round is skipped would tell who answered: each takes its noised step, whatever came back"
+        yield Problem("strategy.min_clients", config.strategy.min_clients, rule, "Use strategy.min_clients=1")
+    if p.client_sampling == "poisson":
+        yield from _poisson_problems(config)
+
+
+def _poisson_problems(config: Config) -> Iterator[Problem]:
+    key, mend = "privacy.client_sampling", "Use privacy.client_sampling=deal"
+    if config.fraction == 1:
+        yield Problem(key, "poisson", "with fraction=1 every client is in every round: nothing is drawn", mend)
+    if protects_examples(config):
+        rule = (
+            "a client may be drawn in every round, and the noise on its examples is calibrated to fewer (privacy=both)"
+        )
+        yield Problem(key, "poisson", rule, mend)
+    if config.downlink.kind == "delta":
+        rule = "which changes a client is sent would tell who was drawn before, and cohorts are secret"
+        yield Problem(key, "poisson", rule, "Use downlink.kind=weights")
+
+
+def idle_privacy(config: Config) -> list[tuple[Sequence[str], bool, str, str]]:
+    """Options of a guarantee that is not given: (keys, whether they apply, why not, the mend)."""
+    p = config.privacy
+    names = [f.name for f in fields(Privacy)]
+    examples = [f"privacy.{name}" for name in names if name not in (*KEYS, *_SHARED)]
+    clients = [f"privacy.{name}" for name in KEYS]
+    shared = [f"privacy.{name}" for name in _SHARED[1:]]
+    off = "privacy is off, so it would do nothing"
+    only = "so it would do nothing: it belongs to the other guarantee"
+    of_clients = f"privacy={p.unit} adds its noise at the server, {only}"
+    of_examples = f"privacy={p.unit} adds its noise at the clients, {only}"
+    return [
+        (shared, p.unit != "off", off, "Add privacy=example"),
+        (examples, protects_examples(config), *_why(p.unit, off, of_clients, "example")),
+        (clients, protects_clients(config), *_why(p.unit, off, of_examples, "client")),
+        (
+            ("privacy.client_quantile",),
+            not protects_clients(config) or p.client_clipping == "adaptive",
+            "the clip is fixed",
+            "Add privacy.client_clipping=adaptive",
+        ),
+    ]
+
+
+def _why(unit: str, off: str, other: str, wanted: str) -> tuple[str, str]:
+    return (off, f"Add privacy={wanted}") if unit == "off" else (other, "Add privacy=both, or leave it out")

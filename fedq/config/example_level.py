@@ -1,0 +1,62 @@
+"""The rules about DP-SGD on each client. Knows the schema and public numbers; not noise, ledgers or data."""
+
+from collections.abc import Iterator
+
+from fedq.config.client_level import protects_examples
+from fedq.config.problem import Problem
+from fedq.config.public import dp_steps, nominal_examples, sample_rate
+from fedq.config.schema import Config
+from fedq.config.views import views_problems
+
+
+def example_problems(config: Config) -> Iterator[Problem]:
+    """What does not go together where each client's examples are protected."""
+    train, privacy, quant = config.train, config.privacy, config.quant
+    if not protects_examples(config):
+        return
+    yield from views_problems(config)
+    if privacy.target_epsilon is None and privacy.noise_multiplier is None:
+        yield Problem(
+            "privacy.target_epsilon",
+            None,
+            "with privacy on, a budget or a noise multiplier must be set",
+            "Use privacy.target_epsilon=8",
+        )
+    if quant.name != "off" and quant.activations == "observed":
+        yield Problem(
+            "quant.activations",
+            "observed",
+            "observed ranges are not covered by DP-SGD (privacy=example)",
+            "Use quant.activations=fixed or learned",
+        )
+    if nominal_examples(config) is None:
+        yield Problem(
+            "privacy.nominal_examples",
+            None,
+            "DP divides by a public number of examples for each client, never by the true one, and the data names none",
+            "Use privacy.nominal_examples=N with a public guess",
+        )
+    elif sample_rate(config) > 1:
+        yield Problem(
+            "train.batch_size",
+            train.batch_size,
+            f"the expected batch is larger than the {nominal_examples(config)} examples that a client is taken to hold",
+            f"Use train.batch_size={nominal_examples(config)} or less",
+        )
+    elif privacy.target_delta > 1 / float(nominal_examples(config) or 1):
+        yield Problem(
+            "privacy.target_delta",
+            privacy.target_delta,
+            f"must be at most 1 / {nominal_examples(config)} (examples of a client): else one may leak whole",
+            "Use privacy.target_delta=1e-5",
+        )
+    elif dp_steps(config) > 1_000_000:
+        rule = f"gives {dp_steps(config):,} noised steps in a round, at most 1,000,000 are allowed"
+        yield Problem("privacy.sample_rate", sample_rate(config), rule, "Use a larger rate, or set train.steps")
+    if train.clip_grad is not None:
+        yield Problem(
+            "train.clip_grad",
+            train.clip_grad,
+            "under DP the bound on each example's gradient is privacy.clip_norm",
+            "Use train.clip_grad=null",
+        )

@@ -1,0 +1,82 @@
+"""A ledger's rows, each of which holds the hash of the row before, and what may stand in them.
+Knows rows and hashes; not files, locks, budgets or who asks.
+
+The chain has no key: it shows accidents and careless edits, not a forger who recomputes it.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Final
+
+from fedq.privacy.spend import Spend
+
+SCHEMA_VERSION: Final = 2  # 1: without a head, and Gaussian mechanisms alone
+SPEND_NAMES: Final = tuple(field.name for field in fields(Spend))
+
+
+class BrokenChainError(Exception):
+    """A row is missing, changed, moved, or holds an impossible value; the text names it."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A spend as it was written."""
+
+    id: int  # 1, 2, 3, ... without a gap
+    schema: int
+    time: str  # UTC, ISO 8601
+    spend: Spend
+    previous: str  # hash of the row before (hex), or of the ledger's identity
+    hash: str
+
+    @classmethod
+    def after(cls, rows: Sequence["Row"], identity: str, *, time: str, spend: Spend) -> "Row":
+        """The next row of a chain."""
+        previous = rows[-1].hash if rows else genesis(identity)
+        number = len(rows) + 1
+        digest = _hash(number, SCHEMA_VERSION, time, spend, previous)
+        return cls(number, SCHEMA_VERSION, time, spend, previous, digest)
+
+
+def genesis(identity: str) -> str:
+    """What the first row holds in place of a row before it."""
+    return hashlib.sha256(f"fedq ledger {identity}".encode()).hexdigest()
+
+
+def hashes(rows: Sequence[Row], identity: str) -> list[str]:
+    """Genesis, row 1, row 2, ..."""
+    return [genesis(identity), *(row.hash for row in rows)]
+
+
+def checked(found: Iterable[Sequence[Any]], identity: str) -> list[Row]:
+    """(id, schema, time, spend's values, previous, hash) a row, in order of id -> rows, every one checked."""
+    rows: list[Row] = []
+    previous = genesis(identity)
+    for values in found:
+        row_id, schema, time, *spent, chained, digest = values
+        expected = len(rows) + 1
+        if row_id != expected:
+            raise BrokenChainError(f"row {expected} is missing (row {row_id} follows row {expected - 1})")
+        if schema not in range(1, SCHEMA_VERSION + 1):
+            raise BrokenChainError(f"row {row_id} has schema {schema}, this fedq reads up to {SCHEMA_VERSION}")
+        try:
+            spend = Spend(**dict(zip(SPEND_NAMES, spent, strict=True)))
+        except ValueError as error:
+            raise BrokenChainError(f"row {row_id} holds an impossible value: {error}") from error
+        if chained != previous:
+            raise BrokenChainError(f"row {row_id} does not follow the row before it (its `previous` differs)")
+        if digest != _hash(row_id, schema, time, spend, chained):
+            raise BrokenChainError(f"row {row_id} was changed after it was written (its hash differs)")
+        rows.append(Row(row_id, schema, time, spend, chained, digest))
+        previous = digest
+    return rows
+
+
+def _hash(row_id: int, schema: int, time: str, spend: Spend, previous: str) -> str:
+    """SHA-256 of the row as canonical JSON: sorted keys, no spaces, floats as exact hex."""
+    content: dict[str, object] = {name: getattr(spend, name) for name in SPEND_NAMES}
+    content = {name: value.hex() if isinstance(value, float) else value for name, value in content.items()}
+    content |= {"id": row_id, "schema": schema, "time": time, "previous": previous}
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

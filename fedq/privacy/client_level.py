@@ -1,0 +1,235 @@
+"""Differential privacy of whole clients, given by a server that they trust: clip, sum, noise, one spend a round.
+Knows vectors and public numbers; not packets, messages, models or who the clients are.
+
+Neighbours (zero-out): two runs that are alike but that in one of them every update of one client counts as zero.
+The sum of a round then moves by at most the clip norm C, and the divisor is the public size of a cohort, whatever
+came back. Each round adds a Gaussian of std z C to the sum (McMahan et al. 2018, arXiv:1710.06963).
+
+With `quantile` the clip norm follows that quantile of the updates' norms (Andrew et al. 2021, arXiv:1905.03871): how
+many norms lay within it is noised too, and the noise on the sum grows so that both together cost what z says.
+"""
+
+import json
+import math
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedq.privacy.accounting import ACCOUNTANTS, Accountant, Mechanism, epsilon
+from fedq.privacy.ledger import Ledger
+from fedq.privacy.noise import RandomSource
+from fedq.privacy.spend import Spend
+
+Sampling = Literal["deal", "poisson"]
+UNIT: Final = "client"
+ADJACENCY: Final = "zero-out-one"
+LEAST_CLIP, LARGEST_CLIP = 1e-4, 1e3
+# eta_C of Andrew et al.: how far the clip norm moves in a round, as an exponent.
+_CLIP_RATE: Final = 0.2
+# Round-off of the norm, of the scaling and of float32 is below 2^-22 of it.
+_MARGIN: Final = 1 - 2.0**-20
+_CHUNK: Final = 1 << 16
+
+
+@dataclass(frozen=True)
+class ClientLevelPlan:
+    """What the server does in every round: public numbers, fixed before the first."""
+
+    noise_multiplier: float  # z: what a round costs; std of the noise on the sum over the clip norm, if that is fixed
+    clip_norm: float  # largest L2 norm of a client's update; with `quantile` that of the first round
+    cohort: int  # public number of clients in a round: divides the sum
+    clients: int
+    charges: int  # rounds that count against one client: under deal the most it takes part in, under poisson all
+    sampling: Sampling = "deal"
+    quantile: float | None = None  # of the norms, which the clip norm follows; None: it is fixed
+    target_epsilon: float = math.inf
+    delta: float = 1e-5
+    accountant: Accountant = "prv"
+
+    def __post_init__(self) -> None:
+        Mechanism(self.noise_multiplier, 1.0, self.charges)  # checks both
+        if not LEAST_CLIP <= self.clip_norm <= LARGEST_CLIP:
+            raise ValueError(f"clip_norm={self.clip_norm}: must be in [{LEAST_CLIP:g}, {LARGEST_CLIP:g}], e.g. 1")
+        if not 1 <= self.cohort <= self.clients:
+            raise ValueError(f"cohort={self.cohort} of {self.clients} clients: must be 1 to all of them")
+        if self.sampling not in ("deal", "poisson"):
+            raise ValueError(f"sampling={self.sampling!r}: must be deal or poisson")
+        if self.quantile is not None and not 0 < self.quantile < 1:
+            raise ValueError(f"quantile={self.quantile}: must be between 0 and 1, e.g. 0.5")
+        if not 0 < self.delta < 1:
+            raise ValueError(f"delta={self.delta}: must lie between 0 and 1, e.g. 1e-5")
+        if self.accountant not in ACCOUNTANTS:
+            raise ValueError(f"accountant={self.accountant!r}: must be one of {', '.join(ACCOUNTANTS)}")
+
+    @property
+    def sample_rate(self) -> float:
+        """Chance of a client to be in a round, where that is secret; 1: nothing is gained by the sampling."""
+        return self.cohort / self.clients if self.sampling == "poisson" else 1.0
+
+    @property
+    def count_std(self) -> float | None:
+        """Std of the noise on the number of norms within the clip (sigma_b); None: nothing is counted.
+
+        A twentieth of the cohort, as in the paper, and at least z: then the sum gets at most 16 % more noise.
+        """
+        return None if self.quantile is None else max(self.cohort / 20, self.noise_multiplier)
+
+    @property
+    def sum_multiplier(self) -> float:
+        """Std of the noise on the sum over the clip norm (z_delta); z itself where nothing is counted."""
+        return sum_multiplier(self.noise_multiplier, self.count_std)
+
+    def mechanism(self, rounds: int) -> Mechanism:
+        """What `rounds` rounds cost a client that counted in all of them."""
+        return Mechanism(self.noise_multiplier, self.sample_rate, rounds)
+
+    def epsilon(self, rounds: int) -> float:
+        """Upper bound on what they cost at `delta`."""
+        return epsilon([self.mechanism(rounds)], self.delta, accountant=self.accountant)
+
+
+def sum_multiplier(noise_multiplier: float, count_std: float | None) -> float:
+    """z_delta = (z^-2 - (2 sigma_b)^-2)^-1/2; NaN where the count alone costs more than z allows.
+
+    A client moves the count, of indicators less a half, by at most a half, so its multiplier is 2 sigma_b. Two
+    Gaussians of multipliers a and b on one client cost what one of (a^-2 + b^-2)^-1/2 does.
+
+    >>> round(sum_multiplier(1.0, 1.0), 4)
+    1.1547
+    """
+    if count_std is None:
+        return noise_multiplier
+    left = noise_multiplier**-2 - (2 * count_std) ** -2
+    return left**-0.5 if left > 0 else math.nan
+
+
+def clipped(update: NDArray[np.float32], clip_norm: float) -> tuple[NDArray[np.float32], bool]:
+    """The update, scaled down to the clip norm where it is longer; and whether it was within.
+
+    A hair below: what comes out, rounded to the accumulator's grid of 2^-32, is no longer than `clip_norm`.
+    """
+    norm = l2_norm(update)
+    aim = clip_norm * _MARGIN - math.sqrt(update.size) * 2.0**-33
+    if norm <= aim:
+        return update, True
+    scaled = np.empty_like(update)
+    with np.errstate(under="ignore"):
+        np.multiply(update, aim / norm, out=scaled, dtype=np.float64, casting="same_kind")
+    return scaled, norm <= clip_norm
+
+
+def l2_norm(vector: NDArray[np.float32]) -> float:
+    """In float64, where the square of no float32 overflows."""
+    squares = 0.0
+    for start in range(0, vector.size, _CHUNK):
+        part = vector[start : start + _CHUNK].astype(np.float64)
+        squares += float(np.sum(part * part))
+    return math.sqrt(squares)
+
+
+@dataclass(frozen=True)
+class ClientLevelEvidence:
+    """What was really done in a round, for `is_client_private` to compare with what the ledger says."""
+
+    round: int
+    noise_source: str
+    noise_multiplier: float
+    sum_multiplier: float  # std of the noise on the sum, over the clip norm
+    count_std: float | None
+    clip_norm: float  # under which the updates were folded
+    noised_scalars: int
+    divisor: int
+    spend_row_id: int
+
+
+class ClientLevelMechanism:
+    """The server's side of one run: the clip norm of the round, the ledger, the noise."""
+
+    def __init__(
+        self, plan: ClientLevelPlan, *, ledger: Path, evidence: Path, random: RandomSource, data: str, run: str
+    ) -> None:
+        self.plan, self.clip_norm = plan, plan.clip_norm
+        self._ledger, self._evidence, self._random = Ledger(ledger), evidence, random
+        self._data, self._run = data, run
+
+    def release(
+        self,
+        steps: NDArray[np.int64],
+        *,
+        grid: float,
+        round: int,
+        clip_norm: float | None,
+        counted: int,
+        within: int,
+    ) -> NDArray[np.float32]:
+        """The noised mean of a round, float32 of the shape of `steps`, which counts the sum in units of 1 / `grid`.
+
+        `clip_norm`: that under which the updates were folded, None for a round without any; `counted`: how many there
+        were; `within`: how many of them were no longer than that. LedgerError before anything is drawn.
+        """
+        plan = self.plan
+        if counted and clip_norm != self.clip_norm:
+            raise RuntimeError(f"round {round}: updates clipped to {clip_norm}, the noise is for {self.clip_norm}")
+        row_id = self._ledger.spend(self._spend(round))  # on disk before anything that it buys is drawn
+        std = plan.sum_multiplier * self.clip_norm
+        mean = np.empty(steps.size, np.float32)
+        noised = 0
+        for start in range(0, steps.size, _CHUNK):
+            part = steps[start : start + _CHUNK] / grid
+            part += std * self._random.normal(part.size)
+            mean[start : start + _CHUNK] = part / plan.cohort
+            noised += part.size
+        self._note(
+            ClientLevelEvidence(
+                round,
+                self._random.source,
+                plan.noise_multiplier,
+                std / self.clip_norm,
+                plan.count_std,
+                self.clip_norm,
+                noised,
+                plan.cohort,
+                row_id,
+            )
+        )
+        self.clip_norm = self._next_clip(counted, within)
+        return mean
+
+    def _next_clip(self, counted: int, within: int) -> float:
+        """C exp(-eta (b - quantile)), where b is the noised share of norms within C."""
+        plan = self.plan
+        if plan.quantile is None or plan.count_std is None:
+            return self.clip_norm
+        # Less a half each: a client that sends nothing counts as zero, and one that does moves this by a half.
+        noised = within - counted / 2 + plan.count_std * float(self._random.normal(1)[0])
+        share = noised / plan.cohort + 0.5
+        moved = self.clip_norm * math.exp(-_CLIP_RATE * (share - plan.quantile))
+        return min(max(moved, LEAST_CLIP), LARGEST_CLIP)
+
+    def _spend(self, round: int) -> Spend:
+        plan = self.plan
+        return Spend(
+            noise_multiplier=plan.noise_multiplier,
+            clip_norm=self.clip_norm,
+            sample_rate=plan.sample_rate,
+            steps=1,
+            delta=plan.delta,
+            nominal_examples=plan.clients if plan.sampling == "poisson" else plan.cohort,
+            noise_source=self._random.source,
+            data=self._data,
+            run=self._run,
+            round=round,
+            unit=UNIT,
+            adjacency=ADJACENCY,
+        )
+
+    def _note(self, evidence: ClientLevelEvidence) -> None:
+        self._evidence.parent.mkdir(parents=True, exist_ok=True)
+        with self._evidence.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(evidence)) + "\n")
+            file.flush()
+            os.fsync(file.fileno())

@@ -1,0 +1,153 @@
+"""Whether a run may say that it protects clients as a whole: one pure function of what the server really did.
+Knows evidence; not files, models or messages. Anything missing, unknown or not a number counts against.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fedq.privacy.accounting import AnyMechanism, epsilon
+from fedq.privacy.client_level import ADJACENCY, UNIT, ClientLevelEvidence, ClientLevelPlan, sum_multiplier
+from fedq.privacy.evidence import MAX_EPSILON
+from fedq.privacy.spend import Spend
+
+
+@dataclass(frozen=True)
+class ServerRound:
+    """One round as the loop saw it, what the mechanism says it did in it, and the row that the ledger holds."""
+
+    round: int
+    asked: Sequence[str]  # clients
+    values: int  # averaged values of an update
+    done: ClientLevelEvidence | None  # None: the mechanism did not run
+    spend: Spend | None  # None: no such row
+
+
+@dataclass(frozen=True)
+class ServerEvidence:
+    """What one run is judged by. Every default is the damning one, so a forgotten field cannot help."""
+
+    plan: ClientLevelPlan
+    rounds: Sequence[ServerRound] = ()
+    unproven: Sequence[int] = (-1,)  # rounds of spends of this run without evidence of their noise
+    unfinished: Sequence[Spend] = ()  # of this run, in rounds that did not end
+    other_runs: int = 1  # spends of other runs in the ledger
+    ledger_verified: bool = False
+    cohorts_from: str = "unknown"  # what the cohorts were drawn from: seed (public), seeded, os
+    data_fitted_on_private: bool | None = (
+        None  # a scaler or the like, fitted on several clients' examples; None: unknown
+    )
+    delivered_unnoised: Sequence[str] = ("unknown",)  # arrays of the model that are not averaged
+    run: str = ""
+
+
+def spent_by_one_client(evidence: ServerEvidence) -> float:
+    """Epsilon of the client that has spent most, by the ledger's rows; inf where a round has none.
+
+    A round counts against those who were asked in it; where cohorts are secret, and the noise amplified, against all.
+    So does one that was spent and did not end.
+    """
+    busiest: dict[str, list[AnyMechanism]] = {}
+    everybody: list[AnyMechanism] = []
+    for round in evidence.rounds:
+        if round.spend is None:
+            return math.inf
+        mechanism = round.spend.as_mechanism()
+        everybody.append(mechanism)
+        for client in round.asked:
+            busiest.setdefault(client, []).append(mechanism)
+    if evidence.plan.sampling == "deal" and busiest:
+        everybody = max(busiest.values(), key=len)
+    everybody = [*everybody, *(spend.as_mechanism() for spend in evidence.unfinished)]
+    return epsilon(everybody, evidence.plan.delta, accountant=evidence.plan.accountant)
+
+
+def is_client_private(evidence: ServerEvidence) -> tuple[bool, list[str]]:
+    """(True, []) if every piece is there, else (False, the reasons)."""
+    plan, reasons = evidence.plan, []
+    spent = spent_by_one_client(evidence)
+    if not evidence.rounds:
+        reasons.append("no round is on record")
+    # Written so that a NaN fails, and no target (inf) still needs a finite epsilon.
+    if not spent <= MAX_EPSILON:
+        reasons.append(f"epsilon {spent:g} is beyond {MAX_EPSILON:g}, where it bounds next to nothing")
+    if not spent <= plan.target_epsilon:
+        reasons.append(f"epsilon {spent:g} is beyond the target {plan.target_epsilon:g}")
+    if not plan.delta * plan.clients <= 1:
+        reasons.append(f"delta {plan.delta:g} allows one client of {plan.clients} to leak whole")
+    if not evidence.ledger_verified:
+        reasons.append("the server's ledger was not verified")
+    if evidence.unproven:
+        reasons.append(f"spent without evidence of noise in round {', '.join(map(str, evidence.unproven))}")
+    if evidence.other_runs:
+        reasons.append(f"{evidence.other_runs} spends of other runs in the ledger of this one")
+    for round in evidence.rounds:
+        reasons += [f"round {round.round}: {why}" for why in _faults(round, evidence)]
+    numbers = [r.done.spend_row_id for r in evidence.rounds if r.done is not None]
+    if len(set(numbers)) != len(numbers):
+        reasons.append("one row of the ledger stands for several rounds")
+    if [r.round for r in evidence.rounds] != list(range(1, len(evidence.rounds) + 1)):
+        reasons.append("the rounds on record are not 1, 2, 3, ...")
+    reasons += _cohort_faults(evidence)
+    if evidence.data_fitted_on_private is None:
+        reasons.append(
+            "the loader does not say whether a statistic of several clients' examples is baked into its inputs; "
+            "let it return a fedq.data.Dataset with fitted_on_private_data=False if none is"
+        )
+    elif evidence.data_fitted_on_private is not False:
+        reasons.append("the data was scaled by statistics of several clients' examples")
+    if evidence.delivered_unnoised:
+        reasons.append(f"delivered without noise: {', '.join(evidence.delivered_unnoised)}")
+    return not reasons, reasons
+
+
+def _cohort_faults(evidence: ServerEvidence) -> list[str]:
+    """Amplification needs secret cohorts; without it the cap on participations must have been kept."""
+    plan = evidence.plan
+    if plan.sampling == "poisson":
+        faults = (
+            [] if evidence.cohorts_from == "os" else [f"cohorts that others can reproduce ({evidence.cohorts_from})"]
+        )
+        most = len(evidence.rounds)
+    else:
+        faults = []
+        most = max(Counter(client for round in evidence.rounds for client in round.asked).values(), default=0)
+    if most > plan.charges:
+        faults.append(f"one client counted in {most} rounds, the noise is for {plan.charges}")
+    return faults
+
+
+def _faults(r: ServerRound, evidence: ServerEvidence) -> list[str]:
+    plan, done, spend = evidence.plan, r.done, r.spend
+    if done is None:
+        return ["no noise was added"]
+    if spend is None:
+        return ["no spend in the ledger"]
+    faults = []
+    if done.noise_source != "os" or spend.noise_source != "os":
+        faults.append(f"noise that others can reproduce ({done.noise_source}; ledger: {spend.noise_source})")
+    if done.noise_multiplier != spend.noise_multiplier:
+        faults.append(f"noise multiplier {done.noise_multiplier}, {spend.noise_multiplier} spent")
+    needed = sum_multiplier(done.noise_multiplier, done.count_std)
+    if not done.sum_multiplier >= needed * (1 - 1e-9):  # a NaN fails
+        faults.append(f"noise of {done.sum_multiplier:g} clips on the sum, {needed:g} needed")
+    if plan.quantile is not None and done.count_std is None:
+        faults.append("the clip followed a count that no noise was accounted for")
+    if done.clip_norm != spend.clip_norm:
+        faults.append(f"clip norm {done.clip_norm}, {spend.clip_norm} spent")
+    if done.noised_scalars < r.values or r.values < 1:
+        faults.append(f"{done.noised_scalars} values noised of {r.values} averaged")
+    if done.divisor != plan.cohort:
+        faults.append(f"divided by {done.divisor}, a cohort is {plan.cohort}")
+    if (spend.sample_rate, spend.steps) != (plan.sample_rate, 1):
+        faults.append(f"{spend.steps} steps at rate {spend.sample_rate} spent, 1 at {plan.sample_rate} taken")
+    if spend.delta != plan.delta:
+        faults.append(f"spent at delta {spend.delta}, reported at {plan.delta}")
+    if {spend.round, done.round} != {r.round}:
+        faults.append(f"the spend is for round {spend.round}, the noise for {done.round}")
+    if spend.run != evidence.run:
+        faults.append(f"the spend is of run {spend.run!r}")
+    if (spend.unit, spend.adjacency, spend.mechanism) != (UNIT, ADJACENCY, "gaussian"):
+        faults.append(f"the spend is of another kind: {spend.unit}, {spend.adjacency}, {spend.mechanism}")
+    return faults

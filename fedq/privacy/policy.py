@@ -1,0 +1,138 @@
+"""What a data owner accepts, in a file of its own outside the bundle, and whether a request is as strong.
+Knows the file and public numbers; not data, models, messages or how a request travels.
+
+The file is TOML. All keys of `Policy` may stand in it and no others; what is missing of `unit`, `max_epsilon` and
+`max_delta` is an error, as is a file that is not there: a policy that cannot be read refuses, it never falls open.
+"""
+
+import math
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Final
+
+from fedq.privacy.admission import Declined
+
+VERSION: Final = 1
+# Weakest first. `client` hides a client from the others but nothing from the server, who adds the noise.
+UNITS: Final = ("off", "client", "example")
+
+
+class PolicyError(ValueError):
+    """The policy file cannot be read as one. Its client takes no part until it can."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The weakest that is acceptable. Paths are absolute; digests are hex, of which a prefix of 16 digits is enough."""
+
+    unit: str  # off, client (the server adds the noise) or example (this client adds it)
+    max_epsilon: float  # largest epsilon that a run may aim at; inf is written `inf`
+    max_delta: float
+    data_path: str = ""  # the file that may be read, or the folder under which it lies; "": any that the node names
+    models: tuple[str, ...] = ()  # digests of models (configuration and code); empty: any
+    bundles: tuple[str, ...] = ()  # digests of app directories; empty: any
+    head: str = ""  # where the ledger's head is kept; "": beside the ledger
+    version: int = VERSION
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a run asks of this client: public numbers, digests, and the path that the node's own config names."""
+
+    unit: str
+    epsilon: float  # inf: no limit
+    delta: float
+    data_path: Path | None
+    model: str
+    bundle: str
+
+
+def read_policy(path: Path) -> Policy:
+    """The policy in the file; PolicyError names the key, the rule and the mend."""
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise PolicyError(f"{path}: no such file; write one, or take policy= out of the node's config") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise PolicyError(f"{path}: not a policy in TOML: {error}") from error
+    known = {field.name for field in fields(Policy)}
+    if unknown := sorted(set(content) - known):
+        raise PolicyError(f"{path}: {unknown[0]}: no such key; there are {', '.join(sorted(known))}")
+    if missing := [key for key in ("unit", "max_epsilon", "max_delta") if key not in content]:
+        raise PolicyError(f"{path}: {missing[0]} is missing: {_EXAMPLES[missing[0]]}")
+    try:
+        return _checked(content)
+    except ValueError as error:
+        raise PolicyError(f"{path}: {error}") from None
+
+
+def require(policy: Policy, asked: Asked) -> None:
+    """Declined("policy"), with all that is too weak for this client's own operator, unless nothing is."""
+    weak = []
+    if UNITS.index(asked.unit) < UNITS.index(policy.unit):
+        weak.append(f"privacy={asked.unit} where at least {policy.unit} is asked")
+    if asked.unit != "off":
+        # Written so that a NaN is refused.
+        if not asked.epsilon <= policy.max_epsilon:
+            weak.append(f"epsilon {asked.epsilon:g} of at most {policy.max_epsilon:g}")
+        if not asked.delta <= policy.max_delta:
+            weak.append(f"delta {asked.delta:g} of at most {policy.max_delta:g}")
+    if policy.data_path and not _inside(asked.data_path, Path(policy.data_path)):
+        weak.append(f"the data at {asked.data_path}, where only {policy.data_path} may be read")
+    for kind, digest, allowed in (("model", asked.model, policy.models), ("bundle", asked.bundle, policy.bundles)):
+        if allowed and not any(digest.startswith(prefix) for prefix in allowed):
+            weak.append(f"the {kind} {digest or 'without a digest'}, which is not among those of the policy")
+    if weak:
+        raise Declined("policy", "; ".join(weak))
+
+
+_EXAMPLES: Final = {
+    "unit": 'add unit = "example", the weakest unit of privacy that you accept (off, client, example)',
+    "max_epsilon": "add max_epsilon = 3.0, the largest epsilon that a run may aim at",
+    "max_delta": "add max_delta = 1e-5, well below one over the number of your examples",
+}
+
+
+def _checked(content: dict[str, Any]) -> Policy:
+    version = content.get("version", VERSION)
+    if type(version) is not int or version != VERSION:
+        raise ValueError(f"version={version!r}: this fedq reads version {VERSION}")
+    if content["unit"] not in UNITS:
+        raise ValueError(f"unit={content['unit']!r}: must be one of {', '.join(UNITS)}; {_EXAMPLES['unit']}")
+    for key, most in (("max_epsilon", math.inf), ("max_delta", 1.0)):
+        value = content[key]
+        if type(value) not in (int, float) or not 0 < value <= most:
+            raise ValueError(f"{key}={value!r}: must be a number above 0{'' if most == math.inf else ' and at most 1'}")
+    for key in ("data_path", "head"):
+        value = content.get(key, "")
+        if type(value) is not str or (value and not Path(value).is_absolute()):
+            raise ValueError(f'{key}={value!r}: must be an absolute path, such as "/srv/data"')
+    return Policy(
+        content["unit"],
+        float(content["max_epsilon"]),
+        float(content["max_delta"]),
+        content.get("data_path", ""),
+        _digests("models", content.get("models", [])),
+        _digests("bundles", content.get("bundles", [])),
+        content.get("head", ""),
+    )
+
+
+def _digests(key: str, value: Any) -> tuple[str, ...]:
+    if not isinstance(value, Sequence) or isinstance(value, str) or not all(isinstance(v, str) for v in value):
+        raise ValueError(f'{key}={value!r}: must be a list of digests, such as ["0123456789abcdef"]')
+    for digest in value:
+        # A short prefix would let other code pass that was made to begin with it.
+        if len(digest) < 16 or set(digest) - set("0123456789abcdef"):
+            raise ValueError(f"{key}: {digest!r} is no digest: 16 to 64 digits of 0-9a-f; fedq client digest shows one")
+    return tuple(value)
+
+
+def _inside(path: Path | None, allowed: Path) -> bool:
+    """Links are followed: a link out of the folder leads out of it."""
+    if path is None:
+        return False
+    there, here = path.resolve(), allowed.resolve()
+    return there == here or here in there.parents

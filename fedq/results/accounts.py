@@ -1,0 +1,211 @@
+"""Ledgers as a person reads them: what was spent, on what, and what is left. Knows ledgers; not runs or clients."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fedq.privacy import Row, epsilon
+from fedq.results.wording import one_line, plural, size, spent
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+SHOWN = 20  # rows of a ledger that are printed: the newest
+
+
+@dataclass(frozen=True)
+class RunSpend:
+    """What one run took of one ledger."""
+
+    run: str
+    rounds: int
+    spends: int
+    last: str
+    epsilon: float  # of this run alone
+    delta: float
+    source: str
+
+
+def by_run(rows: Sequence[Row]) -> list[RunSpend]:
+    """Run by run, oldest first. Their epsilons do not add up to the whole: composition is better than a sum."""
+    runs: dict[str, list[Row]] = {}
+    for row in rows:
+        runs.setdefault(row.spend.run, []).append(row)
+    return [
+        RunSpend(
+            run=run,
+            rounds=len({row.spend.round for row in own}),
+            spends=len(own),
+            last=own[-1].time[:16],
+            epsilon=epsilon([row.spend.as_mechanism() for row in own], own[-1].spend.delta),
+            delta=own[-1].spend.delta,
+            source=own[-1].spend.noise_source,
+        )
+        for run, own in runs.items()
+    ]
+
+
+def total(rows: Sequence[Row]) -> tuple[float, float]:
+    """(epsilon, delta) of all rows, at the smallest delta that any run reported at; (0, 0) of none."""
+    if not rows:
+        return 0.0, 0.0
+    delta = min(row.spend.delta for row in rows)
+    return epsilon([row.spend.as_mechanism() for row in rows], delta), delta
+
+
+def ledger_json(rows: Sequence[Row], decisions: Sequence[str]) -> dict[str, Any]:
+    """All of a ledger as JSON values."""
+    whole, delta = total(rows)
+    return {
+        "rows": [
+            {"id": r.id, "schema": r.schema, "time": r.time, **r.spend.__dict__, "previous": r.previous, "hash": r.hash}
+            for r in rows
+        ],
+        "epsilon": whole,
+        "delta": delta,
+        "accepted": list(decisions),
+    }
+
+
+def ledger_table(path: str, rows: Sequence[Row], decisions: Sequence[str], *, every: bool) -> "RenderableType":
+    """The newest rows (or all), then run by run, then the whole account."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = list(rows) if every else list(rows[-SHOWN:])
+    seeded = any(row.spend.noise_source != "os" for row in rows)
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("row", justify="right", no_wrap=True)
+    table.add_column("time (UTC)", no_wrap=True)
+    table.add_column("run", overflow="fold")
+    for name in ("round", "noise x clip", "rate", "steps"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in shown:
+        s = row.spend
+        again = f" ({s.attempt + 1}.)" if s.attempt else ""
+        noise = f"{s.noise_multiplier:.4g} x {s.clip_norm:g}"
+        cells = (str(row.id), row.time[2:16].replace("T", " "), one_line(s.run, limit=40), f"{s.round}{again}")
+        table.add_row(*cells, noise, f"{s.sample_rate:.4g}", str(s.steps))
+    parts: list[RenderableType] = [Text(path, style="bold")]
+    if len(shown) < len(rows):
+        parts.append(Text(f"the last {len(shown)} of {len(rows):,} rows; --all shows the others", style="dim"))
+    if rows:
+        parts += [table, runs_table(by_run(rows))]
+    whole, delta = total(rows)
+    if rows:
+        kinds = ", ".join(sorted({f"{row.spend.mechanism} for each {row.spend.unit}" for row in rows}))
+        parts.append(Text(f"mechanism: {kinds}; data: {one_line(rows[0].spend.data)}"))
+        words = f"epsilon {spent(whole)} at delta {delta:g} in {plural(len(rows), 'row')}"
+    parts.append(Text(f"spent: {words if rows else 'nothing'}", style="bold"))
+    if seeded:
+        words = "with seeded noise, which whoever knows the seed can subtract: NOT private"
+        parts.append(Text(words, style="bold red"))
+    parts += [Text(f"a person decided: {one_line(said, limit=300)}", style="yellow") for said in decisions]
+    return Group(*parts, Text(""))
+
+
+def runs_table(runs: Sequence[RunSpend]) -> "RenderableType":
+    """One line a run."""
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("run", overflow="fold")
+    for name in ("rounds", "spends", "epsilon alone"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("last spend (UTC)", no_wrap=True)
+    for run in runs:
+        cells = (one_line(run.run, limit=40), str(run.rounds), str(run.spends), spent(run.epsilon))
+        table.add_row(*cells, run.last.replace("T", " "))
+    return table
+
+
+@dataclass(frozen=True)
+class PlanRow:
+    """One budget: the noise it needs in so many rounds, and how loud that is in one step."""
+
+    epsilon: float
+    noise: Mapping[int, float]  # rounds -> noise multiplier
+    step_noise: Mapping[int, float]  # rounds -> std of the noise on one coordinate of the mean gradient, in clips
+
+
+def plan_table(rows: Sequence[PlanRow], facts: Mapping[str, str]) -> "RenderableType":
+    """The trade-off of budgets and rounds, below the facts that they hold for."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    head = Table.grid(padding=(0, 2, 0, 0))
+    for name, value in facts.items():
+        head.add_row(Text(name, style="cyan"), Text(value))
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("epsilon", justify="right")
+    rounds = list(rows[0].noise)
+    for number in rounds:
+        table.add_column(plural(number, "round"), justify="right")
+    for row in rows:
+        table.add_row(f"{row.epsilon:g}", *(_noise(row, number) for number in rounds))
+    words = "noise multiplier (and std of the noise on a coordinate of a step's mean gradient, in clip norms)"
+    return Group(head, Text(f"\n{words}", style="dim"), table, Text(""))
+
+
+def _noise(row: PlanRow, rounds: int) -> str:
+    value = row.noise[rounds]
+    return "not within 1e7" if math.isinf(value) else f"{value:.4g} ({row.step_noise[rounds]:.2g})"
+
+
+@dataclass(frozen=True)
+class ClientStatus:
+    """What a data owner wants to know of its client."""
+
+    path: str
+    data: str
+    epsilon: float
+    delta: float
+    budget: float | None  # the owner's own
+    floor: float | None  # the largest epsilon that the policy accepts of a run
+    runs: Sequence[RunSpend]
+    left: Mapping[str, tuple[int, int]]  # run -> (updates that were made to leave, their bytes)
+    declined: Sequence[str]  # the last requests that were turned away
+    turned_away: int
+
+
+def status_table(status: ClientStatus) -> "RenderableType":
+    """Spent, left, by which runs, what left, what was turned away."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    head = Table.grid(padding=(0, 2, 0, 0))
+    head.add_row(Text("client's files", style="cyan"), Text(status.path))
+    if status.data:
+        head.add_row(Text("data", style="cyan"), Text(one_line(status.data, limit=100)))
+    nothing = not status.runs
+    said = "nothing" if nothing else f"epsilon {spent(status.epsilon)} at delta {status.delta:g}"
+    head.add_row(Text("spent", style="cyan"), Text(said, style="bold"))
+    if status.budget is not None:
+        rest = max(0.0, status.budget - status.epsilon)
+        words = f"epsilon {math.floor(100 * rest) / 100:.2f} of your budget {status.budget:g}"
+        head.add_row(Text("left", style="cyan"), Text(words, style="bold"))
+    else:
+        head.add_row(
+            Text("left", style="cyan"), Text("no budget of your own: each run's budget decides (set epsilon=...)")
+        )
+    if status.floor is not None:
+        head.add_row(
+            Text("policy", style="cyan"), Text(f"runs that aim at more than epsilon {status.floor:g} are declined")
+        )
+    parts: list[RenderableType] = [head]
+    if status.runs:
+        parts += [Text(""), runs_table(status.runs)]
+    if status.left:
+        parts.append(Text("\nupdates that were made to leave, by run", style="dim"))
+        sent = Table.grid(padding=(0, 2, 0, 0))
+        for run, (messages, size_in_bytes) in status.left.items():
+            sent.add_row(one_line(run, limit=40), plural(messages, "update"), size(size_in_bytes))
+        parts.append(sent)
+    if status.turned_away:
+        parts.append(Text(f"\n{plural(status.turned_away, 'request')} turned away; the last:", style="yellow"))
+        parts += [Text(f"  {one_line(line, limit=300)}") for line in status.declined]
+    return Group(*parts, Text(""))
