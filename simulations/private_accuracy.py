@@ -24,16 +24,16 @@ OFF = ["privacy=off", "train.optimizer_options.momentum=0.9", "train.batch_size=
 # What a budget changes of the experiment.
 BUDGETS: dict[str, dict[str, list[str]]] = {
     "scatter_linear": {
-        "1": ["privacy.target_epsilon=1"],
+        "1": ["privacy.target_epsilon=1", "train.lr=6.5"],
         "3": ["privacy.target_epsilon=3"],
-        "8": ["privacy.target_epsilon=8"],
-        "inf": [*OFF, "train.lr=0.003"],
+        "8": ["privacy.target_epsilon=8", "train.lr=20.0"],
+        "inf": [*OFF, "train.lr=0.003", "train.schedule=linear"],
     },
     "cnn": {
-        "1": ["privacy.target_epsilon=1", "train.lr=2.0"],
-        "3": ["privacy.target_epsilon=3", "train.lr=4.0"],
-        "8": ["privacy.target_epsilon=8", "train.lr=4.0"],
-        "inf": [*OFF, "train.lr=0.1"],
+        "1": ["privacy.target_epsilon=1", "train.lr=1.5"],
+        "3": ["privacy.target_epsilon=3", "train.lr=3.0"],
+        "8": ["privacy.target_epsilon=8", "train.lr=3.0"],
+        "inf": [*OFF, "train.lr=0.1", "train.schedule=linear"],
     },
 }
 

@@ -6,6 +6,7 @@ from fedq.config.client_level import protects_examples
 from fedq.config.problem import Problem
 from fedq.config.public import dp_steps, nominal_examples, sample_rate
 from fedq.config.schema import Config
+from fedq.config.views import views_problems
 
 
 def example_problems(config: Config) -> Iterator[Problem]:
@@ -13,6 +14,7 @@ def example_problems(config: Config) -> Iterator[Problem]:
     train, privacy, quant = config.train, config.privacy, config.quant
     if not protects_examples(config):
         return
+    yield from views_problems(config)
     if privacy.target_epsilon is None and privacy.noise_multiplier is None:
         yield Problem(
             "privacy.target_epsilon",

@@ -20,7 +20,7 @@ from fedq.config.pruning import idle_pruning, pruning_problems
 from fedq.config.public import cohort_size, identities
 from fedq.config.quantization import idle_quantization
 from fedq.config.schema import Config
-from fedq.config.views import idle_views, views_problems
+from fedq.config.views import idle_views
 
 OBJECT = "object:"  # stands before the name of a model or data that is an object of the calling process
 
@@ -215,7 +215,6 @@ def _together(config: Config) -> Iterator[Problem]:
             yield Problem(
                 f"{group}._target_", target, "must be a dotted path, package.module.name", f"Choose a {group}"
             )
-    yield from views_problems(config)
 
 
 def _names(config: Config) -> Iterator[Problem]:
