@@ -26,7 +26,7 @@ BUDGETS: dict[str, dict[str, list[str]]] = {
     "scatter_linear": {
         "1": ["privacy.target_epsilon=1", "train.lr=6.5"],
         "3": ["privacy.target_epsilon=3"],
-        "8": ["privacy.target_epsilon=8", "train.lr=20.0"],
+        "8": ["privacy.target_epsilon=8", "train.lr=20.0", "strategy.ema=0.8"],
         "inf": [*OFF, "train.lr=0.003", "train.schedule=linear"],
     },
     "cnn": {
