@@ -11,6 +11,7 @@ each run's own. Hyperparameters were chosen on a validation part of the training
 
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
 from statistics import fmean
 from typing import Any
 
@@ -52,7 +53,18 @@ def runs(model: str) -> dict[str, list[str]]:
     }
 
 
+_NOT_RUN = "not run"
+
+
+def _of(found: Mapping[str, Mapping[str, Any]], model: str, epsilon: str, precision: str) -> list[Mapping[str, Any]]:
+    """The runs of all seeds; [] where one is missing."""
+    labels = [f"{model}-{epsilon}-{precision}-seed{seed}" for seed in SEEDS]
+    return [found[label] for label in labels] if set(labels) <= found.keys() else []
+
+
 def _told(values: Sequence[float]) -> str:
+    if not values:
+        return _NOT_RUN
     mean, half = interval(values)
     return f"{100 * mean:.2f} ± {100 * half:.2f} %"
 
@@ -61,15 +73,16 @@ def table(found: Mapping[str, Mapping[str, Any]]) -> str:
     rows = []
     for model, budgets in BUDGETS.items():
         for epsilon in budgets:
-            plain, small = (
-                [found[f"{model}-{epsilon}-{precision}-seed{seed}"] for seed in SEEDS] for precision in PRECISIONS
-            )
+            plain, small = (_of(found, model, epsilon, precision) for precision in PRECISIONS)
             accuracy = [[result["accuracy"] for result in results] for results in (plain, small)]
-            mean, half = interval([b - a for a, b in zip(*accuracy, strict=True)])
-            delivered = fmean(result["int8_accuracy"] for result in small)
-            spent = "off" if epsilon == "inf" else f"{fmean(result['epsilon'] for result in small):.2f}"
-            points = f"{100 * mean:+.2f} ± {100 * half:.2f}"
-            rows.append([model, spent, *map(_told, accuracy), points, f"{100 * delivered:.2f} %"])
+            spent = "off" if epsilon == "inf" else epsilon
+            points = delivered = _NOT_RUN
+            if plain and small:
+                mean, half = interval([b - a for a, b in zip(*accuracy, strict=True)])
+                points = f"{100 * mean:+.2f} ± {100 * half:.2f}"
+            if small:
+                delivered = f"{100 * fmean(result['int8_accuracy'] for result in small):.2f} %"
+            rows.append([model, spent, *map(_told, accuracy), points, delivered])
     header = ["model", "epsilon, delta 1e-5", "float32", "W8A8, int8 updates", "points (95 %)", "int8 model at the end"]
     return markdown_table(header, rows)
 
@@ -82,13 +95,15 @@ def plot(found: Mapping[str, Mapping[str, Any]]) -> None:
     axes = figure.subplots()
     for color, (model, budgets) in zip(("C0", "C1"), BUDGETS.items(), strict=True):
         for style, precision in zip(("--", "-"), PRECISIONS, strict=True):
-            scores = [
-                interval([100 * found[f"{model}-{epsilon}-{precision}-seed{seed}"]["accuracy"] for seed in SEEDS])
-                for epsilon in budgets
-            ]
-            means, halves = zip(*scores, strict=True)
-            name = f"{model}, {precision}"
-            axes.errorbar(range(len(budgets)), means, halves, linestyle=style, color=color, capsize=3, label=name)
+            known = {
+                place: interval([100 * result["accuracy"] for result in results])
+                for place, epsilon in enumerate(budgets)
+                if (results := _of(found, model, epsilon, precision))
+            }
+            if known:
+                means, halves = zip(*known.values(), strict=True)
+                name = f"{model}, {precision}"
+                axes.errorbar(list(known), means, halves, linestyle=style, color=color, capsize=3, label=name)
         axes.set_xticks(range(len(budgets)), ["off" if epsilon == "inf" else epsilon for epsilon in budgets])
     axes.set(xlabel="epsilon of each client, delta 1e-5", ylabel="test accuracy, %", title="Fashion-MNIST, 10 clients")
     axes.grid(alpha=0.3)
@@ -100,7 +115,9 @@ def main() -> None:
     asked = [model for model in BUDGETS if model in sys.argv] or list(BUDGETS)
     found: dict[str, dict[str, Any]] = {}
     for model in asked:
-        found |= outcomes("private_accuracy", runs(model))
+        for label, words in runs(model).items():
+            with suppress(SystemExit) if "--table" in sys.argv else nullcontext():  # a row may be missing, and says so
+                found |= outcomes("private_accuracy", {label: words})
     if asked == list(BUDGETS):
         text = table(found)
         replace_table(DOCUMENT, "private_accuracy", text)

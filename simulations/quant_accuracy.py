@@ -28,7 +28,8 @@ from simulations.recipe import ROOT, interval, last_rounds, outcomes
 SEEDS = range(3)
 DOCUMENT = ROOT / "docs" / "quantization.md"
 DEVICES = ["experiment=cross_device", "strategy.evaluate_every=10"]
-SILOS = ["experiment=private_silo", "strategy.evaluate_every=10"]
+# These runs are of the time before discrete noise was the default.
+SILOS = ["experiment=private_silo", "strategy.evaluate_every=10", "privacy.noise=gaussian"]
 BITS = {"W8A8": "int8", "W4A8": "int4", "ternary, A8": "ternary"}
 SPARSITIES = {"mlp": (0.0, 0.5, 0.8, 0.9, 0.95, 0.98), "cnn": (0.0, 0.5, 0.8, 0.9)}
 CALIBRATION = 1024  # training images that give PTQ its ranges
