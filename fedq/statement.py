@@ -27,13 +27,16 @@ ADJACENCY = (
     "protected at about k times the epsilon, and a larger delta"
 )
 ADVERSARY = (
-    "the server and all other clients together: they see every message and model, choose the weights that are sent and "
-    "the order of rounds, and run fedq's own code on the client as it is (local model: a client trusts only itself)"
+    "the server and all other clients together: they see every message and model, choose the weights that are "
+    "sent (but for rounding, below) and the order of rounds, and run fedq's own code on the client as it is "
+    "(local model: a client trusts only itself)"
 )
 NOT_COVERED = (
     "the client runs the code of the bundle: an operator who ships other code is not bound by any of this",
     "tuning: hyperparameters (clip norm, learning rate, rounds, model) that were chosen by looking at private data, "
     "and which of several runs was published. A ledger counts its runs, not what was learnt from looking at them",
+    "float32 gradients: their rounding may turn on an example's batch-mates, by 10^-6 clips with weights that training "
+    "makes, and by clips with weights that a hostile server chooses for it",
     "side channels: time, memory, power, whether a client answers or fails",
     "what is public by declaration: the shape of an example, the labels, the name of the data, who the clients are",
     "what follows from the population, and is meant to be learnt",
@@ -135,7 +138,7 @@ def of_whole_clients(result: Result, run: Path) -> dict[str, Any]:
             f"figures that are the server's own: {', '.join(said['not_covered'])}",
             "the server itself, its disk and the network; that a client is there at all",
             NOT_COVERED[1],
-            NOT_COVERED[3],
+            NOT_COVERED[4],
             FLOAT_NOISE,
         ],
     }

@@ -38,7 +38,8 @@ def running_bundle() -> Path | None:
 def bundle_digest(bundle: Path) -> str:
     """SHA-256 (hex) of every file by name and content: of a `.fab` file, or of the folder that Flower unpacks it into.
 
-    Left out is what Flower adds to one and not the other (`.info`), and modules that running it compiles.
+    Left out is what Flower adds to one and not the other (`.info`), and `__pycache__`, which a client empties before it
+    computes this: compiled modules in it would run in place of the source that was reviewed.
     """
     digest = hashlib.sha256(b"fedq bundle 1")
     for name, content in sorted(_files(bundle)):

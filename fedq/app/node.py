@@ -6,6 +6,7 @@ from the bundle and the run's overrides, which may choose only among what the bu
 
 import math
 import os
+import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from fedq.experiment.plans import claimed, plan_of
 from fedq.privacy import Asked, Declined, Policy, PolicyError, read_policy, require
 from fedq.training.numerics import use_one_thread
 
+OWN_DELTA = 1e-5
 ANYBODY = "*"  # the owner of a part of data that every machine has
 
 
@@ -42,6 +44,7 @@ class Node:
     state: Path | None = None
     policy: Path | None = None  # the weakest privacy that the owner accepts
     epsilon: float | None = None  # the owner's own budget, over all runs
+    delta: float | None = None  # at which that budget is counted; 1e-5 where an epsilon is given alone
 
     @classmethod
     def read(cls, node_config: Mapping[str, Any]) -> "Node":
@@ -63,6 +66,10 @@ class Node:
         if epsilon is not None and (type(epsilon) not in (int, float) or not LEAST <= epsilon <= MOST):
             rule = f"must be a number in [{LEAST:g}, {MOST:g}]: the most that this data may ever spend"
             found.append(Problem("node-config epsilon", epsilon, rule, "Use epsilon=3.0"))
+        delta = node_config.get("delta", None if epsilon is None else OWN_DELTA)
+        if delta is not None and (type(delta) is not float or not 0 < delta <= 0.1):
+            rule = "must be a number above 0, at most 0.1: well below one over the number of your examples"
+            found.append(Problem("node-config delta", delta, rule, "Use delta=0.00001"))
         for key, path in (("data-path", data), ("state-dir", state), ("policy", policy)):
             if isinstance(path, str) and not Path(path).expanduser().is_absolute():
                 rule = "must be absolute: started in another folder, this node would begin with an empty ledger"
@@ -73,7 +80,7 @@ class Node:
             raise ConfigError(found)
         own_data, own_state, own_policy = (Path(p).expanduser() if p else None for p in (data, state, policy))
         budget = None if epsilon is None else float(epsilon)
-        return cls(name, partition, own_data, own_state, own_policy, budget)
+        return cls(name, partition, own_data, own_state, own_policy, budget, delta)
 
     def identity(self, config: Config) -> str:
         """The name, or the name of the partition; it must be one that the experiment knows."""
@@ -114,13 +121,15 @@ def client_of(context: Context) -> Client:
     identity = node.identity(config)
     bundle = _digest(running_bundle())
     policy = None if node.policy is None else _required(node, identity, config, bundle)
-    simulated = _in_simulation()
-    whose = identity if node.data else ANYBODY
-    owner = None if simulated and node.data is None else Owner(whose, node.data, node.epsilon)
-    experiment = _experiment(overrides, folder, owner)
+    budget, delta = _limits(node, policy)
+    _check_budget(config, identity, budget, delta)
     if config.privacy.unit != "off" and config.privacy.noise == "seeded":
         rule = "noise that others can compute again protects nobody; a client outside of a test never adds it"
         raise ConfigError([Problem("privacy.noise", "seeded", rule, "Use privacy.noise=discrete")])
+    simulated = _in_simulation()
+    whose = identity if node.data else ANYBODY
+    owner = None if simulated and node.data is None else Owner(whose, node.data, budget, delta)
+    experiment = _experiment(overrides, folder, owner)
     if node.state is not None:
         head = Path(policy.head) if policy is not None and policy.head else None
         account = Account(node.state / LEDGER, head, bundle)
@@ -138,8 +147,8 @@ def _required(node: Node, identity: str, config: Config, bundle: str) -> Policy:
     try:
         policy = read_policy(node.policy)
         model = model_digest(config) if policy.models else ""  # finding its source imports the packages it is in
-        unit, epsilon, delta = _claims(config, node.epsilon)
-        require(policy, Asked(unit, epsilon, delta, node.data, model, bundle))
+        unit, epsilon, delta = _claims(config, node)
+        require(policy, Asked(unit, epsilon, delta, node.data, model, bundle, config.privacy.noise))
     except (PolicyError, Declined) as error:
         declined = error if isinstance(error, Declined) else Declined("policy", str(error))
         if node.state is not None:
@@ -149,12 +158,38 @@ def _required(node: Node, identity: str, config: Config, bundle: str) -> Policy:
     return policy
 
 
-def _claims(config: Config, budget: float | None) -> tuple[str, float, float]:
+def _limits(node: Node, policy: Policy | None) -> tuple[float | None, float | None]:
+    """(epsilon, delta) that the owner's data may spend over all runs: the stricter of node config and policy.
+
+    So a run that names no budget, which the policy weighs by what it says it will do, is held to the policy's.
+    """
+    floor = (None, None) if policy is None else (policy.max_epsilon, policy.max_delta)
+    epsilon, delta = ([v for v in pair if v is not None] for pair in ((node.epsilon, floor[0]), (node.delta, floor[1])))
+    return min(epsilon, default=None), min(delta, default=None)
+
+
+def _check_budget(config: Config, identity: str, budget: float | None, delta: float | None) -> None:
+    """Declined("budget") where no noise makes the run cost as little as the owner allows."""
+    try:
+        if not problems(config):
+            plan_of(config, budget, delta)
+    except (ValueError, ArithmeticError) as error:
+        declined = Declined("budget", str(error))
+        declined.identity = identity
+        raise declined from None
+
+
+def _claims(config: Config, node: Node) -> tuple[str, float, float]:
     """(unit, epsilon, delta) of what protects the owner's data: its own noise, else the server's, else none."""
     sound = not problems(config)
     if protects_examples(config):
-        plan = plan_of(config, budget) if sound else None
-        return "example", math.inf if plan is None else claimed(config, plan), config.privacy.target_delta
+        try:
+            plan = plan_of(config, node.epsilon, node.delta) if sound else None
+        except (ValueError, ArithmeticError) as error:
+            raise Declined("budget", str(error)) from None
+        if plan is None:
+            return "example", math.inf, config.privacy.target_delta
+        return "example", claimed(config, plan), plan.delta
     if protects_clients(config):
         whole = client_level_plan(config) if sound else None
         epsilon = math.inf if whole is None else min(whole.target_epsilon, whole.epsilon(whole.charges))
@@ -164,7 +199,11 @@ def _claims(config: Config, budget: float | None) -> tuple[str, float, float]:
 
 @lru_cache(maxsize=4)
 def _digest(folder: Path | None) -> str:
-    return "" if folder is None else bundle_digest(folder)
+    if folder is None:
+        return ""
+    for cache in list(folder.rglob("__pycache__")):  # what a bundle brings compiled would run in place of what was read
+        shutil.rmtree(cache, ignore_errors=True)
+    return bundle_digest(folder)
 
 
 def _in_simulation() -> bool:

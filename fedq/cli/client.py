@@ -31,7 +31,8 @@ def status(
         accepts = None if policy is None else read_policy(policy)
         head = None if accepts is None or not accepts.head else Path(accepts.head)
         path = state / LEDGER
-        rows = Ledger(path, access="read", head=head).rows() if path.exists() else []
+        told = path.exists() or (head or path.with_name(f"{LEDGER}.head")).exists()
+        rows = Ledger(path, access="read", head=head).rows() if told else []
     except (LedgerError, PolicyError) as error:
         refuse_text(str(error))
     whole, delta = total(rows)

@@ -60,7 +60,8 @@ def ledger(
 def ledgers_at(path: Path) -> list[Path]:
     """The ledger that `path` is, or all below the folder; ends the command where there is none."""
     if path.is_dir():
-        found = sorted(path.rglob("*.sqlite"))
+        heads = {head.with_suffix("") for head in path.rglob("*.sqlite.head")}  # whose ledger may have been deleted
+        found = sorted({*path.rglob("*.sqlite"), *heads})
         if not found:
             refuse_text(f"{path}: holds no ledger (*.sqlite). Name a client's state-dir, or a run's folder")
         return found
@@ -82,7 +83,7 @@ def plan(context: typer.Context) -> None:
     from fedq.results.accounts import plan_table
 
     if config.privacy.unit == "off":
-        refuse_text("privacy=off: there is nothing to plan. Add privacy=example")
+        refuse_text("privacy=off: there is nothing to plan. Add privacy=example or privacy=client")
     from fedq.experiment.trade_off import facts, trade_off
 
     try:

@@ -93,7 +93,8 @@ class Client:
     def check_account(self) -> None:
         """Declined or LedgerError where this client cannot take part in even one round; said before the first."""
         if self.privacy is not None:
-            if self.privacy.ledger.exists():
+            head = self.privacy.head or self.privacy.ledger.with_name(f"{self.privacy.ledger.name}.head")
+            if self.privacy.ledger.exists() or head.exists():  # a head without its ledger: it was deleted
                 admit(self._ledger(), self.privacy.plan, data=self.privacy.data_name)
             else:
                 budget_guard(self.privacy.plan)([])

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from fedq.config.client_level import protects_examples
+from fedq.config.client_level import protects_clients, protects_examples
 from fedq.config.problem import Problem
 from fedq.config.schema import Config
 
@@ -39,6 +39,9 @@ def evaluation_problems(config: Config) -> Iterator[Problem]:
         rule = "clients count with noise under privacy=example; without it they may say what they find"
         yield Problem("evaluate", "dp", rule, "Use evaluate=server, or privacy=example")
         return
+    if protects_clients(config):
+        rule = "the noise on a client's counts hides one example, and whole clients are protected too (privacy=both)"
+        yield Problem("evaluate", "dp", rule, "Use evaluate=server or off, or privacy=example")
     if config.train.metric != "accuracy":
         rule = f"noisy counts are of right and wrong answers, and the metric is {config.train.metric}"
         yield Problem("evaluate", "dp", rule, "Use train.metric=accuracy, or evaluate=off")

@@ -179,8 +179,10 @@ def _plans(config: Config, owner: Owner | None, found: list[Problem]) -> dict[st
     plans: dict[str, Any] = {}
     try:
         for identity in public.identities(config):
-            own = budgets.get(identity) if owner is None or owner.identity is None else owner.budget
-            plans[identity] = plan_of(config, own)
+            own: tuple[float | None, float | None] = (budgets.get(identity), None)
+            if owner is not None and owner.identity is not None:
+                own = (owner.budget, owner.delta)
+            plans[identity] = plan_of(config, *own)
     except (ValueError, ArithmeticError) as error:
         mend = "Try privacy.target_epsilon=8 or privacy.noise_multiplier=1"
         found.append(problem(error, key="privacy.target_epsilon", value=config.privacy.target_epsilon, mend=mend))

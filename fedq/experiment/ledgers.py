@@ -35,7 +35,14 @@ def ledger_file(config: Config, folder: Path, identity: str) -> Path:
 
 def data_name(config: Config, dataset: Dataset) -> str:
     """Names the very examples of every shard: the data, and how they were dealt. A ledger takes no other's spends."""
-    deal = {"data": config.data, "partition": asdict(config.partition), "clients": config.clients, "seed": config.seed}
+    deal: dict[str, object] = {
+        "data": config.data,
+        "partition": asdict(config.partition),
+        "clients": config.clients,
+        "seed": config.seed,
+    }
+    if config.names:  # they say whose which part is
+        deal["names"] = list(config.names)
     text = json.dumps(deal, sort_keys=True, default=str)
     return f"{dataset.name}#{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 

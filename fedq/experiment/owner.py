@@ -9,7 +9,7 @@ from pathlib import Path
 class Owner:
     """`identity`: the client whose machine it is, None for the server. `data`: where its own examples lie.
 
-    `budget`: the largest epsilon that the owner lets its data spend, over all runs.
+    `budget`: the largest epsilon that the owner lets its data spend, over all runs, at `delta` or less.
 
     A client without `data` takes its part of data that everybody has, as a rehearsal on public data does.
     """
@@ -17,6 +17,7 @@ class Owner:
     identity: str | None
     data: Path | None = None
     budget: float | None = None
+    delta: float | None = None
 
     @property
     def data_name(self) -> str:

@@ -7,12 +7,12 @@ from fedq.config import Config, public
 from fedq.config.client_level import protects_examples
 
 
-def plan_of(config: Config, budget: float | None = None) -> Any:
-    """The `DPPlan` of a client whose owner lets it spend `budget` (None: whatever the run aims at); None where the
-    server adds the noise, or nobody does.
+def plan_of(config: Config, budget: float | None = None, delta: float | None = None) -> Any:
+    """The `DPPlan` of a client whose owner lets it spend `budget` (None: whatever the run aims at).
 
-    The stricter side wins. Noise is calibrated to the cap on participations, not to their mean. ValueError or
-    ArithmeticError where no noise is enough.
+    None where the server adds the noise, or nobody does. The stricter side wins, in epsilon and in `delta` (None: the
+    run's). Noise is calibrated to the cap on participations, not to their mean. ValueError or ArithmeticError where no
+    noise is enough.
     """
     if not protects_examples(config):
         return None
@@ -22,13 +22,14 @@ def plan_of(config: Config, budget: float | None = None) -> Any:
     accountant = cast(Literal["prv", "rdp"], p.accountant)  # the rules have seen to it, and to nominal
     rate, steps, nominal = public.sample_rate(config), public.dp_steps(config), public.nominal_examples(config)
     assert nominal is not None
+    delta = p.target_delta if delta is None else min(delta, p.target_delta)
     target = min(math.inf if p.target_epsilon is None else p.target_epsilon, math.inf if budget is None else budget)
     noise, evaluation = p.noise_multiplier, p.evaluation_epsilon if config.evaluate == "dp" else None
     counted = None if evaluation is None else PureDP(1.001 * evaluation)  # and a little room for round-off
     if noise is None or (budget is not None and target < math.inf):
         needed = calibrate(
             target_epsilon=target - (counted.epsilon if counted else 0.0),
-            delta=p.target_delta,
+            delta=delta,
             sample_rate=rate,
             steps=steps * public.participation_cap(config),
             accountant=accountant,
@@ -41,7 +42,7 @@ def plan_of(config: Config, budget: float | None = None) -> Any:
         steps=steps,
         nominal_examples=nominal,
         target_epsilon=target,
-        delta=p.target_delta,
+        delta=delta,
         accountant=accountant,
         noise="gaussian" if p.noise == "gaussian" else "discrete",  # seeded is the source, not the kind
         evaluation_epsilon=evaluation,

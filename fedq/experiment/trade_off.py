@@ -5,38 +5,65 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from fedq.config import Config, public
+from fedq.config.client_level import protects_examples
+from fedq.experiment.client_level import client_level_plan
 from fedq.experiment.plans import plan_of, whole_cost
 from fedq.results.accounts import PlanRow
 from fedq.results.wording import plural, spent
 
 
 def trade_off(config: Config, budgets: Sequence[float]) -> list[PlanRow]:
-    """The noise that each budget needs, in half as many rounds as the config's, in as many, and in twice as many."""
-    own = config.privacy.target_epsilon
-    wanted = sorted({*budgets, *([own] if own is not None else [])})
+    """The noise that each budget needs, in half as many rounds as the config's, in as many, and in twice as many.
+
+    Of examples, or of whole clients where those alone are protected.
+    """
+    p = config.privacy
+    own = p.target_epsilon if protects_examples(config) else p.client_target_epsilon
     rounds = sorted({max(1, config.rounds // 2), config.rounds, 2 * config.rounds})
     rows = []
-    for budget in wanted:
-        noise, loud = {}, {}
-        for number in rounds:
-            asked = replace(config.privacy, target_epsilon=budget, noise_multiplier=None, budgets={})
-            try:
-                plan = plan_of(replace(config, rounds=number, privacy=asked))
-            except (ValueError, ArithmeticError):
-                noise[number] = loud[number] = math.inf
-                continue
-            noise[number] = plan.noise_multiplier
-            loud[number] = plan.noise_multiplier / plan.divisor
+    for budget in sorted({*budgets, *([own] if own is not None else [])}):
+        found = {number: _noise(replace(config, rounds=number), budget) for number in rounds}
+        noise, loud = ({number: pair[i] for number, pair in found.items()} for i in (0, 1))
         rows.append(PlanRow(budget, noise, loud))
     return rows
 
 
+def _noise(config: Config, budget: float) -> tuple[float, float]:
+    """(multiplier, std of the noise on a coordinate of a mean, in clip norms) that the budget needs; inf: none does."""
+    p = config.privacy
+    try:
+        if protects_examples(config):
+            plan = plan_of(
+                replace(config, privacy=replace(p, target_epsilon=budget, noise_multiplier=None, budgets={}))
+            )
+            return plan.noise_multiplier, plan.noise_multiplier / plan.divisor
+        whole = client_level_plan(
+            replace(config, privacy=replace(p, client_target_epsilon=budget, client_noise_multiplier=None))
+        )
+    except (ValueError, ArithmeticError):
+        return math.inf, math.inf
+    assert whole is not None
+    return whole.noise_multiplier, whole.noise_multiplier / whole.cohort
+
+
 def facts(config: Config) -> dict[str, str]:
     """What the run that the config asks for will cost each client."""
-    plan, cap = plan_of(config), public.participation_cap(config)
     asked = f"{public.cohort_size(config)} of {plural(config.clients, 'client')} a round"
+    cap = public.participation_cap(config)
+    rounds = f"{config.rounds}, {asked}: any client takes part in at most {cap}"
+    if not protects_examples(config):
+        whole = client_level_plan(config)
+        assert whole is not None
+        return {
+            "rounds": rounds if whole.sampling == "deal" else f"{config.rounds}, about {asked}, drawn in secret",
+            "clip": f"{whole.clip_norm:g} on each decoded update, divided by {whole.cohort}",
+            "noise": f"multiplier {whole.noise_multiplier:.4g}, added by the server",
+            "cost": f"epsilon {spent(whole.epsilon(whole.charges))} of {whole.target_epsilon:g} at delta "
+            f"{whole.delta:g} for each client, by the {whole.accountant} accountant",
+        }
+    plan = plan_of(config)
     return {
-        "rounds": f"{config.rounds}, {asked}: any client takes part in at most {cap}",
+        "rounds": rounds,
         "steps": f"{plan.steps} noised steps each time, at sampling rate {plan.sample_rate:.4g}",
         "clip": f"{plan.clip_norm:g}, divided by {plan.divisor:g} (rate x {plan.nominal_examples} public examples)",
         "noise": f"multiplier {plan.noise_multiplier:.4g}, std {plan.noise_std:.4g} on each coordinate of a sum",

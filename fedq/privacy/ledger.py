@@ -226,7 +226,9 @@ class Ledger:
     @contextmanager
     def _connect(self) -> Iterator[sqlite3.Connection]:
         # A connection per call: SQLite's must not cross threads or forks.
-        mode = "ro" if self.access == "read" else "rw"
+        # A journal is what a crash inside a commit leaves; only who may write can undo the half that is there.
+        torn = self.path.with_name(f"{self.path.name}-journal").exists()
+        mode = "ro" if self.access == "read" and not torn else "rw"
         try:
             connection = sqlite3.connect(
                 f"{self.path.as_uri()}?mode={mode}", uri=True, timeout=_LOCK_SECONDS, isolation_level=None

@@ -17,6 +17,7 @@ from fedq.privacy.admission import Declined
 VERSION: Final = 1
 # Weakest first. `client` hides a client from the others but nothing from the server, who adds the noise.
 UNITS: Final = ("off", "client", "example")
+NOISES: Final = ("seeded", "gaussian", "discrete")
 
 
 class PolicyError(ValueError):
@@ -33,6 +34,7 @@ class Policy:
     data_path: str = ""  # the file that may be read, or the folder under which it lies; "": any that the node names
     models: tuple[str, ...] = ()  # digests of models (configuration and code); empty: any
     bundles: tuple[str, ...] = ()  # digests of app directories; empty: any
+    noise: str = "discrete"  # the weakest kind that is accepted: gaussian (floats, whose low bits may tell) or discrete
     head: str = ""  # where the ledger's head is kept; "": beside the ledger
     version: int = VERSION
 
@@ -47,6 +49,7 @@ class Asked:
     data_path: Path | None
     model: str
     bundle: str
+    noise: str = "discrete"
 
 
 def read_policy(path: Path) -> Policy:
@@ -79,6 +82,8 @@ def require(policy: Policy, asked: Asked) -> None:
             weak.append(f"epsilon {asked.epsilon:g} of at most {policy.max_epsilon:g}")
         if not asked.delta <= policy.max_delta:
             weak.append(f"delta {asked.delta:g} of at most {policy.max_delta:g}")
+    if asked.unit == "example" and NOISES.index(asked.noise) < NOISES.index(policy.noise):
+        weak.append(f"privacy.noise={asked.noise} where at least {policy.noise} is asked")
     if policy.data_path and not _inside(asked.data_path, Path(policy.data_path)):
         weak.append(f"the data at {asked.data_path}, where only {policy.data_path} may be read")
     for kind, digest, allowed in (("model", asked.model, policy.models), ("bundle", asked.bundle, policy.bundles)):
@@ -101,6 +106,8 @@ def _checked(content: dict[str, Any]) -> Policy:
         raise ValueError(f"version={version!r}: this fedq reads version {VERSION}")
     if content["unit"] not in UNITS:
         raise ValueError(f"unit={content['unit']!r}: must be one of {', '.join(UNITS)}; {_EXAMPLES['unit']}")
+    if content.get("noise", NOISES[-1]) not in NOISES[1:]:
+        raise ValueError(f"noise={content['noise']!r}: must be one of {', '.join(NOISES[1:])}")
     for key, most in (("max_epsilon", math.inf), ("max_delta", 1.0)):
         value = content[key]
         if type(value) not in (int, float) or not 0 < value <= most:
@@ -116,6 +123,7 @@ def _checked(content: dict[str, Any]) -> Policy:
         content.get("data_path", ""),
         _digests("models", content.get("models", [])),
         _digests("bundles", content.get("bundles", [])),
+        content.get("noise", NOISES[-1]),
         content.get("head", ""),
     )
 

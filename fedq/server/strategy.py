@@ -211,7 +211,7 @@ class QuantizedFedAvg(FedAvg):
                     clip_norm = broadcast.clip_norm
                     self.fold(total, reply.packets, weight, round=round, base=broadcast.base, clip_norm=clip_norm)
                 if self.client_level is not None:  # no noise covers them: they end here
-                    reply = replace(reply, num_examples=None, loss=None, metric=None)
+                    reply = replace(reply, num_examples=None, loss=None, metric=None, counts=None)
                 right, wrong = reply.counts or (None, None)
                 accepted = Accepted(client, weight, reply.num_examples, reply.loss, reply.metric, right, wrong)
                 total.accepted.append(accepted)

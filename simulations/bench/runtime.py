@@ -126,5 +126,6 @@ class _Ready:
 
     def client(self, identity: str, **where: Any) -> Client:
         trainer = SimpleNamespace(layout=self.layout)  # of which a hello tells the digest
-        ready = SimpleNamespace(identity=identity, trainer=trainer, train=lambda request: self.reply)
+        answers = {"train": lambda request: self.reply, "check_account": lambda: None}
+        ready = SimpleNamespace(identity=identity, trainer=trainer, **answers)
         return cast(Client, ready)

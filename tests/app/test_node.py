@@ -296,3 +296,47 @@ def test_the_head_of_the_ledger_lies_where_the_policy_says(shard, tmp_path):
 def test_a_budget_that_is_none_is_refused(value):
     with pytest.raises(ConfigError, match=r"node-config epsilon=.*the most that this data may ever spend"):
         Node.read({"name": "a", "epsilon": value})
+
+
+def test_a_run_without_a_budget_is_held_to_the_policy_s(shard, tmp_path):
+    """It is weighed by what it says it will cost; a server that asks for more rounds than it said meets the guard."""
+    public = ["rounds=2", "train.steps=1", "train.epochs=null", "privacy.target_epsilon=null"]
+    words = ["clients=4", "quant=off", "privacy=example", "partition=iid", *public, "privacy.noise_multiplier=20"]
+    node = {"partition_id": 2, "data_path": shard, "state_dir": tmp_path, "policy": policy_file(tmp_path)}
+    assert client(words, **node).privacy.plan.target_epsilon == 3.0
+
+
+def test_a_budget_is_counted_at_the_owner_s_delta(shard, tmp_path):
+    node = {"partition_id": 2, "data_path": shard, "state_dir": tmp_path, "epsilon": 3.0}
+    loose = [*BUDGET_8, "privacy.target_delta=1e-3"]
+    assert client(loose, **node).privacy.plan.delta == 1e-5
+    assert client(loose, delta=1e-7, **node).privacy.plan.delta == 1e-7
+    assert client(loose, partition_id=2, data_path=shard, state_dir=tmp_path).privacy.plan.delta == 1e-3
+
+
+def test_a_budget_that_no_noise_meets_is_a_refusal_for_lack_of_budget(shard, tmp_path):
+    words = [*BUDGET_8, "evaluate=dp", "privacy.evaluation_epsilon=0.5"]
+    with pytest.raises(Declined) as caught:
+        client(words, partition_id=2, data_path=shard, state_dir=tmp_path, epsilon=0.5)
+    assert (caught.value.reason, caught.value.identity) == ("budget", "2")
+
+
+def test_float_noise_is_weaker_than_discrete_noise(shard, tmp_path):
+    node = {"partition_id": 2, "data_path": shard, "state_dir": tmp_path}
+    words = [*BUDGET_8, "privacy.noise=gaussian"]
+    with pytest.raises(Declined, match=r"privacy\.noise=gaussian where at least discrete"):
+        client(words, policy=policy_file(tmp_path, POLICY.format(epsilon=8)), **node)
+    floats = POLICY.format(epsilon=8) + 'noise = "gaussian"\n'
+    assert client(words, policy=policy_file(tmp_path, floats), **node).privacy.plan.noise == "gaussian"
+
+
+def test_modules_that_a_bundle_brings_compiled_are_gone_before_it_is_weighed(shard, tmp_path, monkeypatch):
+    (tmp_path / "apps").mkdir()
+    app = make_app(tmp_path / "apps" / "clinics").folder
+    planted = app / "clinics" / "__pycache__" / "model.cpython-311.pyc"
+    planted.parent.mkdir(exist_ok=True)
+    planted.write_bytes(b"other code than the source says")
+    monkeypatch.syspath_prepend(str(app))
+    _digest.cache_clear()
+    client([*USUAL, "experiment=demo", "privacy=off"], partition_id=2, data_path=shard, state_dir=tmp_path / "s")
+    assert not planted.exists()

@@ -273,3 +273,26 @@ def test_a_bundle_s_digest_is_printed(tmp_path):
     (tmp_path / "no.fab").write_text("x")
     assert "not a bundle" in fedq_says("client", "digest", tmp_path / "no.fab", status=2)
     assert "no such file" in fedq_says("client", "digest", tmp_path / "none.fab", status=2)
+
+
+def test_a_deleted_ledger_shows_while_its_head_is_there(run, tmp_path):
+    import shutil
+
+    shutil.copytree(run.folder / "clients" / "0", tmp_path / "state")
+    (tmp_path / "state" / "ledger.sqlite").unlink()
+    assert "no such ledger, though" in fedq_says("privacy", "ledger", tmp_path / "state", status=1)
+    assert "no such ledger, though" in fedq_says("client", "status", tmp_path / "state", status=2)
+
+
+def test_clients_under_other_names_are_another_deal(tmp_path):
+    """Else each new set of names would begin new accounts over the same examples."""
+    words = [*WORDS, "privacy.ledger=ledgers", "partition=iid", "privacy.target_epsilon=3"]
+    fedq.run([*words, "names=[a,b,c]"], progress=False)
+    for names in ("[d,e,f]", "[b,a,c]"):
+        assert "examples dealt anew would be spent twice" in fedq_says("run", *words, f"names={names}", status=2)
+
+
+def test_whole_clients_have_a_plan_too():
+    said = fedq_says("privacy", "plan", "privacy=client", "clients=100", "privacy.client_target_epsilon=3")
+    assert "added by the server" in said
+    assert "for each client" in " ".join(said.split())

@@ -102,3 +102,9 @@ def test_evaluate_off_scores_no_model(tmp_path):
 def test_what_cannot_be_evaluated_is_refused(words, message):
     with pytest.raises(fedq.ConfigError, match=message):
         check(words)
+
+
+def test_noisy_counts_do_not_hide_whole_clients():
+    words = [*DP, "privacy=both", "privacy.client_target_epsilon=8"]
+    with pytest.raises(fedq.ConfigError, match="whole clients are protected too"):
+        check([w for w in words if w != "privacy=example"])

@@ -543,3 +543,21 @@ def test_a_spend_stays_quick_with_a_long_ledger(ledger):
     start = time.process_time()
     ledger.spend(SPEND)
     assert time.process_time() - start < 0.5  # about 5 ms here
+
+
+def test_a_ledger_that_a_crash_left_inside_a_commit_is_readable(tmp_path):
+    """SQLite has to roll the torn half back, which a connection that may only read cannot."""
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    spend_three(ledger)
+    script = (
+        "import os, signal, sqlite3, sys\n"
+        "c = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
+        "c.execute('PRAGMA cache_size = 1')\n"
+        "c.execute('BEGIN IMMEDIATE')\n"
+        "c.execute('CREATE TABLE torn (x)')\n"
+        "c.executemany('INSERT INTO torn VALUES (?)', [('x' * 4000,)] * 200)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    subprocess.run([sys.executable, "-c", script, str(ledger.path)], check=False)
+    assert ledger.path.with_name("ledger.sqlite-journal").exists()
+    assert len(Ledger(ledger.path, access="read").rows()) == 3

@@ -32,6 +32,8 @@ def test_a_request_that_is_stronger_is_let_in():
         (POLICY, replace(ASKED, epsilon=3.001), r"epsilon 3\.001 of at most 3"),
         (POLICY, replace(ASKED, epsilon=float("inf")), "epsilon inf"),
         (POLICY, replace(ASKED, epsilon=float("nan")), "epsilon nan"),
+        (POLICY, replace(ASKED, noise="gaussian"), "privacy.noise=gaussian where at least discrete"),
+        (replace(POLICY, noise="gaussian"), replace(ASKED, noise="seeded"), "noise=seeded where at least gaussian"),
         (POLICY, replace(ASKED, delta=1.1e-5), "delta 1.1e-05 of at most 1e-05"),
         (POLICY, replace(ASKED, delta=float("nan")), "delta nan"),
         (replace(POLICY, data_path="/srv/other"), ASKED, "only /srv/other may be read"),
@@ -75,7 +77,9 @@ def test_a_policy_is_read_as_it_is_written(tmp_path):
     path = tmp_path / "policy.toml"
     more = f'models = ["{MODEL}"]\nbundles = ["{BUNDLE[:16]}"]\nhead = "/other/head"\n'
     path.write_text(f'version = 1\n{LEAST}data_path = "/srv/data"\n{more}')
-    assert read_policy(path) == Policy("example", 3.0, 1e-5, "/srv/data", (MODEL,), (BUNDLE[:16],), "/other/head")
+    assert read_policy(path) == Policy(
+        "example", 3.0, 1e-5, "/srv/data", (MODEL,), (BUNDLE[:16],), "discrete", "/other/head"
+    )
 
 
 def test_no_limit_on_epsilon_must_be_written_out(tmp_path):
@@ -99,6 +103,7 @@ def test_no_limit_on_epsilon_must_be_written_out(tmp_path):
         (LEAST.replace("= 3", "= true"), "max_epsilon=True"),
         (LEAST.replace("1e-5", "2"), "max_delta=2: must be a number above 0 and at most 1"),
         (LEAST + 'data_path = "own"', "data_path='own': must be an absolute path"),
+        (LEAST + 'noise = "seeded"', "noise='seeded': must be one of gaussian, discrete"),
         (LEAST + "head = 3", "head=3: must be an absolute path"),
         (LEAST + 'models = "abc"', "models='abc': must be a list of digests"),
         (LEAST + 'models = ["abc"]', "'abc' is no digest"),

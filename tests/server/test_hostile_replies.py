@@ -251,7 +251,9 @@ def test_evaluations_are_collected_by_name_with_their_numbers():
 
 
 def test_an_evaluation_under_dp_has_no_number_and_the_weight_of_every_other():
-    assert collected([(11, evaluated())], ["a"], private=True).accepted == [Accepted("a", 1.0, None, None)]
+    told = [(11, evaluated(counts=(7, -1)))]
+    assert collected(told, ["a"], private=True).accepted == [Accepted("a", 1.0, None, None, None, 7, -1)]
+    assert collected([(11, evaluated())], ["a"], private=True).reasons == {"missing_key": 1}
     assert collected([(11, evaluated(10, 0.5, 1.0))], ["a"], private=True).reasons == {"extra_key": 1}
 
 
