@@ -121,6 +121,7 @@ def run(context: typer.Context) -> None:
             _run(_deployed(config, overrides), overrides)
         else:
             experiment = _built(config)
+            _print_plan(experiment)
             _hydra(flags, overrides, overlay, lambda node: _run(_execution(experiment), overrides))
 
 
@@ -332,6 +333,16 @@ def _executed(start: "Start", report: "Callable[[Result], None]" = lambda result
         say(f"fedq: no round succeeded; clients' logs: {logs}")
         sys.exit(FAILED)
     return result
+
+
+def _print_plan(experiment: "Experiment") -> None:
+    """Before anything is trained: what the run will cost each client, and the noise that this takes."""
+    if experiment.plan is None and experiment.client_plan is None:
+        return
+    from fedq.experiment.trade_off import facts
+
+    told = facts(experiment.config)
+    say(f"privacy: {told['cost']}; noise {told['noise']}; {told.get('steps', told['rounds'])}")
 
 
 def _chosen_folder() -> Path | None:

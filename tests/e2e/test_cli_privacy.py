@@ -296,3 +296,17 @@ def test_whole_clients_have_a_plan_too():
     said = fedq_says("privacy", "plan", "privacy=client", "clients=100", "privacy.client_target_epsilon=3")
     assert "added by the server" in said
     assert "for each client" in " ".join(said.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["privacy.target_epsilon=3"], "privacy: epsilon 3.00 of 3 at delta 1e-05"),
+        (["privacy=client", "privacy.client_target_epsilon=3"], "added by the server"),
+    ],
+)
+def test_what_a_run_will_cost_is_printed_before_it_trains(words, told):
+    plain = [w for w in WORDS if w != "privacy=example" or "privacy=client" not in words]
+    answer = CliRunner().invoke(app, ["run", *plain, *words, "rounds=1"])
+    assert answer.exit_code == 0, answer.output
+    assert told in answer.stderr
