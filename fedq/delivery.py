@@ -70,6 +70,7 @@ class Delivery:
         """One round ended."""
         evaluation, validation = what.scores.evaluation, what.scores.validation
         is_accuracy = self._experiment.trainer.metric.is_accuracy
+        counted = self._experiment.counts_after(what.number)
         row = RoundRow(
             round=what.number,
             status=what.status,
@@ -78,9 +79,7 @@ class Delivery:
             loss=evaluation.loss,
             validation_accuracy=validation.metric if is_accuracy else None,
             train_loss=what.train_loss,
-            epsilon=epsilon_after(
-                self._experiment, what.participations, before=self._before, counted=self._is_counted(what.number)
-            ),
+            epsilon=epsilon_after(self._experiment, what.participations, before=self._before, counted=counted),
             bytes_up=what.traffic.up,
             bytes_down=what.traffic.down,
             float32_bytes_up=what.traffic.float32_up,
@@ -102,10 +101,6 @@ class Delivery:
         self._rows.append(row)
         self._traffic.add(what.traffic)
         self._watch(public if self._clients is None else row)  # in simulation whoever watches is the server
-
-    def _is_counted(self, round: int) -> bool:
-        """Whether clients have been asked for noisy counts by the end of the round: they are in the last."""
-        return self._experiment.accuracy_source == "noisy_counts" and round == self._experiment.config.rounds
 
     def close(self, outcome: Outcome, *, begun: float) -> Result:
         """Write the model, the int8 model, the curves and the result; `begun`: time.monotonic() at the start."""

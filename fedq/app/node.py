@@ -20,8 +20,8 @@ from fedq.app.bundle import bundle_digest, overlay, running_bundle
 from fedq.client import Client
 from fedq.client.state import note_declined
 from fedq.config import Config, ConfigError, Problem, compose, network, problems, public
-from fedq.config.budgets import LEAST, MOST
 from fedq.config.client_level import protects_clients, protects_examples
+from fedq.config.public import LEAST_EPSILON, MOST_EPSILON
 from fedq.experiment import Experiment, Owner, build
 from fedq.experiment.client_level import client_level_plan
 from fedq.experiment.digests import model_digest
@@ -63,8 +63,8 @@ class Node:
         state = typed("state-dir", str, '"/path/to/own/state"')
         policy = typed("policy", str, '"/path/to/policy.toml"')
         epsilon = node_config.get("epsilon")
-        if epsilon is not None and (type(epsilon) not in (int, float) or not LEAST <= epsilon <= MOST):
-            rule = f"must be a number in [{LEAST:g}, {MOST:g}]: the most that this data may ever spend"
+        if epsilon is not None and (type(epsilon) not in (int, float) or not LEAST_EPSILON <= epsilon <= MOST_EPSILON):
+            rule = f"must be a number in [{LEAST_EPSILON:g}, {MOST_EPSILON:g}]: the most that this data may ever spend"
             found.append(Problem("node-config epsilon", epsilon, rule, "Use epsilon=3.0"))
         delta = node_config.get("delta", None if epsilon is None else OWN_DELTA)
         if delta is not None and (type(delta) is not float or not 0 < delta <= 0.1):
@@ -120,9 +120,15 @@ def client_of(context: Context) -> Client:
     config = _config(overrides, folder)
     identity = node.identity(config)
     bundle = _digest(running_bundle())
-    policy = None if node.policy is None else _required(node, identity, config, bundle)
-    budget, delta = _limits(node, policy)
-    _check_budget(config, identity, budget, delta)
+    try:
+        policy = None if node.policy is None else _required(node, node.policy, config, bundle)
+        budget, delta = _limits(node, policy)
+        _checked_plan(config, budget, delta)
+    except Declined as declined:
+        if node.state is not None:
+            note_declined(node.state, config.name, str(declined))
+        declined.identity = identity
+        raise
     if config.privacy.unit != "off" and config.privacy.noise == "seeded":
         rule = "noise that others can compute again protects nobody; a client outside of a test never adds it"
         raise ConfigError([Problem("privacy.noise", "seeded", rule, "Use privacy.noise=discrete")])
@@ -141,20 +147,15 @@ def client_of(context: Context) -> Client:
     return experiment.client(identity, folder=simulated_clients(context.run_id) / identity, run=run, durable=True)
 
 
-def _required(node: Node, identity: str, config: Config, bundle: str) -> Policy:
+def _required(node: Node, path: Path, config: Config, bundle: str) -> Policy:
     """The owner's policy, where the run is as strong as it asks; Declined where not, or where it cannot be read."""
-    assert node.policy is not None
     try:
-        policy = read_policy(node.policy)
-        model = model_digest(config) if policy.models else ""  # finding its source imports the packages it is in
-        unit, epsilon, delta = _claims(config, node)
-        require(policy, Asked(unit, epsilon, delta, node.data, model, bundle, config.privacy.noise))
-    except (PolicyError, Declined) as error:
-        declined = error if isinstance(error, Declined) else Declined("policy", str(error))
-        if node.state is not None:
-            note_declined(node.state, config.name, str(declined))
-        declined.identity = identity
-        raise declined from None
+        policy = read_policy(path)
+    except PolicyError as error:
+        raise Declined("policy", str(error)) from None
+    model = model_digest(config) if policy.models else ""  # finding its source imports the packages it is in
+    unit, epsilon, delta = _claims(config, node)
+    require(policy, Asked(unit, epsilon, delta, node.data, model, bundle, config.privacy.noise))
     return policy
 
 
@@ -168,30 +169,23 @@ def _limits(node: Node, policy: Policy | None) -> tuple[float | None, float | No
     return min(epsilon, default=None), min(delta, default=None)
 
 
-def _check_budget(config: Config, identity: str, budget: float | None, delta: float | None) -> None:
-    """Declined("budget") where no noise makes the run cost as little as the owner allows."""
+def _checked_plan(config: Config, budget: float | None, delta: float | None) -> Any:
+    """The plan under these limits, None where there is none; Declined("budget") where no noise keeps to them."""
     try:
-        if not problems(config):
-            plan_of(config, budget, delta)
+        return None if problems(config) else plan_of(config, budget, delta)
     except (ValueError, ArithmeticError) as error:
-        declined = Declined("budget", str(error))
-        declined.identity = identity
-        raise declined from None
+        raise Declined("budget", str(error)) from None
 
 
 def _claims(config: Config, node: Node) -> tuple[str, float, float]:
     """(unit, epsilon, delta) of what protects the owner's data: its own noise, else the server's, else none."""
-    sound = not problems(config)
     if protects_examples(config):
-        try:
-            plan = plan_of(config, node.epsilon, node.delta) if sound else None
-        except (ValueError, ArithmeticError) as error:
-            raise Declined("budget", str(error)) from None
+        plan = _checked_plan(config, node.epsilon, node.delta)
         if plan is None:
             return "example", math.inf, config.privacy.target_delta
         return "example", claimed(config, plan), plan.delta
     if protects_clients(config):
-        whole = client_level_plan(config) if sound else None
+        whole = None if problems(config) else client_level_plan(config)
         epsilon = math.inf if whole is None else min(whole.target_epsilon, whole.epsilon(whole.charges))
         return "client", epsilon, config.privacy.client_target_delta
     return "off", math.inf, 1.0

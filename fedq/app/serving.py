@@ -58,8 +58,7 @@ def serve(
     roster.keep(experiment.identities)
     present = len(roster.nodes)
     cohort = public.cohort_size(config, clients=present)
-    private = experiment.plan is not None or experiment.client_plan is not None
-    if private:  # never a larger share than the one for whose cap the noise was calibrated
+    if experiment.claims_privacy:  # never a larger share than the one for whose cap the noise was calibrated
         cohort = public.cohort_size(config) * present // config.clients
     if present < config.strategy.min_clients or cohort < 1:
         refused = ", ".join(f"{r.client}: {r.reason}" for r in roster.refused[:5]) or "no answer"
@@ -116,7 +115,7 @@ class _Judge:
             total = self._link.gather(round, broadcast, dict.fromkeys(self._roster.nodes, -1), task=wire.EVALUATE)
             evaluation, traffic = Score(total.mean("loss"), total.mean("metric")), total.traffic
             rejected = total.rejected
-        elif self._experiment.accuracy_source == "noisy_counts" and round == self._experiment.config.rounds:
+        elif self._experiment.counts_after(round):
             return self._counted(round, master)
         if data.validation is not None:
             on_validation = trainer.evaluate(master, data.validation)

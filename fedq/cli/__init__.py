@@ -337,7 +337,7 @@ def _executed(start: "Start", report: "Callable[[Result], None]" = lambda result
 
 def _print_plan(experiment: "Experiment") -> None:
     """Before anything is trained: what the run will cost each client, and the noise that this takes."""
-    if experiment.plan is None and experiment.client_plan is None:
+    if not experiment.claims_privacy:
         return
     from fedq.experiment.trade_off import facts
 

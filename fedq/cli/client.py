@@ -22,7 +22,7 @@ def status(
     """What was spent, by which runs, what left this machine, and what is left of the budget."""
     from fedq.client.state import DECLINED
     from fedq.experiment.ledgers import LEDGER
-    from fedq.privacy import Ledger, LedgerError, PolicyError, read_policy
+    from fedq.privacy import Ledger, LedgerError, PolicyError, is_begun, read_policy
     from fedq.results.accounts import ClientStatus, by_run, status_table, total
 
     if not state.is_dir():
@@ -31,8 +31,7 @@ def status(
         accepts = None if policy is None else read_policy(policy)
         head = None if accepts is None or not accepts.head else Path(accepts.head)
         path = state / LEDGER
-        told = path.exists() or (head or path.with_name(f"{LEDGER}.head")).exists()
-        rows = Ledger(path, access="read", head=head).rows() if told else []
+        rows = Ledger(path, access="read", head=head).rows() if is_begun(path, head=head) else []
     except (LedgerError, PolicyError) as error:
         refuse_text(str(error))
     whole, delta = total(rows)

@@ -60,7 +60,10 @@ def ledger(
 def ledgers_at(path: Path) -> list[Path]:
     """The ledger that `path` is, or all below the folder; ends the command where there is none."""
     if path.is_dir():
-        heads = {head.with_suffix("") for head in path.rglob("*.sqlite.head")}  # whose ledger may have been deleted
+        from fedq.privacy.ledger import HEAD_SUFFIX
+
+        # A head's ledger may have been deleted.
+        heads = {head.with_suffix("") for head in path.rglob(f"*.sqlite{HEAD_SUFFIX}")}
         found = sorted({*path.rglob("*.sqlite"), *heads})
         if not found:
             refuse_text(f"{path}: holds no ledger (*.sqlite). Name a client's state-dir, or a run's folder")

@@ -12,7 +12,7 @@ from fedq import wire
 from fedq.client.state import ClientState
 from fedq.data import Examples
 from fedq.data.split import held_out, held_out_by_content
-from fedq.privacy import DPPlan, Ledger, RandomSource, SpendContext, admit, budget_guard, noisy_counts
+from fedq.privacy import DPPlan, Ledger, RandomSource, SpendContext, admit, budget_guard, is_begun, noisy_counts
 from fedq.randomness import generator, key64
 from fedq.training import PrivateFit, Trainer
 
@@ -93,8 +93,7 @@ class Client:
     def check_account(self) -> None:
         """Declined or LedgerError where this client cannot take part in even one round; said before the first."""
         if self.privacy is not None:
-            head = self.privacy.head or self.privacy.ledger.with_name(f"{self.privacy.ledger.name}.head")
-            if self.privacy.ledger.exists() or head.exists():  # a head without its ledger: it was deleted
+            if is_begun(self.privacy.ledger, head=self.privacy.head):
                 admit(self._ledger(), self.privacy.plan, data=self.privacy.data_name)
             else:
                 budget_guard(self.privacy.plan)([])

@@ -4,9 +4,8 @@ from collections.abc import Iterator
 
 from fedq.config.client_level import protects_clients, protects_examples
 from fedq.config.problem import Problem
+from fedq.config.public import LEAST_EPSILON, MOST_EPSILON
 from fedq.config.schema import Config
-
-LEAST, MOST = 0.05, 1e4  # as privacy.target_epsilon
 
 
 def budget_problems(config: Config, names: list[str]) -> Iterator[Problem]:
@@ -20,8 +19,8 @@ def budget_problems(config: Config, names: list[str]) -> Iterator[Problem]:
         if name not in names:
             mend = f"The experiment's names are {', '.join(names[:5])}{', ...' * (len(names) > 5)}"
             yield Problem(key, value, "no client of the experiment", mend)
-        elif type(value) not in (int, float) or not LEAST <= value <= MOST:
-            yield Problem(key, value, f"must be an epsilon in [{LEAST:g}, {MOST:g}]", f"Try {key}=3")
+        elif type(value) not in (int, float) or not LEAST_EPSILON <= value <= MOST_EPSILON:
+            yield Problem(key, value, f"must be an epsilon in [{LEAST_EPSILON:g}, {MOST_EPSILON:g}]", f"Try {key}=3")
     if config.privacy.budgets and config.runtime.name == "deployment":
         rule = "in a deployment each owner says it in its node config, as epsilon=3.0"
         yield Problem("privacy.budgets", config.privacy.budgets, rule, "Leave it out")

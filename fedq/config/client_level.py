@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import fields
 
 from fedq.config.problem import Problem
+from fedq.config.public import LEAST_EPSILON, MOST_EPSILON
 from fedq.config.schema import Config, Privacy
 
 UNITS = ("off", "example", "client", "both")
@@ -12,7 +13,7 @@ CHOICES: dict[str, tuple[str | int, ...]] = {
     "privacy.client_sampling": ("deal", "poisson"),
 }
 BOUNDS: dict[str, tuple[float, float, bool, bool]] = {
-    "privacy.client_target_epsilon": (0.05, 1e4, True, True),
+    "privacy.client_target_epsilon": (LEAST_EPSILON, MOST_EPSILON, True, True),
     "privacy.client_target_delta": (1e-15, 0.1, True, True),
     "privacy.client_noise_multiplier": (0.01, 1e5, True, True),
     "privacy.client_clip_norm": (1e-4, 1e3, True, True),

@@ -1,8 +1,13 @@
 """The public numbers of an experiment: who takes part, how often, in how many noised steps. Knows the schema alone."""
 
 import math
+from typing import Final
 
 from fedq.config.schema import Config
+
+# Of any budget. Below, the accountants take minutes to find a noise; above, the number says nothing.
+LEAST_EPSILON: Final = 0.05
+MOST_EPSILON: Final = 1e4
 
 
 def identities(config: Config) -> list[str]:

@@ -17,7 +17,7 @@ from fedq.config.client_level import protects_examples
 from fedq.config.example_level import example_problems
 from fedq.config.problem import Problem
 from fedq.config.pruning import idle_pruning, pruning_problems
-from fedq.config.public import cohort_size, identities
+from fedq.config.public import LEAST_EPSILON, MOST_EPSILON, cohort_size, identities
 from fedq.config.quantization import idle_quantization
 from fedq.config.schema import Config
 from fedq.config.views import idle_views
@@ -76,8 +76,7 @@ BOUNDS: dict[str, tuple[float, float, bool, bool]] = {
     "quant.sparsity": (0, 1, False, False),
     "quant.sparsity_begin": (0, 1, True, True),
     "quant.sparsity_end": (0, 1, True, True),
-    # Below 0.05 the accountants take minutes to find a noise, and above 1e4 the number says nothing.
-    "privacy.target_epsilon": (0.05, 1e4, True, True),
+    "privacy.target_epsilon": (LEAST_EPSILON, MOST_EPSILON, True, True),
     "privacy.target_delta": (1e-15, 0.1, True, True),
     "privacy.noise_multiplier": (0.01, 1e5, True, True),
     "privacy.evaluation_epsilon": (1e-3, 10, True, True),

@@ -61,7 +61,16 @@ class Experiment:
             return "noisy_counts"
         if self.dataset.test is not None:
             return "server_test"
-        return "none" if self.plan is not None or self.client_plan is not None else "clients"
+        return "none" if self.claims_privacy else "clients"
+
+    @property
+    def claims_privacy(self) -> bool:
+        """Whether examples are protected by their clients, or whole clients by the server."""
+        return self.plan is not None or self.client_plan is not None
+
+    def counts_after(self, round: int) -> bool:
+        """Whether clients are asked for their noisy counts then: once, at the end."""
+        return self.accuracy_source == "noisy_counts" and round == self.config.rounds
 
     @cached_property
     def pruning(self) -> Pruning | None:

@@ -10,7 +10,7 @@ from fedq.privacy.client_level_evidence import ServerEvidence, ServerRound, is_c
 from fedq.privacy.counts import noisy_counts, standard_error
 from fedq.privacy.dpsgd import DPSGD, MAX_BATCH, DPEvidence
 from fedq.privacy.evidence import MAX_EPSILON, ClientRound, RunEvidence, is_private
-from fedq.privacy.ledger import Ledger, LedgerError
+from fedq.privacy.ledger import Ledger, LedgerError, is_begun
 from fedq.privacy.noise import RandomSource, SecureRandom, SeededRandom
 from fedq.privacy.plan import DPPlan, SpendContext
 from fedq.privacy.policy import Asked, Policy, PolicyError, read_policy, require
@@ -53,6 +53,7 @@ __all__ = [
     "calibrate",
     "clipped",
     "epsilon",
+    "is_begun",
     "is_client_private",
     "is_private",
     "noisy_counts",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from fedq.privacy.accounting import AnyMechanism, epsilon
 from fedq.privacy.client_level import ADJACENCY, UNIT, ClientLevelEvidence, ClientLevelPlan, sum_multiplier
-from fedq.privacy.evidence import MAX_EPSILON
+from fedq.privacy.evidence import fitting_faults, size_faults
 from fedq.privacy.spend import Spend
 
 
@@ -69,9 +69,8 @@ def is_client_private(evidence: ServerEvidence) -> tuple[bool, list[str]]:
     spent = spent_by_one_client(evidence)
     if not evidence.rounds:
         reasons.append("no round is on record")
-    # Written so that a NaN fails, and no target (inf) still needs a finite epsilon.
-    if not spent <= MAX_EPSILON:
-        reasons.append(f"epsilon {spent:g} is beyond {MAX_EPSILON:g}, where it bounds next to nothing")
+    reasons += size_faults(spent)
+    # Written so that a NaN fails; no target (inf) still needs an epsilon that means something.
     if not spent <= plan.target_epsilon:
         reasons.append(f"epsilon {spent:g} is beyond the target {plan.target_epsilon:g}")
     if not plan.delta * plan.clients <= 1:
@@ -90,13 +89,7 @@ def is_client_private(evidence: ServerEvidence) -> tuple[bool, list[str]]:
     if [r.round for r in evidence.rounds] != list(range(1, len(evidence.rounds) + 1)):
         reasons.append("the rounds on record are not 1, 2, 3, ...")
     reasons += _cohort_faults(evidence)
-    if evidence.data_fitted_on_private is None:
-        reasons.append(
-            "the loader does not say whether a statistic of several clients' examples is baked into its inputs; "
-            "let it return a fedq.data.Dataset with fitted_on_private_data=False if none is"
-        )
-    elif evidence.data_fitted_on_private is not False:
-        reasons.append("the data was scaled by statistics of several clients' examples")
+    reasons += fitting_faults(evidence.data_fitted_on_private, of="several clients' examples")
     if evidence.delivered_unnoised:
         reasons.append(f"delivered without noise: {', '.join(evidence.delivered_unnoised)}")
     return not reasons, reasons

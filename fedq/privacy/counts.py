@@ -15,42 +15,25 @@ from fedq.privacy.dpsgd import DPEvidence
 from fedq.privacy.ledger import Ledger
 from fedq.privacy.noise import RandomSource
 from fedq.privacy.plan import DPPlan, SpendContext
-from fedq.privacy.spend import LAPLACE, Spend
 
 
 def noisy_counts(
     right: int, wrong: int, plan: DPPlan, *, random: RandomSource, ledger: Ledger, context: SpendContext
 ) -> tuple[int, int, DPEvidence]:
     """The two counts with noise, which may be negative, and the evidence; the spend is on disk before either leaves."""
-    if plan.evaluation_epsilon is None:
-        raise ValueError("evaluation_epsilon=None: this plan has no evaluation; use evaluate=dp")
-    # Rounded down: what the ledger then says is at least the epsilon.
-    scale = math.nextafter(1 / plan.evaluation_epsilon, 0)
-    spend = Spend(
-        noise_multiplier=scale,
-        clip_norm=1.0,
-        sample_rate=1.0,
-        steps=1,
-        delta=plan.delta,
-        nominal_examples=plan.nominal_examples,
-        noise_source=random.source,
-        data=context.data,
-        run=context.run,
-        round=context.round,
-        bundle=context.bundle,
-        mechanism=LAPLACE,
-    )
+    spend = plan.evaluation_spend(context, noise_source=random.source)
+    assert plan.evaluation_epsilon is not None
     row_id = ledger.spend(spend, guard=budget_guard(plan, counts=True))
     noised = [count + discrete_laplace(plan.evaluation_epsilon, random) for count in (right, wrong)]
     evidence = DPEvidence(
         noise_source=random.source,
-        steps_noised=1,
-        clip_norm=1.0,
-        noise_multiplier=scale,
-        sample_rate=1.0,
+        steps_noised=spend.steps,
+        clip_norm=spend.clip_norm,
+        noise_multiplier=spend.noise_multiplier,
+        sample_rate=spend.sample_rate,
         spend_row_id=row_id,
         noised_scalars=len(noised),
-        mechanism=LAPLACE,
+        mechanism=spend.mechanism,
     )
     return noised[0], noised[1], evidence
 

@@ -23,7 +23,6 @@ from fedq.privacy.clipping import UNITS, clip_and_round, clip_and_sum
 from fedq.privacy.ledger import Ledger
 from fedq.privacy.noise import RandomSource
 from fedq.privacy.plan import DPPlan, SpendContext
-from fedq.privacy.spend import Spend
 from fedq.privacy.suitable import (
     check_loss_sums,
     check_unchanged,
@@ -103,7 +102,8 @@ class DPSGD:
             _refuse_other_rows(recorder, loss, inputs, targets, device)
             # All that can refuse has had its say. The spend is on disk before the first noised step: a crash
             # from here on has paid for more than it got.
-            row_id = self.ledger.spend(_spend(plan, context, self.random), guard=budget_guard(plan))
+            spend = plan.spend(context, noise_source=self.random.source)
+            row_id = self.ledger.spend(spend, guard=budget_guard(plan))
             steps_noised = 0
             for _ in range(plan.steps):
                 drawn = np.flatnonzero(self.random.bernoulli(plan.sample_rate, len(inputs)))
@@ -143,24 +143,6 @@ class DPSGD:
             spend_row_id=row_id,
             noised_scalars=sum(p.numel() for p in parameters),
         )
-
-
-def _spend(plan: DPPlan, context: SpendContext, random: RandomSource) -> Spend:
-    return Spend(
-        noise_multiplier=plan.noise_multiplier,
-        clip_norm=plan.clip_norm,
-        sample_rate=plan.sample_rate,
-        steps=plan.steps,
-        delta=plan.delta,
-        nominal_examples=plan.nominal_examples,
-        noise_source=random.source,
-        data=context.data,
-        run=context.run,
-        round=context.round,
-        attempt=context.attempt,
-        bundle=context.bundle,
-        mechanism=plan.mechanism_name,
-    )
 
 
 def _refuse_other_rows(

@@ -46,8 +46,7 @@ def is_private(evidence: RunEvidence) -> tuple[bool, list[str]]:
     reasons: list[str] = []
     if not evidence.rounds:
         reasons.append("no client round is on record")
-    if not evidence.epsilon <= MAX_EPSILON:
-        reasons.append(f"epsilon {evidence.epsilon:g} is beyond {MAX_EPSILON:g}, where it bounds next to nothing")
+    reasons += size_faults(evidence.epsilon)
     if not (evidence.nominal_examples >= 1 and evidence.delta * evidence.nominal_examples <= 1):
         reasons.append(f"delta {evidence.delta:g} allows one example of {evidence.nominal_examples} to leak whole")
     for client_round in evidence.rounds:
@@ -71,16 +70,27 @@ def is_private(evidence: RunEvidence) -> tuple[bool, list[str]]:
         reasons.append("the fields of the replies were not checked")
     if evidence.nonpublic_reply_fields:
         reasons.append(f"left a client without noise: {', '.join(evidence.nonpublic_reply_fields)}")
-    if evidence.data_fitted_on_private is None:
-        reasons.append(
-            "the loader does not say whether a statistic of the private examples is baked into its inputs; "
-            "let it return a fedq.data.Dataset with fitted_on_private_data=False if none is"
-        )
-    elif evidence.data_fitted_on_private is not False:
-        reasons.append("the data was scaled by statistics of the private examples")
+    reasons += fitting_faults(evidence.data_fitted_on_private, of="the private examples")
     if evidence.activation_ranges_observed:
         reasons.append("activation ranges were observed on private examples")
     return not reasons, reasons
+
+
+def fitting_faults(fitted: bool | None, *, of: str) -> list[str]:
+    """Why inputs are not free of a statistic of what is protected; [] where the loader says that they are."""
+    if fitted is None:
+        return [
+            f"the loader does not say whether a statistic of {of} is baked into its inputs; "
+            "let it return a fedq.data.Dataset with fitted_on_private_data=False if none is"
+        ]
+    return [] if fitted is False else [f"the data was scaled by statistics of {of}"]
+
+
+def size_faults(epsilon: float) -> list[str]:
+    """Why an epsilon is too large to mean anything; written so that a NaN is."""
+    if epsilon <= MAX_EPSILON:
+        return []
+    return [f"epsilon {epsilon:g} is beyond {MAX_EPSILON:g}, where it bounds next to nothing"]
 
 
 def _faults(r: ClientRound) -> list[str]:

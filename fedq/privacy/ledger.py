@@ -28,6 +28,7 @@ from fedq.privacy.spend import Spend
 
 # Long enough for another process to account and sync its own spend, short enough to say that one hangs.
 _LOCK_SECONDS: Final = 60.0
+HEAD_SUFFIX: Final = ".head"
 
 
 class LedgerError(Exception):
@@ -55,6 +56,16 @@ def check_same_data(path: Path, rows: Sequence[Row], data: str) -> None:
         )
 
 
+def head_beside(path: Path) -> Path:
+    """Where a ledger's head lies if nobody named another place."""
+    return path.with_name(f"{path.name}{HEAD_SUFFIX}")
+
+
+def is_begun(path: Path, *, head: Path | None = None) -> bool:
+    """Whether there is a ledger, or a head that tells of one: then a missing ledger was deleted, and is no new one."""
+    return path.exists() or (head or head_beside(path)).exists()
+
+
 class Ledger:
     """A ledger file; made if it is not there, unless `access="read"`. Holds no connection between calls.
 
@@ -72,7 +83,7 @@ class Ledger:
         if access not in ("append", "read"):
             raise ValueError(f"access={access!r}: must be append or read")
         self.path = Path(path).absolute()
-        self.head_path = self.path.with_name(f"{self.path.name}.head") if head is None else Path(head).absolute()
+        self.head_path = head_beside(self.path) if head is None else Path(head).absolute()
         self.access = access
         if not self.path.exists():
             if self.head_path.exists():

@@ -3,11 +3,11 @@ Knows mechanisms; not tensors, ledgers or anything that depends on data.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from fedq.privacy.accounting import ACCOUNTANTS, Accountant, Mechanism, PureDP
-from fedq.privacy.spend import DISCRETE, GAUSSIAN
+from fedq.privacy.spend import DISCRETE, GAUSSIAN, LAPLACE, Spend
 
 Noise = Literal["gaussian", "discrete"]
 MECHANISMS: dict[Noise, str] = {"gaussian": GAUSSIAN, "discrete": DISCRETE}  # as spends name them
@@ -63,7 +63,43 @@ class DPPlan:
     @property
     def evaluation(self) -> PureDP | None:
         """What an evaluation by noisy counts costs, as the ledger will say it."""
-        return None if self.evaluation_epsilon is None else PureDP(1 / math.nextafter(1 / self.evaluation_epsilon, 0))
+        return None if self.evaluation_epsilon is None else PureDP(1 / self.evaluation_scale)
+
+    @property
+    def evaluation_scale(self) -> float:
+        """Of the Laplace noise on a count: rounded down, so that what the ledger says is at least the epsilon."""
+        if self.evaluation_epsilon is None:
+            raise ValueError("evaluation_epsilon=None: this plan has no evaluation; use evaluate=dp")
+        return math.nextafter(1 / self.evaluation_epsilon, 0)
+
+    def spend(self, context: "SpendContext", *, noise_source: str) -> Spend:
+        """What one participation spends, as the ledger holds it."""
+        return Spend(
+            noise_multiplier=self.noise_multiplier,
+            clip_norm=self.clip_norm,
+            sample_rate=self.sample_rate,
+            steps=self.steps,
+            delta=self.delta,
+            nominal_examples=self.nominal_examples,
+            noise_source=noise_source,
+            data=context.data,
+            run=context.run,
+            round=context.round,
+            attempt=context.attempt,
+            bundle=context.bundle,
+            mechanism=self.mechanism_name,
+        )
+
+    def evaluation_spend(self, context: "SpendContext", *, noise_source: str) -> Spend:
+        """What one pair of noisy counts spends; ValueError where the plan has no evaluation."""
+        return replace(
+            self.spend(context, noise_source=noise_source),
+            mechanism=LAPLACE,
+            noise_multiplier=self.evaluation_scale,
+            clip_norm=1.0,
+            sample_rate=1.0,
+            steps=1,
+        )
 
     @property
     def divisor(self) -> float:

@@ -85,8 +85,9 @@ def _rehearse(experiment: Experiment) -> Traffic:
                 strategy.prune(round, experiment.initial)
                 snapshot = strategy.snapshot(experiment.initial, round)
                 updates.append(_update(experiment, strategy.kept.layout))
-        at_the_end = experiment.accuracy_source == "noisy_counts" and round == config.rounds
-        if at_the_end or (experiment.accuracy_source == "clients" and public.evaluation_due(config, round)):
+        if experiment.counts_after(round) or (
+            experiment.accuracy_source == "clients" and public.evaluation_due(config, round)
+        ):
             everyone = dict.fromkeys(experiment.identities, -1)
             _send(exchange, strategy.messages(round, snapshot, everyone, roster, task=wire.EVALUATE))
     sent = meter.take()

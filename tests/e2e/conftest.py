@@ -92,3 +92,11 @@ def workplace(tmp_path, monkeypatch):
     sys.modules.pop("mine", None)
     yield tmp_path
     sys.modules.pop("mine", None)
+
+
+@pytest.fixture
+def terminal_elsewhere(tmp_path, monkeypatch):
+    """A terminal of 100 columns in a folder of its own; what a command puts on the import path is gone afterwards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr(sys, "path", list(sys.path))

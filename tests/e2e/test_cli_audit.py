@@ -1,7 +1,6 @@
 """`fedq audit` on real runs and configs: tables, JSON, exit statuses."""
 
 import json
-import sys
 
 import pytest
 from typer.testing import CliRunner
@@ -14,11 +13,7 @@ DP = [*WORDS, "privacy=example", "privacy.accountant=rdp", "train.epochs=null", 
 QUICK = ["--canaries", "400", "--pairs", "20"]
 
 
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "120")
-    monkeypatch.setattr(sys, "path", list(sys.path))
+pytestmark = pytest.mark.usefixtures("terminal_elsewhere")
 
 
 @pytest.fixture(scope="module")

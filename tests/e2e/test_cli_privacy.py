@@ -2,7 +2,6 @@
 
 import json
 import sqlite3
-import sys
 
 import pytest
 from typer.testing import CliRunner
@@ -14,11 +13,7 @@ from fedq.privacy import Ledger, epsilon
 WORDS = ["rounds=3", "clients=3", "model.hidden=[16]", "privacy=example", "train.steps=2", "train.epochs=null"]
 
 
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "120")
-    monkeypatch.setattr(sys, "path", list(sys.path))
+pytestmark = pytest.mark.usefixtures("terminal_elsewhere")
 
 
 @pytest.fixture(scope="module")
@@ -112,8 +107,10 @@ def test_all_ledgers_below_a_folder_are_checked(run):
     assert accounts[0]["rows"][0]["mechanism"] == "discrete-gaussian"
 
 
-def test_a_ledger_that_does_not_check_out_ends_with_status_1_until_a_person_decides(run, tmp_path):
+def test_a_ledger_that_does_not_check_out_ends_with_status_1_until_a_person_decides(run, tmp_path, monkeypatch):
     import shutil
+
+    monkeypatch.setenv("COLUMNS", "120")  # what a person said stands in one line
 
     shutil.copytree(run.folder / "clients" / "0", tmp_path / "state")
     path = tmp_path / "state" / "ledger.sqlite"

@@ -14,13 +14,13 @@ LEAST = 'unit = "example"\nmax_epsilon = 3\nmax_delta = 1e-5\n'
 
 
 def test_a_request_as_strong_as_the_policy_is_let_in():
-    require(POLICY, ASKED)
+    assert require(POLICY, ASKED) is None
 
 
 def test_a_request_that_is_stronger_is_let_in():
-    require(POLICY, replace(ASKED, epsilon=1.0, delta=1e-7))
-    require(replace(POLICY, unit="client"), ASKED)
-    require(replace(POLICY, unit="off"), ASKED)
+    assert require(POLICY, replace(ASKED, epsilon=1.0, delta=1e-7)) is None
+    assert require(replace(POLICY, unit="client"), ASKED) is None
+    assert require(replace(POLICY, unit="off"), ASKED) is None
 
 
 @pytest.mark.parametrize(
@@ -57,11 +57,13 @@ def test_all_that_is_too_weak_is_named_at_once():
 
 
 def test_a_run_without_dp_is_weak_for_its_unit_alone():
-    require(replace(POLICY, unit="off"), replace(ASKED, unit="off", epsilon=float("inf"), delta=1.0))
+    asked = replace(ASKED, unit="off", epsilon=float("inf"), delta=1.0)
+    assert require(replace(POLICY, unit="off"), asked) is None
 
 
 def test_a_path_below_the_folder_and_a_digest_by_its_beginning_are_let_in():
-    require(replace(POLICY, data_path="/srv/data", models=(MODEL[:16],), bundles=(BUNDLE,)), ASKED)
+    policy = replace(POLICY, data_path="/srv/data", models=(MODEL[:16],), bundles=(BUNDLE,))
+    assert require(policy, ASKED) is None
 
 
 def test_a_link_out_of_the_folder_leads_out_of_it(tmp_path):

@@ -92,15 +92,8 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
-@pytest.mark.parametrize("batch", [1, 5])
-@pytest.mark.parametrize("name", MODELS)
-def test_per_sample_gradients_are_those_of_one_example_at_a_time(name: str, batch: int, setting: str):
-    """In float64: sums in another order move a float32 value to the next level now and then, and its gradient.
-
-    A sum of integers that is exactly 0 may come out as 1e-17 or as 0, and a ReLU's grid tells them apart: at
-    these seeds none does.
-    """
+def quantized_with_batch(name: str, setting: str, batch: int) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
+    """A model of MODELS at one of SETTINGS, in float64, and made-up examples with targets."""
     torch.manual_seed(4 if name.startswith("tied") else 3)
     make, shape = MODELS[name]
     model = make().double()
@@ -113,6 +106,19 @@ def test_per_sample_gradients_are_those_of_one_example_at_a_time(name: str, batc
         grid._step *= 1 + 0.01 * number
     x, y = example_inputs(shape, batch), torch.randint(0, 10, (batch,))
     x = x.double() if x.is_floating_point() else x
+    return model, x, y
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("batch", [1, 5])
+@pytest.mark.parametrize("name", MODELS)
+def test_per_sample_gradients_are_those_of_one_example_at_a_time(name: str, batch: int, setting: str):
+    """In float64: sums in another order move a float32 value to the next level now and then, and its gradient.
+
+    A sum of integers that is exactly 0 may come out as 1e-17 or as 0, and a ReLU's grid tells them apart: at
+    these seeds none does.
+    """
+    model, x, y = quantized_with_batch(name, setting, batch)
     expected, got = one_at_a_time(model, x, y), per_sample(model, x, y)
     assert got.keys() == expected.keys()
     for key, gradients in expected.items():
@@ -126,17 +132,7 @@ def test_per_sample_gradients_are_those_of_one_example_at_a_time(name: str, batc
 @pytest.mark.parametrize("name", MODELS)
 def test_fedq_s_own_recorder_finds_the_same(name: str, setting: str):
     """With Opacus' hooks on attention and recurrence only."""
-    torch.manual_seed(4 if name.startswith("tied") else 3)
-    make, shape = MODELS[name]
-    model = make().double()
-    if setting == "skipped":
-        spell_out(model)
-    else:
-        quantize(model, **{**TIGHT, **(WIDE if name == "conv1d" else {}), **SETTINGS[setting]})
-    for number, grid in enumerate(m for m in model.modules() if isinstance(m, FixedGrid)):
-        grid._step *= 1 + 0.01 * number
-    x, y = example_inputs(shape, 5), torch.randint(0, 10, (5,))
-    x = x.double() if x.is_floating_point() else x
+    model, x, y = quantized_with_batch(name, setting, 5)
     expected = one_at_a_time(model, x, y)
     names = {parameter: name for name, parameter in model.named_parameters()}
     with recorded(model) as recorder:
