@@ -28,15 +28,15 @@ ADJACENCY = (
 )
 ADVERSARY = (
     "the server and all other clients together: they see every message and model, choose the weights that are "
-    "sent (but for rounding, below) and the order of rounds, and run fedq's own code on the client as it is "
+    "sent and the order of rounds, and run fedq's own code on the client as it is "
     "(local model: a client trusts only itself)"
 )
 NOT_COVERED = (
     "the client runs the code of the bundle: an operator who ships other code is not bound by any of this",
     "tuning: hyperparameters (clip norm, learning rate, rounds, model) that were chosen by looking at private data, "
     "and which of several runs was published. A ledger counts its runs, not what was learnt from looking at them",
-    "float32 gradients: their rounding may turn on an example's batch-mates, by 10^-6 clips with weights that training "
-    "makes, and by clips with weights that a hostile server chooses for it",
+    "float32 kernels that round by values: that an example's gradient is the same to the bit in every batch is tried "
+    "out before a fit, on made-up examples and weights, and not proved",
     "side channels: time, memory, power, whether a client answers or fails",
     "what is public by declaration: the shape of an example, the labels, the name of the data, who the clients are",
     "what follows from the population, and is meant to be learnt",

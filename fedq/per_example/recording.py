@@ -75,6 +75,13 @@ class Recorder:
         layer.forward = forward  # on the object: the class stays as it is for all others
         return partial(delattr, layer, "forward")
 
+    def forget(self) -> None:
+        """What an interrupted pass has left."""
+        self._found = []
+        for parameter in self.model.parameters():
+            parameter.grad = None
+            parameter.__dict__.pop("grad_sample", None)
+
     def take(self, examples: int) -> list[Contribution]:
         """One contribution for each parameter that took part; ValueError where one is not of so many examples."""
         found, self._found = self._found, []

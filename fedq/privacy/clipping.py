@@ -16,9 +16,12 @@ a Linear layer's weight is the product of two vectors of integers, each a rounde
 example only. Where rounding the factors to nearest ends beyond the bound they are rounded toward zero, and if that were
 not enough the example would have no share.
 
-What goes into the rounding is float32: a matrix kernel may round an example's gradient otherwise in a batch of
-another size. Seen: with one example more, all the others' shares together move by less than 10^-6 clips. So the bound
-on a share is 2^-13 below the clip norm, which leaves room for a hundred times that.
+What goes into the rounding is float32, and so may turn on where in a batch of what size an example stands; `alike`
+sees to it that it does not. The bound on a share is 2^-13 below the clip norm nevertheless: room for a hundred times
+what was seen without that care.
+
+A batch may be padded: only the first `count` rows have a share. All rows are computed alike, so that shapes, hence
+kernels, do not tell how many count.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -48,13 +51,16 @@ def clip_and_sum(
     parameters: Sequence[nn.Parameter],
     clip_norm: float,
     pruned: Pruned | None = None,
+    *,
+    count: int | None = None,
 ) -> Tensor:
     """Clip each example's gradient and sum: flat float64 on the CPU, in the order of `parameters`.
 
-    Pruned values take no part in the norm. A parameter without contribution gets zeros. Uses the contributions up.
+    Pruned values take no part in the norm. A parameter without contribution gets zeros. `count`: how many rows have a
+    share, the first ones; all by default. Uses the contributions up.
     """
     masked = _masked(contributions, pruned or {})
-    factors = _factors(masked, clip_norm, margin=_MARGIN)
+    factors = _factors(masked, clip_norm, count, margin=_MARGIN)
     return _in_order({c.parameter: c.weighted_sum(factors) for c in masked}, parameters)
 
 
@@ -63,10 +69,12 @@ def clip_and_round(
     parameters: Sequence[nn.Parameter],
     clip_norm: float,
     pruned: Pruned | None = None,
+    *,
+    count: int | None = None,
 ) -> Tensor:
     """The same on the grid of clip_norm / UNITS: flat float64 whole numbers, exact."""
     masked = _masked(contributions, pruned or {})
-    scales = _factors(masked, clip_norm, margin=_GRID_MARGIN) * (UNITS / clip_norm)
+    scales = _factors(masked, clip_norm, count, margin=_GRID_MARGIN) * (UNITS / clip_norm)
     shares = [_Factors(c, scales) if isinstance(c, Outer) else _Rows(c, scales) for c in masked]
     # By lists of examples, which may be empty, and not by branches: neighbours do not differ in what is executed.
     beyond = _beyond(shares)
@@ -167,12 +175,24 @@ def _masked(contributions: Sequence[Contribution], pruned: Pruned) -> list[Contr
     return masked
 
 
-def _factors(contributions: Sequence[Contribution], clip_norm: float, *, margin: float) -> Tensor:
+def made_of(contributions: Sequence[Contribution], clip_norm: float, pruned: Pruned | None = None) -> list[Tensor]:
+    """All that `clip_and_round` makes shares of, before it rounds: tensors with one row for each example."""
+    masked = _masked(contributions, pruned or {})
+    factors = _factors(masked, clip_norm, None, margin=_GRID_MARGIN)
+    parts = [[c.left, c.right, *c.lengths()] if isinstance(c, Outer) else [c.rows] for c in masked]
+    return [factors, *(part for of_one in parts for part in of_one)]
+
+
+def _factors(contributions: Sequence[Contribution], clip_norm: float, count: int | None, *, margin: float) -> Tensor:
     """float64 (n,) of the clip; what is to be dropped is made zero in the contributions themselves: 0 * NaN is NaN."""
     if not contributions:
         return torch.zeros(0, dtype=torch.float64)
-    norms = torch.stack([c.squared_norms().cpu() for c in contributions]).sum(0).sqrt()
+    squares = torch.zeros(contributions[0].examples, dtype=torch.float64)
+    for contribution in contributions:  # one by one: torch.sum adds the last columns up in another order
+        squares += contribution.squared_norms().cpu()
+    norms = squares.sqrt()
     usable = norms <= min(_LONGEST_GRADIENT * clip_norm, torch.finfo(torch.float32).max)  # not if NaN
+    usable[len(usable) if count is None else count :] = False
     dropped = (~usable).nonzero().flatten()
     for contribution in contributions:
         contribution.forget(dropped)

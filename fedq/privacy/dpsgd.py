@@ -9,6 +9,7 @@ cryptographic stream), gives a non-finite example a NaN share (NaN * 0), and spr
 in one place.
 """
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from fedq.compiler import without_compiler
 from fedq.per_example import Recorder, averaged, recorded
 from fedq.privacy.admission import budget_guard
+from fedq.privacy.alike import aligned_products, alike, in_parts, rows_at_once
 from fedq.privacy.clipping import UNITS, clip_and_round, clip_and_sum
 from fedq.privacy.ledger import Ledger
 from fedq.privacy.noise import RandomSource
@@ -32,7 +34,12 @@ from fedq.privacy.suitable import (
     untrained_state,
 )
 
-MAX_BATCH = 256  # examples whose gradients are held at once
+_ONE_AT_A_TIME = (
+    "this model's gradient of an example is rounded otherwise at another place of a batch, so it is trained on one "
+    "example at a time, which is slow; use layers of fedq's or torch's kinds, or noise=gaussian, whose epsilon is only "
+    "that of the ideal mechanism"
+)
+MAX_BATCH = 128  # examples whose gradients are held at once; more no longer fit a processor's caches
 
 
 @dataclass(frozen=True)
@@ -74,10 +81,10 @@ class DPSGD:
         """Train `model` in place by `plan.steps` noised steps; Declined or LedgerError come before any.
 
         `inputs`, `targets`: (n, ...), n may be 0; what is drawn of them moves to where the model is. `loss` must SUM
-        over the batch. `max_batch` bounds memory only: a larger batch is processed in parts. `make_optimizer` gets the
-        trainable parameters. `pruned`: parameter -> bool, True where it is 0.0 and stays so; public, as the weights
-        that the server sends are. `augment` makes of inputs (n, ...) `views` of each, one example's after the other, by
-        that example and chance alone: their mean gradient is the example's, and is clipped as one.
+        over the batch. A batch is processed in parts of one public size, `max_batch` examples at most. `make_optimizer`
+        gets the trainable parameters. `pruned`: parameter -> bool, True where it is 0.0 and stays so; public, as the
+        weights that the server sends are. `augment` makes of inputs (n, ...) `views` of each, one example's after the
+        other, by that example and chance alone: their mean gradient is the example's, and is clipped as one.
         """
         plan, pruned = self.plan, pruned or {}
         if len(inputs) != len(targets):
@@ -95,11 +102,17 @@ class DPSGD:
         untrained = untrained_state(model)
         optimizer = make_optimizer(parameters)
         device = device_of(model)
-        at_once = max(1, max_batch // views)
-        bounded_sum = clip_and_sum if plan.noise == "gaussian" else clip_and_round
+        at_once = rows_at_once(plan.divisor, plan.sample_rate, max(1, max_batch // views))
+        whole = plan.noise == "discrete"  # sums of whole numbers; those of floats depend on the whole batch anyhow
+        bounded_sum = clip_and_round if whole else clip_and_sum
 
         with recorded(model) as recorder:
             _refuse_other_rows(recorder, loss, inputs, targets, device)
+            if whole and not alike(
+                recorder, loss, inputs, targets, size=at_once, clip_norm=plan.clip_norm, pruned=pruned, views=views
+            ):
+                warnings.warn(_ONE_AT_A_TIME, stacklevel=2)
+                at_once = 1
             # All that can refuse has had its say. The spend is on disk before the first noised step: a crash
             # from here on has paid for more than it got.
             spend = plan.spend(context, noise_source=self.random.source)
@@ -108,15 +121,16 @@ class DPSGD:
             for _ in range(plan.steps):
                 drawn = np.flatnonzero(self.random.bernoulli(plan.sample_rate, len(inputs)))
                 total = torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float64)
-                for start in range(0, len(drawn), at_once):
-                    chunk = torch.from_numpy(drawn[start : start + at_once])
+                for part, count in in_parts(drawn, at_once, padded=whole):
+                    chunk = torch.from_numpy(part)
                     seen = inputs[chunk] if augment is None else augment(inputs[chunk])
-                    outputs = model(seen.to(device))
+                    with aligned_products():
+                        outputs = model(seen.to(device))
                     wanted = targets[chunk].repeat_interleave(views, 0).to(device)
                     loss(outputs, wanted).backward()  # type: ignore[no-untyped-call]
                     # Averaged before the clip: however many views, an example has one bounded share.
                     shares = averaged(recorder.take(len(seen)), views)
-                    total += bounded_sum(shares, parameters, plan.clip_norm, pruned)
+                    total += bounded_sum(shares, parameters, plan.clip_norm, pruned, count=count)
                 # Every step is noised, that of an empty batch too: skipping one would tell that it was empty.
                 noised = _noised(total, plan, self.random)
                 steps_noised += 1

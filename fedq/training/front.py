@@ -3,8 +3,8 @@
 Not quantization, privacy or rounds: layers that are fixed and look at one example each are so under all of them.
 """
 
+import math
 from collections import OrderedDict
-from typing import cast
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ import xxhash
 from torch import Tensor, nn
 
 from fedq.privacy import refuse_mixing
+from fedq.privacy.alike import aligned_products, in_parts
 from fedq.privacy.suitable import device_of
 from fedq.seeding import seeded
 
@@ -23,12 +24,13 @@ class Front:
     """Leading layers without anything that is trained, and their outputs for inputs that come again.
 
     Inputs are known by a digest of their values, so it does not matter who holds them or whether they were copied.
+    They are computed in parts of one size, so that an example's outputs are the same to the bit beside any others.
     """
 
     def __init__(self, layers: nn.Sequential, input_shape: tuple[int, ...]) -> None:
         self.layers = layers
         self._kept: dict[bytes, np.ndarray] = {}
-        self._bytes_each = self._computed(np.zeros((1, *input_shape), np.float32)).nbytes
+        self._output_shape = tuple(_outputs(layers, torch.zeros((_AT_ONCE, *input_shape))).shape[1:])
 
     def __call__(self, inputs: np.ndarray) -> np.ndarray:
         """Outputs float32 (n, ...) of inputs float32 (n, ...), not to be written to."""
@@ -42,27 +44,24 @@ class Front:
 
     def kept_bytes(self, examples: int) -> int:
         """Memory that the outputs of so many different examples take, once all of them were seen."""
-        return min(examples * self._bytes_each, _MOST_BYTES)
+        return min(examples * 4 * math.prod(self._output_shape), _MOST_BYTES)
 
     def _computed(self, inputs: np.ndarray) -> np.ndarray:
-        device = device_of(self.layers)
-        self.layers.eval()
-        with torch.inference_mode():
-            some = max(min(_AT_ONCE, len(inputs)), 1)  # of no examples too, for the shape
-            outputs: np.ndarray | None = None
-            for start in range(0, max(len(inputs), 1), some):
-                part = self.layers(torch.from_numpy(inputs[start : start + some]).to(device)).cpu().numpy()
-                if outputs is None:
-                    outputs = np.empty((len(inputs), *part.shape[1:]), np.float32)
-                outputs[start : start + some] = part
-        return cast(np.ndarray, outputs)
+        outputs = np.empty((len(inputs), *self._output_shape), np.float32)
+        all_of_them = torch.from_numpy(inputs)
+        for rows, count in in_parts(np.arange(len(inputs)), _AT_ONCE):
+            # Indexed by torch, whose memory is aligned: kernels may round otherwise at another address.
+            part = _outputs(self.layers, all_of_them[torch.from_numpy(rows)])
+            outputs[rows[:count]] = part[:count].numpy()
+        return outputs
 
 
 def divided(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[Front | None, nn.Module]:
     """The front of a plain sequence and the rest of it, which share its modules; or None and the model as it is.
 
     A front that holds no weights is none: computing it again is cheaper than keeping what it made. Neither is one whose
-    output for an example turns on chance, on the mode or on the example's neighbours; it is probed for that.
+    output for an example turns on chance, on the mode or on the example's neighbours, or whose last bits turn on its
+    place among them; it is probed for that.
     """
     if type(model) is not nn.Sequential:
         return None, model
@@ -82,16 +81,25 @@ def _fixed(module: nn.Module) -> bool:
 
 def _settled(layers: nn.Sequential, input_shape: tuple[int, ...]) -> bool:
     device = device_of(layers)
-    probe = torch.randn((2, *input_shape), generator=torch.Generator().manual_seed(0)).to(device)
-    found: list[Tensor] = []
+    probe = torch.randn((_AT_ONCE, *input_shape), generator=torch.Generator().manual_seed(0))
     try:
         refuse_mixing(layers, input_shape)
     except ValueError:
         return False
+    found: list[Tensor] = []
     was_training = layers.training
     for training, seed in ((True, 0), (True, 1), (False, 0)):
         layers.train(training)
-        with torch.no_grad(), seeded(seed, device):
-            found.append(layers(probe))
+        with seeded(seed, device):
+            found.append(_outputs(layers, probe))
     layers.train(was_training)
-    return torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+    place = _AT_ONCE // 2
+    everywhere = _outputs(layers, probe[place : place + 1].expand(probe.shape).contiguous())
+    return all(torch.equal(found[0], other) for other in found[1:]) and bool((everywhere == found[0][place]).all())
+
+
+def _outputs(layers: nn.Module, inputs: Tensor) -> Tensor:
+    """On the CPU, of `_AT_ONCE` inputs."""
+    with torch.inference_mode(), aligned_products():
+        outputs: Tensor = layers(inputs.to(device_of(layers))).cpu()
+    return outputs

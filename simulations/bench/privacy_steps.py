@@ -50,8 +50,9 @@ def _beside_opacus(name: str, effort: Effort) -> Row:
     ms = _milliseconds(contenders, effort)
     memory = (_peak(lambda: _gradients(in_training_format(fresh(name)))), _peak(theirs.step))
     words = (
-        f"one step of DP-SGD on {name}, batch {BATCH}, one thread, Gaussian noise: fedq's (sampling, gradients of each "
-        "example, clipping, noise, SGD step) over Opacus' hooks and DPOptimizer as make_private sets them up; clipped "
+        f"one step of DP-SGD on {name}, one thread, Gaussian noise: fedq's (a Poisson sample of {BATCH} examples on "
+        "average, gradients of each, clipping, noise, SGD step) over Opacus' hooks and DPOptimizer as make_private "
+        f"sets them up, on {BATCH} examples; clipped "
         f"sums differ by {difference:.1g}; at their peak gradients and clipping hold "
         f"{memory[0] / _MIB:.0f} and {memory[1] / _MIB:.0f} MiB"
     )
@@ -67,8 +68,8 @@ def _discrete(name: str, effort: Effort) -> Row:
     }
     ms = _milliseconds(contenders, effort)
     words = (
-        f"one step of fedq's DP-SGD on {name}, batch {BATCH}, one thread: integer sums and discrete Gaussian noise "
-        "over float32 sums and float64 Gaussian noise"
+        f"one step of fedq's DP-SGD on {name}, Poisson batches of {BATCH}, one thread: parts of one size, integer sums "
+        "and discrete Gaussian noise over float32 sums and float64 Gaussian noise"
     )
     return Row(f"discrete_step_{name}", ms["discrete"], ms["gaussian"], "ms", "ours/reference", words)
 
@@ -82,7 +83,9 @@ def _beside_sgd(name: str, effort: Effort) -> Row:
         "sgd": lambda: _seconds(sgd, 2 * steps),
     }
     ms = _milliseconds(contenders, effort)
-    words = f"one step of fedq's DP-SGD on {name}, batch {BATCH}, one thread, over one of {how} SGD without privacy"
+    words = (
+        f"one step of fedq's DP-SGD on {name}, batches of {BATCH}, one thread, over one of {how} SGD without privacy"
+    )
     return Row(f"dp_step_vs_sgd_{name}", ms["ours"], ms["sgd"], "ms", "ours/reference", words)
 
 

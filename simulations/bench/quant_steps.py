@@ -23,6 +23,7 @@ MODELS = ("cnn", "mlp", "resnet8_gn", "transformer")
 INPUT_SHAPE, NUM_OUTPUTS = (1, 28, 28), 10
 BATCH = 256
 _SHORTEST = 0.05  # seconds of one timing, at least
+_SHARDS = 10  # expected batches in a shard that DP-SGD samples from
 _NOISED_STEPS = 3  # of one run of DP-SGD; the first one warms up
 
 
@@ -53,10 +54,10 @@ def _quantized(name: str) -> nn.Module:
     return model
 
 
-def examples() -> tuple[Tensor, Tensor]:
+def examples(count: int = BATCH) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
-    inputs = torch.randn(BATCH, *INPUT_SHAPE, generator=generator)
-    return inputs, torch.randint(0, NUM_OUTPUTS, (BATCH,), generator=generator)
+    inputs = torch.randn(count, *INPUT_SHAPE, generator=generator)
+    return inputs, torch.randint(0, NUM_OUTPUTS, (count,), generator=generator)
 
 
 def _plain(name: str, effort: Effort) -> Row:
@@ -120,9 +121,9 @@ def noised_step(model: nn.Module, *, noise: Noise = "gaussian", steps: int = _NO
     plan = DPPlan(
         noise_multiplier=1.0,
         clip_norm=1.0,
-        sample_rate=1.0,  # of BATCH examples: each step has all of them, on both sides
+        sample_rate=1 / _SHARDS,  # so that padding of Poisson batches is part of what is timed
         steps=steps,
-        nominal_examples=BATCH,
+        nominal_examples=_SHARDS * BATCH,
         target_epsilon=math.inf,
         delta=1e-5,
         accountant="rdp",
@@ -140,7 +141,7 @@ def noised_step(model: nn.Module, *, noise: Noise = "gaussian", steps: int = _NO
         mechanism = DPSGD(plan, random=SeededRandom(0), ledger=Ledger(Path(folder) / "ledger.sqlite"))
         mechanism.run(
             model,
-            *examples(),
+            *examples(_SHARDS * BATCH),
             loss=lambda outputs, targets: functional.cross_entropy(outputs, targets, reduction="sum"),
             make_optimizer=optimizer,
             context=SpendContext(data="random", run="bench", round=1),

@@ -19,7 +19,8 @@ def app(tmp_path):
 @pytest.fixture(autouse=True)
 def _path(monkeypatch, tmp_path):
     """No app but those of a test: the repository itself may be one."""
-    monkeypatch.setattr(sys, "path", [p for p in sys.path if p and not is_app(tmp_path / p)])
+    monkeypatch.syspath_prepend(str(tmp_path))  # remembers the path as it is; setattr, undone first, would lose it
+    sys.path[:] = [p for p in sys.path if p and p != str(tmp_path) and not is_app(tmp_path / p)]
     monkeypatch.chdir(tmp_path)
 
 
