@@ -31,7 +31,7 @@ fuzz: $(DEV_STAMP)
 	$(BIN)/python -m tests.fuzz
 	$(BIN)/python -m tests.fuzz.guided
 
-# What tests of the codec and the reply checks would not notice: docs/mutants.md. Half an hour; goes on where it stopped.
+# What tests of codec, reply checks and privacy would not notice: docs/mutants.md. Hours; goes on where it stopped.
 mutants: $(DEV_STAMP)
 	$(BIN)/python -m tests.mutants
 

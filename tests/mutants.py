@@ -1,6 +1,7 @@
-"""Runs mutmut and writes docs/mutants.md: which mutants of the codec and the reply checks no test notices.
+"""Runs mutmut and writes docs/mutants.md: which mutants of the codec, the reply checks and the privacy room survive.
 
-    python -m tests.mutants
+    python -m tests.mutants             both groups
+    python -m tests.mutants privacy     one of them: codec, privacy
 
 Goes on where an interrupted run stopped: results are kept in mutants/. Mutants that survived are tried again once a
 test has changed; killed ones are only if their function changed, so start from scratch (`rm -rf mutants`) before you
@@ -28,6 +29,8 @@ ROOT = Path(__file__).parents[1]
 DOCUMENT = ROOT / "docs" / "mutants.md"
 STATS = Path("mutants/mutmut-stats.json")  # written as each run begins
 LEAST_SCORE = 0.8
+# Table in the document -> what mutants of it are called.
+GROUPS = {"codec": ("fedq.codec.", "fedq.wire.", "fedq.server."), "privacy": ("fedq.privacy.", "fedq.client.")}
 UNNOTICED = ("survived", "no tests")
 UNFINISHED = ("not checked", "check was interrupted by user")
 CODED = ("MalformedUpdate", "MalformedReply")  # whose first argument is a reason that others act on, the second a text
@@ -56,16 +59,29 @@ class Score:
 
 def main() -> int:
     os.chdir(ROOT)
+    asked = sys.argv[1:] or list(GROUPS)
+    if unknown := sorted(set(asked) - set(GROUPS)):
+        print(f"{unknown[0]}: must be one of {', '.join(GROUPS)}", file=sys.stderr)
+        return 2
     forget_survivors()
+    return max(run_group(group) for group in asked)
+
+
+def run_group(group: str) -> int:
     mutmut = Path(sys.executable).with_name("mutmut")
-    done = subprocess.run([mutmut, "run", *sys.argv[1:]], env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
+    names = [f"{prefix}*" for prefix in GROUPS[group]]
+    done = subprocess.run([mutmut, "run", *names], env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
     if done.returncode:
         return done.returncode
-    scores = [score for path in sorted(walk_mutatable_files()) if (score := score_of(path)).total]
-    replace_table(DOCUMENT, "mutants", report(scores))
+    rooms = tuple(prefix.replace(".", "/") for prefix in GROUPS[group])
+    paths = sorted(path for path in walk_mutatable_files() if path.as_posix().startswith(rooms))
+    scores = [score for path in paths if (score := score_of(path)).total]
+    replace_table(DOCUMENT, f"mutants_{group}", report(scores))
     total, survived, texts = (sum(counts) for counts in zip(*map(counts_of, scores), strict=True))
     untried = sum(score.untried for score in scores)
-    print(f"{total} mutants: {total - survived} killed, {survived} survived, {texts} of them texts of messages")
+    print(
+        f"{group}: {total} mutants, {total - survived} killed, {survived} survived, {texts} of them texts of messages"
+    )
     print(
         f"score {share(total - survived, total)}: at least {LEAST_SCORE:.0%} is asked; {DOCUMENT.name} lists survivors"
     )

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fedq.quant.inspection import GridView, Inspection, LayerView, WeightView
 
 BARS = "▁▂▃▄▅▆▇█"
+LONG_NAME = 12  # characters that a table of 80 columns has room for, beside ranges
 LITTLE = 0.01  # own error that is no reason to change anything
 MUCH_CLIPPED, HALF_USED = 0.001, 0.5
 MOST = 0.7  # of a layer's own error: what alone has that much of it is its cause
@@ -180,22 +181,33 @@ def _table(*headers: str) -> Any:
     return table
 
 
+def _numbers(found: "Inspection") -> dict[str, str]:
+    """Of the layers, by name: what stands for them beside their figures where names are long; else none."""
+    names = [layer.name for layer in found.layers]
+    numbered = max(map(len, names), default=0) > LONG_NAME
+    return {name: str(number) for number, name in enumerate(names, start=1)} if numbered else {}
+
+
 def _weights(found: "Inspection") -> "RenderableType":
-    table = _table("layer", "kind", "bits", "shape", "zeros", "levels", "bytes")
+    numbers = _numbers(found)
+    table = _table(*["nr"][: len(numbers)], "layer", "kind", "bits", "shape", "zeros", "levels", "bytes")
     for layer in found.layers:
+        number = [numbers[layer.name]] if numbers else []
+        told = one_line(layer.name)
         if layer.bits is None:
             shapes = ", ".join(map(_shape, layer.weights))
-            table.add_row(one_line(layer.name), layer.kind, "float", shapes, "", "", f"{layer.bytes:,}")
+            table.add_row(*number, told, layer.kind, "float", shapes, "", "", f"{layer.bytes:,}")
             continue
         bits = "ternary" if layer.bits == 2 else str(layer.bits)
         several = len(layer.weights) > 1
         if several:
-            table.add_row(one_line(layer.name), layer.kind, bits, "", "", "", f"{layer.bytes:,}")
+            table.add_row(*number, told, layer.kind, bits, "", "", "", f"{layer.bytes:,}")
         for weight in layer.weights:
             inner = one_line("  " + weight.name.removeprefix(f"{layer.name}."))
-            first = (inner, "", "") if several else (one_line(layer.name), layer.kind, bits)
+            first = (inner, "", "") if several else (told, layer.kind, bits)
             bars = sparkline(weight.histogram)
-            table.add_row(*first, _shape(weight), percent(weight.zeros), bars, f"{weight.bytes:,}")
+            nr = [""] * len(number) if several else number
+            table.add_row(*nr, *first, _shape(weight), percent(weight.zeros), bars, f"{weight.bytes:,}")
     return table  # type: ignore[no-any-return]
 
 
@@ -207,8 +219,8 @@ def _shape(weight: "WeightView") -> str:
 def _errors(found: "Inspection") -> "RenderableType":
     from rich.text import Text
 
-    table = _table("layer", "input", "clipped", "used", "output", "clipped", "used", "own", "sum", "")
-    by_name = {layer.name: layer for layer in found.layers}
+    by_name, numbers, figures = {layer.name: layer for layer in found.layers}, _numbers(found), ("clipped", "used")
+    table = _table("nr" if numbers else "layer", "input", *figures, "output", *figures, "own", "sum", "")
     for layer in found.layers:
         grids = {grid.role: grid for grid in layer.grids}
         worst = layer is found.worst and layer.own_error >= LITTLE
@@ -220,7 +232,13 @@ def _errors(found: "Inspection") -> "RenderableType":
         marked = Text("<" if worst else "", style="bold red")
         style = "bold red" if worst else ""
         table.add_row(
-            one_line(layer.name), *before, *after, Text(own, style=style), percent(layer.error), marked, style=style
+            numbers.get(layer.name, one_line(layer.name)),
+            *before,
+            *after,
+            Text(own, style=style),
+            percent(layer.error),
+            marked,
+            style=style,
         )
         if (chances := grids.get("chances")) is not None:
             table.add_row("  chances", "", "", "", *_figures(chances), "", "", "")

@@ -121,3 +121,14 @@ def test_json_says_the_same():
 )
 def test_a_sparkline_measures_by_what_lies_beside_the_middle(counts, bars):
     assert sparkline(counts) == bars
+
+
+def test_long_names_give_way_to_numbers_beside_the_figures_so_that_these_keep_their_lines():
+    seen = found(replace(HIDDEN, name="scattering.low1_coarse.along"), FLOAT)
+    page = io.StringIO()
+    Console(file=page, width=80).print(inspection_table(seen, ABOUT))
+    _, figures = page.getvalue().split("activations and errors")
+    header, first = figures.splitlines()[1], figures.splitlines()[3]
+    assert (header.split()[0], first.split()[0]) == ("nr", "1")
+    assert all(figure in first for figure in ("[0, 8]", "4.0 %"))
+    assert "along" not in figures.split("clipped: beyond")[0]
