@@ -54,3 +54,15 @@ def tiny_cnn() -> nn.Module:
         nn.Flatten(),
         nn.Linear(4 * 3 * 3, 3),
     )
+
+
+@pytest.fixture
+def flat_examples():
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn(20, 6, generator=generator) * 3, torch.randint(0, 3, (20,), generator=generator)
+
+
+@pytest.fixture
+def image_examples():
+    generator = torch.Generator().manual_seed(4)
+    return torch.randn(20, 1, 6, 6, generator=generator) * 3, torch.randint(0, 3, (20,), generator=generator)

@@ -101,7 +101,7 @@ def test_trained_parameters_may_move():
 
 
 def test_a_ledger_of_other_data_is_declined_before_the_data_is_opened(ledger, plan):
-    from test_ledger import SPEND
+    from tests.privacy.ledgers import SPEND
 
     ledger.spend(SPEND)
     admit(ledger, plan, data=SPEND.data)
