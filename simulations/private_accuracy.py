@@ -31,10 +31,10 @@ BUDGETS: dict[str, dict[str, list[str]]] = {
         "inf": [*OFF, "train.lr=0.003", "train.schedule=linear"],
     },
     "cnn": {
-        "1": ["privacy.target_epsilon=1", "train.lr=1.5"],
-        "3": ["privacy.target_epsilon=3", "train.lr=3.0"],
-        "8": ["privacy.target_epsilon=8", "train.lr=3.0"],
-        "inf": [*OFF, "train.lr=0.1", "train.schedule=linear"],
+        "1": ["privacy.target_epsilon=1", "train.lr=10.0", "rounds=20"],
+        "3": ["privacy.target_epsilon=3", "train.lr=20.0", "rounds=20"],
+        "8": ["privacy.target_epsilon=8", "train.lr=30.0", "rounds=20"],
+        "inf": [*OFF, "train.lr=0.1", "train.schedule=linear", "rounds=20"],
     },
 }
 

@@ -29,6 +29,14 @@ def example_problems(config: Config) -> Iterator[Problem]:
             "observed ranges are not covered by DP-SGD (privacy=example)",
             "Use quant.activations=fixed or learned",
         )
+    if quant.name != "off" and quant.weight_rounding == "stochastic":
+        yield Problem(
+            "quant.weight_rounding",
+            "stochastic",
+            "weights that are rounded anew for each part of a batch are shared by its examples: one more example moves "
+            "others to another part, hence by more than its own bound (privacy=example)",
+            "Use quant.weight_rounding=nearest",
+        )
     if nominal_examples(config) is None:
         yield Problem(
             "privacy.nominal_examples",

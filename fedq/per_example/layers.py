@@ -16,6 +16,7 @@ from fedq.per_example.contributions import Contribution, Dense, Outer
 Sampler = Callable[[nn.Module, Tensor, Tensor], list[Contribution]]
 # Bytes of patches made at once: they are read right after they are written, best from the cache.
 _PATCH_BYTES = 1 << 21
+_ALIGNED = 16  # float32 values: 64 bytes, the widest vector of today's CPUs
 
 
 def linear(layer: nn.Module, x: Tensor, grad: Tensor) -> list[Contribution]:
@@ -27,8 +28,11 @@ def linear(layer: nn.Module, x: Tensor, grad: Tensor) -> list[Contribution]:
     if weight is not None and x.dim() == 2:
         found.append(Outer(weight, grad, x))
     elif weight is not None:
-        rows = grad.flatten(1, -2).transpose(1, 2) @ x.flatten(1, -2)
-        found.append(Dense(weight, rows.flatten(1)))
+        left, right = grad.flatten(1, -2), x.flatten(1, -2)
+        (places, out), columns = left.shape[1:], right.shape[2]
+        more = _to_align(places, out, columns)
+        products = functional.pad(left, (0, more[0])).transpose(1, 2) @ functional.pad(right, (0, more[1]))
+        found.append(Dense(weight, products[:, :out, :columns].reshape(len(x), out * columns)))
     if bias is not None:
         # Its rows may be zeroed, the factors of the weight's gradient stay as they are.
         found.append(Dense(bias, grad.clone() if grad.dim() == 2 else grad.flatten(1, -2).sum(1)))
@@ -71,17 +75,28 @@ def _convolution(
         steps = (s[1] * stride[0], s[2] * stride[1], s[1] * dilation[0], s[2] * dilation[1], inner, 1)
         patches = x.as_strided((n, *window), (s[0], *steps))
         places, columns = high * wide, kernel[0] * kernel[1] * inner
-        by_group = grad.view(n, places, groups, out // groups).permute(0, 2, 3, 1)
-        rows = x.new_empty((n, groups, out // groups, columns))
+        of_group = out // groups
+        by_group, more = grad.view(n, places, groups, of_group), _to_align(places, of_group, columns)
+        # A product that begins at an odd address may be rounded otherwise than its neighbour's.
+        by_group = functional.pad(by_group, (0, more[0])).permute(0, 2, 3, 1)
+        rows = x.new_empty((n, groups, of_group + more[0], columns + more[1]))
         at_once = max(1, _PATCH_BYTES // max(1, places * columns * groups * x.element_size()))
         for start in range(0, n, at_once):
             part = slice(start, start + at_once)
             seen = patches[part].permute(0, 5, 1, 2, 3, 4, 6).reshape(len(patches[part]), groups, places, columns)
-            torch.matmul(by_group[part], seen, out=rows[part])
-        found.append(Dense(weight, rows.view(n, out * columns), (out, *kernel, inner), (0, 3, 1, 2)))
+            torch.matmul(by_group[part], functional.pad(seen, (0, more[1])), out=rows[part])
+        rows = rows[:, :, :of_group, :columns].reshape(n, out * columns)
+        found.append(Dense(weight, rows, (out, *kernel, inner), (0, 3, 1, 2)))
     if bias is not None:
         found.append(Dense(bias, grad.view(n, high * wide, out).sum(1)))
     return found
+
+
+def _to_align(places: int, out: int, columns: int) -> tuple[int, int]:
+    """Outputs and columns to add so that the three matrices of every example's product begin at whole vectors."""
+    if not any(size % _ALIGNED for size in (places * out, places * columns, out * columns)):
+        return 0, 0
+    return -out % _ALIGNED, -columns % _ALIGNED
 
 
 def group_norm(layer: nn.Module, x: Tensor, grad: Tensor) -> list[Contribution]:

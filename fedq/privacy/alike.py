@@ -10,7 +10,7 @@ trains on one example at a time, where there is nobody beside it.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -62,18 +62,23 @@ def in_parts(drawn: np.ndarray, size: int, *, padded: bool = True) -> Iterator[t
 
 
 class aligned_products(TorchFunctionMode):  # noqa: N801 (a context manager)
-    """Within, rows of what torch.nn.functional.linear takes are lengthened with zeros to whole vectors.
+    """Within, what torch.nn.functional.linear multiplies is lengthened with zeros to whole vectors, both ways.
 
     MKL begins a row of 3,969 floats otherwise at an odd address: seen, its sums differ by the row's number modulo 4.
+    A single output is a product of a matrix and a vector to it, and differs in the same way.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is functional.linear:
-            x, weight, *bias = args
-            missing = -x.shape[-1] % _ALIGNED
-            if missing:
-                args = (functional.pad(x, (0, missing)), functional.pad(weight, (0, missing)), *bias)
-        return func(*args, **(kwargs or {}))
+        return (_linear if func is functional.linear else func)(*args, **(kwargs or {}))
+
+
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    inner, outer = (-side % _ALIGNED for side in (weight.shape[1], weight.shape[0]))
+    if not (inner or outer):
+        return functional.linear(input, weight, bias)
+    longer = functional.pad(bias, (0, outer)) if bias is not None else None
+    product = functional.linear(functional.pad(input, (0, inner)), functional.pad(weight, (0, inner, 0, outer)), longer)
+    return product[..., : weight.shape[0]].contiguous() if outer else product
 
 
 _known: WeakKeyDictionary[nn.Module, dict[Any, bool]] = WeakKeyDictionary()
@@ -89,57 +94,63 @@ def alike(
     clip_norm: float,
     pruned: Mapping[nn.Parameter, Tensor],
     views: int = 1,
+    by_seed_alone: bool = False,
 ) -> bool:
     """Whether an example's share is the same to the bit at all `size` places, and beside any others.
 
     Made-up examples and random weights, so that nothing depends on the data or on what a server sent: kernels are
-    chosen by shapes, not by values. Looks at shapes and dtypes of `inputs` and `targets` only. Dropout, whose masks
-    differ by place and are secret, is left out. A probe, not a proof: it cannot see a kernel that looks at values.
+    chosen by shapes, not by values. Looks at shapes and dtypes of `inputs` and `targets` only. A batch goes through
+    as it is, moved by one place, reversed, with every other example replaced, and with another seed: what a layer
+    draws for all of a part, as rounding of its weights, would tell one part from the next. Dropout, which draws for
+    each place, is left out. A probe, not a proof: it cannot see a kernel that looks at values. `by_seed_alone`: whether
+    it is the same with another seed, which floating-point sums need too.
     """
-    model = recorder.model
-    key = (size, views, clip_norm, inputs.shape[1:], inputs.dtype, targets.shape[1:], targets.dtype, len(pruned),
-           torch.get_num_threads(), [(p.shape, p.stride(), p.device, p.dtype) for p in model.parameters()])  # fmt: skip
+    if size == 1:
+        return True
+    model, device = recorder.model, device_of(recorder.model)
+    shapes = [(t.shape[1:], t.dtype) for t in (inputs, targets)] + [(p.shape, p.dtype) for p in model.parameters()]
+    layouts = [(p.stride(), p.device) for p in model.parameters()]
+    key = repr((by_seed_alone, size, views, clip_norm, len(pruned), torch.get_num_threads(), shapes, layouts))
     found = _known.setdefault(model, {})
-    if repr(key) not in found:
-        found[repr(key)] = _tried(recorder, loss, inputs, targets, size, clip_norm, pruned, views)
-    return found[repr(key)]
-
-
-def _tried(
-    recorder: Recorder,
-    loss: Loss,
-    inputs: Tensor,
-    targets: Tensor,
-    size: int,
-    clip_norm: float,
-    pruned: Mapping[nn.Parameter, Tensor],
-    views: int,
-) -> bool:
-    model, stream = recorder.model, torch.Generator().manual_seed(0)
-    device = device_of(model)
+    if key in found:
+        return found[key]
     wanted = torch.zeros((size * views, *targets.shape[1:]), dtype=targets.dtype, device=device)
 
-    def parts(seen: Tensor) -> list[Tensor]:
-        with seeded(0, device), aligned_products(), _without_dropout():
-            loss(model(seen.flatten(0, 1).to(device, inputs.dtype)), wanted).backward()  # type: ignore[no-untyped-call]
+    def parts(batch: Tensor, seed: int = 0) -> list[Tensor]:
+        with seeded(seed, device), aligned_products(), _without_dropout():
+            outputs = model(batch.flatten(0, 1).to(device, inputs.dtype))
+            loss(outputs, wanted).backward()  # type: ignore[no-untyped-call]
         return made_of(averaged(recorder.take(size * views), views), clip_norm, pruned)
 
-    shape = (size, views, *inputs.shape[1:])
-    floats = torch.randn(shape, generator=stream)
-    tokens = torch.randint(0, 2, shape, generator=stream)
+    stream, shape = torch.Generator().manual_seed(0), (2, size, views, *inputs.shape[1:])
+    floats, tokens = torch.randn(shape, generator=stream), torch.randint(0, 2, shape, generator=stream)
+    found[key] = False
     with _random_weights(model, stream):
-        for made_up in (floats, tokens) if inputs.dtype.is_floating_point else (tokens,):
-            # A model may read token numbers off floats, and then takes no others.
+        # A model may read token numbers off floats, and then takes no others.
+        for batch, replaced in (floats, tokens) if inputs.dtype.is_floating_point else (tokens,):
             with suppress(IndexError, ValueError, RuntimeError):
-                one, place = made_up[:1], size // 2
-                everywhere = parts(one.expand(shape).contiguous())
-                beside = parts(torch.cat([made_up[1 : place + 1], one, made_up[place + 1 :]]))
-                return all(
-                    bool(same.isfinite().all() and (same == same[:1]).all() and torch.equal(same[0], other[place]))
-                    for same, other in zip(everywhere, beside, strict=True)
-                )
+                found[key] = _tried(parts, batch, replaced, by_seed_alone=by_seed_alone)
+                break
             recorder.forget()
-    return False
+    return found[key]
+
+
+def _tried(parts: Callable[..., list[Tensor]], batch: Tensor, replaced: Tensor, *, by_seed_alone: bool) -> bool:
+    as_it_is = parts(batch)
+    drawn_apart = _equal(as_it_is, parts(batch, seed=1))
+    if by_seed_alone or not drawn_apart:
+        return drawn_apart
+    replaced[::2] = batch[::2]
+    return (
+        all(bool(part.isfinite().all()) for part in as_it_is)
+        and _equal(as_it_is, [part.roll(-1, 0) for part in parts(batch.roll(1, 0))])
+        and _equal(as_it_is, [part.flip(0) for part in parts(batch.flip(0))])
+        and _equal([part[::2] for part in as_it_is], [part[::2] for part in parts(replaced)])
+    )
+
+
+def _equal(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
 class _without_dropout(TorchFunctionMode):  # noqa: N801

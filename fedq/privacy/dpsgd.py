@@ -35,9 +35,9 @@ from fedq.privacy.suitable import (
 )
 
 _ONE_AT_A_TIME = (
-    "this model's gradient of an example is rounded otherwise at another place of a batch, so it is trained on one "
-    "example at a time, which is slow; use layers of fedq's or torch's kinds, or noise=gaussian, whose epsilon is only "
-    "that of the ideal mechanism"
+    "this model's gradient of an example is rounded otherwise at another place of a batch, or a layer draws something "
+    "that all examples share, so it is trained on one example at a time, which is slow; use layers of fedq's or "
+    "torch's kinds, or noise=gaussian, whose epsilon is only that of the ideal mechanism"
 )
 MAX_BATCH = 128  # examples whose gradients are held at once; more no longer fit a processor's caches
 
@@ -108,8 +108,16 @@ class DPSGD:
 
         with recorded(model) as recorder:
             _refuse_other_rows(recorder, loss, inputs, targets, device)
-            if whole and not alike(
-                recorder, loss, inputs, targets, size=at_once, clip_norm=plan.clip_norm, pruned=pruned, views=views
+            if not alike(
+                recorder,
+                loss,
+                inputs,
+                targets,
+                size=at_once,
+                clip_norm=plan.clip_norm,
+                pruned=pruned,
+                views=views,
+                by_seed_alone=not whole,
             ):
                 warnings.warn(_ONE_AT_A_TIME, stacklevel=2)
                 at_once = 1

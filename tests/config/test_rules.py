@@ -118,6 +118,11 @@ def test_several_rules_are_reported_at_once_with_value_rule_and_mend():
     assert "fixed or learned" in observed.mend
 
 
+def test_weights_that_are_rounded_at_random_do_not_go_with_dp_sgd():
+    assert keys("quant=int8", "quant.weight_rounding=stochastic") == []
+    assert keys(*private(), "quant=int8", "quant.weight_rounding=stochastic") == ["quant.weight_rounding"]
+
+
 def test_observed_ranges_are_fine_without_privacy():
     assert keys("quant=int8", "quant.activations=observed") == []
 

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from fedq import models
 from fedq.per_example import recorded
-from fedq.privacy import DPSGD, DPPlan, SpendContext, dpsgd
+from fedq.privacy import DPSGD, DPPlan, SeededRandom, SpendContext, dpsgd
 from fedq.privacy.alike import aligned_products, alike, in_parts, rows_at_once
 from fedq.quant import quantize, register_grad_samplers, spell_out
 
@@ -150,6 +150,55 @@ def test_padding_has_no_share_whatever_it_holds(summed):
     assert summed(of_fedq("mlp"), torch.full_like(inputs, float("nan")), targets).norm() == 0
 
 
+class Sequenced(nn.Module):
+    """Takes steps of odd widths, and answers with one number."""
+
+    def __init__(self):
+        super().__init__()
+        self.each, self.last = nn.Linear(5, 7), nn.Linear(7, 1)
+
+    def forward(self, x):
+        return self.last(self.each(x).tanh().mean(1))
+
+
+def quantized(*layers):
+    model = nn.Sequential(*layers)
+    quantize(model)
+    register_grad_samplers()
+    return model
+
+
+# Odd lengths everywhere, and single outputs: what a kernel that looks at addresses rounds by place.
+ODD = {
+    "mlp": (lambda: nn.Sequential(nn.Linear(13, 31), nn.ReLU(), nn.Linear(31, 1)), (13,)),
+    "linear": (lambda: nn.Linear(783, 1), (783,)),
+    "quantized": (lambda: quantized(nn.Linear(30, 17), nn.ReLU(), nn.Linear(17, 1)), (30,)),
+    "norms": (lambda: nn.Sequential(nn.Linear(7, 15), nn.LayerNorm(15), nn.GELU(), nn.Linear(15, 1)), (7,)),
+    "sequence": (Sequenced, (11, 5)),
+    "conv1d": (lambda: nn.Sequential(nn.Conv1d(3, 5, 3), nn.GroupNorm(1, 5), nn.Flatten(), nn.Linear(45, 1)), (3, 11)),
+    "conv": (lambda: nn.Sequential(nn.Conv2d(1, 3, 3), nn.Tanh(), nn.Flatten(), nn.Linear(300, 1)), (1, 12, 12)),
+    "groups": (lambda: nn.Sequential(nn.Conv2d(2, 6, 3, groups=2), nn.Flatten(), nn.Linear(96, 1)), (2, 6, 6)),
+}
+
+
+@pytest.mark.parametrize("size", [2, 9, 48, 67, 103, 115])
+@pytest.mark.parametrize(("make", "shape"), ODD.values(), ids=ODD)
+def test_layers_of_torch_and_fedq_are_alike_whatever_their_lengths_and_the_size_of_a_part(make, shape, size):
+    model = make()
+    inputs, targets = torch.zeros((2, *shape)), torch.zeros((2, 1))
+    with recorded(model) as recorder:
+        assert alike(
+            recorder, lambda a, b: (a - b).square().sum(), inputs, targets, size=size, clip_norm=1.0, pruned={}
+        )
+
+
+class SharedDraw(nn.Module):
+    """Draws one number for all examples of a part, as weights that are rounded at random do."""
+
+    def forward(self, x):
+        return x * (1 + torch.rand(()))
+
+
 class ByPlace(nn.Module):
     """Rounds otherwise at another place, as a kernel might."""
 
@@ -164,6 +213,29 @@ class ByNeighbours(nn.Module):
         return x * (1 + 2.0**-22 * x.abs().amax())
 
 
+def test_what_all_examples_of_a_part_share_by_chance_tells_parts_apart():
+    model = nn.Sequential(SharedDraw(), nn.Linear(6, 10))
+    assert not probed(model, (6,))
+    assert not probed(model, (6,), by_seed_alone=True)
+
+
+def test_sums_of_floats_need_no_places_but_no_shared_draws_either():
+    assert probed(nn.Sequential(ByPlace(), nn.Linear(6, 10)), (6,), by_seed_alone=True)
+
+
+def test_gaussian_noise_trains_such_a_model_on_one_example_at_a_time_too(ledger):
+    plan = DPPlan(4.0, 1.0, 0.5, 1, 40, float("inf"), 1e-5, accountant="rdp")
+    model, inputs = nn.Sequential(SharedDraw(), nn.Linear(6, 10)), examples(9, (6,))
+    with pytest.warns(UserWarning, match="one example at a time"):
+        DPSGD(plan, random=SeededRandom(0), ledger=ledger).run(
+            model,
+            *inputs,
+            loss=summed_loss,
+            make_optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.0),
+            context=SpendContext("data", "run", 1),
+        )
+
+
 @pytest.mark.parametrize("odd", [ByPlace(), ByNeighbours()])
 def test_what_is_rounded_by_place_or_neighbours_is_trained_on_one_example_at_a_time(odd, summed):
     inputs, targets = examples(9, (6,))
@@ -176,10 +248,10 @@ def test_what_is_rounded_by_place_or_neighbours_is_trained_on_one_example_at_a_t
     assert torch.equal(everybody, sum(alone))
 
 
-def probed(model, shape, *, size=16, dtype=torch.float32):
+def probed(model, shape, *, size=16, dtype=torch.float32, **options):
     inputs, targets = torch.zeros((3, *shape), dtype=dtype), torch.zeros(3, dtype=torch.long)
     with recorded(model) as recorder:
-        return alike(recorder, summed_loss, inputs, targets, size=size, clip_norm=1.0, pruned={})
+        return alike(recorder, summed_loss, inputs, targets, size=size, clip_norm=1.0, pruned={}, **options)
 
 
 def test_the_probe_leaves_weights_and_generators_as_they_were():
