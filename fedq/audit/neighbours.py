@@ -46,7 +46,9 @@ def neighbour_checks(
     broken: Counter[str] = Counter()
     first: dict[str, str] = {}
     largest, done = 0.0, 0
-    draws_masks = any(isinstance(m, nn.modules.dropout._DropoutNd) for m in subject.trainer.model.modules())
+    draws_masks = subject.trainer.recipe.views is not None or any(
+        isinstance(m, nn.modules.dropout._DropoutNd) for m in subject.trainer.model.modules()
+    )
     while done < pairs:
         nominal = min(LARGEST_SHARD, 2 * subject.plan.nominal_examples)
         size = int(rng.integers(0, min(len(examples), nominal if rng.random() < 0.2 else USUAL_SHARD) + 1))
@@ -80,7 +82,7 @@ def neighbour_checks(
 
 
 def _skipped(name: str, draws_masks: bool) -> bool:
-    """Dropout's masks depend on a batch's size: one example more draws others, from a seed that stays secret."""
+    """Dropout's masks, and views, depend on places: one example more draws others, from a seed that stays secret."""
     return name == "sensitivity" and draws_masks
 
 

@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,7 @@ class Subject:
         """
         seen: list[np.ndarray] = []
         trainer = copy.copy(self.trainer)
-        trainer.recipe = _Watched(**asdict(self.trainer.recipe), watch=seen.append)
+        trainer.recipe = _Watched(**vars(self.trainer.recipe), watch=seen.append)
         ledger = Path(tempfile.mkdtemp(dir=self.folder)) / "ledger.sqlite"
         # The audit's spends are many and buy nothing: the budget of the run is not what is on trial.
         plan = replace(self.plan, target_epsilon=math.inf)

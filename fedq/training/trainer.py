@@ -164,7 +164,9 @@ class Trainer:
                 make_optimizer=lambda parameters: self.recipe.make_optimizer(parameters, round),
                 context=private.context,
                 pruned=pruned,
-                augment=None if views is None else lambda images: views.of(images, private.random.uniform),
+                # From torch's generator, seeded with a secret above: how many are drawn turns on the batch, and the
+                # stream of the noise must not.
+                augment=None if views is None else lambda images: views.of(images, _uniform),
                 views=1 if views is None else views.count,
             )
         return Fitted(read_vector(self.model, self.layout), len(examples), None, evidence)
@@ -236,6 +238,10 @@ class Trainer:
             losses.append((len(chosen), loss))
         # Read at the end: reading one makes this process wait for the GPU.
         return sum(n * float(loss) for n, loss in losses) / max(sum(n for n, _ in losses), 1)
+
+
+def _uniform(shape: tuple[int, ...]) -> np.ndarray:
+    return torch.rand(shape, dtype=torch.float64).numpy()
 
 
 def outputs_of(model: nn.Module, inputs: np.ndarray) -> torch.Tensor:

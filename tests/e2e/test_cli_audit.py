@@ -50,6 +50,12 @@ def test_a_run_s_config_file_is_audited_without_its_model(run):
         assert words in page
 
 
+def test_views_of_examples_change_no_draw_and_no_message():
+    page = fedq_says(*DP, "privacy.augmentations=2", *QUICK)
+    assert "control flow" in page
+    assert "nothing found" in page
+
+
 def test_seeded_noise_is_a_finding_and_the_status_says_so():
     page = fedq_says(*DP, "privacy.noise=seeded", *QUICK, status=1)
     assert "the mechanism is not what it claims to be" in page

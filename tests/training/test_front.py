@@ -39,13 +39,13 @@ def trainers(model: nn.Module) -> tuple[Trainer, Trainer]:
     )
 
 
-def private(folder, examples: int, random=None) -> PrivateFit:
+def private(folder, examples: int) -> PrivateFit:
     plan = DPPlan(
         noise_multiplier=1.0, clip_norm=1.0, sample_rate=0.3, steps=4, nominal_examples=examples, target_epsilon=100.0,
         delta=1e-5, accountant="rdp",
     )  # fmt: skip
     folder.mkdir()
-    return PrivateFit(plan, random or SeededRandom(7), Ledger(folder / "ledger.db"), SpendContext("data", "run", 1))
+    return PrivateFit(plan, SeededRandom(7), Ledger(folder / "ledger.db"), SpendContext("data", "run", 1))
 
 
 def fitted(trainer: Trainer, examples: Examples, folder=None) -> np.ndarray:
@@ -90,19 +90,12 @@ def test_under_views_the_front_sees_each_of_them(shard, tmp_path):
     viewed = Trainer(copy.deepcopy(model), layout_of(model), recipe, input_shape=SHAPE)
     start, found = read_vector(model, plain.layout), []
     for name, trainer in (("without", plain), ("with", viewed)):
-        how = private(tmp_path / name, len(shard), random=Sure(7))
+        how = private(tmp_path / name, len(shard))
         found.append(
             trainer.fit(start, shard, round=1, batches=np.random.default_rng(0), torch_seed=0, private=how).vector
         )
     assert np.abs(found[0]).max() > 0.01
     np.testing.assert_allclose(found[1], found[0], atol=1e-5)
-
-
-class Sure(SeededRandom):
-    """Its uniform numbers come from elsewhere, so that views take none of what noise and sampling draw."""
-
-    def uniform(self, shape):
-        return np.full(shape, 0.5)
 
 
 def test_other_values_of_the_same_shape_are_not_taken_for_those_before():
