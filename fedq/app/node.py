@@ -17,6 +17,7 @@ from typing import Any
 from flwr.app import Context
 
 from fedq.app.bundle import bundle_digest, overlay, running_bundle
+from fedq.app.misspelt import misspelt
 from fedq.client import Client
 from fedq.client.state import note_declined
 from fedq.config import Config, ConfigError, Problem, compose, network, problems, public
@@ -48,8 +49,8 @@ class Node:
 
     @classmethod
     def read(cls, node_config: Mapping[str, Any]) -> "Node":
-        """Raises `ConfigError`; keys that are not ours are left to others."""
-        found: list[Problem] = []
+        """Raises `ConfigError`; keys that are not ours are left to others, unless they are ours but for a slip."""
+        found = list(misspelt(node_config))
 
         def typed(key: str, kind: type, example: str) -> Any:
             value = node_config.get(key)
@@ -123,6 +124,7 @@ def client_of(context: Context) -> Client:
     try:
         policy = None if node.policy is None else _required(node, node.policy, config, bundle)
         budget, delta = _limits(node, policy)
+        _counted(config, node)
         _checked_plan(config, budget, delta)
     except Declined as declined:
         if node.state is not None:
@@ -167,6 +169,15 @@ def _limits(node: Node, policy: Policy | None) -> tuple[float | None, float | No
     floor = (None, None) if policy is None else (policy.max_epsilon, policy.max_delta)
     epsilon, delta = ([v for v in pair if v is not None] for pair in ((node.epsilon, floor[0]), (node.delta, floor[1])))
     return min(epsilon, default=None), min(delta, default=None)
+
+
+def _counted(config: Config, node: Node) -> None:
+    """Declined("budget") where the owner set a limit and nothing of the run would enter this client's ledger."""
+    if (node.epsilon is None and node.delta is None) or protects_examples(config):
+        return
+    limit = " and ".join(f"{k}={v:g}" for k, v in (("epsilon", node.epsilon), ("delta", node.delta)) if v is not None)
+    why = f"privacy={config.privacy.unit} has this client add no noise of its own: what leaves has no bound"
+    raise Declined("budget", f"{why}, where the node config allows {limit} over all runs")
 
 
 def _checked_plan(config: Config, budget: float | None, delta: float | None) -> Any:
