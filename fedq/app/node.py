@@ -21,17 +21,16 @@ from fedq.app.misspelt import misspelt
 from fedq.client import Client
 from fedq.client.state import note_declined
 from fedq.config import Config, ConfigError, Problem, compose, network, problems, public
+from fedq.config.budgets import OWN_DELTA, own_limit_problems
 from fedq.config.client_level import protects_clients, protects_examples
-from fedq.config.public import LEAST_EPSILON, MOST_EPSILON
 from fedq.experiment import Experiment, Owner, build
 from fedq.experiment.client_level import client_level_plan
 from fedq.experiment.digests import model_digest
 from fedq.experiment.ledgers import LEDGER, Account
 from fedq.experiment.plans import claimed, plan_of
-from fedq.privacy import Asked, Declined, Policy, PolicyError, read_policy, require
+from fedq.privacy import Asked, Declined, Policy, PolicyError, limits, read_policy, require
 from fedq.training.numerics import use_one_thread
 
-OWN_DELTA = 1e-5
 ANYBODY = "*"  # the owner of a part of data that every machine has
 
 
@@ -64,13 +63,8 @@ class Node:
         state = typed("state-dir", str, '"/path/to/own/state"')
         policy = typed("policy", str, '"/path/to/policy.toml"')
         epsilon = node_config.get("epsilon")
-        if epsilon is not None and (type(epsilon) not in (int, float) or not LEAST_EPSILON <= epsilon <= MOST_EPSILON):
-            rule = f"must be a number in [{LEAST_EPSILON:g}, {MOST_EPSILON:g}]: the most that this data may ever spend"
-            found.append(Problem("node-config epsilon", epsilon, rule, "Use epsilon=3.0"))
         delta = node_config.get("delta", None if epsilon is None else OWN_DELTA)
-        if delta is not None and (type(delta) is not float or not 0 < delta <= 0.1):
-            rule = "must be a number above 0, at most 0.1: well below one over the number of your examples"
-            found.append(Problem("node-config delta", delta, rule, "Use delta=0.00001"))
+        found += own_limit_problems(epsilon, delta, where="node-config ")
         for key, path in (("data-path", data), ("state-dir", state), ("policy", policy)):
             if isinstance(path, str) and not Path(path).expanduser().is_absolute():
                 rule = "must be absolute: started in another folder, this node would begin with an empty ledger"
@@ -123,7 +117,7 @@ def client_of(context: Context) -> Client:
     bundle = _digest(running_bundle())
     try:
         policy = None if node.policy is None else _required(node, node.policy, config, bundle)
-        budget, delta = _limits(node, policy)
+        budget, delta = limits(policy, node.epsilon, node.delta)
         _counted(config, node)
         _checked_plan(config, budget, delta)
     except Declined as declined:
@@ -159,16 +153,6 @@ def _required(node: Node, path: Path, config: Config, bundle: str) -> Policy:
     unit, epsilon, delta = _claims(config, node)
     require(policy, Asked(unit, epsilon, delta, node.data, model, bundle, config.privacy.noise))
     return policy
-
-
-def _limits(node: Node, policy: Policy | None) -> tuple[float | None, float | None]:
-    """(epsilon, delta) that the owner's data may spend over all runs: the stricter of node config and policy.
-
-    So a run that names no budget, which the policy weighs by what it says it will do, is held to the policy's.
-    """
-    floor = (None, None) if policy is None else (policy.max_epsilon, policy.max_delta)
-    epsilon, delta = ([v for v in pair if v is not None] for pair in ((node.epsilon, floor[0]), (node.delta, floor[1])))
-    return min(epsilon, default=None), min(delta, default=None)
 
 
 def _counted(config: Config, node: Node) -> None:
