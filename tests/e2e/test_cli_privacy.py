@@ -176,6 +176,7 @@ CHECKLIST = {
     "data in the clear": ("not covered", "disk or memory"),
     "code of others": ("not covered", "the code of the bundle"),
     "public information": ("not covered", "public by declaration"),
+    "what epsilon covers": ("epsilon", "the largest of any client's whole ledger"),
     "evidence": ("accounts", "3 ledgers, every one checked"),
 }
 

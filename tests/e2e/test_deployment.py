@@ -141,6 +141,7 @@ def test_under_dp_each_ledger_is_on_its_client_s_disk_and_adds_up(tmp_path, monk
     words = ["experiment=demo", "clients=3", "rounds=3", "fraction=0.67"]
     result = rehearsal(compose(words), root="out", progress=False)
     assert result.private, result.privacy_reasons
+    assert result.epsilon_of == "ledgers"  # which the rehearsal brought together; its server saw none
     assert set(result.reply_fields) <= wire.PUBLIC_FIELDS
     plan = built(compose(words)).plan
     taken = {str(i): [row.round for row in result.history if str(i) in row.accepted] for i in range(3)}
