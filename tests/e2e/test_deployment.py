@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from flwr.app.constants import DEFAULT_TTL
 
 import fedq
 from fedq import wire
@@ -231,6 +232,8 @@ def test_what_crosses_the_link_is_packets_and_codes_though_a_client_s_code_raise
     for message in crossed:
         assert message.has_content()
         assert wire.fields_of(message.content) <= wire.PUBLIC_FIELDS
+        # Nor does Flower's envelope tell how long a client took: it lives exactly as long as a request does.
+        assert message.metadata.ttl == DEFAULT_TTL
         for record in message.content.values():
             for value in record.values():
                 assert not isinstance(value, str) or len(value) < 20
