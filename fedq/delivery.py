@@ -173,13 +173,15 @@ class Delivery:
                 "private": False,
                 "privacy_reasons": [],
             }
-        if self._clients is None:  # what each has spent is a function of public numbers; that it is private is not
-            spent = max((row.epsilon for row in self._rows if row.epsilon is not None), default=0.0)
+        if self._clients is None:  # public numbers tell what this run asks of each: not what it spent before
+            of, spent = "run", max((row.epsilon for row in self._rows if row.epsilon is not None), default=0.0)
             private, reasons = False, [ELSEWHERE, *told(self._rows)]
         else:
+            of = "ledgers"
             spent, private, reasons = evidence_of(e, self._clients, self._rows, self._traffic.fields)
         return {
             "epsilon": spent,
+            "epsilon_of": of,
             "delta": e.plan.delta,
             "privacy_unit": PRIVACY_UNIT[e.config.privacy.unit],
             "private": private,

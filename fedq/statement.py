@@ -19,6 +19,7 @@ from fedq.privacy import AnyMechanism, Ledger, Row, epsilon
 from fedq.privacy.gdp import DELTAS, gaussian_mu
 from fedq.privacy.spend import DISCRETE, GAUSSIAN, LAPLACE
 from fedq.results import Result, read_result
+from fedq.results.result import ALONE
 from fedq.results.wording import plural, spent
 
 UNIT = "one training example (a row of inputs with its target) of one client"
@@ -55,6 +56,8 @@ _ACCOUNTANTS = {
     "prv": "PRV (Gopi et al. 2021, the upper end of its error interval)",
     "rdp": "Renyi (Mironov et al. 2019)",
 }
+_RUN = "the rounds of this run (what a message that came twice cost is in that client's ledger, and not in here)"
+_WHOLE = "all rows of a client's ledger, of whatever run"
 SOURCES = {
     "os": "AES-256-CTR, keyed by the operating system of each client",
     "seeded": "a seed: whoever knows it subtracts the noise",
@@ -81,6 +84,7 @@ def statement_of(run: Path) -> dict[str, Any]:
 def _of_examples(config: Config, result: Result, run: Path) -> dict[str, Any]:
     accounts = _accounts(config, run)
     rows = max(accounts.values(), key=lambda own: _epsilon(own, config), default=[])
+    alone = result.epsilon_of == "run" or (result.epsilon_of is None and not accounts)
     plan = plan_of(config)
     mechanisms: list[AnyMechanism] = [row.spend.as_mechanism() for row in rows]
     elsewhere = "with each client's owner (`fedq client status STATE-DIR`); this host sees none of them"
@@ -88,17 +92,19 @@ def _of_examples(config: Config, result: Result, run: Path) -> dict[str, Any]:
         "unit": UNIT,
         "adjacency": ADJACENCY,
         "adversary": ADVERSARY,
-        "epsilon": f"{spent(result.epsilon)} at delta {result.delta:g}, the largest of any client's whole ledger",
+        "epsilon": f"{spent(result.epsilon)} at delta {result.delta:g}, "
+        + (ALONE if alone else "the largest of any client's whole ledger"),
         "mu": _mu(mechanisms) if rows else "not known here: it is computed from ledgers, which lie elsewhere",
-        "budget": _budgets(config),
+        "budget": _budgets(config) + ("; an owner's own may be stricter, and is over all runs" if alone else ""),
         "mechanism": _mechanism(rows, plan),
         "sensitivity": f"each example's gradient over all trained values is scaled to at most {plan.clip_norm:g} (L2); "
         "what is not finite counts as zero; the divisor is public, never the true number of examples",
         "sampling": f"each example is in each batch on its own with probability {plan.sample_rate:.4g} (Poisson), "
         "drawn from the client's secret source. Amplification is claimed for this sampling alone; that clients are "
         "sampled is claimed as none",
-        "composition": f"{_ACCOUNTANTS[config.privacy.accountant]}, adaptive, over all rows of a client's ledger, of "
-        "whatever run; noise is calibrated to the most rounds that one client may take part in",
+        "composition": f"{_ACCOUNTANTS[config.privacy.accountant]}, adaptive, over "
+        + (_RUN if alone else _WHOLE)
+        + "; noise is calibrated to the most rounds that one client may take part in",
         "randomness": _sources(rows),
         "accounts": f"{plural(len(accounts), 'ledger')}, every one checked" if accounts else elsewhere,
         "after the noise": "quantization, error feedback, codecs, masks, aggregation, export: free post-processing",
@@ -190,8 +196,9 @@ def _budgets(config: Config) -> str:
 
 def _mechanism(rows: Sequence[Row], plan: Any) -> str:
     if not rows:
-        said = f"noise multiplier {plan.noise_multiplier:.4g}, {plan.steps} steps a participation"
-        return f"{MECHANISMS[GAUSSIAN]}: {said}"
+        noise = f"noise multiplier {plan.noise_multiplier:.4g}, or more where an owner's own budget is stricter"
+        counted = "" if plan.evaluation is None else f"; {MECHANISMS[LAPLACE]}"
+        return f"{MECHANISMS[plan.mechanism_name]}: {noise}, {plan.steps} steps a participation{counted}"
     kinds: dict[str, tuple[int, set[float]]] = {}
     for row in rows:
         steps, noises = kinds.get(row.spend.mechanism, (0, set()))

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 
-from flwr.app import Context, Message
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedq import __version__, codec, wire
@@ -30,7 +30,7 @@ def client_app(client_of: Callable[[Context], Client]) -> ClientApp:
             name = client.identity
             client.check_account()
             told = wire.Hello(client.identity, __version__, codec.FORMATS, client.trainer.layout.digest)
-            return Message(wire.write_hello(told), reply_to=message)
+            return _reply(wire.write_hello(told), message)
         except Declined as error:
             reason, name = error.reason, error.identity or name
             _tell_operator(f"refused to take part: {error}")
@@ -39,7 +39,7 @@ def client_app(client_of: Callable[[Context], Client]) -> ClientApp:
             _tell_operator(f"refused to take part: {error}")
         except (Exception, SystemExit):
             _tell_operator(traceback.format_exc())
-        return Message(wire.write_refusal(wire.Refusal(0, reason, name)), reply_to=message)
+        return _reply(wire.write_refusal(wire.Refusal(0, reason, name)), message)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
@@ -67,7 +67,7 @@ def _guarded(
         request = wire.read_request(message.content)
         round = request.round  # first: a refusal that names another round is dropped, and its reason with it
         client = client_of(context)
-        return Message(wire.write_reply(work(client, request)), reply_to=message)
+        return _reply(wire.write_reply(work(client, request)), message)
     except Declined as error:
         reason, told = error.reason, str(error)
     except LedgerError as error:
@@ -83,7 +83,18 @@ def _guarded(
             client.state.log(f"round={round} refused: {reason}\n{told}")
         else:
             _tell_operator(told)
-    return Message(wire.write_refusal(wire.Refusal(round, reason)), reply_to=message)
+    return _reply(wire.write_refusal(wire.Refusal(round, reason)), message)
+
+
+def _reply(content: RecordDict, message: Message) -> Message:
+    """A reply whose envelope follows from the request alone.
+
+    Flower writes into it when it was made and how long it lives, to the microsecond: the time that a step takes
+    depends on the batch that was drawn. Said to be made when the request was, it lives as long as the request.
+    """
+    reply = Message(content, reply_to=message)
+    reply.metadata.created_at, reply.metadata.ttl = message.metadata.created_at, message.metadata.ttl
+    return reply
 
 
 def _tell_operator(text: str) -> None:

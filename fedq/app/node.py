@@ -17,20 +17,20 @@ from typing import Any
 from flwr.app import Context
 
 from fedq.app.bundle import bundle_digest, overlay, running_bundle
+from fedq.app.misspelt import misspelt
 from fedq.client import Client
 from fedq.client.state import note_declined
 from fedq.config import Config, ConfigError, Problem, compose, network, problems, public
+from fedq.config.budgets import OWN_DELTA, own_limit_problems
 from fedq.config.client_level import protects_clients, protects_examples
-from fedq.config.public import LEAST_EPSILON, MOST_EPSILON
 from fedq.experiment import Experiment, Owner, build
 from fedq.experiment.client_level import client_level_plan
 from fedq.experiment.digests import model_digest
 from fedq.experiment.ledgers import LEDGER, Account
 from fedq.experiment.plans import claimed, plan_of
-from fedq.privacy import Asked, Declined, Policy, PolicyError, read_policy, require
+from fedq.privacy import Asked, Declined, Policy, PolicyError, limits, read_policy, require
 from fedq.training.numerics import use_one_thread
 
-OWN_DELTA = 1e-5
 ANYBODY = "*"  # the owner of a part of data that every machine has
 
 
@@ -48,8 +48,8 @@ class Node:
 
     @classmethod
     def read(cls, node_config: Mapping[str, Any]) -> "Node":
-        """Raises `ConfigError`; keys that are not ours are left to others."""
-        found: list[Problem] = []
+        """Raises `ConfigError`; keys that are not ours are left to others, unless they are ours but for a slip."""
+        found = list(misspelt(node_config))
 
         def typed(key: str, kind: type, example: str) -> Any:
             value = node_config.get(key)
@@ -63,13 +63,8 @@ class Node:
         state = typed("state-dir", str, '"/path/to/own/state"')
         policy = typed("policy", str, '"/path/to/policy.toml"')
         epsilon = node_config.get("epsilon")
-        if epsilon is not None and (type(epsilon) not in (int, float) or not LEAST_EPSILON <= epsilon <= MOST_EPSILON):
-            rule = f"must be a number in [{LEAST_EPSILON:g}, {MOST_EPSILON:g}]: the most that this data may ever spend"
-            found.append(Problem("node-config epsilon", epsilon, rule, "Use epsilon=3.0"))
         delta = node_config.get("delta", None if epsilon is None else OWN_DELTA)
-        if delta is not None and (type(delta) is not float or not 0 < delta <= 0.1):
-            rule = "must be a number above 0, at most 0.1: well below one over the number of your examples"
-            found.append(Problem("node-config delta", delta, rule, "Use delta=0.00001"))
+        found += own_limit_problems(epsilon, delta, where="node-config ")
         for key, path in (("data-path", data), ("state-dir", state), ("policy", policy)):
             if isinstance(path, str) and not Path(path).expanduser().is_absolute():
                 rule = "must be absolute: started in another folder, this node would begin with an empty ledger"
@@ -122,7 +117,8 @@ def client_of(context: Context) -> Client:
     bundle = _digest(running_bundle())
     try:
         policy = None if node.policy is None else _required(node, node.policy, config, bundle)
-        budget, delta = _limits(node, policy)
+        budget, delta = limits(policy, node.epsilon, node.delta)
+        _counted(config, node)
         _checked_plan(config, budget, delta)
     except Declined as declined:
         if node.state is not None:
@@ -159,14 +155,13 @@ def _required(node: Node, path: Path, config: Config, bundle: str) -> Policy:
     return policy
 
 
-def _limits(node: Node, policy: Policy | None) -> tuple[float | None, float | None]:
-    """(epsilon, delta) that the owner's data may spend over all runs: the stricter of node config and policy.
-
-    So a run that names no budget, which the policy weighs by what it says it will do, is held to the policy's.
-    """
-    floor = (None, None) if policy is None else (policy.max_epsilon, policy.max_delta)
-    epsilon, delta = ([v for v in pair if v is not None] for pair in ((node.epsilon, floor[0]), (node.delta, floor[1])))
-    return min(epsilon, default=None), min(delta, default=None)
+def _counted(config: Config, node: Node) -> None:
+    """Declined("budget") where the owner set a limit and nothing of the run would enter this client's ledger."""
+    if (node.epsilon is None and node.delta is None) or protects_examples(config):
+        return
+    limit = " and ".join(f"{k}={v:g}" for k, v in (("epsilon", node.epsilon), ("delta", node.delta)) if v is not None)
+    why = f"privacy={config.privacy.unit} has this client add no noise of its own: what leaves has no bound"
+    raise Declined("budget", f"{why}, where the node config allows {limit} over all runs")
 
 
 def _checked_plan(config: Config, budget: float | None, delta: float | None) -> Any:

@@ -1,13 +1,17 @@
 """`fedq client`: what a data owner sees of its own client. Knows its folder; opens no data, asks nobody."""
 
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedq.cli.terminal import refuse_text, show
+from fedq.cli.terminal import refuse, refuse_text, show
+
+if TYPE_CHECKING:
+    from fedq.results.accounts import Left
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="For the owner of a client's data.")
 DECLINED_SHOWN = 5
@@ -18,13 +22,18 @@ def status(
     state: Annotated[Path, typer.Argument(metavar="STATE-DIR", help="The state-dir of the client's node config.")],
     policy: Annotated[Path | None, typer.Option(metavar="FILE", help="The policy file of its node config.")] = None,
     epsilon: Annotated[float | None, typer.Option(help="The epsilon of its node config: its own budget.")] = None,
+    delta: Annotated[float | None, typer.Option(help="The delta of its node config (1e-5 beside an epsilon).")] = None,
 ) -> None:
     """What was spent, by which runs, what left this machine, and what is left of the budget."""
     from fedq.client.state import DECLINED
+    from fedq.config import ConfigError
+    from fedq.config.budgets import OWN_DELTA, own_limit_problems
     from fedq.experiment.ledgers import LEDGER
-    from fedq.privacy import Ledger, LedgerError, PolicyError, is_begun, read_policy
+    from fedq.privacy import Ledger, LedgerError, PolicyError, is_begun, limits, read_policy, uncounted
     from fedq.results.accounts import ClientStatus, by_run, status_table, total
 
+    if found := list(own_limit_problems(epsilon, delta, where="--")):
+        refuse(ConfigError(found))
     if not state.is_dir():
         refuse_text(f"{state}: no such folder. Name the state-dir of the client's node config")
     try:
@@ -34,7 +43,10 @@ def status(
         rows = Ledger(path, access="read", head=head).rows() if is_begun(path, head=head) else []
     except (LedgerError, PolicyError) as error:
         refuse_text(str(error))
-    whole, delta = total(rows)
+    # As the client itself does: node config and policy, whichever is stricter.
+    counted_at = OWN_DELTA if delta is None and epsilon is not None else delta
+    budget, counted_at = limits(accepts, epsilon, counted_at)
+    whole, at = total(rows, delta=counted_at)
     declined = state / DECLINED
     lines = declined.read_text(encoding="utf-8").splitlines() if declined.exists() else []
     show(
@@ -43,9 +55,11 @@ def status(
                 path=str(state),
                 data=rows[0].spend.data if rows else "",
                 epsilon=whole,
-                delta=delta,
-                budget=epsilon,
+                delta=at if counted_at is None else counted_at,
+                budget=None if budget is None or math.isinf(budget) else budget,
+                source="your budget" if budget == epsilon else "your policy's",
                 floor=None if accepts is None else accepts.max_epsilon,
+                uncounted=[] if epsilon is not None or delta is not None else uncounted(accepts),
                 runs=by_run(rows),
                 left=dict(_left(state / "runs")),
                 declined=lines[-DECLINED_SHOWN:],
@@ -72,12 +86,16 @@ def digest(
         refuse_text(f"{bundle}: not a bundle ({error}). `flwr build` makes one")
 
 
-def _left(runs: Path) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Run -> (messages with an update, their bytes), as the client's own log says."""
+def _left(runs: Path) -> "Iterator[tuple[str, Left]]":
+    """Run -> what was made to leave, as the client's own log says, one line each."""
     from fedq.client.state import LOG
+    from fedq.results.accounts import Left
 
     for folder in sorted(runs.glob("*")):
         log = folder / LOG
         if log.is_file():
-            sizes = [int(n) for n in re.findall(r"packet_bytes=(\d+)", log.read_text(encoding="utf-8"))]
-            yield folder.name, (len(sizes), sum(sizes))
+            text = log.read_text(encoding="utf-8")
+            sizes = [int(n) for n in re.findall(r"^round=\d+ examples=.* packet_bytes=(\d+)$", text, re.MULTILINE)]
+            asked = re.findall(r"^round=\d+ evaluated=\d+ (\w+)=", text, re.MULTILINE)
+            counts = asked.count("noisy_right")
+            yield folder.name, Left(len(sizes), sum(sizes), counts, len(asked) - counts)

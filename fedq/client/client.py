@@ -106,6 +106,7 @@ class Client:
         _, weights = self._received(request)
         _, held_out = self._parts(request.holdout)
         result = self.trainer.evaluate(weights, held_out)
+        self.state.log(f"round={request.round} evaluated={len(held_out)} loss={result.loss} metric={result.metric}")
         return wire.Reply(request.round, {}, result.num_examples, result.loss, result.metric)
 
     def _count(self, request: wire.Request, privacy: Privacy) -> wire.Reply:

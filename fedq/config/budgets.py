@@ -1,11 +1,24 @@
 """The rules about budgets of clients' own, and about what an evaluation takes of them. Knows the schema alone."""
 
 from collections.abc import Iterator
+from typing import Any, Final
 
 from fedq.config.client_level import protects_clients, protects_examples
 from fedq.config.problem import Problem
 from fedq.config.public import LEAST_EPSILON, MOST_EPSILON
 from fedq.config.schema import Config
+
+OWN_DELTA: Final = 1e-5  # at which an owner's own budget is counted where it names no delta
+
+
+def own_limit_problems(epsilon: Any, delta: Any, *, where: str) -> Iterator[Problem]:
+    """What is wrong with the limits that a data owner sets for its own data; `where` comes before their names."""
+    if epsilon is not None and (type(epsilon) not in (int, float) or not LEAST_EPSILON <= epsilon <= MOST_EPSILON):
+        rule = f"must be a number in [{LEAST_EPSILON:g}, {MOST_EPSILON:g}]: the most that this data may ever spend"
+        yield Problem(f"{where}epsilon", epsilon, rule, "Try 3.0")
+    if delta is not None and (type(delta) is not float or not 0 < delta <= 0.1):
+        rule = "must be a number above 0, at most 0.1: well below one over the number of your examples"
+        yield Problem(f"{where}delta", delta, rule, "Try 0.00001")
 
 
 def budget_problems(config: Config, names: list[str]) -> Iterator[Problem]:

@@ -24,8 +24,9 @@ def refused(override: str) -> str | None:
     """Why this override may not cross a network; None where it may."""
     if not isinstance(override, str) or len(override) > _LONGEST:
         return f"must be a text of at most {_LONGEST:,} characters"
+    if re.search(r"(?<!\w)_target_(?!\w)", override):  # a whole part of a key, whatever quotes it or nests it
+        return "'_target_' names code to run; only choices among what the bundle holds may cross a network"
     for sign, why in (
-        ("_target_", "names code to run"),
         ("${", "is an interpolation: it reads the environment of whoever composes it"),
         ("hydra.", "changes where configs are read from"),
         ("hydra/", "changes how configs are read"),

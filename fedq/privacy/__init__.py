@@ -13,7 +13,7 @@ from fedq.privacy.evidence import MAX_EPSILON, ClientRound, RunEvidence, is_priv
 from fedq.privacy.ledger import Ledger, LedgerError, is_begun
 from fedq.privacy.noise import RandomSource, SecureRandom, SeededRandom
 from fedq.privacy.plan import DPPlan, SpendContext
-from fedq.privacy.policy import Asked, Policy, PolicyError, read_policy, require
+from fedq.privacy.policy import Asked, Policy, PolicyError, limits, read_policy, require, uncounted
 from fedq.privacy.spend import Spend
 from fedq.privacy.suitable import refuse_cross_example_layers, refuse_mixing
 
@@ -56,6 +56,7 @@ __all__ = [
     "is_begun",
     "is_client_private",
     "is_private",
+    "limits",
     "noisy_counts",
     "read_policy",
     "refuse_cross_example_layers",
@@ -63,4 +64,5 @@ __all__ = [
     "require",
     "spent_by_one_client",
     "standard_error",
+    "uncounted",
 ]

@@ -93,6 +93,22 @@ def require(policy: Policy, asked: Asked) -> None:
         raise Declined("policy", "; ".join(weak))
 
 
+def limits(policy: Policy | None, epsilon: float | None, delta: float | None) -> tuple[float | None, float | None]:
+    """(epsilon, delta) that the owner's data may spend over all runs: the stricter of its own two and the policy's.
+
+    So a run that names no budget, which the policy weighs by what it says it will do, is held to the policy's.
+    """
+    floor = (None, None) if policy is None else (policy.max_epsilon, policy.max_delta)
+    epsilons, deltas = ([v for v in pair if v is not None] for pair in ((epsilon, floor[0]), (delta, floor[1])))
+    return min(epsilons, default=None), min(deltas, default=None)
+
+
+def uncounted(policy: Policy | None) -> tuple[str, ...]:
+    """Units that the policy accepts (None: there is none) of which nothing enters the client's own ledger."""
+    weakest = UNITS[0] if policy is None else policy.unit
+    return UNITS[UNITS.index(weakest) : UNITS.index("example")]
+
+
 _EXAMPLES: Final = {
     "unit": 'add unit = "example", the weakest unit of privacy that you accept (off, client, example)',
     "max_epsilon": "add max_epsilon = 3.0, the largest epsilon that a run may aim at",

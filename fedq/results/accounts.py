@@ -10,6 +10,7 @@ from fedq.results.wording import one_line, plural, size, spent
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.text import Text
 
 SHOWN = 20  # rows of a ledger that are printed: the newest
 
@@ -46,11 +47,11 @@ def by_run(rows: Sequence[Row]) -> list[RunSpend]:
     ]
 
 
-def total(rows: Sequence[Row]) -> tuple[float, float]:
-    """(epsilon, delta) of all rows, at the smallest delta that any run reported at; (0, 0) of none."""
+def total(rows: Sequence[Row], *, delta: float | None = None) -> tuple[float, float]:
+    """(epsilon, delta) of all rows, at this delta or else the smallest that any run reported at; (0, 0) of none."""
     if not rows:
         return 0.0, 0.0
-    delta = min(row.spend.delta for row in rows)
+    delta = min(row.spend.delta for row in rows) if delta is None else delta
     return epsilon([row.spend.as_mechanism() for row in rows], delta), delta
 
 
@@ -156,6 +157,16 @@ def _noise(row: PlanRow, rounds: int) -> str:
 
 
 @dataclass(frozen=True)
+class Left:
+    """What of one run was made to leave its client."""
+
+    updates: int
+    num_bytes: int  # of all updates
+    counts: int  # pairs of noisy counts: evaluate=dp
+    scores: int  # losses and metrics without noise: privacy was off
+
+
+@dataclass(frozen=True)
 class ClientStatus:
     """What a data owner wants to know of its client."""
 
@@ -163,10 +174,12 @@ class ClientStatus:
     data: str
     epsilon: float
     delta: float
-    budget: float | None  # the owner's own
+    budget: float | None  # what all runs are held to: the stricter of the owner's own and its policy's
+    source: str  # whose that is
     floor: float | None  # the largest epsilon that the policy accepts of a run
+    uncounted: Sequence[str]  # units of privacy that are accepted though no ledger of the client's counts them
     runs: Sequence[RunSpend]
-    left: Mapping[str, tuple[int, int]]  # run -> (updates that were made to leave, their bytes)
+    left: Mapping[str, Left]  # by run
     declined: Sequence[str]  # the last requests that were turned away
     turned_away: int
 
@@ -184,28 +197,38 @@ def status_table(status: ClientStatus) -> "RenderableType":
     nothing = not status.runs
     said = "nothing" if nothing else f"epsilon {spent(status.epsilon)} at delta {status.delta:g}"
     head.add_row(Text("spent", style="cyan"), Text(said, style="bold"))
-    if status.budget is not None:
-        rest = max(0.0, status.budget - status.epsilon)
-        words = f"epsilon {math.floor(100 * rest) / 100:.2f} of your budget {status.budget:g}"
-        head.add_row(Text("left", style="cyan"), Text(words, style="bold"))
-    else:
-        head.add_row(
-            Text("left", style="cyan"), Text("no budget of your own: each run's budget decides (set epsilon=...)")
-        )
+    head.add_row(Text("left", style="cyan"), _rest(status))
     if status.floor is not None:
         head.add_row(
             Text("policy", style="cyan"), Text(f"runs that aim at more than epsilon {status.floor:g} are declined")
         )
+    if status.uncounted:
+        units = " or ".join(f"privacy={unit}" for unit in status.uncounted)
+        words = f"runs with {units}, of which nothing enters the ledger: only a budget or the policy's unit bars them"
+        head.add_row(Text("not counted", style="cyan"), Text(words, style="yellow"))
     parts: list[RenderableType] = [head]
     if status.runs:
         parts += [Text(""), runs_table(status.runs)]
     if status.left:
-        parts.append(Text("\nupdates that were made to leave, by run", style="dim"))
+        parts.append(Text("\nwhat was made to leave, by run", style="dim"))
         sent = Table.grid(padding=(0, 2, 0, 0))
-        for run, (messages, size_in_bytes) in status.left.items():
-            sent.add_row(one_line(run, limit=40), plural(messages, "update"), size(size_in_bytes))
+        for run, left in status.left.items():
+            kinds = [plural(left.updates, "update"), size(left.num_bytes)]
+            kinds += [plural(left.counts, "noisy count")] if left.counts else []
+            kinds += [f"{plural(left.scores, 'score')} without noise"] if left.scores else []
+            sent.add_row(one_line(run, limit=40), ", ".join(kinds))
         parts.append(sent)
     if status.turned_away:
         parts.append(Text(f"\n{plural(status.turned_away, 'request')} turned away; the last:", style="yellow"))
         parts += [Text(f"  {one_line(line, limit=300)}") for line in status.declined]
     return Group(*parts, Text(""))
+
+
+def _rest(status: ClientStatus) -> "Text":
+    from rich.text import Text
+
+    if status.budget is None:
+        return Text("no budget is named: each run's own decides (--epsilon and --policy, as in your node config)")
+    rest = max(0.0, status.budget - status.epsilon)  # rounded down: never more than there is
+    words = f"epsilon {math.floor(100 * rest) / 100:.2f} of {status.source} {status.budget:g}"
+    return Text(f"{words}, at delta {status.delta:g}; less where a run asks for a smaller delta", style="bold")

@@ -164,7 +164,8 @@ def _bytes(axis: Axes, result: Result) -> None:
 
 
 def _epsilon(axis: Axes, result: Result) -> None:
-    _title(axis, "Privacy: epsilon spent, largest of all clients")
+    of = "of this run alone" if result.epsilon_of == "run" else "spent, largest of all clients"
+    _title(axis, f"Privacy: epsilon {of}")
     points = [(row.round, row.epsilon) for row in result.history if row.epsilon is not None]
     points = [(0, 0.0), *points] if points[0][0] > 0 else points  # nothing is spent before the first round
     axis.step(*zip(*points, strict=True), where="post", color=BLUE, linewidth=1.8)

@@ -7,7 +7,7 @@ from textwrap import indent
 from typing import TYPE_CHECKING, NamedTuple
 
 from fedq.results.next_steps import next_steps, shown_path
-from fedq.results.result import Result
+from fedq.results.result import ALONE, Result
 from fedq.results.wording import counts, duration, number, one_line, percent, plural, shares, size, spent, times
 
 if TYPE_CHECKING:
@@ -134,7 +134,8 @@ def _privacy(result: Result) -> list[Line]:
         if result.private
         else Line("private", "no", f"because {why}", "bold red")
     )
-    lines = [Line("epsilon", spent(result.epsilon), f"{delta}protecting {unit}")]
+    alone = f"; {ALONE}" if result.epsilon_of == "run" else ""
+    lines = [Line("epsilon", spent(result.epsilon), f"{delta}protecting {unit}{alone}")]
     whole = result.client_level
     if whole and whole["unit"] != result.privacy_unit:
         lines.append(Line("", spent(whole["epsilon"]), f"at delta {whole['delta']:.3g}, protecting {whole['unit']}"))

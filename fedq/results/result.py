@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 AccuracySource = Literal["server_test", "clients", "noisy_counts", "none"]
 RunStatus = Literal["finished", "interrupted", "ended", "failed"]
+EpsilonOf = Literal["ledgers", "run"]
+ALONE = "this run alone, by public numbers; what clients spent before is not included"
 NOT_IN_JSON = ("history", "arrays", "folder", "elsewhere")
 
 
@@ -47,6 +49,7 @@ class Result:
     int8_profile: dict[str, float] = field(default_factory=dict)  # operator -> share of the int8 model's time
 
     epsilon: float | None = None  # None: privacy was off
+    epsilon_of: EpsilonOf | None = None  # ledgers: the largest of any client's whole ledger; run: this run alone
     delta: float | None = None
     privacy_unit: str | None = None  # what epsilon protects, e.g. "one example of one client"
     private: bool = False  # computed from evidence elsewhere; never from the config
@@ -133,7 +136,8 @@ def privacy_text(result: Result) -> str:
         return "off: no privacy claimed"
     delta = "" if result.delta is None else f", delta {result.delta:.3g}"
     unit = f" for {one_line(result.privacy_unit)}" if result.privacy_unit else ""
-    return f"epsilon {spent(result.epsilon)}{delta}{unit}" + ("" if result.private else "; NOT private")
+    alone = f" ({ALONE})" if result.epsilon_of == "run" else ""
+    return f"epsilon {spent(result.epsilon)}{delta}{unit}{alone}" + ("" if result.private else "; NOT private")
 
 
 def read_result(folder: Path | str) -> Result:

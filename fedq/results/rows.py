@@ -21,7 +21,7 @@ class RoundRow:
     loss: float | None = None  # of the evaluation set
     validation_accuracy: float | None = None
     train_loss: float | None = None
-    epsilon: float | None = None  # the largest spent by any client so far
+    epsilon: float | None = None  # the largest spent by any client so far; in a deployment, in this run
     bytes_up: int = 0
     bytes_down: int = 0
     float32_bytes_up: int = 0  # the same messages under codec=float32

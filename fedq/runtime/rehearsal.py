@@ -233,7 +233,7 @@ def _collected(experiment: Experiment, place: Path, told: Followed, root: str | 
         files = ClientFiles(folder / "clients", told.run)
         rows = whole_rows(folder, result.history)
         spent, private, reasons = evidence_of(experiment, files, rows, result.reply_fields)
-        said = {"epsilon": spent, "private": private, "privacy_reasons": reasons}
+        said = {"epsilon": spent, "epsilon_of": "ledgers", "private": private, "privacy_reasons": reasons}
         result = replace(result, **(with_client_level(said, result.client_level) if result.client_level else said))
         result.write(folder)
     return result

@@ -53,6 +53,30 @@ def raising(error):
     return client_of
 
 
+def hello_of(client):
+    return wire.HELLO, wire.empty()
+
+
+def training(client):
+    return wire.TRAIN, request(client)
+
+
+def unreadable(client):
+    return wire.TRAIN, RecordDict({"other": ConfigRecord()})
+
+
+@pytest.mark.parametrize("asked", [hello_of, training, unreadable])
+def test_no_clock_of_the_client_s_is_in_a_reply(client, asked):
+    """Flower's envelope would say when the client was done, which depends on the batch that was drawn."""
+    grid, (kind, content) = InProcessGrid(client_app(lambda context: client), 1), asked(client)
+    message = Message(content, dst_node_id=1, message_type=kind)
+    message.metadata.created_at -= 3600  # as if it had taken an hour
+    (reply,) = grid.stream([message])
+    assert (reply.metadata.created_at, reply.metadata.ttl) == (message.metadata.created_at, message.metadata.ttl)
+    floats = [value for value in vars(reply.metadata).values() if isinstance(value, float)]
+    assert floats == [reply.metadata.created_at]  # and the time to live, which is whole seconds: no other clock
+
+
 def test_a_client_says_who_it_is_and_what_it_speaks(client):
     hello = wire.read_hello(ask(lambda context: client, wire.HELLO).content)
     assert hello == wire.Hello("clinic-a", __version__, codec.FORMATS, client.trainer.layout.digest)

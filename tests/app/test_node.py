@@ -292,6 +292,29 @@ def test_the_head_of_the_ledger_lies_where_the_policy_says(shard, tmp_path):
     assert client(BUDGET_8, **node).privacy.head == tmp_path / "elsewhere" / "head"
 
 
+@pytest.mark.parametrize("limit", [{"epsilon": 0.1}, {"delta": 1e-6}, {"epsilon": 0.1, "delta": 1e-6}], ids=str)
+@pytest.mark.parametrize("unit", ["off", "client"])
+def test_a_run_that_the_ledger_would_not_count_is_beyond_any_budget(shard, tmp_path, monkeypatch, unit, limit):
+    """A budget is the most that the data may ever spend: without noise of the client's own, nothing is spent in it."""
+    opened = []
+    monkeypatch.setattr("fedq.app.node.build", lambda *args, **kwargs: opened.append(args))
+    words = ["clients=4", "quant=off", f"privacy={unit}", "partition=iid"]
+    words += ["privacy.client_noise_multiplier=1"] if unit == "client" else []
+    with pytest.raises(Declined, match=f"privacy={unit} has this client add no noise of its own") as caught:
+        client(words, partition_id=2, data_path=shard, state_dir=tmp_path / "state", **limit)
+    assert (caught.value.reason, caught.value.identity, opened) == ("budget", "2", [])
+    (line,) = (tmp_path / "state" / "declined.log").read_text().splitlines()
+    assert " and ".join(f"{key}={value:g}" for key, value in limit.items()) in line
+
+
+def test_a_budget_beside_a_policy_that_accepts_everything_still_holds(shard, tmp_path):
+    policy = policy_file(tmp_path, 'unit = "off"\nmax_epsilon = inf\nmax_delta = 1\n')
+    node = {"partition_id": 2, "data_path": shard, "state_dir": tmp_path / "state", "policy": policy}
+    assert client(USUAL, **node).privacy is None
+    with pytest.raises(Declined, match="budget: privacy=off"):
+        client(USUAL, epsilon=3.0, **node)
+
+
 @pytest.mark.parametrize("value", [0, -1, "3", True, float("nan"), 1e9])
 def test_a_budget_that_is_none_is_refused(value):
     with pytest.raises(ConfigError, match=r"node-config epsilon=.*the most that this data may ever spend"):

@@ -22,6 +22,9 @@ ALLOWED = [
     "privacy=off",
     "privacy.target_epsilon=8",
     "privacy.noise_multiplier=null",
+    "privacy.client_target_epsilon=3",
+    "privacy.client_target_delta=1e-6",
+    "name=my_target_run",
     "train.optimizer_options.momentum=0.9",
     "strategy.server_options.lr=1",
     "runtime.wait=10",
@@ -33,6 +36,14 @@ REFUSED = [
     ("train.optimizer_options._target_=os.system", "names code"),
     ("model.inner={_target_:os.system}", "names code"),
     ("model={_target_:os.system}", "names code"),
+    ("_target_=os.system", "names code"),
+    ("model.inner._target_=os.system", "names code"),
+    ("model._target_.inner=os.system", "names code"),
+    ("train.optimizer_options.inner._target_=os.system", "names code"),
+    ("train.optimizer_options.inner={'_target_':os.system}", "names code"),
+    ('train.optimizer_options.inner={lr:1,"_target_":os.system}', "names code"),
+    ("train.optimizer_options.inner=[{_target_ : os.system}]", "names code"),
+    ("train.optimizer_options.inner={\\_target_:os.system}", "names code"),
     ("hydra.searchpath=[file:///etc]", "where configs are read from"),
     ("data.hydra.x=1", "where configs are read from"),
     ("hydra/launcher=joblib", "how configs are read"),
@@ -137,16 +148,50 @@ LET_IN = st.one_of(
 ).map("=".join)
 
 
-@given(st.lists(LET_IN.filter(lambda o: "_target_" not in o and "hydra" not in o), max_size=5))
+@given(st.lists(LET_IN.filter(lambda o: "_target_" not in o.partition("=")[2] and "hydra" not in o), max_size=5))
 @settings(max_examples=200, deadline=None)
 def test_any_choice_and_any_value_without_an_interpolation_goes_there_and_back(overrides):
     assert network.read(network.write(overrides)) == overrides
 
 
-@given(st.text(max_size=30), st.sampled_from(["_target_", "hydra.", "hydra/", "${"]), st.text(max_size=30))
+@given(st.text(max_size=30), st.sampled_from(["hydra.", "hydra/", "${"]), st.text(max_size=30))
 @settings(max_examples=200, deadline=None)
-def test_what_names_code_a_search_path_or_an_interpolation_is_refused_wherever_it_stands(before, sign, after):
+def test_what_names_a_search_path_or_an_interpolation_is_refused_wherever_it_stands(before, sign, after):
     assert network.refused(before + sign + after) is not None
+
+
+EDGE = st.text(st.characters(exclude_categories=["L", "M", "N", "Pc"]), min_size=1, max_size=1)  # no part of a word
+
+
+@given(st.text(max_size=30), EDGE, EDGE, st.text(max_size=30))
+@settings(max_examples=200, deadline=None)
+def test_what_names_code_is_refused_wherever_it_stands_as_a_word(before, left, right, after):
+    for begin in ("", before + left):
+        for end in ("", right + after):
+            assert network.refused(f"{begin}_target_{end}") is not None
+
+
+def keys_of(value):
+    """Every key of a composed config, however deep."""
+    if isinstance(value, dict):
+        return set(value).union(*map(keys_of, value.values()))
+    return set().union(*map(keys_of, value)) if isinstance(value, list) else set()
+
+
+@given(st.text(max_size=3), st.text(max_size=3), st.sampled_from(["{%s:1}", "{'%s':1}", '{"%s":1}', "[{%s:1}]", "%s"]))
+@settings(max_examples=200, deadline=None)
+def test_hydra_reads_no_such_key_out_of_what_is_let_in(before, after, form):
+    """What is read as one word at the door, Hydra's grammar must not read as the key and something beside it."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    override = "train.optimizer_options.x=" + form.replace("%s", f"{before}_target_{after}")
+    if network.refused(override) is None:
+        try:
+            parsed = OverridesParser.create().parse_override(override)
+        except HydraException:
+            return
+        assert "_target_" not in {str(key) for key in keys_of(parsed.value())}
 
 
 @pytest.mark.parametrize(

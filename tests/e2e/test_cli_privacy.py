@@ -176,6 +176,7 @@ CHECKLIST = {
     "data in the clear": ("not covered", "disk or memory"),
     "code of others": ("not covered", "the code of the bundle"),
     "public information": ("not covered", "public by declaration"),
+    "what epsilon covers": ("epsilon", "the largest of any client's whole ledger"),
     "evidence": ("accounts", "3 ledgers, every one checked"),
 }
 
@@ -244,7 +245,7 @@ def test_an_owner_sees_what_was_spent_and_what_is_left(run, tmp_path):
     (tmp_path / "policy.toml").write_text('unit = "example"\nmax_epsilon = 3\nmax_delta = 1e-5\n')
     said = fedq_says("client", "status", tmp_path, "--epsilon", "5", "--policy", tmp_path / "policy.toml")
     assert "epsilon 3.00 at delta 1e-05" in said
-    assert "epsilon 2.0" in said  # left of 5
+    assert "epsilon 0.00 of your policy's 3" in said  # which is stricter than the budget
     assert "3 updates" in said
     assert "1 request turned away" in said
     assert "epsilon 8 of at most 3" in said

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from flwr.app.constants import DEFAULT_TTL
 
 import fedq
 from fedq import wire
@@ -141,6 +142,7 @@ def test_under_dp_each_ledger_is_on_its_client_s_disk_and_adds_up(tmp_path, monk
     words = ["experiment=demo", "clients=3", "rounds=3", "fraction=0.67"]
     result = rehearsal(compose(words), root="out", progress=False)
     assert result.private, result.privacy_reasons
+    assert result.epsilon_of == "ledgers"  # which the rehearsal brought together; its server saw none
     assert set(result.reply_fields) <= wire.PUBLIC_FIELDS
     plan = built(compose(words)).plan
     taken = {str(i): [row.round for row in result.history if str(i) in row.accepted] for i in range(3)}
@@ -230,6 +232,8 @@ def test_what_crosses_the_link_is_packets_and_codes_though_a_client_s_code_raise
     for message in crossed:
         assert message.has_content()
         assert wire.fields_of(message.content) <= wire.PUBLIC_FIELDS
+        # Nor does Flower's envelope tell how long a client took: it lives exactly as long as a request does.
+        assert message.metadata.ttl == DEFAULT_TTL
         for record in message.content.values():
             for value in record.values():
                 assert not isinstance(value, str) or len(value) < 20

@@ -68,6 +68,12 @@ def test_epsilon_is_rounded_up(printed):
     assert "epsilon 7.94 at" in printed(epsilon=7.9301)
 
 
+def test_an_epsilon_of_one_run_alone_is_called_that(printed):
+    alone = "this run alone, by public numbers; what clients spent before is not included"
+    assert f"protecting one example of one client; {alone}" in printed(epsilon_of="run")
+    assert "this run alone" not in printed(epsilon_of="ledgers")
+
+
 def test_a_run_that_is_not_private_says_why(printed):
     text = printed(private=False, privacy_reasons=["noise was seeded", "client 7 keeps no ledger"])
     assert "private no because noise was seeded; client 7 keeps no ledger" in text
