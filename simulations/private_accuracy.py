@@ -28,7 +28,7 @@ BUDGETS: dict[str, dict[str, list[str]]] = {
         "1": ["privacy.target_epsilon=1", "train.lr=6.5"],
         "3": ["privacy.target_epsilon=3"],
         "8": ["privacy.target_epsilon=8", "train.lr=20.0", "strategy.ema=0.8"],
-        "inf": [*OFF, "train.lr=0.003", "train.schedule=linear"],
+        "inf": [*OFF, "train.lr=0.1", "train.schedule=linear"],
     },
     "cnn": {
         "1": ["privacy.target_epsilon=1", "train.lr=10.0", "rounds=20"],
