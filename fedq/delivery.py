@@ -308,5 +308,6 @@ def gather_evidence(
         activation_ranges_observed=experiment.quantized is not None and experiment.quantized.ranges == "observed",
         delta=experiment.plan.delta,
         nominal_examples=experiment.plan.nominal_examples,
+        largest_shard=max(map(len, experiment.shards.values()), default=0),
         run=clients.run,
     )

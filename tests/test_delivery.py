@@ -234,6 +234,13 @@ def test_inputs_that_hold_a_statistic_of_the_data_are_not_private(run, finished,
     run.says_no(reason, experiment=other)
 
 
+def test_a_delta_that_only_a_small_public_number_allows_is_not_private(run, finished):
+    """Whole shards of some 400 examples, told as 10: in a simulation they are there to be counted."""
+    experiment, _ = finished
+    loose = {name: replace(plan, delta=1e-3, nominal_examples=10) for name, plan in experiment.plans.items()}
+    run.says_no("the largest true shard to leak whole", experiment=replace(experiment, plans=loose))
+
+
 def test_noise_that_follows_from_the_seed_is_not_private(tmp_path):
     _, result = served(tmp_path / "seeded", "privacy.noise=seeded")
     assert result.private is False

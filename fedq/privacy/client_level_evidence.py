@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from fedq.privacy.accounting import AnyMechanism, epsilon
 from fedq.privacy.client_level import ADJACENCY, UNIT, ClientLevelEvidence, ClientLevelPlan, sum_multiplier
-from fedq.privacy.evidence import fitting_faults, size_faults
+from fedq.privacy.evidence import delta_faults, fitting_faults, size_faults
 from fedq.privacy.spend import Spend
 
 
@@ -73,8 +73,7 @@ def is_client_private(evidence: ServerEvidence) -> tuple[bool, list[str]]:
     # Written so that a NaN fails; no target (inf) still needs an epsilon that means something.
     if not spent <= plan.target_epsilon:
         reasons.append(f"epsilon {spent:g} is beyond the target {plan.target_epsilon:g}")
-    if not plan.delta * plan.clients <= 1:
-        reasons.append(f"delta {plan.delta:g} allows one client of {plan.clients} to leak whole")
+    reasons += delta_faults(plan.delta, plan.clients, of="client")
     if not evidence.ledger_verified:
         reasons.append("the server's ledger was not verified")
     if evidence.unproven:

@@ -10,6 +10,9 @@ from fedq.privacy.dpsgd import DPEvidence
 from fedq.privacy.spend import MECHANISMS, Spend
 
 MAX_EPSILON = 20.0  # e^20 is 500 million: a larger odds ratio rules nothing out
+# Who publishes one example in n, drawn by lot, is (0, 1/n)-DP: delta must be far below that, however small n is.
+MAX_DELTA = 1e-3
+DELTA_MARGIN = 10  # so far below 1 / n
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class RunEvidence:
     activation_ranges_observed: bool = True
     delta: float = math.inf
     nominal_examples: int = 0  # public size of a client's data
+    largest_shard: float = math.inf  # true size, where whoever judges holds the shards (simulation); 0: it does not
     run: str = ""
 
 
@@ -47,8 +51,9 @@ def is_private(evidence: RunEvidence) -> tuple[bool, list[str]]:
     if not evidence.rounds:
         reasons.append("no client round is on record")
     reasons += size_faults(evidence.epsilon)
-    if not (evidence.nominal_examples >= 1 and evidence.delta * evidence.nominal_examples <= 1):
-        reasons.append(f"delta {evidence.delta:g} allows one example of {evidence.nominal_examples} to leak whole")
+    reasons += delta_faults(evidence.delta, evidence.nominal_examples, of="example")
+    if not DELTA_MARGIN * evidence.delta * evidence.largest_shard <= 1:  # how large it is, is itself protected
+        reasons.append(f"delta {evidence.delta:g} allows one example of the largest true shard to leak whole")
     for client_round in evidence.rounds:
         if client_round.spend is not None and client_round.spend.run != evidence.run:
             reasons.append(f"client {client_round.client}: the spend is of run {client_round.spend.run!r}")
@@ -91,6 +96,15 @@ def size_faults(epsilon: float) -> list[str]:
     if epsilon <= MAX_EPSILON:
         return []
     return [f"epsilon {epsilon:g} is beyond {MAX_EPSILON:g}, where it bounds next to nothing"]
+
+
+def delta_faults(delta: float, protected: int, *, of: str) -> list[str]:
+    """Why a delta is too large to mean anything where so many are protected; written so that a NaN is."""
+    faults = [] if delta <= MAX_DELTA else [f"delta {delta:g} is beyond {MAX_DELTA:g}, however few are protected"]
+    if not (protected >= 1 and DELTA_MARGIN * delta * protected <= 1):
+        limit = f"it must be at most 1 / ({DELTA_MARGIN} x {protected})"
+        faults.append(f"delta {delta:g} allows one {of} of {protected} to leak whole: {limit}")
+    return faults
 
 
 def _faults(r: ClientRound) -> list[str]:
