@@ -13,6 +13,7 @@ from fedq.app.serving import serve
 from fedq.config import compose
 from fedq.delivery import ELSEWHERE, ClientFiles, epsilon_after, evidence_of
 from fedq.experiment import build
+from fedq.privacy import Ledger
 from fedq.results import read_result
 from fedq.runtime.local import in_process
 
@@ -184,6 +185,16 @@ def test_a_ledger_that_was_written_over_is_not_verified(run):
 def test_a_ledger_that_is_no_ledger_is_not_verified(run):
     (run.folder / run.trained / "ledger.sqlite").write_bytes(b"not a ledger" * 100)
     run.says_no("the ledgers were not verified")
+
+
+def test_a_ledger_that_a_person_vouches_for_is_not_private_and_the_reason_says_why_and_when(run):
+    """Its spends were deleted, and the head's word that they were there was overruled: nobody knows what was spent."""
+    path = run.folder / run.trained / "ledger.sqlite"
+    Ledger(path).accept("the disk was restored")
+    (said,) = Ledger(path).head().accepted
+    run.says_no(f"client {run.trained}, {said}")
+    assert said.startswith("20")
+    assert said.endswith("the disk was restored")
 
 
 def test_a_spend_without_evidence_counts_against(run):

@@ -35,6 +35,7 @@ class RunEvidence:
     target_epsilon: float = 0.0
     accounts: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # client -> (its epsilon, its own budget)
     ledgers_verified: bool = False
+    decisions: Sequence[str] = ("unknown",)  # of a person, about a ledger that did not check out: which and when
     reply_fields_checked: bool = False
     nonpublic_reply_fields: Sequence[str] = ("unknown",)  # names of what left beside the allow-list
     data_fitted_on_private: bool | None = None  # a scaler or the like, fitted on the private examples; None: unknown
@@ -63,6 +64,7 @@ def is_private(evidence: RunEvidence) -> tuple[bool, list[str]]:
         reasons.append("one row of a ledger stands for several rounds")
     if not evidence.ledgers_verified:
         reasons.append("the ledgers were not verified")
+    reasons += decision_faults(evidence.decisions)
     # Written so that a NaN fails, and no target (inf) still needs a finite epsilon.
     if not (math.isfinite(evidence.epsilon) and evidence.epsilon <= evidence.target_epsilon):
         reasons.append(f"epsilon {evidence.epsilon:g} is beyond the target {evidence.target_epsilon:g}")
@@ -96,6 +98,11 @@ def size_faults(epsilon: float) -> list[str]:
     if epsilon <= MAX_EPSILON:
         return []
     return [f"epsilon {epsilon:g} is beyond {MAX_EPSILON:g}, where it bounds next to nothing"]
+
+
+def decision_faults(decisions: Sequence[str]) -> list[str]:
+    """A ledger that a person vouches for may lack spends: an upper bound on what it holds is none on what was spent."""
+    return [f"spends may be missing, on a person's word: {decision}" for decision in decisions]
 
 
 def delta_faults(delta: float, protected: int, *, of: str) -> list[str]:

@@ -40,6 +40,7 @@ WHOLE = RunEvidence(
     target_epsilon=8.0,
     accounts={"a": (7.9, 8.0), "b": (2.9, 3.0)},
     ledgers_verified=True,
+    decisions=(),
     reply_fields_checked=True,
     nonpublic_reply_fields=(),
     data_fitted_on_private=False,
@@ -83,6 +84,7 @@ def test_no_target_needs_a_finite_epsilon_all_the_same():
         (replace(WHOLE, accounts={"a": (math.nan, 8.0), "b": (2.9, 3.0)}), "client a: epsilon nan"),
         (replace(WHOLE, accounts={"a": (7.9, 8.0)}), "client b: no account is on record"),
         (replace(WHOLE, ledgers_verified=False), "not verified"),
+        (replace(WHOLE, decisions=("client a, 2026-01-02: never mind",)), "on a person's word: client a, 2026-01-02"),
         (replace(WHOLE, reply_fields_checked=False), "fields of the replies"),
         (
             replace(WHOLE, nonpublic_reply_fields=("loss", "num_examples")),
