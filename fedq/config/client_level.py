@@ -55,6 +55,12 @@ def client_level_problems(config: Config) -> Iterator[Problem]:
     if config.strategy.min_clients > 1:
         rule = "whether a round is skipped would tell who answered: each takes its noised step, whatever came back"
         yield Problem("strategy.min_clients", config.strategy.min_clients, rule, "Use strategy.min_clients=1")
+    if config.downlink.kind == "delta":
+        rule = (
+            "changes are sent once an update was accepted, weights until then: what one client is sent would tell the "
+            f"others of another's update, which no noise hides (privacy={p.unit})"
+        )
+        yield Problem("downlink.kind", "delta", rule, "Use downlink.kind=weights")
     if p.client_sampling == "poisson":
         yield from _poisson_problems(config)
 
@@ -68,9 +74,6 @@ def _poisson_problems(config: Config) -> Iterator[Problem]:
             "a client may be drawn in every round, and the noise on its examples is calibrated to fewer (privacy=both)"
         )
         yield Problem(key, "poisson", rule, mend)
-    if config.downlink.kind == "delta":
-        rule = "which changes a client is sent would tell who was drawn before, and cohorts are secret"
-        yield Problem(key, "poisson", rule, "Use downlink.kind=weights")
 
 
 def idle_privacy(config: Config) -> list[tuple[Sequence[str], bool, str, str]]:
