@@ -153,6 +153,25 @@ def test_a_head_that_is_gone_is_found(ledger):
         ledger.spend(SPEND)
 
 
+@pytest.mark.parametrize("left", [1, 2, 3])
+def test_a_file_that_calls_itself_older_than_its_rows_is_not_excused_from_having_a_head(ledger, left):
+    """Rows are hashed and the file's own word for their schema is not: with 1, a missing head was none."""
+    spend_three(ledger)
+    edit(ledger, "DELETE FROM spend WHERE id > ?", left)
+    edit(ledger, "PRAGMA user_version = 1")
+    ledger.head_path.unlink()
+    for use in (ledger.verify, ledger.rows, lambda: ledger.spend(SPEND), lambda: ledger.accept("never mind")):
+        with pytest.raises(LedgerError, match="says schema 1, and holds a row of schema 2"):
+            use()
+
+
+def test_nor_where_its_head_is_there(ledger):
+    spend_three(ledger)
+    edit(ledger, "PRAGMA user_version = 1")
+    with pytest.raises(LedgerError, match="says schema 1, and holds a row of schema 2"):
+        ledger.verify()
+
+
 def test_a_ledger_that_is_gone_is_not_made_anew_while_its_head_tells_of_it(ledger):
     ledger.spend(SPEND)
     ledger.path.unlink()
