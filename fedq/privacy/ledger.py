@@ -32,7 +32,10 @@ HEAD_SUFFIX: Final = ".head"
 
 
 class LedgerError(Exception):
-    """The ledger cannot be read, trusted or written. Nothing was spent; a person has to look at it."""
+    """The ledger cannot be read, trusted or written. A person has to look at it.
+
+    Nothing was spent, but where the head alone could not be written: then the row stands, and nothing left on it.
+    """
 
 
 _TYPES: Final[dict[Any, str]] = {float: "REAL", int: "INTEGER", str: "TEXT"}
