@@ -133,11 +133,13 @@ def server_evidence(
     """Every round's evidence and ledger row, read back from the server's folder."""
     done = _done(files.home / EVIDENCE)
     spends, verified, others = {}, False, 0
+    decisions: tuple[str, ...] = ()
     with suppress(LedgerError):
         ledger = Ledger(files.home / LEDGER, access="read")
         ledger.verify()
         rows = ledger.rows()
         spends = {row.id: row.spend for row in rows if row.spend.run == files.run}
+        decisions = ledger.head().accepted
         verified, others = True, len(rows) - len(spends)
     of_round = {evidence.round: evidence for evidence in done}
     proven, ended = {evidence.spend_row_id for evidence in done}, {what.number for what in rounds}
@@ -157,6 +159,7 @@ def server_evidence(
         unfinished=[spend for spend in spends.values() if spend.round not in ended],
         other_runs=others,
         ledger_verified=verified,
+        decisions=decisions,
         cohorts_from=files.cohorts_from,
         data_fitted_on_private=experiment.dataset.fitted_on_private_data,
         delivered_unnoised=not_averaged(experiment.layout),

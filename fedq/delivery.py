@@ -266,6 +266,7 @@ def gather_evidence(
 
     rounds: list[ClientRound] = []
     accounts: dict[str, tuple[float, float]] = {}
+    decisions: list[str] = []
     verified = True
     for identity in experiment.identities:
         home = clients.root / identity
@@ -283,6 +284,7 @@ def gather_evidence(
                 ledger = Ledger(path, access="read")
                 ledger.verify()
                 spends = {row.id: row.spend for row in ledger.rows()}
+                decisions += [f"client {identity}, {said}" for said in ledger.head().accepted]
                 plan = experiment.plans[identity]
                 accounts[identity] = (ledger.epsilon(plan.delta, accountant=plan.accountant), plan.target_epsilon)
             except LedgerError:
@@ -304,11 +306,13 @@ def gather_evidence(
         target_epsilon=experiment.plan.target_epsilon,
         accounts=accounts,
         ledgers_verified=verified,
+        decisions=decisions,
         reply_fields_checked=bool(fields),
         nonpublic_reply_fields=sorted(set(fields) - wire.PUBLIC_FIELDS),
         data_fitted_on_private=experiment.dataset.fitted_on_private_data,
         activation_ranges_observed=experiment.quantized is not None and experiment.quantized.ranges == "observed",
         delta=experiment.plan.delta,
         nominal_examples=experiment.plan.nominal_examples,
+        largest_shard=max(map(len, experiment.shards.values()), default=0),
         run=clients.run,
     )

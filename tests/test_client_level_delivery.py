@@ -15,7 +15,7 @@ from fedq.app.serving import serve
 from fedq.client_level_delivery import ServerFiles, server_evidence, whole_rows
 from fedq.config import ConfigError, compose
 from fedq.experiment import build
-from fedq.privacy import is_client_private
+from fedq.privacy import Ledger, is_client_private
 from fedq.results import final_table, read_result
 from fedq.runtime.forecast import forecast
 from fedq.runtime.local import in_process
@@ -103,6 +103,10 @@ def lost_evidence(judged):
     (judged.home / "evidence.jsonl").unlink()
 
 
+def accepted_ledger(judged):
+    Ledger(judged.home / "ledger.sqlite").accept("the disk was restored")
+
+
 def changed(**values):
     return lambda judged: judged.rewrite(lambda lines: [{**lines[0], **values}, *lines[1:]])
 
@@ -112,6 +116,7 @@ def changed(**values):
     [
         (lost_ledger, "the server's ledger was not verified"),
         (edited_ledger, "the server's ledger was not verified"),
+        (accepted_ledger, "accepted 2 rows where the head said 2: the disk was restored"),
         (lost_evidence, "round 1: no noise was added"),
         (lambda judged: judged.rewrite(lambda lines: lines[:1]), "without evidence of noise in round 2"),
         (changed(noise_source="seeded"), "round 1: noise that others can reproduce"),

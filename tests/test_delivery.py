@@ -13,6 +13,7 @@ from fedq.app.serving import serve
 from fedq.config import compose
 from fedq.delivery import ELSEWHERE, ClientFiles, epsilon_after, evidence_of
 from fedq.experiment import build
+from fedq.privacy import Ledger
 from fedq.results import read_result
 from fedq.runtime.local import in_process
 
@@ -186,6 +187,16 @@ def test_a_ledger_that_is_no_ledger_is_not_verified(run):
     run.says_no("the ledgers were not verified")
 
 
+def test_a_ledger_that_a_person_vouches_for_is_not_private_and_the_reason_says_why_and_when(run):
+    """Its spends were deleted, and the head's word that they were there was overruled: nobody knows what was spent."""
+    path = run.folder / run.trained / "ledger.sqlite"
+    Ledger(path).accept("the disk was restored")
+    (said,) = Ledger(path).head().accepted
+    run.says_no(f"client {run.trained}, {said}")
+    assert said.startswith("20")
+    assert said.endswith("the disk was restored")
+
+
 def test_a_spend_without_evidence_counts_against(run):
     """The client's code failed after the spend was written: what it had sent by then, nobody knows."""
     lines = run.evidence().read_text().splitlines(keepends=True)
@@ -232,6 +243,13 @@ def test_inputs_that_hold_a_statistic_of_the_data_are_not_private(run, finished,
     experiment, _ = finished
     other = replace(experiment, dataset=replace(experiment.dataset, fitted_on_private_data=fitted))
     run.says_no(reason, experiment=other)
+
+
+def test_a_delta_that_only_a_small_public_number_allows_is_not_private(run, finished):
+    """Whole shards of some 400 examples, told as 10: in a simulation they are there to be counted."""
+    experiment, _ = finished
+    loose = {name: replace(plan, delta=1e-3, nominal_examples=10) for name, plan in experiment.plans.items()}
+    run.says_no("the largest true shard to leak whole", experiment=replace(experiment, plans=loose))
 
 
 def test_noise_that_follows_from_the_seed_is_not_private(tmp_path):

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 
+from fedq.config import deltas
 from fedq.config.problem import Problem
 from fedq.config.public import LEAST_EPSILON, MOST_EPSILON
 from fedq.config.schema import Config, Privacy
@@ -14,7 +15,7 @@ CHOICES: dict[str, tuple[str | int, ...]] = {
 }
 BOUNDS: dict[str, tuple[float, float, bool, bool]] = {
     "privacy.client_target_epsilon": (LEAST_EPSILON, MOST_EPSILON, True, True),
-    "privacy.client_target_delta": (1e-15, 0.1, True, True),
+    "privacy.client_target_delta": deltas.BOUNDS,
     "privacy.client_noise_multiplier": (0.01, 1e5, True, True),
     "privacy.client_clip_norm": (1e-4, 1e3, True, True),
     "privacy.client_quantile": (0, 1, False, False),
@@ -48,14 +49,18 @@ def client_level_problems(config: Config) -> Iterator[Problem]:
     if p.client_target_epsilon is None and p.client_noise_multiplier is None:
         rule = "with whole clients protected, a budget or a noise multiplier must be set"
         yield Problem("privacy.client_target_epsilon", None, rule, "Use privacy.client_target_epsilon=8")
-    if p.client_target_delta > 1 / config.clients:
-        rule = f"must be at most 1 / {config.clients} (clients): else one of them may leak whole"
-        yield Problem(
-            "privacy.client_target_delta", p.client_target_delta, rule, "Use privacy.client_target_delta=1e-5"
-        )
+    yield from deltas.delta_problems(
+        "privacy.client_target_delta", p.client_target_delta, protected=config.clients, of="client"
+    )
     if config.strategy.min_clients > 1:
         rule = "whether a round is skipped would tell who answered: each takes its noised step, whatever came back"
         yield Problem("strategy.min_clients", config.strategy.min_clients, rule, "Use strategy.min_clients=1")
+    if config.downlink.kind == "delta":
+        rule = (
+            "changes are sent once an update was accepted, weights until then: what one client is sent would tell the "
+            f"others of another's update, which no noise hides (privacy={p.unit})"
+        )
+        yield Problem("downlink.kind", "delta", rule, "Use downlink.kind=weights")
     if p.client_sampling == "poisson":
         yield from _poisson_problems(config)
 
@@ -69,9 +74,6 @@ def _poisson_problems(config: Config) -> Iterator[Problem]:
             "a client may be drawn in every round, and the noise on its examples is calibrated to fewer (privacy=both)"
         )
         yield Problem(key, "poisson", rule, mend)
-    if config.downlink.kind == "delta":
-        rule = "which changes a client is sent would tell who was drawn before, and cohorts are secret"
-        yield Problem(key, "poisson", rule, "Use downlink.kind=weights")
 
 
 def idle_privacy(config: Config) -> list[tuple[Sequence[str], bool, str, str]]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from fedq.config.client_level import protects_examples
+from fedq.config.deltas import delta_problems
 from fedq.config.problem import Problem
 from fedq.config.public import dp_steps, nominal_examples, sample_rate
 from fedq.config.schema import Config
@@ -51,16 +52,12 @@ def example_problems(config: Config) -> Iterator[Problem]:
             f"the expected batch is larger than the {nominal_examples(config)} examples that a client is taken to hold",
             f"Use train.batch_size={nominal_examples(config)} or less",
         )
-    elif privacy.target_delta > 1 / float(nominal_examples(config) or 1):
-        yield Problem(
-            "privacy.target_delta",
-            privacy.target_delta,
-            f"must be at most 1 / {nominal_examples(config)} (examples of a client): else one may leak whole",
-            "Use privacy.target_delta=1e-5",
-        )
     elif dp_steps(config) > 1_000_000:
         rule = f"gives {dp_steps(config):,} noised steps in a round, at most 1,000,000 are allowed"
         yield Problem("privacy.sample_rate", sample_rate(config), rule, "Use a larger rate, or set train.steps")
+    yield from delta_problems(
+        "privacy.target_delta", privacy.target_delta, protected=nominal_examples(config) or 1, of="nominal example"
+    )
     if train.clip_grad is not None:
         yield Problem(
             "train.clip_grad",

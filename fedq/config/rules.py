@@ -11,7 +11,7 @@ from typing import Any
 
 from fedq.codec import CODECS
 from fedq.codec.options import ROUNDINGS
-from fedq.config import client_level, hardware
+from fedq.config import client_level, deltas, hardware
 from fedq.config.budgets import budget_problems, evaluation_problems
 from fedq.config.client_level import protects_examples
 from fedq.config.example_level import example_problems
@@ -77,7 +77,7 @@ BOUNDS: dict[str, tuple[float, float, bool, bool]] = {
     "quant.sparsity_begin": (0, 1, True, True),
     "quant.sparsity_end": (0, 1, True, True),
     "privacy.target_epsilon": (LEAST_EPSILON, MOST_EPSILON, True, True),
-    "privacy.target_delta": (1e-15, 0.1, True, True),
+    "privacy.target_delta": deltas.BOUNDS,
     "privacy.noise_multiplier": (0.01, 1e5, True, True),
     "privacy.evaluation_epsilon": (1e-3, 10, True, True),
     "privacy.clip_norm": (1e-6, 1e6, True, True),

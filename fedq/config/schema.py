@@ -70,7 +70,7 @@ class Quant:
 class Privacy:
     unit: str = option("off", "what DP protects: off, example (each example of each client), client (whole), both")
     target_epsilon: float | None = option(None, "budget of every client over the whole run")
-    target_delta: float = option(1e-5, "delta of the guarantee")
+    target_delta: float = option(1e-5, "delta of the guarantee; at most 1e-3 and 1 / (10 nominal examples)")
     budgets: Any = option(  # a mapping; Any, so that {0: 1} may be written for client 0
         {}, "client -> a stricter budget of its own (deployed: epsilon in its node config)"
     )
@@ -90,7 +90,7 @@ class Privacy:
     augment: list[str] = option(["flip", "shift"], "what a view may be: flip (mirrored), shift (up to 2 pixels)")
     ledger: str | None = option(None, "folder of the clients' ledgers; null: they live with the run")
     client_target_epsilon: float | None = option(None, "client: budget of a whole client, in all rounds together")
-    client_target_delta: float = option(1e-5, "client: delta of that guarantee; at most 1 / clients")
+    client_target_delta: float = option(1e-5, "client: delta of that guarantee; at most 1e-3 and 1 / (10 clients)")
     client_noise_multiplier: float | None = option(None, "client: noise std over the clip; null: by the target")
     client_clip_norm: float = option(1.0, "client: largest L2 norm of an update; the first one, if adaptive")
     client_clipping: str = option("fixed", "client: fixed, or adaptive (the clip follows a quantile of the norms)")

@@ -4,9 +4,12 @@ import inspect
 from dataclasses import replace
 from typing import Any, Literal, cast
 
+import numpy as np
+
 from fedq.codec import CODECS, Codec, with_feedback
 from fedq.config import Config, ConfigError, Problem, problems, public, rules
 from fedq.config.client_level import protects_examples
+from fedq.data import Dataset
 from fedq.experiment.binding import imported, problem
 from fedq.experiment.client_level import check_all_averaged, client_level_plan
 from fedq.experiment.data import deal, load_data
@@ -57,15 +60,16 @@ def build(config: Config, *, model: Any = None, data: Any = None, owner: Owner |
     if dataset is not None:
         _check_views(config, dataset.input_shape, found)
     hardware = make_hardware(config, found, owner=owner)
+    name = _data_name(config, owner, dataset, shards)
     if owner is None:
-        check_ledgers(config, dataset, found)
+        check_ledgers(config, name, found)
     codec = _codec(config, "codec", found)
     downlink = _downlink(config, codec, found)
     plans = _plans(config, owner, found) if not found else {}
     client_plan = _checked_client_plan(config, found) if not found else None
     if net is not None:
         check_all_averaged(config, layout_of(net), found)
-    if found or dataset is None or net is None or shards is None or codec is None or downlink is None:
+    if found or dataset is None or net is None or shards is None or name is None or codec is None or downlink is None:
         raise ConfigError(found)
     layout = layout_of(net)
     trainer = Trainer(net, layout, _recipe(config), hardware, input_shape=dataset.input_shape)
@@ -79,7 +83,7 @@ def build(config: Config, *, model: Any = None, data: Any = None, owner: Owner |
         downlink,
         report,
         plans,
-        owner.data_name if owner is not None and owner.data is not None else data_name(config, dataset),
+        name,
         client_plan,
     )
 
@@ -96,6 +100,17 @@ def _named_objects(config: Config, **given: Any) -> Config:
             own = {k: v for k, v in getattr(config, group).items() if rules.set_by_user(config, f"{group}.{k}")}
             changed[group] = {**own, "_target_": f"{rules.OBJECT}{name}"}
     return replace(config, **changed)
+
+
+def _data_name(
+    config: Config, owner: Owner | None, dataset: Dataset | None, shards: dict[str, np.ndarray] | None
+) -> str | None:
+    """What ledgers call the examples; None where there are none, for a reason that is told already."""
+    if dataset is None or shards is None:
+        return None
+    if owner is not None and owner.data is not None:
+        return owner.data_name
+    return data_name(config, dataset, shards)
 
 
 def _recipe(config: Config) -> Recipe:

@@ -3,8 +3,12 @@
 import hashlib
 import json
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+import numpy as np
+import xxhash
 
 from fedq.config import Config, Problem
 from fedq.config.client_level import protects_examples
@@ -33,8 +37,11 @@ def ledger_file(config: Config, folder: Path, identity: str) -> Path:
     return (Path(config.privacy.ledger) / identity if config.privacy.ledger else folder) / LEDGER
 
 
-def data_name(config: Config, dataset: Dataset) -> str:
-    """Names the very examples of every shard: the data, and how they were dealt. A ledger takes no other's spends."""
+def data_name(config: Config, dataset: Dataset, shards: Mapping[str, np.ndarray]) -> str:
+    """Names the very examples of every shard: the data, and how they were dealt. A ledger takes no other's spends.
+
+    Without shards (a server, which holds none), and with privacy off, it is the config's word alone.
+    """
     deal: dict[str, object] = {
         "data": config.data,
         "partition": asdict(config.partition),
@@ -43,12 +50,23 @@ def data_name(config: Config, dataset: Dataset) -> str:
     }
     if config.names:  # they say whose which part is
         deal["names"] = list(config.names)
+    if shards and config.privacy.unit != "off":
+        deal["examples"] = _digest(dataset, shards)
     text = json.dumps(deal, sort_keys=True, default=str)
     return f"{dataset.name}#{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
-def check_ledgers(config: Config, dataset: Dataset | None, found: list[Problem]) -> None:
-    """A problem where the folder cannot be written, or holds the ledgers of another deal; leaves no trace."""
+def _digest(dataset: Dataset, shards: Mapping[str, np.ndarray]) -> str:
+    """Of the arrays themselves and who holds what: a file may change in its place, a loader give another order."""
+    digest = xxhash.xxh3_128()
+    for name, array in [("", dataset.train.inputs), ("", dataset.train.targets), *shards.items()]:
+        digest.update(json.dumps([name, array.dtype.str, array.shape]).encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def check_ledgers(config: Config, data: str | None, found: list[Problem]) -> None:
+    """A problem where the folder cannot be written, or holds the ledgers of other data than `data`; leaves no trace."""
     if not protects_examples(config) or config.privacy.ledger is None:
         return
     folder = Path(config.privacy.ledger)
@@ -63,8 +81,8 @@ def check_ledgers(config: Config, dataset: Dataset | None, found: list[Problem])
     for missing in made:
         if missing.exists():
             missing.rmdir()
-    if dataset is not None and not made:
-        _check_deal(folder, data_name(config, dataset), found)
+    if data is not None and not made:
+        _check_deal(folder, data, found)
 
 
 def _check_deal(folder: Path, data: str, found: list[Problem]) -> None:
@@ -78,6 +96,6 @@ def _check_deal(folder: Path, data: str, found: list[Problem]) -> None:
             continue  # its client refuses, and says so
         if others:
             rule = f"holds ledgers of {others.pop()}, this run is on {data}: examples dealt anew would be spent twice"
-            mend = "Use the data, partition, clients and seed of those runs, or another folder"
+            mend = "Use the very data, partition, clients and seed of those runs, or another folder"
             found.append(Problem("privacy.ledger", folder, rule, mend))
             return

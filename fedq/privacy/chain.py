@@ -61,6 +61,8 @@ def checked(found: Iterable[Sequence[Any]], identity: str) -> list[Row]:
             raise BrokenChainError(f"row {expected} is missing (row {row_id} follows row {expected - 1})")
         if schema not in range(1, SCHEMA_VERSION + 1):
             raise BrokenChainError(f"row {row_id} has schema {schema}, this fedq reads up to {SCHEMA_VERSION}")
+        if type(time) is not str:
+            raise BrokenChainError(f"row {row_id} holds an impossible value: time={time!r}: must be a text")
         try:
             spend = Spend(**dict(zip(SPEND_NAMES, spent, strict=True)))
         except ValueError as error:

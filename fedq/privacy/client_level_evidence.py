@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from fedq.privacy.accounting import AnyMechanism, epsilon
 from fedq.privacy.client_level import ADJACENCY, UNIT, ClientLevelEvidence, ClientLevelPlan, sum_multiplier
-from fedq.privacy.evidence import fitting_faults, size_faults
+from fedq.privacy.evidence import decision_faults, delta_faults, fitting_faults, size_faults
 from fedq.privacy.spend import Spend
 
 
@@ -34,6 +34,7 @@ class ServerEvidence:
     unfinished: Sequence[Spend] = ()  # of this run, in rounds that did not end
     other_runs: int = 1  # spends of other runs in the ledger
     ledger_verified: bool = False
+    decisions: Sequence[str] = ("unknown",)  # of a person, about a ledger that did not check out
     cohorts_from: str = "unknown"  # what the cohorts were drawn from: seed (public), seeded, os
     data_fitted_on_private: bool | None = (
         None  # a scaler or the like, fitted on several clients' examples; None: unknown
@@ -73,10 +74,10 @@ def is_client_private(evidence: ServerEvidence) -> tuple[bool, list[str]]:
     # Written so that a NaN fails; no target (inf) still needs an epsilon that means something.
     if not spent <= plan.target_epsilon:
         reasons.append(f"epsilon {spent:g} is beyond the target {plan.target_epsilon:g}")
-    if not plan.delta * plan.clients <= 1:
-        reasons.append(f"delta {plan.delta:g} allows one client of {plan.clients} to leak whole")
+    reasons += delta_faults(plan.delta, plan.clients, of="client")
     if not evidence.ledger_verified:
         reasons.append("the server's ledger was not verified")
+    reasons += decision_faults(evidence.decisions)
     if evidence.unproven:
         reasons.append(f"spent without evidence of noise in round {', '.join(map(str, evidence.unproven))}")
     if evidence.other_runs:

@@ -10,6 +10,9 @@ from fedq.privacy.dpsgd import DPEvidence
 from fedq.privacy.spend import MECHANISMS, Spend
 
 MAX_EPSILON = 20.0  # e^20 is 500 million: a larger odds ratio rules nothing out
+# Who publishes one example in n, drawn by lot, is (0, 1/n)-DP: delta must be far below that, however small n is.
+MAX_DELTA = 1e-3
+DELTA_MARGIN = 10  # so far below 1 / n
 
 
 @dataclass(frozen=True)
@@ -32,12 +35,14 @@ class RunEvidence:
     target_epsilon: float = 0.0
     accounts: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # client -> (its epsilon, its own budget)
     ledgers_verified: bool = False
+    decisions: Sequence[str] = ("unknown",)  # of a person, about a ledger that did not check out: which and when
     reply_fields_checked: bool = False
     nonpublic_reply_fields: Sequence[str] = ("unknown",)  # names of what left beside the allow-list
     data_fitted_on_private: bool | None = None  # a scaler or the like, fitted on the private examples; None: unknown
     activation_ranges_observed: bool = True
     delta: float = math.inf
     nominal_examples: int = 0  # public size of a client's data
+    largest_shard: float = math.inf  # true size, where whoever judges holds the shards (simulation); 0: it does not
     run: str = ""
 
 
@@ -47,8 +52,9 @@ def is_private(evidence: RunEvidence) -> tuple[bool, list[str]]:
     if not evidence.rounds:
         reasons.append("no client round is on record")
     reasons += size_faults(evidence.epsilon)
-    if not (evidence.nominal_examples >= 1 and evidence.delta * evidence.nominal_examples <= 1):
-        reasons.append(f"delta {evidence.delta:g} allows one example of {evidence.nominal_examples} to leak whole")
+    reasons += delta_faults(evidence.delta, evidence.nominal_examples, of="example")
+    if not DELTA_MARGIN * evidence.delta * evidence.largest_shard <= 1:  # how large it is, is itself protected
+        reasons.append(f"delta {evidence.delta:g} allows one example of the largest true shard to leak whole")
     for client_round in evidence.rounds:
         if client_round.spend is not None and client_round.spend.run != evidence.run:
             reasons.append(f"client {client_round.client}: the spend is of run {client_round.spend.run!r}")
@@ -58,6 +64,7 @@ def is_private(evidence: RunEvidence) -> tuple[bool, list[str]]:
         reasons.append("one row of a ledger stands for several rounds")
     if not evidence.ledgers_verified:
         reasons.append("the ledgers were not verified")
+    reasons += decision_faults(evidence.decisions)
     # Written so that a NaN fails, and no target (inf) still needs a finite epsilon.
     if not (math.isfinite(evidence.epsilon) and evidence.epsilon <= evidence.target_epsilon):
         reasons.append(f"epsilon {evidence.epsilon:g} is beyond the target {evidence.target_epsilon:g}")
@@ -91,6 +98,20 @@ def size_faults(epsilon: float) -> list[str]:
     if epsilon <= MAX_EPSILON:
         return []
     return [f"epsilon {epsilon:g} is beyond {MAX_EPSILON:g}, where it bounds next to nothing"]
+
+
+def decision_faults(decisions: Sequence[str]) -> list[str]:
+    """A ledger that a person vouches for may lack spends: an upper bound on what it holds is none on what was spent."""
+    return [f"spends may be missing, on a person's word: {decision}" for decision in decisions]
+
+
+def delta_faults(delta: float, protected: int, *, of: str) -> list[str]:
+    """Why a delta is too large to mean anything where so many are protected; written so that a NaN is."""
+    faults = [] if delta <= MAX_DELTA else [f"delta {delta:g} is beyond {MAX_DELTA:g}, however few are protected"]
+    if not (protected >= 1 and DELTA_MARGIN * delta * protected <= 1):
+        limit = f"it must be at most 1 / ({DELTA_MARGIN} x {protected})"
+        faults.append(f"delta {delta:g} allows one {of} of {protected} to leak whole: {limit}")
+    return faults
 
 
 def _faults(r: ClientRound) -> list[str]:

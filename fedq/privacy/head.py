@@ -49,12 +49,15 @@ def read_head(path: Path) -> Head | None:
     try:
         content: dict[str, Any] = json.loads(text)
         version = content.pop("version")
-        if type(version) is not int or version > VERSION:
+        if type(version) is not int or not 1 <= version <= VERSION:
             raise HeadError(f"{path}: version {version!r}, this fedq reads up to {VERSION}; update fedq")
-        head = Head(content["rows"], content["hash"], tuple(content["accepted"]))
+        accepted = content["accepted"]
+        if type(accepted) is not list or not all(type(said) is str for said in accepted):
+            raise ValueError("accepted is not a list of texts")
+        head = Head(content["rows"], content["hash"], tuple(accepted))
         if type(head.rows) is not int or head.rows < 0 or type(head.hash) is not str:
             raise ValueError("rows and hash are not a number and a text")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise HeadError(f"{path}: not the head of a ledger ({error}); put back what stood there") from error
     return head
 

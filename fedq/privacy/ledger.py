@@ -32,7 +32,10 @@ HEAD_SUFFIX: Final = ".head"
 
 
 class LedgerError(Exception):
-    """The ledger cannot be read, trusted or written. Nothing was spent; a person has to look at it."""
+    """The ledger cannot be read, trusted or written. A person has to look at it.
+
+    Nothing was spent, but where the head alone could not be written: then the row stands, and nothing left on it.
+    """
 
 
 _TYPES: Final[dict[Any, str]] = {float: "REAL", int: "INTEGER", str: "TEXT"}
@@ -192,9 +195,17 @@ class Ledger:
             raise LedgerError(f"{self.path}: {len(identities)} identities in place of one")
         (identity,) = identities[0]
         try:
-            return checked(connection.execute(f"SELECT {_NAMES} FROM spend ORDER BY id"), identity), identity
+            rows = checked(connection.execute(f"SELECT {_NAMES} FROM spend ORDER BY id"), identity)
         except BrokenChainError as error:
             raise LedgerError(f"{self.path}: {error}") from error
+        # No hash covers the file's own word; with a lower one the head that newer rows have would not be missed.
+        newest, said = max((row.schema for row in rows), default=0), _user_version(connection)
+        if newest > said:
+            raise LedgerError(
+                f"{self.path}: the file says schema {said}, and holds a row of schema {newest}: it was changed "
+                "after it was written; put the right file back"
+            )
+        return rows, identity
 
     def _whole(self, connection: sqlite3.Connection) -> tuple[list[Row], str, Head]:
         """Rows, identity and the head that their chain reaches and goes through."""
@@ -204,8 +215,7 @@ class Ledger:
             rows, identity = self._read(connection)
             chain = hashes(rows, identity)
             if head is None:
-                (schema,) = connection.execute("PRAGMA user_version").fetchone()
-                if rows and schema > 1:  # schema 1 had none
+                if rows and _user_version(connection) > 1:  # schema 1 had none; `_read` compared the rows'
                     raise HeadError(f"it has {len(rows)} rows and its head {self.head_path} is gone")
                 head = Head(len(rows), chain[-1])
             check_head(self.head_path, head, chain)
@@ -289,8 +299,14 @@ def _create(path: Path) -> None:
         raise LedgerError(f"{path}: cannot make a ledger here: {error}") from error
 
 
-def _check_schema(connection: sqlite3.Connection, path: Path) -> None:
+def _user_version(connection: sqlite3.Connection) -> int:
+    """Of the newest schema that the file holds, as the file itself says."""
     (version,) = connection.execute("PRAGMA user_version").fetchone()
+    return int(version)
+
+
+def _check_schema(connection: sqlite3.Connection, path: Path) -> None:
+    version = _user_version(connection)
     if version > SCHEMA_VERSION:
         raise LedgerError(f"{path}: schema {version}, this fedq reads up to {SCHEMA_VERSION}; update fedq")
     if version < 1:

@@ -58,7 +58,7 @@ def read_policy(path: Path) -> Policy:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise PolicyError(f"{path}: no such file; write one, or take policy= out of the node's config") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # tomllib's own is a ValueError, and not its only one
         raise PolicyError(f"{path}: not a policy in TOML: {error}") from error
     known = {field.name for field in fields(Policy)}
     if unknown := sorted(set(content) - known):
@@ -67,7 +67,7 @@ def read_policy(path: Path) -> Policy:
         raise PolicyError(f"{path}: {missing[0]} is missing: {_EXAMPLES[missing[0]]}")
     try:
         return _checked(content)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise PolicyError(f"{path}: {error}") from None
 
 
@@ -130,7 +130,7 @@ def _checked(content: dict[str, Any]) -> Policy:
             raise ValueError(f"{key}={value!r}: must be a number above 0{'' if most == math.inf else ' and at most 1'}")
     for key in ("data_path", "head"):
         value = content.get(key, "")
-        if type(value) is not str or (value and not Path(value).is_absolute()):
+        if type(value) is not str or (value and not Path(value).is_absolute()) or "\0" in value:
             raise ValueError(f'{key}={value!r}: must be an absolute path, such as "/srv/data"')
     return Policy(
         content["unit"],

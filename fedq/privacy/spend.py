@@ -56,5 +56,7 @@ class Spend:
         if self.mechanism == LAPLACE:
             if self.sample_rate != 1:
                 raise ValueError(f"sample_rate={self.sample_rate}: a count is over all examples, at rate 1")
+            if not self.noise_multiplier > 0:
+                raise ValueError(f"noise_multiplier={self.noise_multiplier}: a count without noise has no epsilon")
             return PureDP(self.steps / self.noise_multiplier)
         return Mechanism(self.noise_multiplier, self.sample_rate, self.steps)

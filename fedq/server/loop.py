@@ -19,8 +19,10 @@ from fedq.server.sampling import Sampler
 from fedq.server.strategy import QuantizedFedAvg
 from fedq.server.total import Rejected, Total, Traffic
 
-# Refusals that come before a client's ledger is written.
-SPENT_NOTHING = frozenset({"budget", "ledger", "policy"})
+# Refusals that come before a client's ledger is written. `ledger` may come after: where its head could not be written
+# the row stands, and the code does not tell.
+SPENT_NOTHING = frozenset({"budget", "policy"})
+OUT_FOR_GOOD = SPENT_NOTHING | {"ledger"}  # no later round will go otherwise
 
 
 class Gather(Protocol):
@@ -111,7 +113,7 @@ def run_rounds(
     outcome = Outcome(master, Scores())
     best = _Best(rules)
     average = None if rules.ema is None else MovingAverage(rules.ema)
-    spent: set[str] = set()  # a client without budget has none in any later round
+    out: set[str] = set()  # a client without budget has none in any later round
     begun = time.monotonic()
     try:
         scores = outcome.scores = score(0, master)
@@ -162,9 +164,9 @@ def run_rounds(
                 outcome.status = "failed"
                 outcome.reason = f"round {number}: the step is not finite; lower strategy.server_lr or train.lr"
                 break
-            spent.update(r.client for r in total.rejected if r.reason in SPENT_NOTHING)
+            out.update(r.client for r in total.rejected if r.reason in OUT_FOR_GOOD)
             # Not the cohort alone: one client, or one that lies, must not end the run of the others.
-            if spent.issuperset(dealer.clients):
+            if out.issuperset(dealer.clients):
                 outcome.status = "ended"
                 outcome.reason = f"round {number}: every client has spent its privacy budget, or cannot keep its ledger"
                 break

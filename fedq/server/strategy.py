@@ -98,6 +98,8 @@ class QuantizedFedAvg(FedAvg):
             raise ValueError("downlink.kind=delta needs a layout: another app's clients keep no weights; use weights")
         if pruning is not None and self.downlink.kind != "weights":
             raise ValueError("downlink.kind=delta with pruning: changes are against values that are gone; use weights")
+        if client_level is not None and self.downlink.kind != "weights":
+            raise ValueError("downlink.kind=delta with client_level: it shows whose update was accepted; use weights")
         self.pruning = pruning
         self.client_level = client_level
         self._mechanism: ClientLevelMechanism | None = None

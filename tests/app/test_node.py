@@ -331,10 +331,10 @@ def test_a_run_without_a_budget_is_held_to_the_policy_s(shard, tmp_path):
 
 def test_a_budget_is_counted_at_the_owner_s_delta(shard, tmp_path):
     node = {"partition_id": 2, "data_path": shard, "state_dir": tmp_path, "epsilon": 3.0}
-    loose = [*BUDGET_8, "privacy.target_delta=1e-3"]
+    loose = [*BUDGET_8, "privacy.target_delta=1e-4"]
     assert client(loose, **node).privacy.plan.delta == 1e-5
     assert client(loose, delta=1e-7, **node).privacy.plan.delta == 1e-7
-    assert client(loose, partition_id=2, data_path=shard, state_dir=tmp_path).privacy.plan.delta == 1e-3
+    assert client(loose, partition_id=2, data_path=shard, state_dir=tmp_path).privacy.plan.delta == 1e-4
 
 
 def test_a_budget_that_no_noise_meets_is_a_refusal_for_lack_of_budget(shard, tmp_path):

@@ -45,10 +45,9 @@ REFUSED = {
     "rounds that may be skipped": ([*CLIENT, "strategy.min_clients=2"], "strategy.min_clients"),
     "secret cohorts of all": ([*POISSON, "fraction=1"], "privacy.client_sampling"),
     "secret cohorts and examples": ([*POISSON, "privacy=both"][1:], "privacy.client_sampling"),
-    "secret cohorts and changes": (
-        [*POISSON, "downlink.kind=delta", "downlink.name=int8"],
-        "privacy.client_sampling",
-    ),
+    "secret cohorts and changes": ([*POISSON, "downlink.kind=delta", "downlink.name=int8"], "downlink.kind"),
+    "changes": ([*CLIENT, "downlink.kind=delta", "downlink.name=int8"], "downlink.kind"),
+    "changes beside both": (["privacy=both", "downlink.kind=delta", "downlink.name=int8"], "downlink.kind"),
     "a quantile of a fixed clip": ([*CLIENT, "privacy.client_quantile=0.3"], "privacy.client_quantile"),
     "an option of examples": ([*CLIENT, "privacy.clip_norm=2"], "privacy.clip_norm"),
     "a ledger of clients": ([*CLIENT, "privacy.ledger=here"], "privacy.ledger"),
@@ -64,6 +63,17 @@ def test_what_makes_no_sense_is_refused_with_its_mend(overrides, key):
     problem = found(*overrides)[key]
     assert problem.rule
     assert problem.mend
+
+
+def test_why_changes_are_refused_is_said():
+    (problem,) = found(*CLIENT, "downlink.kind=delta", "downlink.name=int8").values()
+    assert "would tell the others of another's update" in problem.rule
+    assert problem.mend == "Use downlink.kind=weights"
+
+
+def test_changes_may_be_sent_where_examples_are_protected():
+    """Whether a client answers is a function of public numbers and of what it has spent."""
+    assert found("privacy=example", "downlink.kind=delta", "downlink.name=int8") == {}
 
 
 def test_rules_of_examples_do_not_bind_where_none_is_protected():

@@ -88,7 +88,7 @@ def test_a_forecast_trains_nothing_and_makes_no_folder(workplace):
         (["data=[1]"], ["data"]),
         (["experiment=demo", "data.nominal_examples=abc"], ["data.nominal_examples=abc"]),
         (["experiment=demo", "privacy.target_epsilon=1e-9"], ["privacy.target_epsilon"]),
-        (["experiment=demo", "privacy.target_delta=0.05"], ["privacy.target_delta", "1 / 143"]),
+        (["experiment=demo", "privacy.target_delta=0.05"], ["privacy.target_delta", "0.001"]),
         (["privacy.clip_norm=3"], ["privacy.clip_norm", "privacy=example"]),
         (["quant.weight_range=127"], ["quant.weight_range", "quant=int8"]),
         (["quant=int8", "quant.skip=[nosuch]"], ["nosuch", "hidden1"]),

@@ -128,6 +128,21 @@ def test_a_ledger_that_does_not_check_out_ends_with_status_1_until_a_person_deci
     assert "row 1 was changed" in fedq_says("privacy", "ledger", path, "--accept", "never mind", status=1)
 
 
+def test_a_run_over_a_ledger_that_was_reset_and_accepted_is_not_private_and_its_statement_says_so(tmp_path):
+    words = [*WORDS, "privacy.ledger=ledgers", "partition=iid", "privacy.target_epsilon=8"]
+    assert fedq.run(words, progress=False).private
+    path = tmp_path / "ledgers" / "0" / "ledger.sqlite"
+    with sqlite3.connect(path) as connection:
+        connection.execute("DELETE FROM spend")
+    connection.close()
+    fedq_says("privacy", "ledger", path, "--accept", "spent for nothing")
+    again = fedq.run([*words, "privacy.target_epsilon=20"], progress=False)
+    assert again.private is False
+    (decision,) = Ledger(path).head().accepted
+    assert f"spends may be missing, on a person's word: client 0, {decision}" in again.privacy_reasons
+    assert "accepted 0 rows where the head said 3" in " ".join(fedq_says("privacy", "statement", again.folder).split())
+
+
 def test_a_folder_without_a_ledger_is_named(tmp_path):
     assert "holds no ledger" in fedq_says("privacy", "ledger", tmp_path, status=2)
     assert "no such file or folder" in fedq_says("privacy", "ledger", tmp_path / "x.sqlite", status=2)

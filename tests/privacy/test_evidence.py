@@ -40,12 +40,14 @@ WHOLE = RunEvidence(
     target_epsilon=8.0,
     accounts={"a": (7.9, 8.0), "b": (2.9, 3.0)},
     ledgers_verified=True,
+    decisions=(),
     reply_fields_checked=True,
     nonpublic_reply_fields=(),
     data_fitted_on_private=False,
     activation_ranges_observed=False,
     delta=1e-5,
     nominal_examples=100,
+    largest_shard=120,
     run="demo",
 )
 
@@ -82,6 +84,7 @@ def test_no_target_needs_a_finite_epsilon_all_the_same():
         (replace(WHOLE, accounts={"a": (math.nan, 8.0), "b": (2.9, 3.0)}), "client a: epsilon nan"),
         (replace(WHOLE, accounts={"a": (7.9, 8.0)}), "client b: no account is on record"),
         (replace(WHOLE, ledgers_verified=False), "not verified"),
+        (replace(WHOLE, decisions=("client a, 2026-01-02: never mind",)), "on a person's word: client a, 2026-01-02"),
         (replace(WHOLE, reply_fields_checked=False), "fields of the replies"),
         (
             replace(WHOLE, nonpublic_reply_fields=("loss", "num_examples")),
@@ -141,8 +144,12 @@ def test_all_faults_are_reported_at_once():
     ("changed", "why"),
     [
         ({"epsilon": 21.0, "target_epsilon": 50.0}, "beyond 20"),
-        ({"delta": 0.011}, "leak whole"),
-        ({"nominal_examples": 0}, "leak whole"),
+        ({"delta": 0.1, "nominal_examples": 1, "largest_shard": 0}, "delta 0.1 is beyond 0.001"),
+        ({"delta": 0.0011, "nominal_examples": 1, "largest_shard": 0}, "delta 0.0011 is beyond 0.001"),
+        ({"delta": math.nan}, "delta nan is beyond 0.001"),
+        ({"delta": 1e-4, "nominal_examples": 1_001, "largest_shard": 0}, "one example of 1001 to leak whole"),
+        ({"delta": 1e-4, "nominal_examples": 10, "largest_shard": 1_001}, "the largest true shard to leak whole"),
+        ({"nominal_examples": 0}, "one example of 0 to leak whole"),
         ({"run": "another"}, "the spend is of run 'demo'"),
         ({"data_fitted_on_private": None}, "does not say"),
         ({"data_fitted_on_private": True}, "statistics of the private examples"),
@@ -152,6 +159,19 @@ def test_a_guarantee_that_is_empty_or_of_something_else_is_none(changed, why):
     private, reasons = is_private(replace(WHOLE, **changed))
     assert private is False
     assert any(why in reason for reason in reasons)
+
+
+def test_a_delta_of_a_tenth_of_one_over_the_examples_is_small_enough():
+    assert is_private(replace(WHOLE, delta=1e-4, nominal_examples=1_000, largest_shard=1_000)) == (True, [])
+
+
+def test_whoever_holds_no_shard_judges_by_the_public_number():
+    assert is_private(replace(WHOLE, largest_shard=0)) == (True, [])
+
+
+def test_how_large_the_largest_shard_is_stays_untold():
+    _, reasons = is_private(replace(WHOLE, delta=1e-4, largest_shard=4_321))
+    assert not any("4321" in reason for reason in reasons)
 
 
 def test_discrete_noise_that_was_spent_as_such_is_private_too():

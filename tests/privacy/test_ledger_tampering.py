@@ -62,6 +62,12 @@ def test_a_noise_source_that_was_promoted_is_found(tmp_path):
         ("UPDATE spend SET hash = previous WHERE id = 3", "row 3 was changed"),
         ("UPDATE spend SET schema = 3 WHERE id = 2", "row 2 has schema 3"),
         ("UPDATE spend SET steps = 'many' WHERE id = 2", "row 2 holds an impossible value: steps='many'"),
+        ("UPDATE spend SET time = X'00FF' WHERE id = 2", "row 2 holds an impossible value: time=b"),
+        ("UPDATE spend SET data = X'00FF' WHERE id = 2", "row 2 holds an impossible value: data=b"),
+        (
+            "UPDATE spend SET mechanism = 'discrete-laplace', sample_rate = 1, noise_multiplier = 0 WHERE id = 2",
+            "row 2 holds an impossible value: noise_multiplier=0.0",
+        ),
         ("UPDATE spend SET noise_multiplier = -4 WHERE id = 2", "row 2 holds an impossible value"),
         ("UPDATE spend SET noise_source = 'none' WHERE id = 2", "row 2 holds an impossible value"),
         ("UPDATE spend SET mechanism = 'none' WHERE id = 2", "row 2 holds an impossible value"),
@@ -153,6 +159,25 @@ def test_a_head_that_is_gone_is_found(ledger):
         ledger.spend(SPEND)
 
 
+@pytest.mark.parametrize("left", [1, 2, 3])
+def test_a_file_that_calls_itself_older_than_its_rows_is_not_excused_from_having_a_head(ledger, left):
+    """Rows are hashed and the file's own word for their schema is not: with 1, a missing head was none."""
+    spend_three(ledger)
+    edit(ledger, "DELETE FROM spend WHERE id > ?", left)
+    edit(ledger, "PRAGMA user_version = 1")
+    ledger.head_path.unlink()
+    for use in (ledger.verify, ledger.rows, lambda: ledger.spend(SPEND), lambda: ledger.accept("never mind")):
+        with pytest.raises(LedgerError, match="says schema 1, and holds a row of schema 2"):
+            use()
+
+
+def test_nor_where_its_head_is_there(ledger):
+    spend_three(ledger)
+    edit(ledger, "PRAGMA user_version = 1")
+    with pytest.raises(LedgerError, match="says schema 1, and holds a row of schema 2"):
+        ledger.verify()
+
+
 def test_a_ledger_that_is_gone_is_not_made_anew_while_its_head_tells_of_it(ledger):
     ledger.spend(SPEND)
     ledger.path.unlink()
@@ -171,6 +196,10 @@ def test_a_ledger_that_is_gone_is_not_made_anew_while_its_head_tells_of_it(ledge
         (b'{"version": 1, "rows": -1, "hash": "", "accepted": []}', "not the head of a ledger"),
         (b'{"version": 1, "rows": 1, "hash": "00", "accepted": []}', "row 1 is not the one that the head"),
         (b"\xff\xfe", "cannot be read"),
+        (b"[" * 200_000, "not the head of a ledger"),
+        (b'{"version": -1, "rows": 1, "hash": "", "accepted": []}', "version -1, this fedq reads up to 1"),
+        (b'{"version": 1, "rows": 1, "hash": "", "accepted": "abc"}', "accepted is not a list of texts"),
+        (b'{"version": 1, "rows": 1, "hash": "", "accepted": [1]}', "accepted is not a list of texts"),
     ],
 )
 def test_a_head_that_is_none_is_never_taken_for_one(ledger, content, message):

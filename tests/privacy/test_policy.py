@@ -112,6 +112,11 @@ def test_no_limit_on_epsilon_must_be_written_out(tmp_path):
         (LEAST + 'bundles = ["ABCDABCDABCDABCD"]', "is no digest"),
         (LEAST + "version = 2", "version=2: this fedq reads version 1"),
         (b"\xff\xfe", "not a policy in TOML"),
+        ("[" * 100_000, "not a policy in TOML"),
+        ("a = " + "[" * 100_000, "not a policy in TOML"),
+        (LEAST.replace("= 3", "= " + "9" * 5_000), "not a policy in TOML"),
+        (LEAST.replace("= 3", "= " + "9" * 400), "too large"),
+        (LEAST + 'data_path = "/srv/\\u0000"', "must be an absolute path"),
     ],
 )
 def test_a_file_that_is_no_policy_is_an_error_that_names_its_mend(tmp_path, text, message):

@@ -52,6 +52,19 @@ def test_participations_are_counted_when_a_client_is_asked():
     assert [round.participations for round in ran.rounds] == [0, 1, 1, 2, 2]
 
 
+@pytest.mark.parametrize(("reason", "counted"), [("budget", 0), ("policy", 0), ("ledger", 2), ("declined", 2)])
+def test_a_refusal_counts_unless_it_surely_came_before_the_spend(reason, counted):
+    """`ledger` may come after it: a head that could not be written leaves its row in the account."""
+    ran = run({"0": refusing(reason)}, rounds=2)
+    assert ran.outcome.participations == {"0": counted, "1": 2, "2": 2, "3": 2}
+
+
+def test_a_round_that_all_ledgers_failed_in_counts_for_all():
+    ran = run({name: refusing("ledger") for name in "0123"}, rounds=9)
+    assert (ran.outcome.status, ran.outcome.rounds) == ("ended", 1)
+    assert [round.participations for round in ran.rounds] == [0, 1]
+
+
 def test_train_loss_is_that_of_the_accepted():
     assert [round.train_loss for round in run().rounds] == [None, 0.5, 0.5]
 

@@ -8,7 +8,7 @@ from hand_made import CODEC, LAYOUT, START, VERSION, forged, instead, run, updat
 
 from fedq.codec import Accumulator, Float32
 from fedq.privacy import ClientLevelMechanism, ClientLevelPlan, Ledger, SecureRandom, SeededRandom
-from fedq.server import Broadcast, Dealer, QuantizedFedAvg, Total
+from fedq.server import Broadcast, Dealer, Downlink, QuantizedFedAvg, Total
 from fedq.server.sampling import SecretPoisson
 
 PLAN = ClientLevelPlan(1.0, 0.5, cohort=4, clients=4, charges=2)
@@ -51,6 +51,11 @@ def moved(ran):
 def ran(protected, lies=None, *, rounds=1, plan=PLAN, random=None, **options):
     strategy, ledger = protected(plan, random=random or Silent(0))
     return run(lies, rounds=rounds, strategy=strategy, min_clients=0, **options), ledger
+
+
+def test_changes_which_only_some_are_sent_do_not_go_with_whole_clients():
+    with pytest.raises(ValueError, match=r"downlink\.kind=delta with client_level: .*; use weights"):
+        QuantizedFedAvg(LAYOUT, CODEC, downlink=Downlink(Float32(), "delta"), client_level=PLAN, min_clients=0)
 
 
 HUGE = {
