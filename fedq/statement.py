@@ -150,15 +150,15 @@ def of_whole_clients(result: Result, run: Path) -> dict[str, Any]:
     }
 
 
-def statement_text(statement: dict[str, Any]) -> str:
-    """One paragraph an item."""
+def statement_text(statement: dict[str, Any], *, width: int = 110) -> str:
+    """One paragraph an item, in lines of at most `width`."""
     lines = []
     for item, said in statement.items():
         texts = said if isinstance(said, list) else [said]
         for number, text in enumerate(texts):
             mark = f"{item + ':':17}" if number == 0 else " " * 17
             dash = "- " if isinstance(said, list) else ""
-            lines += wrap(f"{dash}{text}", 110, initial_indent=mark, subsequent_indent=" " * (17 + len(dash)))
+            lines += wrap(f"{dash}{text}", width, initial_indent=mark, subsequent_indent=" " * (17 + len(dash)))
     return "\n".join(lines)
 
 
@@ -189,9 +189,10 @@ def _mu(mechanisms: Sequence[AnyMechanism]) -> str:
 
 def _budgets(config: Config) -> str:
     target = config.privacy.target_epsilon
-    common = "no limit was set" if target is None else f"{target:g} for every client"
-    own = "".join(f", {value:g} for {name}" for name, value in sorted(config.privacy.budgets.items()))
-    return common + own
+    stricter = {name: value for name, value in config.privacy.budgets.items() if target is None or value < target}
+    every = "every other client" if stricter else "every client"
+    common = f"no limit for {every}" if target is None else f"{target:g} for {every}"
+    return common + "".join(f", {value:g} for client {name}" for name, value in sorted(stricter.items()))
 
 
 def _mechanism(rows: Sequence[Row], plan: Any) -> str:
@@ -221,6 +222,7 @@ def _evaluation(config: Config, result: Result) -> str:
     if result.accuracy_source == "noisy_counts":
         return (
             "by each client's counts of right and wrong answers on examples that it never trains on, with discrete "
-            f"Laplace noise of epsilon {config.privacy.evaluation_epsilon:g}, in its ledger"
+            f"Laplace noise of epsilon {config.privacy.evaluation_epsilon:g}, in its ledger; what is said of the int8 "
+            "model is on the server's own test set, if it has one"
         )
     return "not evaluated"

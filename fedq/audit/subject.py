@@ -127,7 +127,13 @@ def workplace() -> Iterator[Path]:
 def subject_of(experiment: Experiment, folder: Path) -> Subject:
     """The client that an experiment's config builds; AuditError where nothing private is claimed."""
     if experiment.plan is None:
-        raise AuditError("privacy=off: no mechanism adds noise, so there is no claim to audit")
+        unit = experiment.config.privacy.unit
+        if unit == "client":
+            raise AuditError(
+                "privacy=client: the noise is the server's, and what is audited is a client's: examples under "
+                "privacy=example or both. `fedq privacy statement RUN` says what such a run rests on"
+            )
+        raise AuditError(f"privacy={unit}: no mechanism adds noise, so there is no claim to audit")
     identity = experiment.identities[0]
 
     def make_random() -> RandomSource:

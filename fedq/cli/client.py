@@ -60,7 +60,7 @@ def status(
                 source="your budget" if budget == epsilon else "your policy's",
                 floor=None if accepts is None else accepts.max_epsilon,
                 uncounted=[] if epsilon is not None or delta is not None else uncounted(accepts),
-                runs=by_run(rows),
+                runs=by_run(rows, delta=counted_at),
                 left=dict(_left(state / "runs")),
                 declined=lines[-DECLINED_SHOWN:],
                 turned_away=len(lines),

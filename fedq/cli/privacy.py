@@ -1,5 +1,6 @@
 """`fedq privacy`: ledgers, plans, statements. Knows ledgers and run folders; trains nothing."""
 
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -47,6 +48,10 @@ def ledger(
             rows, decisions = account.rows(), account.head().accepted
         except (LedgerError, ValueError) as error:
             say(f"fedq: {error}")
+            if accept is not None:
+                say("--accept changed nothing: it takes a shorter chain or a lost head for the account, no changed row")
+            elif "was changed" in str(error):
+                say("Put the right file back, from a backup with its head; nobody can vouch for a changed row")
             broken = True
             continue
         if as_json:
@@ -83,6 +88,7 @@ def plan(context: typer.Context) -> None:
     Takes the overrides of `fedq run`; opens no data and trains nothing.
     """
     config = composed(list(context.args))
+    from fedq.config.client_level import protects_examples
     from fedq.results.accounts import plan_table
 
     if config.privacy.unit == "off":
@@ -94,7 +100,8 @@ def plan(context: typer.Context) -> None:
         told = facts(config)
     except (ValueError, ArithmeticError) as error:
         refuse_text(str(error))
-    show(plan_table(rows, told))
+    mean = "a step's mean gradient" if protects_examples(config) else "a round's mean update"
+    show(plan_table(rows, told, mean=mean))
 
 
 @app.command(short_help="What a run's epsilon stands for, in words: fedq privacy statement RUN.")
@@ -111,7 +118,8 @@ def statement(
         found = statement_of(run)
     except (ValueError, OSError, LedgerError) as error:
         refuse_text(str(error))
-    typer.echo(strict_json.dumps(found, indent=2) if as_json else statement_text(found))
+    width = min(110, max(60, shutil.get_terminal_size((110, 24)).columns - 1))
+    typer.echo(strict_json.dumps(found, indent=2) if as_json else statement_text(found, width=width))
 
 
 def composed(overrides: list[str]) -> "Config":

@@ -45,7 +45,7 @@ def example_problems(config: Config) -> Iterator[Problem]:
             "DP divides by a public number of examples for each client, never by the true one, and the data names none",
             "Use privacy.nominal_examples=N with a public guess",
         )
-    elif sample_rate(config) > 1:
+    elif privacy.sample_rate is None and sample_rate(config) > 1:
         yield Problem(
             "train.batch_size",
             train.batch_size,

@@ -340,9 +340,6 @@ def _interval(low: float, high: float, with_low: bool, with_high: bool) -> str:
 def _try(config: Config, key: str) -> str:
     default = value_of(Config(), key)
     low, high, with_low, _ = BOUNDS[key]
-    value = (
-        default
-        if default is not None
-        else {"privacy.target_epsilon": 8, "train.epochs": 1, "strategy.ema": 0.9}.get(key, low if with_low else high)
-    )
+    usual = {"privacy.target_epsilon": 8, "train.epochs": 1, "strategy.ema": 0.9, "privacy.sample_rate": 0.1}
+    value = default if default is not None else usual.get(key, low if with_low else high)
     return f"Try {key}={value:g}" if isinstance(value, (int, float)) and math.isfinite(value) else f"Set another {key}"

@@ -69,4 +69,14 @@ def facts(config: Config) -> dict[str, str]:
         "noise": f"multiplier {plan.noise_multiplier:.4g}, std {plan.noise_std:.4g} on each coordinate of a sum",
         "cost": f"epsilon {spent(whole_cost(config, plan))} of {plan.target_epsilon:g} at delta {plan.delta:g}, "
         f"by the {plan.accountant} accountant",
+        **{f"client {name}": _owner(config, budget) for name, budget in sorted(config.privacy.budgets.items())},
     }
+
+
+def _owner(config: Config, budget: float) -> str:
+    """What an owner's budget asks of its own client."""
+    target = config.privacy.target_epsilon
+    if target is not None and budget >= target:
+        return f"allows {budget:g}: held to the run's {target:g}, like the others"
+    multiplier, _ = _noise(config, budget)
+    return f"allows {budget:g}: " + (f"noise multiplier {multiplier:.4g}" if multiplier < math.inf else "out of reach")

@@ -28,8 +28,11 @@ class RunSpend:
     source: str
 
 
-def by_run(rows: Sequence[Row]) -> list[RunSpend]:
-    """Run by run, oldest first. Their epsilons do not add up to the whole: composition is better than a sum."""
+def by_run(rows: Sequence[Row], *, delta: float | None = None) -> list[RunSpend]:
+    """Run by run, oldest first, at this delta or else each at its own.
+
+    Their epsilons do not add up to the whole: composition is better than a sum.
+    """
     runs: dict[str, list[Row]] = {}
     for row in rows:
         runs.setdefault(row.spend.run, []).append(row)
@@ -39,8 +42,8 @@ def by_run(rows: Sequence[Row]) -> list[RunSpend]:
             rounds=len({row.spend.round for row in own}),
             spends=len(own),
             last=own[-1].time[:16],
-            epsilon=epsilon([row.spend.as_mechanism() for row in own], own[-1].spend.delta),
-            delta=own[-1].spend.delta,
+            epsilon=epsilon([row.spend.as_mechanism() for row in own], delta or own[-1].spend.delta),
+            delta=delta or own[-1].spend.delta,
             source=own[-1].spend.noise_source,
         )
         for run, own in runs.items()
@@ -83,12 +86,15 @@ def ledger_table(path: str, rows: Sequence[Row], decisions: Sequence[str], *, ev
     table.add_column("run", overflow="fold")
     for name in ("round", "noise x clip", "rate", "steps"):
         table.add_column(name, justify="right", no_wrap=True)
+    several = len({row.spend.mechanism for row in rows}) > 1
+    if several:
+        table.add_column("mechanism", no_wrap=True)
     for row in shown:
         s = row.spend
-        again = f" ({s.attempt + 1}.)" if s.attempt else ""
+        again = f" (attempt {s.attempt + 1})" if s.attempt else ""
         noise = f"{s.noise_multiplier:.4g} x {s.clip_norm:g}"
         cells = (str(row.id), row.time[2:16].replace("T", " "), one_line(s.run, limit=40), f"{s.round}{again}")
-        table.add_row(*cells, noise, f"{s.sample_rate:.4g}", str(s.steps))
+        table.add_row(*cells, noise, f"{s.sample_rate:.4g}", str(s.steps), *[s.mechanism][:several])
     parts: list[RenderableType] = [Text(path, style="bold")]
     if len(shown) < len(rows):
         parts.append(Text(f"the last {len(shown)} of {len(rows):,} rows; --all shows the others", style="dim"))
@@ -113,11 +119,11 @@ def runs_table(runs: Sequence[RunSpend]) -> "RenderableType":
 
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("run", overflow="fold")
-    for name in ("rounds", "spends", "epsilon alone"):
+    for name in ("rounds", "spends", "epsilon alone", "at delta"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("last spend (UTC)", no_wrap=True)
     for run in runs:
-        cells = (one_line(run.run, limit=40), str(run.rounds), str(run.spends), spent(run.epsilon))
+        cells = (one_line(run.run, limit=40), str(run.rounds), str(run.spends), spent(run.epsilon), f"{run.delta:g}")
         table.add_row(*cells, run.last.replace("T", " "))
     return table
 
@@ -131,8 +137,8 @@ class PlanRow:
     step_noise: Mapping[int, float]  # rounds -> std of the noise on one coordinate of the mean gradient, in clips
 
 
-def plan_table(rows: Sequence[PlanRow], facts: Mapping[str, str]) -> "RenderableType":
-    """The trade-off of budgets and rounds, below the facts that they hold for."""
+def plan_table(rows: Sequence[PlanRow], facts: Mapping[str, str], *, mean: str) -> "RenderableType":
+    """The trade-off of budgets and rounds, below the facts that they hold for; `mean`: of what the noise is on."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
@@ -147,13 +153,13 @@ def plan_table(rows: Sequence[PlanRow], facts: Mapping[str, str]) -> "Renderable
         table.add_column(plural(number, "round"), justify="right")
     for row in rows:
         table.add_row(f"{row.epsilon:g}", *(_noise(row, number) for number in rounds))
-    words = "noise multiplier (and std of the noise on a coordinate of a step's mean gradient, in clip norms)"
+    words = f"noise multiplier (and std of the noise on a coordinate of {mean}, in clip norms)"
     return Group(head, Text(f"\n{words}", style="dim"), table, Text(""))
 
 
 def _noise(row: PlanRow, rounds: int) -> str:
     value = row.noise[rounds]
-    return "not within 1e7" if math.isinf(value) else f"{value:.4g} ({row.step_noise[rounds]:.2g})"
+    return "out of reach" if math.isinf(value) else f"{value:.4g} ({row.step_noise[rounds]:.2g})"
 
 
 @dataclass(frozen=True)
@@ -195,7 +201,11 @@ def status_table(status: ClientStatus) -> "RenderableType":
     if status.data:
         head.add_row(Text("data", style="cyan"), Text(one_line(status.data, limit=100)))
     nothing = not status.runs
-    said = "nothing" if nothing else f"epsilon {spent(status.epsilon)} at delta {status.delta:g}"
+    said = (
+        "nothing: no ledger here, of a client that never trained, or in another folder"
+        if nothing
+        else f"epsilon {spent(status.epsilon)} at delta {status.delta:g}"
+    )
     head.add_row(Text("spent", style="cyan"), Text(said, style="bold"))
     head.add_row(Text("left", style="cyan"), _rest(status))
     if status.floor is not None:

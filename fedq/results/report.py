@@ -27,7 +27,7 @@ FILES = {
     "rounds.jsonl": "one line a round",
     "curves.png": "the curves",
     "config.yaml": "what was run",
-    "clients": "a log for each client",
+    "clients": "what each client keeps: a log; under DP its ledger and evidence",
     "server": "the server's ledger and who answered: not for others",
 }
 _DEAREST = 3  # operators that are named where int8 does not pay
@@ -107,7 +107,11 @@ def _score(result: Result) -> list[Line]:
     model = "fake-quant model" if has_int8 or result.quantized else "float32 model"
     if not is_accuracy and result.metric_value is None:
         return [Line("accuracy", "-", "not evaluated: no test set", "yellow")]
-    error = "" if result.accuracy_error is None else f" (standard error {percent(result.accuracy_error, digits=2)})"
+    error = (
+        ""
+        if result.accuracy_error is None
+        else f" ({percent(result.accuracy_error, digits=2)} standard error of the noise alone)"
+    )
     lines = [Line(label, value, f"{model}, on {SOURCES[result.accuracy_source]}{error}")]
     lines += [Line("int8", "none", why) for line in result.quantized if (why := line.partition("no int8 model: ")[2])]
     if has_int8:

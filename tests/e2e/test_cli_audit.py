@@ -56,6 +56,11 @@ def test_views_of_examples_change_no_draw_and_no_message():
     assert "nothing found" in page
 
 
+def test_noise_of_the_server_is_not_called_none():
+    words = [*WORDS, "privacy=client", "privacy.client_target_epsilon=8"]
+    assert "privacy=client: the noise is the server's" in fedq_says(*words, *QUICK, status=2)
+
+
 def test_seeded_noise_is_a_finding_and_the_status_says_so():
     page = fedq_says(*DP, "privacy.noise=seeded", *QUICK, status=1)
     assert "the mechanism is not what it claims to be" in page

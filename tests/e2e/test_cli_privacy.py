@@ -125,7 +125,10 @@ def test_a_ledger_that_does_not_check_out_ends_with_status_1_until_a_person_deci
     with sqlite3.connect(path) as connection:
         connection.execute("UPDATE spend SET steps = 1 WHERE id = 1")
     connection.close()
-    assert "row 1 was changed" in fedq_says("privacy", "ledger", path, "--accept", "never mind", status=1)
+    said = fedq_says("privacy", "ledger", path, "--accept", "never mind", status=1)
+    assert "row 1 was changed" in said
+    assert "--accept changed nothing" in said
+    assert "Put the right file back" in fedq_says("privacy", "ledger", path, status=1)
 
 
 def test_a_run_over_a_ledger_that_was_reset_and_accepted_is_not_private_and_its_statement_says_so(tmp_path):
@@ -162,6 +165,13 @@ def test_a_plan_shows_the_noise_of_the_run_and_of_others(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_plan_says_what_owners_budgets_ask_of_their_clients():
+    words = [*WORDS, "clients=3", "privacy.target_epsilon=3", "privacy.budgets.0=1", "privacy.budgets.1=5"]
+    said = " ".join(fedq_says("privacy", "plan", *words).split())
+    assert "client 0 allows 1: noise multiplier" in said
+    assert "client 1 allows 5: held to the run's 3" in said
+
+
 def test_there_is_no_plan_without_privacy():
     assert "Add privacy=example" in fedq_says("privacy", "plan", "privacy=off", status=2)
     assert "target_epsilon=0" in fedq_says("privacy", "plan", "privacy=example", "privacy.target_epsilon=0", status=2)
@@ -176,7 +186,7 @@ CHECKLIST = {
     "several records of one person": ("adjacency", "k examples"),
     "privacy parameters": ("epsilon", "8.00 at delta 1e-05"),
     "the whole privacy curve": ("mu", "Gaussian mechanism"),
-    "the budget and who set it": ("budget", "1 for 0, 3 for 1"),
+    "the budget and who set it": ("budget", "1 for client 0, 3 for client 1"),
     "the mechanism": ("mechanism", "Poisson-subsampled discrete Gaussian"),
     "sensitivity and how it is bounded": ("sensitivity", "at most 1 (L2)"),
     "composition and accounting": ("composition", "PRV"),

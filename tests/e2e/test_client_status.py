@@ -53,6 +53,17 @@ def spent(state, delta):
     return epsilon([row.spend.as_mechanism() for row in Ledger(state / "ledger.sqlite").rows()], delta)
 
 
+def test_a_folder_without_a_ledger_is_said_to_be_none(tmp_path):
+    assert "no ledger here" in status(tmp_path, "--epsilon", "3")
+
+
+def test_one_run_alone_costs_what_all_do_at_the_same_delta(state):
+    said = status(state, "--epsilon", "12", "--delta", "1e-6")
+    whole = f"{spent(state, 1e-6):.2f}"
+    assert f"spent epsilon {whole}" in said
+    assert f"{whole} 1e-06" in said.partition("epsilon alone")[2]
+
+
 # --- what is left --------------------------------------------------------------------------------------
 
 
