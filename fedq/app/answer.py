@@ -35,11 +35,11 @@ def client_app(client_of: Callable[[Context], Client]) -> ClientApp:
         except Declined as error:
             reason, name = error.reason, error.identity or name
             _note_declined(client, str(error))
-            _tell_operator(f"refused to take part: {error}")
+            _tell_operator(f"client {name or '(unnamed)'} refused to take part: {error}")
         except LedgerError as error:
             reason = "ledger"
             _note_declined(client, f"ledger: {error}")
-            _tell_operator(f"refused to take part: {error}")
+            _tell_operator(f"client {name or '(unnamed)'} refused to take part: {error}")
         except (Exception, SystemExit):
             _tell_operator(traceback.format_exc())
         return _reply(wire.write_refusal(wire.Refusal(0, reason, name)), message)

@@ -184,6 +184,12 @@ def test_what_a_budget_or_a_ledger_turns_away_is_noted_once_for_the_owner(client
     assert not (tmp_path / "state" / "declined.log").exists()
 
 
+def test_a_refusal_on_the_terminal_names_its_client(client, capsys):
+    """In a local run all of them speak on one terminal."""
+    Ask(client, Declined("budget", "9.72 of 8"))(wire.HELLO)
+    assert capsys.readouterr().err == "client clinic-a refused to take part: budget: 9.72 of 8\n"
+
+
 def test_in_simulation_it_is_noted_beside_the_client_s_log(client, tmp_path):
     Ask(client, Declined("budget"))(wire.HELLO)
     assert "budget: the spend would take" in (tmp_path / "state" / "declined.log").read_text()
