@@ -24,6 +24,7 @@ def client_app(client_of: Callable[[Context], Client]) -> ClientApp:
     def hello(message: Message, context: Context) -> Message:
         from fedq.privacy import Declined, LedgerError
 
+        client: Client | None = None
         reason, name = "client_error", ""
         try:
             client = client_of(context)
@@ -33,10 +34,12 @@ def client_app(client_of: Callable[[Context], Client]) -> ClientApp:
             return _reply(wire.write_hello(told), message)
         except Declined as error:
             reason, name = error.reason, error.identity or name
-            _tell_operator(f"refused to take part: {error}")
+            _note_declined(client, str(error))
+            _tell_operator(f"client {name or '(unnamed)'} refused to take part: {error}")
         except LedgerError as error:
             reason = "ledger"
-            _tell_operator(f"refused to take part: {error}")
+            _note_declined(client, f"ledger: {error}")
+            _tell_operator(f"client {name or '(unnamed)'} refused to take part: {error}")
         except (Exception, SystemExit):
             _tell_operator(traceback.format_exc())
         return _reply(wire.write_refusal(wire.Refusal(0, reason, name)), message)
@@ -70,8 +73,10 @@ def _guarded(
         return _reply(wire.write_reply(work(client, request)), message)
     except Declined as error:
         reason, told = error.reason, str(error)
+        _note_declined(client, f"round {round}: {told}")
     except LedgerError as error:
         reason, told = "ledger", str(error)
+        _note_declined(client, f"round {round}: ledger: {told}")
     except (wire.MalformedReply, codec.MalformedUpdate):
         reason, told = "bad_request", traceback.format_exc()
     except (Exception, SystemExit):  # a user's code may end the process; Ctrl-C still does
@@ -95,6 +100,13 @@ def _reply(content: RecordDict, message: Message) -> Message:
     reply = Message(content, reply_to=message)
     reply.metadata.created_at, reply.metadata.ttl = message.metadata.created_at, message.metadata.ttl
     return reply
+
+
+def _note_declined(client: Client | None, why: str) -> None:
+    """Where the owner looks; a client that could not be built has been noted by whoever declined to build it."""
+    with suppress(OSError):
+        if client is not None:
+            client.note_declined(why)
 
 
 def _tell_operator(text: str) -> None:

@@ -135,7 +135,9 @@ def client_of(context: Context) -> Client:
     if node.state is not None:
         head = Path(policy.head) if policy is not None and policy.head else None
         account = Account(node.state / LEDGER, head, bundle)
-        return experiment.client(identity, folder=node.state / "runs" / run, run=run, account=account, durable=True)
+        client = experiment.client(identity, folder=node.state / "runs" / run, run=run, account=account, durable=True)
+        client.state.owner = (node.state, config.name)
+        return client
     if not simulated:
         mend = "Start the SuperNode with --node-config '... state-dir=\"/path/to/own/state\"'"
         rule = "a client keeps its ledger, log and residual between messages, and this node's config names no place"

@@ -343,6 +343,27 @@ def _print_plan(experiment: "Experiment") -> None:
 
     told = facts(experiment.config)
     say(f"privacy: {told['cost']}; noise {told['noise']}; {told.get('steps', told['rounds'])}")
+    if rows := _held_rows(experiment):
+        say(f"{experiment.config.privacy.ledger}: epsilon {'; '.join(' '.join(row).strip() for row in rows)}")
+
+
+def _held_rows(experiment: "Experiment") -> list[tuple[str, str]]:
+    """(epsilon, what it is) of what the ledgers hold already, and who lacks the budget to take part."""
+    from fedq.results.wording import spent
+    from fedq.runtime.forecast import held
+
+    before = held(experiment)
+    if before is None:
+        return []
+    rows = [(spent(before.epsilon), "is spent already by the client that has spent most")]
+    if before.after > before.target:
+        rows.append((spent(before.after), f"of {before.target:g} it would be with this run: not all rounds can be had"))
+    meant = {"budget": "no budget for one more round", "ledger": "a ledger that cannot be read or trusted"}
+    for reason, text in meant.items():
+        if names := [name for name, why in before.lacking.items() if why == reason]:
+            more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+            rows.append(("", f"{text}: client{'s' * (len(names) > 1)} {', '.join(names[:10])}{more}"))
+    return rows
 
 
 def _chosen_folder() -> Path | None:
@@ -366,4 +387,7 @@ def _print_forecast(experiment: "Experiment") -> None:
     from fedq.results import forecast_table
     from fedq.runtime import forecast
 
-    show(forecast_table(forecast(experiment)))
+    table: Any = forecast_table(forecast(experiment))
+    for number, (epsilon, text) in enumerate(_held_rows(experiment)):
+        table.add_row("" if number else "in ledgers", epsilon, text)
+    show(table)

@@ -9,7 +9,7 @@ import numpy as np
 
 from fedq import codec as packets
 from fedq import wire
-from fedq.client.state import ClientState
+from fedq.client.state import ClientState, note_declined
 from fedq.data import Examples
 from fedq.data.split import held_out, held_out_by_content
 from fedq.privacy import DPPlan, Ledger, RandomSource, SpendContext, admit, budget_guard, is_begun, noisy_counts
@@ -97,6 +97,13 @@ class Client:
                 admit(self._ledger(), self.privacy.plan, data=self.privacy.data_name)
             else:
                 budget_guard(self.privacy.plan)([])
+
+    def note_declined(self, why: str) -> None:
+        """For the owner, where refusals of all runs are noted; in simulation for the run's, beside its evidence."""
+        run = "" if self.privacy is None else self.privacy.run
+        folder, name = self.state.owner or (self.state.folder, run)
+        if folder is not None:
+            note_declined(folder, name, why)
 
     def evaluate(self, request: wire.Request) -> wire.Reply:
         """Loss and metric of the sent model on the examples that this client holds out; under DP two noisy counts."""

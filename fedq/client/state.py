@@ -25,7 +25,7 @@ _VERSION = 2
 
 
 def note_declined(folder: Path, run: str, why: str) -> None:
-    """For the owner: a request that was turned away before anything was opened, one line each. Never leaves."""
+    """For the owner: a request that was turned away, and why, one line each. Never leaves."""
     folder.mkdir(parents=True, exist_ok=True)
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     with (folder / DECLINED).open("a", encoding="utf-8") as file:
@@ -46,6 +46,7 @@ class ClientState:
         if durable and folder is None:
             raise ValueError("durable=True needs a folder to write to")
         self.folder, self._durable = folder, durable
+        self.owner: tuple[Path, str] | None = None  # where the owner looks for refusals of every run, this run's name
         self._residual = Residual()
         self._weights: np.ndarray | None = None
 

@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from flwr.app import Context, Message
@@ -10,8 +12,9 @@ from flwr.clientapp import ClientApp
 from fedq import __version__, codec, wire
 from fedq.config import public
 from fedq.data.split import held_out
-from fedq.delivery import epsilon_after
+from fedq.delivery import epsilon_after, spent_before
 from fedq.experiment import Experiment
+from fedq.experiment.ledgers import ledger_file
 from fedq.privacy import MAX_BATCH
 from fedq.results import ClientLevelForecast, Forecast
 from fedq.runtime.grid import InProcessGrid
@@ -26,9 +29,7 @@ _MESSAGES = 20_000  # rehearsed at most, some seconds; what is left of a longer 
 
 def forecast(experiment: Experiment) -> Forecast:
     """Rehearse every message of the run, with updates of noise, and count."""
-    config, plan = experiment.config, experiment.plan
-    secret = experiment.client_plan is not None and experiment.client_plan.sampling == "poisson"
-    participations = config.rounds if secret else public.participation_cap(config)
+    config, plan, participations = experiment.config, experiment.plan, _participations(experiment)
     traffic = _rehearse(experiment)
     return Forecast(
         name=config.name,
@@ -49,6 +50,47 @@ def forecast(experiment: Experiment) -> Forecast:
         memory_bytes=_memory(experiment),
         client_level=_client_level(experiment),
     )
+
+
+@dataclass(frozen=True)
+class Held:
+    """What the ledgers of privacy.ledger hold before the run, and whose client will turn it away."""
+
+    epsilon: float  # of the client that has spent most
+    after: float  # what that client has spent once the run is done, budget or not
+    target: float
+    lacking: dict[str, str]  # client -> why it takes part in no round more: budget or ledger
+
+
+def held(experiment: Experiment) -> Held | None:
+    """None where no ledger outlives a run, or none is begun. Reads alone."""
+    plan = experiment.plan
+    if plan is None or experiment.config.privacy.ledger is None:
+        return None
+    from fedq.privacy import Declined, Ledger, LedgerError, admit, is_begun
+
+    files = {name: ledger_file(experiment.config, Path(), name) for name in experiment.identities}
+    begun = {name: path for name, path in files.items() if is_begun(path)}
+    if not begun:
+        return None
+    lacking: dict[str, str] = {}
+    for name, path in begun.items():  # as the client itself will at hello
+        try:
+            admit(Ledger(path, access="read"), experiment.plans[name], data=experiment.data_name)
+        except Declined as declined:
+            lacking[name] = declined.reason
+        except LedgerError:
+            lacking[name] = "ledger"
+    before = spent_before(experiment)
+    counted = experiment.accuracy_source == "noisy_counts"
+    after = epsilon_after(experiment, _participations(experiment), before=before, counted=counted)
+    return Held(epsilon_after(experiment, 0, before=before) or 0.0, after or 0.0, plan.target_epsilon, lacking)
+
+
+def _participations(experiment: Experiment) -> int:
+    """The most rounds that any client is asked in."""
+    secret = experiment.client_plan is not None and experiment.client_plan.sampling == "poisson"
+    return experiment.config.rounds if secret else public.participation_cap(experiment.config)
 
 
 def _client_level(experiment: Experiment) -> ClientLevelForecast | None:

@@ -1,7 +1,7 @@
 """Which node is which client, learnt before the first round. Knows wire; not what a client trains."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -92,6 +92,11 @@ class Desk:
         spoken = [r for r in self._by_node.values() if r.reason != "no_reply"]
         return Roster(dict(self.found), [*self._refused, *spoken, *(Rejected(node, "no_reply") for node in silent)])
 
+    def refused(self, expected: Iterable[str], reasons: Collection[str] | None = None) -> list[Rejected]:
+        """Those of the expected clients that were refused (for these reasons) and not let in since, each once."""
+        last = {r.client: r for r in self._by_node.values() if reasons is None or r.reason in reasons}
+        return [last[name] for name in expected if name in last and name not in self.found]
+
     def _read(self, reply: Message) -> Rejected | None:
         node = reply.metadata.src_node_id
         try:
@@ -139,7 +144,8 @@ def wait_for_clients(
     """Greet nodes as they appear, until all `expected` clients have answered or `wait` seconds have passed.
 
     Who is missing is told once a minute. A node that was refused is greeted again each minute: its operator may have
-    mended it. Raises `TooFewClientsError` where fewer than `enough` came.
+    mended it. Raises `TooFewClientsError` where fewer than `enough` came, and at once where so many clients have
+    themselves decided against this run that fewer than `enough` can come.
     """
     begun = told = time.monotonic()
     settled: set[int] = set()
@@ -154,6 +160,10 @@ def wait_for_clients(
         missing = [name for name in expected if name not in desk.found]
         if not missing:
             return desk.roster()
+        lacking = enough - len(expected) + len(desk.refused(expected, _DECISIONS))
+        if lacking > 0:
+            text = f"too few clients can come, {enough} needed; {_count(desk, expected)} answered"
+            raise too_few(f"{text}{_refusals(desk.roster().refused)}", desk.roster().refused, lacking=lacking)
         left = wait - (time.monotonic() - begun)
         if left <= 0:
             break
@@ -162,17 +172,28 @@ def wait_for_clients(
             settled = set(desk.found.values())
             tell(f"waiting for {_some(missing)}, {left:.0f} s more; {_count(desk, expected)} have answered")
         time.sleep(min(1.0, left))
-    text = f"{_some(missing)} did not come within runtime.wait={wait:g} s; {_count(desk, expected)} answered"
+    refused = desk.refused(expected)
+    absent = [name for name in missing if name not in {r.client for r in refused}]
+    came = f"{_count(desk, expected)} answered"
+    text = f"{_some(absent)} did not come within runtime.wait={wait:g} s; {came}" if absent else came
     if _present(desk, expected) < enough:
-        refused = "".join(f"; {r.client} was refused, {r.reason}" for r in desk.roster().refused[:5])
+        everybody = desk.roster().refused
         lacking = enough - _present(desk, expected)
-        raise too_few(f"{text}{refused}", desk.roster().refused, lacking=lacking)
-    tell(f"going on without them: {text}")
+        raise too_few(f"{text}{_refusals(everybody)}", everybody, lacking=lacking)
+    tell(f"going on without them: {text}{_refusals(refused)}")
     return desk.roster()
 
 
 _MINUTE = 60.0  # seconds
 _LEAST = 15.0  # seconds that a node has to answer: it may start a process and load data for it
+
+
+# Decided by the client itself: waiting does not change it, while another version or broken code may be mended.
+_DECISIONS = frozenset({"policy", "budget", "ledger"})
+
+
+def _refusals(refused: Sequence[Rejected]) -> str:
+    return "".join(f"; {r.client} was refused, {r.reason}" for r in refused[:5])
 
 
 def _meaning(reason: str) -> str:

@@ -10,7 +10,7 @@ from fedq.app import client_app
 from fedq.client import Client, ClientState
 from fedq.data import Examples
 from fedq.flower import serialized
-from fedq.privacy import Declined
+from fedq.privacy import Declined, LedgerError
 from fedq.runtime.grid import InProcessGrid
 from fedq.training import Recipe, Trainer, layout_of, read_vector
 
@@ -152,3 +152,51 @@ def test_a_client_whose_owner_declines_says_so_by_code_and_name_when_it_is_greet
     said = ask(declined, wire.HELLO).content
     assert wire.read_hello(said) == wire.Refusal(0, "policy", "clinic-a")
     assert "alice" not in str(said)
+
+
+# --- what the owner reads of refusals --------------------------------------------------------------------
+
+
+class Ask:
+    """A client whose budget or ledger turns every message away."""
+
+    def __init__(self, client, error):
+        self.client, self.error = client, error
+        for name in ("check_account", "train", "evaluate"):
+            setattr(client, name, self.turn_away)
+
+    def turn_away(self, *request):
+        raise self.error
+
+    def __call__(self, kind):
+        return refusal(ask(lambda context: self.client, kind, request(self.client)))["reason"]
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"), [(Declined("budget", "9.72 of 8"), "budget"), (LedgerError(f"{SECRET} is torn"), "ledger")]
+)
+@pytest.mark.parametrize(("kind", "when"), [(wire.HELLO, ""), (wire.TRAIN, "round 5: "), (wire.EVALUATE, "round 5: ")])
+def test_what_a_budget_or_a_ledger_turns_away_is_noted_once_for_the_owner(client, tmp_path, error, reason, kind, when):
+    client.state.owner = (tmp_path / "owner", "demo")
+    assert Ask(client, error)(kind) == reason
+    (line,) = (tmp_path / "owner" / "declined.log").read_text().splitlines()
+    assert line.split(" ", 1)[1] == f"'demo' {when}{reason}: {str(error).removeprefix('budget: ')}"
+    assert not (tmp_path / "state" / "declined.log").exists()
+
+
+def test_a_refusal_on_the_terminal_names_its_client(client, capsys):
+    """In a local run all of them speak on one terminal."""
+    Ask(client, Declined("budget", "9.72 of 8"))(wire.HELLO)
+    assert capsys.readouterr().err == "client clinic-a refused to take part: budget: 9.72 of 8\n"
+
+
+def test_in_simulation_it_is_noted_beside_the_client_s_log(client, tmp_path):
+    Ask(client, Declined("budget"))(wire.HELLO)
+    assert "budget: the spend would take" in (tmp_path / "state" / "declined.log").read_text()
+
+
+def test_a_note_that_cannot_be_written_does_not_change_the_answer(client, tmp_path):
+    (tmp_path / "owner").write_text("a file where a folder should be")
+    client.state.owner = (tmp_path / "owner", "demo")
+    assert Ask(client, Declined("budget"))(wire.TRAIN) == "budget"
+    assert Ask(client, Declined("budget"))(wire.HELLO) == "budget"

@@ -307,6 +307,14 @@ def test_a_run_that_the_ledger_would_not_count_is_beyond_any_budget(shard, tmp_p
     assert " and ".join(f"{key}={value:g}" for key, value in limit.items()) in line
 
 
+def test_what_the_account_turns_away_is_noted_in_the_state_dir(shard, tmp_path):
+    """Where `fedq client status` reads it, whatever folder the run's own files lie in."""
+    built = client(PRIVATE, partition_id=2, data_path=shard, state_dir=tmp_path / "state")
+    built.note_declined("budget: epsilon would be 9.72 of 8")
+    (line,) = (tmp_path / "state" / "declined.log").read_text().splitlines()
+    assert line.endswith("budget: epsilon would be 9.72 of 8")
+
+
 def test_a_budget_beside_a_policy_that_accepts_everything_still_holds(shard, tmp_path):
     policy = policy_file(tmp_path, 'unit = "off"\nmax_epsilon = inf\nmax_delta = 1\n')
     node = {"partition_id": 2, "data_path": shard, "state_dir": tmp_path / "state", "policy": policy}

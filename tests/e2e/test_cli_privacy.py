@@ -1,6 +1,7 @@
 """`fedq privacy` and `fedq client` on real runs: what was spent, what is left, and who is told what."""
 
 import json
+import re
 import sqlite3
 
 import pytest
@@ -62,8 +63,14 @@ def test_a_client_that_spent_more_than_its_own_budget_makes_the_run_not_private(
 
 def test_a_run_that_no_budget_allows_ends_before_its_first_round_with_a_status_of_its_own(tmp_path):
     words = [*WORDS, "privacy.target_epsilon=1", "privacy.ledger=ledgers", "partition=iid"]
-    fedq_says("run", *words)
+    assert "in ledgers" not in fedq_says("run", *words, "--dry-run")
+    assert "spent already" not in fedq_says("run", *words)
+    dry = fedq_says("run", *words, "--dry-run")
+    assert re.search(r"in ledgers +1\.00 +is spent already", dry)
+    assert "no budget for one more round: clients 0, 1, 2" in dry
     said = fedq_says("run", *words, "name=second", status=3)
+    assert "ledgers: epsilon 1.00 is spent already by the client that has spent most; " in said
+    assert "client 1 refused to take part: budget: epsilon would be " in said
     assert "the privacy budget of clients 0, 1, 2 does not allow one more round" in said
     (folder,) = (tmp_path / "outputs").glob("*/*-second-*")
     assert not (folder / "rounds.jsonl").exists() or (folder / "rounds.jsonl").read_text() == ""

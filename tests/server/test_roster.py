@@ -7,7 +7,7 @@ from flwr.common.constant import ErrorCode
 from fedq import flower, wire
 from fedq.server import Dealer, Roster, say_hello
 from fedq.server import roster as roster_module
-from fedq.server.roster import Desk, TooFewClientsError, grid_exchange, wait_for_clients
+from fedq.server.roster import BudgetSpentError, Desk, TooFewClientsError, grid_exchange, wait_for_clients
 from fedq.server.total import Rejected
 
 LAYOUT = bytes(range(16))
@@ -216,6 +216,7 @@ def gather(monkeypatch):
             )
         except TooFewClientsError as error:
             federation.roster, federation.error = None, str(error)
+            federation.spent = isinstance(error, BudgetSpentError)
         return federation
 
     return gather
@@ -274,9 +275,41 @@ def test_after_the_wait_the_run_is_given_up_and_says_who_is_missing_and_who_was_
     assert given_up.roster is None
     assert given_up.now == 300
     assert given_up.error == (
-        "clients b, c did not come within runtime.wait=300 s; 1 of 3 answered; "
+        "client c did not come within runtime.wait=300 s; 1 of 3 answered; "
         "b was refused, layout; 3 was refused, missing_key"
     )
+
+
+def declined(name, reason="budget"):
+    return wire.write_refusal(wire.Refusal(0, reason, name))
+
+
+def test_where_all_have_declined_nobody_waits_and_none_is_said_not_to_have_come(gather):
+    given_up = gather({1: [(0, declined("a", "ledger"))], 2: [(7, declined("b", "policy"))]}, enough=1)
+    assert given_up.now == 7
+    assert given_up.error == (
+        "too few clients can come, 1 needed; 0 of 2 answered; a was refused, ledger; b was refused, policy"
+    )
+
+
+@pytest.mark.parametrize(("reason", "spent"), [("budget", True), ("policy", False), ("ledger", False)])
+def test_one_that_declines_ends_the_wait_where_all_are_needed_and_says_whether_it_is_for_the_budget(
+    gather, reason, spent
+):
+    given_up = gather({1: [(0, declined("a", reason))]})
+    assert (given_up.now, given_up.spent) == (0, spent)
+    assert "did not come" not in given_up.error
+
+
+def test_where_those_that_are_left_are_enough_they_are_waited_for(gather):
+    begun = gather({1: [(0, declined("a"))], 2: [(40, B)]}, enough=1, wait=90)
+    assert begun.roster.nodes == {"b": 2}
+    assert begun.told[-1] == (90, "going on without them: 1 of 2 answered; a was refused, budget")
+
+
+def test_a_stranger_or_a_second_node_that_declines_for_a_client_that_is_there_ends_nothing(gather):
+    both = gather({1: [(0, A)], 2: [(0, declined("mallory"))], 3: [(0, declined("a"))], 4: [(20, B)]})
+    assert both.roster.nodes == {"a": 1, "b": 4}
 
 
 def test_of_many_that_are_missing_ten_are_named(gather):
