@@ -34,7 +34,7 @@ BUDGETS: dict[str, dict[str, list[str]]] = {
         "1": ["privacy.target_epsilon=1", "train.lr=10.0", "rounds=20"],
         "3": ["privacy.target_epsilon=3", "train.lr=20.0", "rounds=20"],
         "8": ["privacy.target_epsilon=8", "train.lr=30.0", "rounds=20"],
-        "inf": [*OFF, "train.lr=0.1", "train.schedule=linear", "rounds=20"],
+        "inf": [*OFF, "train.lr=0.5", "train.schedule=linear", "rounds=20"],
     },
 }
 
