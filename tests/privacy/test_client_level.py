@@ -230,3 +230,37 @@ def test_silence_moves_the_clip_by_noise_alone(tmp_path):
 def test_a_plan_that_makes_no_sense_is_refused(wrong, told):
     with pytest.raises(ValueError, match=told.replace("(", r"\(")):
         replace(PLAN, **wrong)
+
+
+class Silent(SeededRandom):
+    def normal(self, shape):
+        return np.zeros(shape)
+
+
+@pytest.mark.parametrize(
+    ("counted", "within", "moved"),
+    # b = within less half of those counted, over the cohort of 10, and a half; C moves by exp(-0.2 (b - 0.5)).
+    [(10, 10, -0.1), (10, 0, 0.1), (10, 5, 0.0), (0, 0, 0.0), (4, 4, -0.04)],
+)
+def test_the_clip_moves_toward_the_quantile_by_the_rule_of_andrew_et_al(tmp_path, counted, within, moved):
+    noising = mechanism(tmp_path, ADAPTIVE, random=Silent(0))
+    released(noising, np.zeros(3, np.int64), counted=counted, within=within)
+    assert noising.clip_norm == pytest.approx(PLAN.clip_norm * math.exp(moved))
+
+
+def test_the_evidence_says_the_source_and_how_many_values_got_noise(tmp_path):
+    released(mechanism(tmp_path), np.zeros(70_000, np.int64))
+    told = json.loads((tmp_path / "evidence.jsonl").read_text())
+    assert (told["noise_source"], told["noised_scalars"], told["divisor"]) == ("os", 70_000, 10)
+
+
+@pytest.mark.parametrize(("sampling", "public"), [("deal", 10), ("poisson", 50)])
+def test_the_spend_names_whom_the_rate_is_of(tmp_path, sampling, public):
+    noising = mechanism(tmp_path, replace(PLAN, sampling=sampling))
+    released(noising, np.zeros(3, np.int64))
+    (row,) = Ledger(tmp_path / "ledger.sqlite").rows()
+    assert row.spend.nominal_examples == public
+
+
+def test_the_norm_of_a_long_update_is_of_all_its_parts():
+    assert l2_norm(np.ones(1_000_003, np.float32)) == pytest.approx(math.sqrt(1_000_003))

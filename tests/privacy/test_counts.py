@@ -88,3 +88,17 @@ def test_ten_clients_of_a_thousand_examples_at_epsilon_a_tenth_are_off_by_half_a
 
 def test_where_noise_is_all_there_is_no_accuracy_is_claimed():
     assert standard_error(-3, 2, 10, 0.1) == math.inf
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "clients", "epsilon", "error"),
+    [
+        (80, 20, 10, 0.1, math.sqrt(20 * (0.04 + 0.64)) / 10),
+        (0, 100, 1, 1.0, math.sqrt(2) / 100),
+        (-5, 105, 1, 1.0, math.sqrt(2) / 100),  # noise may make a count negative
+        (0, 0, 10, 0.1, math.inf),
+        (-3, 2, 10, 0.1, math.inf),
+    ],
+)
+def test_the_standard_error_is_that_of_a_quotient_of_two_noisy_counts(right, wrong, clients, epsilon, error):
+    assert standard_error(right, wrong, clients, epsilon) == pytest.approx(error)

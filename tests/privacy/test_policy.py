@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fedq.privacy import Asked, Declined, Policy, PolicyError, read_policy, require
+from fedq.privacy import Asked, Declined, Policy, PolicyError, limits, read_policy, require, uncounted
 
 MODEL, BUNDLE = "ab" * 32, "cd" * 32
 ASKED = Asked(unit="example", epsilon=3.0, delta=1e-5, data_path=Path("/srv/data/own.csv"), model=MODEL, bundle=BUNDLE)
@@ -129,3 +129,25 @@ def test_a_file_that_is_no_policy_is_an_error_that_names_its_mend(tmp_path, text
 def test_a_policy_that_is_not_there_is_an_error(tmp_path):
     with pytest.raises(PolicyError, match=r"no such file; write one, or take policy= out"):
         read_policy(tmp_path / "policy.toml")
+
+
+@pytest.mark.parametrize(
+    ("most", "epsilon", "delta", "held_to"),
+    [
+        (None, None, None, (None, None)),
+        (None, 2.0, 1e-6, (2.0, 1e-6)),
+        ((3.0, 1e-5), None, None, (3.0, 1e-5)),
+        ((3.0, 1e-5), 5.0, 1e-6, (3.0, 1e-6)),
+        ((3.0, 1e-5), 2.0, 1e-4, (2.0, 1e-5)),
+    ],
+)
+def test_data_are_held_to_the_stricter_of_its_owner_s_limits(most, epsilon, delta, held_to):
+    policy = None if most is None else Policy("example", *most)
+    assert limits(policy, epsilon, delta) == held_to
+
+
+@pytest.mark.parametrize(
+    ("unit", "units"), [(None, ("off", "client")), ("off", ("off", "client")), ("client", ("client",)), ("example", ())]
+)
+def test_what_a_policy_accepts_of_which_no_ledger_of_its_owner_counts_anything(unit, units):
+    assert uncounted(None if unit is None else Policy(unit, 3.0, 1e-5)) == units
