@@ -342,7 +342,7 @@ def _print_plan(experiment: "Experiment") -> None:
     from fedq.experiment.trade_off import facts
 
     told = facts(experiment.config)
-    say(f"privacy: {told['cost']}; noise {told['noise']}; {told.get('steps', told['rounds'])}")
+    say(f"privacy: {told['cost']}; noise {told['noise']}; {told.get('steps', 'rounds: ' + told['rounds'])}")
     if rows := _held_rows(experiment):
         say(f"{experiment.config.privacy.ledger}: epsilon {'; '.join(' '.join(row).strip() for row in rows)}")
 
