@@ -21,7 +21,7 @@ from fedq.app.misspelt import misspelt
 from fedq.client import Client
 from fedq.client.state import note_declined
 from fedq.config import Config, ConfigError, Problem, compose, network, problems, public
-from fedq.config.budgets import OWN_DELTA, own_limit_problems
+from fedq.config.budgets import own_delta, own_limit_problems
 from fedq.config.client_level import protects_clients, protects_examples
 from fedq.experiment import Experiment, Owner, build
 from fedq.experiment.client_level import client_level_plan
@@ -63,7 +63,7 @@ class Node:
         state = typed("state-dir", str, '"/path/to/own/state"')
         policy = typed("policy", str, '"/path/to/policy.toml"')
         epsilon = node_config.get("epsilon")
-        delta = node_config.get("delta", None if epsilon is None else OWN_DELTA)
+        delta = own_delta(epsilon, node_config.get("delta"))
         found += own_limit_problems(epsilon, delta, where="node-config ")
         for key, path in (("data-path", data), ("state-dir", state), ("policy", policy)):
             if isinstance(path, str) and not Path(path).expanduser().is_absolute():

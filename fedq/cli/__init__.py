@@ -387,7 +387,4 @@ def _print_forecast(experiment: "Experiment") -> None:
     from fedq.results import forecast_table
     from fedq.runtime import forecast
 
-    table: Any = forecast_table(forecast(experiment))
-    for number, (epsilon, text) in enumerate(_held_rows(experiment)):
-        table.add_row("" if number else "in ledgers", epsilon, text)
-    show(table)
+    show(forecast_table(forecast(experiment), held=_held_rows(experiment)))

@@ -27,7 +27,7 @@ def status(
     """What was spent, by which runs, what left this machine, and what is left of the budget."""
     from fedq.client.state import DECLINED
     from fedq.config import ConfigError
-    from fedq.config.budgets import OWN_DELTA, own_limit_problems
+    from fedq.config.budgets import own_delta, own_limit_problems
     from fedq.experiment.ledgers import LEDGER
     from fedq.privacy import Ledger, LedgerError, PolicyError, is_begun, limits, read_policy, uncounted
     from fedq.results.accounts import ClientStatus, by_run, status_table, total
@@ -44,8 +44,7 @@ def status(
     except (LedgerError, PolicyError) as error:
         refuse_text(str(error))
     # As the client itself does: node config and policy, whichever is stricter.
-    counted_at = OWN_DELTA if delta is None and epsilon is not None else delta
-    budget, counted_at = limits(accepts, epsilon, counted_at)
+    budget, counted_at = limits(accepts, epsilon, own_delta(epsilon, delta))
     whole, at = total(rows, delta=counted_at)
     declined = state / DECLINED
     lines = declined.read_text(encoding="utf-8").splitlines() if declined.exists() else []

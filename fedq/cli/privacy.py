@@ -50,8 +50,6 @@ def ledger(
             say(f"fedq: {error}")
             if accept is not None:
                 say("--accept changed nothing: it takes a shorter chain or a lost head for the account, no changed row")
-            elif "was changed" in str(error):
-                say("Put the right file back, from a backup with its head; nobody can vouch for a changed row")
             broken = True
             continue
         if as_json:

@@ -11,6 +11,11 @@ from fedq.config.schema import Config
 OWN_DELTA: Final = 1e-5  # at which an owner's own budget is counted where it names no delta
 
 
+def own_delta(epsilon: Any, delta: Any) -> Any:
+    """The delta that an owner's limits are counted at; None where it sets none."""
+    return OWN_DELTA if delta is None and epsilon is not None else delta
+
+
 def own_limit_problems(epsilon: Any, delta: Any, *, where: str) -> Iterator[Problem]:
     """What is wrong with the limits that a data owner sets for its own data; `where` comes before their names."""
     if epsilon is not None and (type(epsilon) not in (int, float) or not LEAST_EPSILON <= epsilon <= MOST_EPSILON):

@@ -5,10 +5,11 @@ left to Opacus' hooks. See `recording`.
 """
 
 from fedq.per_example.contributions import Contribution, Dense, Outer, averaged
-from fedq.per_example.layers import SAMPLERS, register
+from fedq.per_example.layers import ALIGNED, SAMPLERS, register
 from fedq.per_example.recording import Recorder, left_to_opacus, recorded
 
 __all__ = [
+    "ALIGNED",
     "SAMPLERS",
     "Contribution",
     "Dense",

@@ -16,7 +16,7 @@ from fedq.per_example.contributions import Contribution, Dense, Outer
 Sampler = Callable[[nn.Module, Tensor, Tensor], list[Contribution]]
 # Bytes of patches made at once: they are read right after they are written, best from the cache.
 _PATCH_BYTES = 1 << 21
-_ALIGNED = 16  # float32 values: 64 bytes, the widest vector of today's CPUs
+ALIGNED = 16  # float32 values: 64 bytes, the widest vector of today's CPUs
 
 
 def linear(layer: nn.Module, x: Tensor, grad: Tensor) -> list[Contribution]:
@@ -94,9 +94,9 @@ def _convolution(
 
 def _to_align(places: int, out: int, columns: int) -> tuple[int, int]:
     """Outputs and columns to add so that the three matrices of every example's product begin at whole vectors."""
-    if not any(size % _ALIGNED for size in (places * out, places * columns, out * columns)):
+    if not any(size % ALIGNED for size in (places * out, places * columns, out * columns)):
         return 0, 0
-    return -out % _ALIGNED, -columns % _ALIGNED
+    return -out % ALIGNED, -columns % ALIGNED
 
 
 def group_norm(layer: nn.Module, x: Tensor, grad: Tensor) -> list[Contribution]:

@@ -21,14 +21,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from fedq.per_example import Recorder, averaged
+from fedq.per_example import ALIGNED, Recorder, averaged
 from fedq.privacy.clipping import made_of
 from fedq.privacy.suitable import device_of
 from fedq.seeding import seeded
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
-_ALIGNED = 16  # float32 values: 64 bytes, the widest vector of today's CPUs
 _DROPOUTS = {
     functional.dropout,
     functional.dropout1d,
@@ -73,7 +72,7 @@ class aligned_products(TorchFunctionMode):  # noqa: N801 (a context manager)
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    inner, outer = (-side % _ALIGNED for side in (weight.shape[1], weight.shape[0]))
+    inner, outer = (-side % ALIGNED for side in (weight.shape[1], weight.shape[0]))
     if not (inner or outer):
         return functional.linear(input, weight, bias)
     longer = functional.pad(bias, (0, outer)) if bias is not None else None

@@ -70,7 +70,10 @@ def checked(found: Iterable[Sequence[Any]], identity: str) -> list[Row]:
         if chained != previous:
             raise BrokenChainError(f"row {row_id} does not follow the row before it (its `previous` differs)")
         if digest != _hash(row_id, schema, time, spend, chained):
-            raise BrokenChainError(f"row {row_id} was changed after it was written (its hash differs)")
+            raise BrokenChainError(
+                f"row {row_id} was changed after it was written (its hash differs). Put the right file back, from a "
+                "backup with its head; nobody can vouch for a changed row"
+            )
         rows.append(Row(row_id, schema, time, spend, chained, digest))
         previous = digest
     return rows

@@ -1,5 +1,6 @@
 """What a run will cost, as numbers and as a table. Knows numbers; not how they were found."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -44,8 +45,8 @@ class ClientLevelForecast:
     noise_norm: float  # expected L2 norm of the noise on a mean update, in clip norms
 
 
-def forecast_table(forecast: Forecast) -> "RenderableType":
-    """All that is known before the first round."""
+def forecast_table(forecast: Forecast, *, held: Sequence[tuple[str, str]] = ()) -> "RenderableType":
+    """All that is known before the first round; `held`: (epsilon, what it is) of what ledgers hold already."""
     from rich.table import Table
 
     f = forecast
@@ -78,4 +79,6 @@ def forecast_table(forecast: Forecast) -> "RenderableType":
         table.add_row("", "", f"noise multiplier {whole.noise_multiplier:.4g}, {counted}")
         table.add_row("", "", f"the noise on a mean update is {whole.noise_norm:.3g} times as long as the clip norm")
     table.add_row("memory", size(f.memory_bytes), "of arrays at the peak of a process, beside its libraries")
+    for number, (epsilon, text) in enumerate(held):
+        table.add_row("" if number else "in ledgers", epsilon, text)
     return table

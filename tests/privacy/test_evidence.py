@@ -6,7 +6,8 @@ from dataclasses import fields, replace
 
 import pytest
 
-from fedq.privacy import ClientRound, DPEvidence, RunEvidence, Spend, is_private
+from fedq.privacy import ClientRound, DPEvidence, RunEvidence, is_private
+from tests.privacy import ledgers
 
 DONE = DPEvidence(
     noise_source="os",
@@ -17,18 +18,7 @@ DONE = DPEvidence(
     spend_row_id=1,
     noised_scalars=100,
 )
-SPEND = Spend(
-    noise_multiplier=4.0,
-    clip_norm=0.5,
-    sample_rate=0.25,
-    steps=5,
-    delta=1e-5,
-    nominal_examples=144,
-    noise_source="os",
-    data="digits",
-    run="demo",
-    round=1,
-)
+SPEND = replace(ledgers.SPEND, data="digits", run="demo")
 ROUND = ClientRound(client="a", round=1, done=DONE, spend=SPEND, trained_scalars=100)
 WHOLE = RunEvidence(
     rounds=(
