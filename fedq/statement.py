@@ -59,7 +59,8 @@ _ACCOUNTANTS = {
 _RUN = "the rounds of this run (what a message that came twice cost is in that client's ledger, and not in here)"
 _WHOLE = "all rows of a client's ledger, of whatever run"
 SOURCES = {
-    "os": "AES-256-CTR, keyed by the operating system of each client",
+    "os": "batches, noise, masks of layers that draw and views of images: AES-256-CTR keystreams, each with a 256-bit "
+    "key of its own from the client's operating system; none from torch's, numpy's or Python's generators",
     "seeded": "a seed: whoever knows it subtracts the noise",
 }
 

@@ -11,7 +11,7 @@ import math
 from fractions import Fraction
 
 from fedq.privacy.admission import budget_guard
-from fedq.privacy.dpsgd import DPEvidence
+from fedq.privacy.dpsgd import NOISE, DPEvidence
 from fedq.privacy.ledger import Ledger
 from fedq.privacy.noise import RandomSource
 from fedq.privacy.plan import DPPlan, SpendContext
@@ -34,6 +34,7 @@ def noisy_counts(
         spend_row_id=row_id,
         noised_scalars=len(noised),
         mechanism=spend.mechanism,
+        secret_bits={NOISE: random.secret_bits},
     )
     return noised[0], noised[1], evidence
 

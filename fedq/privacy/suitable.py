@@ -3,11 +3,12 @@ Knows layers, buffers and a loss; not clipping, noise, budgets or data.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
 
-from fedq.seeding import seeded
+from fedq.privacy.draws import KeystreamDraws, MadeUpWords, refuse_shared_generators
 
 
 def refuse_cross_example_layers(model: nn.Module) -> None:
@@ -72,11 +73,16 @@ def refuse_mixing(
     device = device_of(model)
 
     def first_of(batch: Tensor) -> Tensor:
-        with torch.no_grad(), seeded(0, device):  # dropout must draw the same masks twice
+        with torch.no_grad(), KeystreamDraws(MadeUpWords(0), range(2)):  # dropout must draw the same masks twice
             return model(batch.to(device, dtype))[0].clone()  # type: ignore[no-any-return]
+
+    def one_pass() -> None:
+        with suppress(Exception):  # a model of tokens may take no floats; what fails is said below
+            first_of(batches[0])
 
     try:
         model.train(training)
+        refuse_shared_generators(one_pass, device)
         try:
             outputs = [first_of(batch) for batch in batches]
         except Exception:
@@ -84,7 +90,7 @@ def refuse_mixing(
                 raise
             outputs = [first_of(batch) for batch in tokens]
     except Exception as error:
-        raise ValueError(f"the model cannot be probed for mixing of examples: {error}") from error
+        raise ValueError(f"the model cannot be tried out on made-up examples: {error}") from error
     finally:
         restore(model, before)
         for module, training in was_training.items():
