@@ -28,7 +28,7 @@ def note_declined(folder: Path, run: str, why: str) -> None:
     """For the owner: a request that was turned away, and why, one line each. Never leaves."""
     folder.mkdir(parents=True, exist_ok=True)
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    with (folder / DECLINED).open("a", encoding="utf-8") as file:
+    with (folder / DECLINED).open("a", encoding="utf-8", errors="backslashreplace") as file:
         file.write(f"{now} {run!r} {' '.join(why.split())}\n")
 
 
@@ -121,5 +121,5 @@ class ClientState:
     def _append(self, name: str, line: str) -> None:
         assert self.folder is not None
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / name).open("a", encoding="utf-8") as file:
+        with (self.folder / name).open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(line.rstrip("\n") + "\n")
