@@ -14,6 +14,7 @@ from fedq.config import Config, Problem
 from fedq.config.client_level import protects_examples
 from fedq.data import Dataset
 from fedq.experiment.binding import told
+from fedq.experiment.owner import Owner
 
 LEDGER = "ledger.sqlite"
 
@@ -54,6 +55,17 @@ def data_name(config: Config, dataset: Dataset, shards: Mapping[str, np.ndarray]
         deal["examples"] = _digest(dataset, shards)
     text = json.dumps(deal, sort_keys=True, default=str)
     return f"{dataset.name}#{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def ledger_name(config: Config, owner: Owner) -> str:
+    """Names the examples in the ledger of a client on its owner's machine, by what is known before they are opened.
+
+    Where they lie, or, for a part of data that everybody has, the config's word for it.
+    """
+    if owner.data is not None:
+        return owner.data_name
+    deal = [config.data, asdict(config.partition), config.clients, config.seed, config.names]
+    return f"part#{hashlib.sha256(json.dumps(deal, sort_keys=True, default=str).encode()).hexdigest()[:16]}"
 
 
 def _digest(dataset: Dataset, shards: Mapping[str, np.ndarray]) -> str:

