@@ -26,6 +26,8 @@ from fedq.results import Result, RoundRow, events, new_run_folder
 from fedq.results.wording import size
 from fedq.server import GridLink, QuantizedFedAvg, Roster
 from fedq.server.link import Replied, nobody
+from fedq.server.node_names import FILE as NODE_NAMES
+from fedq.server.node_names import NodeNames, fingerprint, read_node_names
 from fedq.server.roster import BudgetSpentError, Desk, Exchange, LinkLostError, TooFewClientsError, wait_for_clients
 from fedq.training.numerics import use_one_thread
 
@@ -49,7 +51,7 @@ def serve_run(grid: Any, context: Context) -> None:
             result = serve(
                 experiment,
                 strategy,
-                link(experiment, strategy, grid, tell=tell.note),
+                link(experiment, strategy, grid, tell=tell.note, trusted=simulated),
                 folder=folder,
                 watch=tell.row,
                 clients=ClientFiles(clients, str(context.run_id)) if simulated else None,
@@ -120,16 +122,36 @@ def link(
     *,
     tell: Callable[[str], None],
     replied: Replied = nobody,
+    trusted: bool = False,
 ) -> GridLink:
-    """A link to clients that come when they come, over a grid that others made."""
+    """A link to clients that come when they come, over a grid that others made.
+
+    `trusted`: all nodes are this machine's own; else a name belongs to the node whose key the server's file gives it.
+    """
     runtime = experiment.config.runtime
+
+    # A grid in memory has no other nodes than those of this machine.
+    names = NodeNames(trusted=True) if trusted else read_node_names(home() / NODE_NAMES)
+    keys: dict[int, str] = {}
+
+    def nodes() -> list[int]:
+        found = flower.node_keys(grid)
+        keys.update({node: fingerprint(key) for node, key in found.items() if node not in keys})
+        return list(found)
 
     def greet(exchange: Exchange) -> Roster:
         enough = experiment.config.clients if runtime.min_available is None else runtime.min_available
         return wait_for_clients(
             exchange,
-            grid.get_node_ids,
-            Desk(version=__version__, formats=codec.FORMATS, layout=strategy.layout.digest),
+            nodes,
+            Desk(
+                version=__version__,
+                formats=codec.FORMATS,
+                layout=strategy.layout.digest,
+                private=experiment.claims_privacy,
+                names=names,
+                key_of=lambda node: keys.get(node, ""),
+            ),
             expected=experiment.identities,
             wait=runtime.wait,
             enough=enough,

@@ -308,7 +308,7 @@ class QuantizedFedAvg(FedAvg):
     # pragma: no mutate end
     def _checked(self, message: Message, round: int, task: str) -> wire.Reply:
         if message.has_error():
-            raise wire.MalformedReply("error", "Flower's error reply")
+            raise wire.MalformedReply(wire.reason_of(message.error.reason), "Flower's error reply")
         training = task == wire.TRAIN
         if self._guest is not None:
             return self._guest.checked(message, round, task, frozenset({wire.UPDATE}))
@@ -387,6 +387,7 @@ class QuantizedFedAvg(FedAvg):
             formats=packets.FORMATS,
             layout=self.layout.digest,
             timeout=self.timeout,
+            private=self.private or self.client_level is not None,
         )
         return roster, Dealer(list(roster.nodes), seed=self.seed)
 
