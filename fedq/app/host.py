@@ -23,6 +23,7 @@ from fedq.config.config_file import write_config
 from fedq.delivery import ClientFiles
 from fedq.experiment import SERVER, Experiment, build
 from fedq.results import Result, RoundRow, events, new_run_folder
+from fedq.results.result import INSECURE_LINK
 from fedq.results.wording import size
 from fedq.server import GridLink, QuantizedFedAvg, Roster
 from fedq.server.link import Replied, nobody
@@ -59,6 +60,9 @@ def serve_run(grid: Any, context: Context) -> None:
         finally:
             if simulated and clients.is_dir():
                 shutil.move(clients, folder / "clients")
+        if context.run_config.get(INSECURE):
+            result = replace(result, link=INSECURE_LINK)
+            result.write(folder)
         tell.result(result)
     except (ConfigError, TooFewClientsError, LinkLostError, OSError) as error:
         words = f"{error}. Flower simulates as many nodes as you say: {_NODES}" if _too_few(error, simulated) else error
@@ -107,6 +111,7 @@ class Words(Events):
 
 
 EVENTS = "events"  # a key of the run's config, which a fedq that follows sets
+INSECURE = "insecure"  # another: the run was asked for over a connection without TLS of its own
 _SIMULATED_WAIT = 30.0
 _NODES = "flwr run . --federation-config num-supernodes=N"
 

@@ -98,7 +98,7 @@ def run(context: typer.Context) -> None:
     arguments = list(context.args)
     sys.path.insert(0, str(Path.cwd()))  # a user's own model and data lie where fedq is started
     dry = "--dry-run" in arguments
-    arguments = [a for a in arguments if a != "--dry-run"]
+    arguments = ["runtime.insecure=true" if a == "--insecure" else a for a in arguments if a != "--dry-run"]
     overrides, flags = _split(arguments)
     overlay = _overlay(flags)
     if _PAGES & set(flags):

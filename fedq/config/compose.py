@@ -234,6 +234,7 @@ fedq new DIR makes such an app.
 
 Flags:
   --dry-run      what the run will cost (epsilon, bytes, memory); trains nothing
+  --insecure     runtime=deployment: go on though the connection is in the clear, or names no certificates
   --cfg job      print the composed config
   -m             sweep: every combination of KEY=A,B,C
   --help         this page; --hydra-help: Hydra's own

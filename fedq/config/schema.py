@@ -150,6 +150,9 @@ class Runtime:
     address: str | None = option(None, "ray: address of an existing cluster; null: a cluster of this run's own, here")
     client_resources: dict[str, Any] = option({}, "ray: what one client needs; {} means num_cpus: 1, num_gpus: 0")
     connection: str | None = option(None, "deployment: SuperLink connection in Flower's config.toml; null: its default")
+    insecure: bool = option(
+        False, "deployment: also over a connection that is not encrypted, or checked by no certificate (--insecure)"
+    )
     wait: float = option(300.0, "ray, deployment: seconds to wait for all clients before round 1")
     min_available: int | None = option(None, "ray, deployment: clients enough to begin after the wait; null: all")
     timeout: float = option(3600.0, "ray, deployment: seconds to wait for the replies of a round")

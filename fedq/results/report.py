@@ -172,6 +172,8 @@ def _run(result: Result) -> list[Line]:
         f"{plural(skipped, 'round')} skipped" if skipped else "",
     ]
     style = "yellow" if result.clients_lost or skipped else ""
+    if result.link is not None:
+        lines.append(Line("link", "insecure", one_line(result.link).removeprefix("insecure: "), "bold red"))
     return [*lines, Line("lost replies", f"{result.clients_lost:,}", "; ".join(filter(None, why)), style)]
 
 

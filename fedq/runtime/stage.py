@@ -15,14 +15,14 @@ from typing import Any
 
 from fedq import __version__, flower
 from fedq.app.bundle import COMPONENTS, is_app
-from fedq.app.host import EVENTS
+from fedq.app.host import EVENTS, INSECURE
 from fedq.config import Config, ConfigError, Problem, compose, network
 from fedq.config.compose import STAGED
 from fedq.experiment.binding import check_paths, imported
 
 _OPEN_GROUPS = ("model", "data")
 # How the apps are run and reached from here, which is no business of theirs.
-_HERE = ("runtime.connection", "runtime.workers", "runtime.address")
+_HERE = ("runtime.connection", "runtime.insecure", "runtime.workers", "runtime.address")
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,14 @@ def stage(overrides: Sequence[str], config: Config, *, app: Path | None, into: P
     staged = Staged(folder, [*sent, *(f"{group}={STAGED}" for group in open_groups)], len(_bundle(folder)))
     _check_same(config, staged)
     return staged
+
+
+def say_insecure(staged: Staged) -> None:
+    """Have the server's result say that the run was asked for over a connection that is not secure."""
+    path = staged.folder / "pyproject.toml"
+    project = tomllib.loads(path.read_text(encoding="utf-8"))
+    project["tool"]["flwr"]["app"]["config"][INSECURE] = True
+    path.write_bytes(_toml(project))
 
 
 def _parted(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
