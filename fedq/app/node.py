@@ -18,6 +18,7 @@ from flwr.app import Context
 
 from fedq.app.bundle import bundle_digest, overlay, running_bundle
 from fedq.app.misspelt import misspelt
+from fedq.app.warning import warn_owner
 from fedq.client import Client
 from fedq.client.state import note_declined
 from fedq.config import Config, ConfigError, Problem, compose, network, problems, public
@@ -28,9 +29,13 @@ from fedq.experiment.client_level import client_level_plan
 from fedq.experiment.digests import model_digest
 from fedq.experiment.ledgers import LEDGER, Account
 from fedq.experiment.plans import claimed, plan_of
-from fedq.privacy import Asked, Declined, Policy, PolicyError, limits, read_policy, require
+from fedq.privacy import Asked, Declined, Policy, PolicyError, head_of, limits, read_policy, require
 from fedq.training.numerics import use_one_thread
 
+HEAD_BESIDE = (
+    "the ledger's head lies beside the ledger: who restores or deletes both is not noticed. Name a folder on another "
+    'disk with head-dir="/..." in the node config, or with head= in the policy file'
+)
 ANYBODY = "*"  # the owner of a part of data that every machine has
 
 
@@ -45,6 +50,7 @@ class Node:
     policy: Path | None = None  # the weakest privacy that the owner accepts
     epsilon: float | None = None  # the owner's own budget, over all runs
     delta: float | None = None  # at which that budget is counted; 1e-5 where an epsilon is given alone
+    heads: Path | None = None  # the folder for the ledger's head, where the policy names no file for it
 
     @classmethod
     def read(cls, node_config: Mapping[str, Any]) -> "Node":
@@ -61,11 +67,12 @@ class Node:
         partition = typed("partition-id", int, "0")
         data = typed("data-path", str, '"/path/to/own/data"')
         state = typed("state-dir", str, '"/path/to/own/state"')
+        heads = typed("head-dir", str, '"/path/on/another/disk"')
         policy = typed("policy", str, '"/path/to/policy.toml"')
         epsilon = node_config.get("epsilon")
         delta = own_delta(epsilon, node_config.get("delta"))
         found += own_limit_problems(epsilon, delta, where="node-config ")
-        for key, path in (("data-path", data), ("state-dir", state), ("policy", policy)):
+        for key, path in (("data-path", data), ("state-dir", state), ("head-dir", heads), ("policy", policy)):
             if isinstance(path, str) and not Path(path).expanduser().is_absolute():
                 rule = "must be absolute: started in another folder, this node would begin with an empty ledger"
                 found.append(Problem(f"node-config {key}", path, rule, f'Use {key}="/..."'))
@@ -73,9 +80,10 @@ class Node:
             found.append(Problem("node-config name", None, "a client must say who it is", 'Use name="clinic-a"'))
         if found:
             raise ConfigError(found)
-        own_data, own_state, own_policy = (Path(p).expanduser() if p else None for p in (data, state, policy))
+        own = (Path(p).expanduser() if p else None for p in (data, state, policy, heads))
+        own_data, own_state, own_policy, own_heads = own
         budget = None if epsilon is None else float(epsilon)
-        return cls(name, partition, own_data, own_state, own_policy, budget, delta)
+        return cls(name, partition, own_data, own_state, own_policy, budget, delta, own_heads)
 
     def identity(self, config: Config) -> str:
         """The name, or the name of the partition; it must be one that the experiment knows."""
@@ -133,10 +141,12 @@ def client_of(context: Context) -> Client:
     owner = None if simulated and node.data is None else Owner(whose, node.data, budget, delta)
     experiment = _experiment(overrides, folder, owner)
     if node.state is not None:
-        head = Path(policy.head) if policy is not None and policy.head else None
+        head = head_of(node.state / LEDGER, policy, node.heads)
         account = Account(node.state / LEDGER, head, bundle)
         client = experiment.client(identity, folder=node.state / "runs" / run, run=run, account=account, durable=True)
         client.state.owner = (node.state, config.name)
+        if head is None and protects_examples(config):
+            warn_owner(client.state, HEAD_BESIDE)
         return client
     if not simulated:
         mend = "Start the SuperNode with --node-config '... state-dir=\"/path/to/own/state\"'"

@@ -10,6 +10,7 @@ is appended to a ledger that does not check out until a person decides (`accept`
 """
 
 import datetime
+import hashlib
 import os
 import sqlite3
 import tempfile
@@ -63,6 +64,12 @@ def check_same_data(path: Path, rows: Sequence[Row], data: str) -> None:
 def head_beside(path: Path) -> Path:
     """Where a ledger's head lies if nobody named another place."""
     return path.with_name(f"{path.name}{HEAD_SUFFIX}")
+
+
+def head_in(folder: Path, ledger: Path) -> Path:
+    """Where a ledger's head lies in a folder for heads: under a name of that ledger's alone, also once it is gone."""
+    place = hashlib.sha256(os.fsencode(ledger.absolute())).hexdigest()[:16]
+    return folder / f"ledger-{place}{HEAD_SUFFIX}"
 
 
 def is_begun(path: Path, *, head: Path | None = None) -> bool:
