@@ -16,6 +16,7 @@ from fedq.privacy.accounting import (
 from fedq.privacy.admission import REASONS, Declined, admit, budget_guard
 from fedq.privacy.chain import Row
 from fedq.privacy.client_level import ClientLevelEvidence, ClientLevelMechanism, ClientLevelPlan, clipped
+from fedq.privacy.client_level_account import charged
 from fedq.privacy.client_level_evidence import ServerEvidence, ServerRound, is_client_private, spent_by_one_client
 from fedq.privacy.counts import noisy_counts, standard_error
 from fedq.privacy.dpsgd import DPSGD, MAX_BATCH, DPEvidence
@@ -62,6 +63,7 @@ __all__ = [
     "admit",
     "budget_guard",
     "calibrate",
+    "charged",
     "clipped",
     "epsilon",
     "head_in",

@@ -108,7 +108,7 @@ class Ledger:
         with self._connect() as connection:
             _check_schema(connection, self.path)
 
-    def spend(self, spend: Spend, *, guard: Callable[[Sequence[AnyMechanism]], None] | None = None) -> int:
+    def spend(self, spend: Spend, *, guard: Callable[[Sequence[Row]], None] | None = None) -> int:
         """Append a row and sync it and the head to disk; returns its number only when both are there.
 
         `guard` sees what was spent before, under the same lock, and refuses by raising: two processes
@@ -131,7 +131,7 @@ class Ledger:
                         f"{spend.noise_source} noise: give seeded runs a ledger of their own"
                     )
                 if guard is not None:
-                    guard([row.spend.as_mechanism() for row in rows])
+                    guard(rows)
                 if not self.head_path.exists():  # before the first row: a row without a head is one that was deleted
                     self._keep(head)
                 again = sum((r.spend.run, r.spend.round, r.spend.unit) == _occasion(spend) for r in rows)
