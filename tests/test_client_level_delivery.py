@@ -306,7 +306,9 @@ def test_a_run_that_the_ledger_has_no_budget_for_is_refused_before_any_client_is
     """Two runs of a target of 8 once cost a client about 12, and each said 8."""
     words = [*CLIENT, f"privacy.ledger={tmp_path / 'ledgers'}"]
     run(tmp_path, *words)
-    with pytest.raises(BudgetSpentError, match=r"whole clients: budget: epsilon would be .* of 8 .*take fewer rounds"):
+    with pytest.raises(
+        BudgetSpentError, match=r"client-level DP: budget: epsilon would be .* of 8 .*take fewer rounds"
+    ):
         run(tmp_path, *words)
     assert len(Ledger(tmp_path / "ledgers" / "server.sqlite").rows()) == 2
     told = held_by_server(build(compose(words)))

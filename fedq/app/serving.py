@@ -114,7 +114,7 @@ def _protection(
         return mechanism, home, mechanism.admit()
     except Declined as declined:
         fix = "take fewer rounds or clients a round, or more noise, or raise privacy.client_target_epsilon"
-        raise BudgetSpentError(f"whole clients: {declined}; {fix}") from None
+        raise BudgetSpentError(f"client-level DP: {declined}; {fix}") from None
     except LedgerError as error:
         raise TooFewClientsError(f"no round can be spent: {error}") from None
 

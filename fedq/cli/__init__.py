@@ -354,7 +354,7 @@ def _held_rows(experiment: "Experiment") -> list[tuple[str, str]]:
 
     rows: list[tuple[str, str]] = []
     if (server := held_by_server(experiment)) is not None:
-        rows.append((spent(server.epsilon), "of whole clients is spent already, at most, by one client"))
+        rows.append((spent(server.epsilon), "is spent already of client-level DP, by the client that has spent most"))
         if not server.after <= server.target:
             text = f"of {server.target:g} it would be with this run, which is refused"
             rows.append((spent(server.after), text))

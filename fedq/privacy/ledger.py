@@ -111,7 +111,7 @@ class Ledger:
     def spend(self, spend: Spend, *, guard: Callable[[Sequence[Row]], None] | None = None) -> int:
         """Append a row and sync it and the head to disk; returns its number only when both are there.
 
-        `guard` sees what was spent before, under the same lock, and refuses by raising: two processes
+        `guard` sees the rows before, under the same lock, and refuses by raising: two processes
         never both fit into what is left of one budget. Any exception means that nothing was written, but one while
         the head is written: then the spend stands, and nothing may leave on it. `attempt` of the row counts the spends
         of the same run and round before it: a message that is delivered again is a spend again.
