@@ -22,6 +22,7 @@ from fedq.config import ConfigError, compose, network
 from fedq.config.config_file import write_config
 from fedq.delivery import ClientFiles
 from fedq.experiment import SERVER, Experiment, build
+from fedq.publication import write_publication
 from fedq.results import Result, RoundRow, events, new_run_folder
 from fedq.results.result import INSECURE_LINK
 from fedq.results.wording import size
@@ -63,6 +64,7 @@ def serve_run(grid: Any, context: Context) -> None:
         if context.run_config.get(INSECURE):
             result = replace(result, link=INSECURE_LINK)
             result.write(folder)
+        write_publication(folder, result)  # once more: the clients' files lie in it now
         tell.result(result)
     except (ConfigError, TooFewClientsError, LinkLostError, OSError) as error:
         words = f"{error}. Flower simulates as many nodes as you say: {_NODES}" if _too_few(error, simulated) else error

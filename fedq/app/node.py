@@ -21,14 +21,20 @@ from fedq.app.bundle import bundle_digest, overlay, running_bundle
 from fedq.app.limits import count_request, deadline, memory_limit
 from fedq.app.node_config import Node
 from fedq.app.owned import OwnedClient
+from fedq.app.warning import warn_owner
 from fedq.client import Client, ClientState, Privacy
 from fedq.client.state import note_declined
 from fedq.config import Config, ConfigError, Problem, compose, network, problems
+from fedq.config.client_level import protects_examples
 from fedq.experiment import Experiment, Owner, build
 from fedq.experiment.ledgers import LEDGER, Account, ledger_name
-from fedq.privacy import Declined, DPPlan, SecureRandom, limits
+from fedq.privacy import Declined, DPPlan, SecureRandom, head_of, limits
 from fedq.training.numerics import use_one_thread
 
+HEAD_BESIDE: Final = (
+    "the ledger's head lies beside the ledger: who restores or deletes both is not noticed. Name a folder on another "
+    'disk with head-dir="/..." in the node config, or with head= in the policy file'
+)
 ANYBODY: Final = "*"  # the owner of a part of data that every machine has
 HELLO_SECONDS: Final = 120.0  # a handshake starts Python and reads a ledger
 MESSAGE_SECONDS: Final = 3600.0  # as long as a server waits for a round by default
@@ -79,7 +85,7 @@ def client_of(context: Context) -> Client | OwnedClient:
         files = simulated_clients(context.run_id) / identity
         return _experiment(overrides, folder, owner).client(identity, folder=files, run=run, durable=True)
     files = node.state / "runs" / run
-    head = Path(policy.head) if policy is not None and policy.head else None
+    head = head_of(node.state / LEDGER, policy, node.heads)
     account = Account(node.state / LEDGER, head, bundle)
 
     def built() -> Client:
@@ -96,7 +102,9 @@ def client_of(context: Context) -> Client | OwnedClient:
         client = OwnedClient(identity, ClientState(files, durable=True), built, privacy)
     client.on_training = partial(count_request, files, most=None if policy is None else policy.max_rounds)
     if policy is None and not node.limited:
-        warn(client.state, ACCEPTS_ANYTHING)
+        warn_owner(client.state, ACCEPTS_ANYTHING)
+    if head is None and protects_examples(config):
+        warn_owner(client.state, HEAD_BESIDE)
     return client
 
 
@@ -104,12 +112,6 @@ def _privacy(config: Config, plan: DPPlan, account: Account, owner: Owner, run: 
     """This client's side of DP, from public configuration alone."""
     name, holdout = ledger_name(config, owner), config.train.holdout if config.evaluate == "dp" else 0.0
     return Privacy(plan, account.ledger, SecureRandom(), name, run, account.bundle, account.head, holdout)
-
-
-def warn(state: ClientState, text: str) -> None:
-    """The owner: on this machine's terminal or log each time, in the run's own log once."""
-    print(f"fedq: {text}", file=sys.stderr, flush=True)
-    state.log_once(f"warning: {text}")
 
 
 @contextmanager

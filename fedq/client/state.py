@@ -100,14 +100,6 @@ class ClientState:
         if self.folder is not None:
             self._append(LOG, line)
 
-    def log_once(self, line: str) -> None:
-        """The same, unless the log of this run holds the line already."""
-        if self.folder is None:
-            return
-        path = self.folder / LOG
-        if not (path.exists() and line in path.read_text(encoding="utf-8", errors="replace").splitlines()):
-            self.log(line)
-
     def _load(self) -> None:
         assert self.folder is not None
         path = self.folder / STATE

@@ -94,7 +94,7 @@ class Privacy:
     )
     augmentations: int = option(1, "views of each image whose mean gradient is clipped (De et al. 2022); 1: the image")
     augment: list[str] = option(["flip", "shift"], "what a view may be: flip (mirrored), shift (up to 2 pixels)")
-    ledger: str | None = option(None, "folder of the clients' ledgers; null: they live with the run", holds="path")
+    ledger: str | None = option(None, "folder of ledgers that outlive a run; null: with the run", holds="path")
     client_target_epsilon: float | None = option(None, "client: budget of a whole client, in all rounds together")
     client_target_delta: float = option(1e-5, "client: delta of that guarantee; at most 1e-3 and 1 / (10 clients)")
     client_noise_multiplier: float | None = option(None, "client: noise std over the clip; null: by the target")

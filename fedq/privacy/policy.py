@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from fedq.privacy.admission import Declined
+from fedq.privacy.ledger import head_in
 
 VERSION: Final = 1
 # Weakest first. `client` hides a client from the others but nothing from the server, who adds the noise.
@@ -125,6 +126,13 @@ def limits(policy: Policy | None, epsilon: float | None, delta: float | None) ->
     floor = (None, None) if policy is None else (policy.max_epsilon, policy.max_delta)
     epsilons, deltas = ([v for v in pair if v is not None] for pair in ((epsilon, floor[0]), (delta, floor[1])))
     return min(epsilons, default=None), min(deltas, default=None)
+
+
+def head_of(ledger: Path, policy: Policy | None, heads: Path | None) -> Path | None:
+    """Where the ledger's head lies, by the policy or else in the folder `heads`; None: beside the ledger."""
+    if policy is not None and policy.head:
+        return Path(policy.head)
+    return None if heads is None else head_in(heads, ledger)
 
 
 def uncounted(policy: Policy | None) -> tuple[str, ...]:

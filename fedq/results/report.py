@@ -27,6 +27,7 @@ FILES = {
     "rounds.jsonl": "one line a round",
     "curves.png": "the curves",
     "config.yaml": "what was run",
+    "PUBLISH.txt": "which of these files the guarantee covers",
     "clients": "what each client keeps: a log; under DP its ledger and evidence",
     "server": "the server's ledger and who answered: not for others",
 }

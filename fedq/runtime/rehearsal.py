@@ -24,6 +24,7 @@ from fedq.delivery import ClientFiles, evidence_of
 from fedq.durable import append_to_private, make_private_folder
 from fedq.experiment import Experiment
 from fedq.experiment.ledgers import LEDGER
+from fedq.publication import write_publication
 from fedq.results import Result, new_run_folder, read_result
 from fedq.runtime.connection import Connection
 from fedq.runtime.credentials import write_certificates, write_node_key
@@ -241,4 +242,5 @@ def _collected(experiment: Experiment, place: Path, told: Followed, root: str | 
         said = {"epsilon": spent, "epsilon_of": "ledgers", "private": private, "privacy_reasons": reasons}
         result = replace(result, **(with_client_level(said, result.client_level) if result.client_level else said))
         result.write(folder)
+    write_publication(folder, result)
     return result

@@ -1,6 +1,8 @@
 """A client on its owner's machine: what the owner says of it, and what is refused before any data are opened."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,8 @@ from fedq.data import write_shard
 from fedq.experiment import build
 from fedq.experiment.digests import model_digest
 from fedq.new.app import make_app
-from fedq.privacy import Declined
+from fedq.privacy import Declined, Ledger, head_in
+from tests.privacy.ledgers import SPEND
 
 USUAL = ["clients=4", "quant=off", "privacy=off", "partition=iid"]  # what may cross a network
 PRIVATE = ["clients=4", "quant=off", "privacy=example", "privacy.noise_multiplier=1", "partition=iid"]
@@ -335,6 +338,45 @@ def test_the_head_of_the_ledger_lies_where_the_policy_says(shard, tmp_path):
     text = POLICY.format(epsilon=8) + f'head = "{tmp_path / "elsewhere" / "head"}"\n'
     node = {"partition_id": 2, "data_path": shard, "state_dir": tmp_path, "policy": policy_file(tmp_path, text)}
     assert client(BUDGET_8, **node).privacy.head == tmp_path / "elsewhere" / "head"
+
+
+def test_the_head_lies_in_the_folder_for_heads_unless_the_policy_names_a_file(shard, tmp_path):
+    heads = tmp_path / "heads"
+    node = {"partition_id": 2, "data_path": shard, "state_dir": tmp_path / "a", "head_dir": heads}
+    head = client(BUDGET_8, **node).privacy.head
+    assert head == head_in(heads, tmp_path / "a" / "ledger.sqlite")
+    assert head.parent == heads
+    assert head != client(BUDGET_8, **{**node, "state_dir": tmp_path / "b"}).privacy.head  # no two ledgers share one
+    text = POLICY.format(epsilon=8) + f'head = "{tmp_path / "elsewhere"}"\n'
+    assert client(BUDGET_8, policy=policy_file(tmp_path, text), **node).privacy.head == tmp_path / "elsewhere"
+
+
+@pytest.mark.hostile
+def test_a_ledger_that_is_put_back_with_its_folder_shows_against_the_head_in_the_other(shard, tmp_path):
+    """Both files once lay in the state-dir by default, so that an older copy of that folder passed."""
+    state, node = tmp_path / "state", {"partition_id": 2, "data_path": shard, "head_dir": tmp_path / "heads"}
+    built = client(BUDGET_8, state_dir=state, **node).privacy
+    ledger = Ledger(built.ledger, head=built.head)
+    ledger.spend(replace(SPEND, data=built.data_name))
+    shutil.copytree(state, tmp_path / "older")
+    ledger.spend(replace(SPEND, data=built.data_name, round=2))
+    shutil.rmtree(state)
+    shutil.copytree(tmp_path / "older", state)
+    with pytest.raises(Declined, match="1 spends are missing"):
+        client(BUDGET_8, state_dir=state, **node).check_account()
+
+
+def test_an_owner_whose_head_lies_beside_the_ledger_is_warned_on_the_terminal_and_once_in_the_log(
+    shard, tmp_path, capfd
+):
+    node = {"partition_id": 2, "data_path": shard, "state_dir": tmp_path}
+    for _ in range(2):
+        built = client(BUDGET_8, **node)
+        assert "warning: the ledger's head lies beside the ledger" in capfd.readouterr().err
+    log = (built.state.folder / "log.txt").read_text()
+    assert log.count("the ledger's head lies beside the ledger") == 1
+    client(BUDGET_8, head_dir=tmp_path / "heads", **node)
+    assert "head" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("limit", [{"epsilon": 0.1}, {"epsilon": 0.1, "delta": 1e-6}], ids=str)
