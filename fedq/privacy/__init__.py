@@ -5,7 +5,7 @@ Knows models, tensors and its ledger file; not quantization, codecs, messages, s
 from fedq.privacy.accounting import ACCOUNTANTS, Accountant, AnyMechanism, Mechanism, PureDP, calibrate, epsilon
 from fedq.privacy.admission import REASONS, Declined, admit, budget_guard
 from fedq.privacy.chain import Row
-from fedq.privacy.client_level import ClientLevelEvidence, ClientLevelMechanism, ClientLevelPlan, clipped
+from fedq.privacy.client_level import ClientLevelEvidence, ClientLevelMechanism, ClientLevelPlan, clipped, l2_norm
 from fedq.privacy.client_level_evidence import ServerEvidence, ServerRound, is_client_private, spent_by_one_client
 from fedq.privacy.counts import noisy_counts, standard_error
 from fedq.privacy.dpsgd import DPSGD, MAX_BATCH, DPEvidence
@@ -56,6 +56,7 @@ __all__ = [
     "is_begun",
     "is_client_private",
     "is_private",
+    "l2_norm",
     "limits",
     "noisy_counts",
     "read_policy",
