@@ -92,6 +92,8 @@ class Delivery:
             reasons=dict(sorted(Counter(r.reason for r in what.rejected).items())),
             rejected=[{"client": r.client, "reason": r.reason} for r in what.rejected],
             accepted=list(what.accepted),
+            clipped=list(what.clipped),
+            capped=list(what.capped),
             sparsity=what.sparsity,
         )
         if self._server is not None:

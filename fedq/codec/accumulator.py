@@ -97,22 +97,22 @@ class Accumulator:
         codec: Codec | None = None,
     ) -> None:
         """Decode and add. MalformedUpdate for a bad packet or weight; then nothing has changed."""
-        checked_weight = _checked_weight(weight)
+        exact_weight = checked_weight(weight)
         expected: dict[str, Any] = {"round": round, "base": base, "kind": kind, "codec": codec}
         kernels = jit.kernels(self.layout.size)
         if kernels is None:
-            self._add(decode(data, self.layout, **expected), checked_weight)
+            self._add(decode(data, self.layout, **expected), exact_weight)
             return
         parts = parts_of(data, self.layout, **expected)
-        weighed = Weighed.of(parts, kernels, factor=checked_weight * GRID)
-        self._count_in(weighed.largest, checked_weight)
+        weighed = Weighed.of(parts, kernels, factor=exact_weight * GRID)
+        self._count_in(weighed.largest, exact_weight)
         self._waiting.put(weighed, self._settled, kernels)
         if type(data) is not bytes:  # whoever owns it may change it
             self.settle()
 
     def add_vector(self, vector: NDArray[np.float32], weight: float = 1.0) -> None:
         """Add a vector that is already decoded; checked and summed as `add` does."""
-        self._add(self.layout.check(vector), _checked_weight(weight))
+        self._add(self.layout.check(vector), checked_weight(weight))
 
     def settle(self) -> None:
         """Add what waits to be added with later packets; `mean`, `merge` and `to_bytes` do so by themselves."""
@@ -227,7 +227,7 @@ class Accumulator:
             raise MalformedUpdate("weight", f"total weight {float(self._total_weight):g} of {self._count} updates")
 
 
-def _checked_weight(weight: Any) -> float:
+def checked_weight(weight: Any) -> float:
     number = isinstance(weight, int | float | np.integer | np.floating) and not isinstance(weight, bool)
     if not number or not LEAST_WEIGHT <= weight <= LARGEST_WEIGHT:
         raise MalformedUpdate("weight", f"weight={weight!r}: must be 2^-20..2^20; use counts, not fractions")

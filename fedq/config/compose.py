@@ -58,8 +58,10 @@ def finished(config: Config, overrides: Sequence[str], overlay: Path | None) -> 
     from omegaconf import OmegaConf
 
     config.overrides, config.overlay = list(overrides), str(overlay) if overlay else None
-    if isinstance(config.privacy.budgets, dict):
-        config.privacy.budgets = {str(name): value for name, value in config.privacy.budgets.items()}
+    for group, key in (("privacy", "budgets"), ("strategy", "weights")):
+        options = getattr(config, group)
+        if isinstance(given := getattr(options, key), dict):
+            setattr(options, key, {str(name): value for name, value in given.items()})
     for group in ("model", "data"):
         if overlay is not None and f"{group}={STAGED}" in overrides:
             node = OmegaConf.to_container(OmegaConf.load(overlay / group / f"{STAGED}.yaml"))

@@ -11,7 +11,7 @@ from typing import Any
 
 from fedq.codec import CODECS
 from fedq.codec.options import ROUNDINGS
-from fedq.config import client_level, deltas, hardware
+from fedq.config import client_level, deltas, hardware, robustness
 from fedq.config.budgets import budget_problems, evaluation_problems
 from fedq.config.client_level import protects_examples
 from fedq.config.example_level import example_problems
@@ -48,10 +48,10 @@ CHOICES: dict[str, tuple[str | int, ...]] = {
     "downlink.rounding": ROUNDINGS,
     "downlink.kind": ("weights", "delta"),
     "strategy.name": ("fedavg",),
-    "strategy.weighting": ("examples", "equal"),
     "strategy.keep": ("last", "best"),
     "runtime.name": ("local", "ray", "deployment"),
     **client_level.CHOICES,
+    **robustness.CHOICES,
 }
 # Codec -> its options.
 CODEC_OPTIONS = {name: tuple(inspect.signature(codec).parameters) for name, codec in CODECS.items()}
@@ -90,7 +90,6 @@ BOUNDS: dict[str, tuple[float, float, bool, bool]] = {
     "downlink.fraction": (1e-6, 1, True, True),
     "strategy.server_lr": (0, math.inf, False, False),
     "strategy.min_clients": (1, math.inf, True, False),
-    "strategy.max_weight": (0, 2**20, False, True),
     "strategy.ema": (0, 1, False, False),
     "strategy.evaluate_every": (1, math.inf, True, False),
     "runtime.workers": (1, 256, True, True),
@@ -98,6 +97,7 @@ BOUNDS: dict[str, tuple[float, float, bool, bool]] = {
     "runtime.timeout": (0, 7 * 86400, False, True),
     "runtime.min_available": (1, 1_000_000, True, True),
     **client_level.BOUNDS,
+    **robustness.BOUNDS,
 }
 
 _LATER = (
@@ -110,6 +110,7 @@ _LATER = (
     *(("privacy", key) for key in ("budgets", "evaluation_epsilon")),
     *(("quant", key) for key in ("sparsity", "sparsity_begin", "sparsity_end")),
     *(("privacy", key) for key in client_level.KEYS),
+    *robustness.LATER,
 )
 
 
@@ -142,8 +143,11 @@ def identity(config: Config) -> dict[str, Any]:
         at = whole if group is None else whole[group]
         if at[key] == value_of(Config(), key if group is None else f"{group}.{key}"):
             del at[key]
+    whole["strategy"].setdefault("max_weight", 1e6)  # where none is named
     if whole["quant"]["weight_range"] is None:
         whole["quant"]["weight_range"] = 63
+    if config.privacy.unit != "off":  # of no effect
+        whole["strategy"]["weighting"] = "examples"
     if config.privacy.unit == "off":  # of no effect; and what the default was before there was discrete noise
         whole["privacy"]["noise"] = "gaussian"
     for key in ("device", "compile", "data_parallel"):  # of a machine, as `runtime`
@@ -159,7 +163,7 @@ def config_hash(config: Config) -> str:
 
 def set_by_user(config: Config, key: str) -> bool:
     """Whether the key stands on the command line (an option that the choice lacks is an error only then)."""
-    return any(o.lstrip("+").startswith(f"{key}=") for o in config.overrides)
+    return any(o.lstrip("+").startswith((f"{key}=", f"{key}.")) for o in config.overrides)
 
 
 def _single(config: Config) -> Iterator[Problem]:
@@ -204,6 +208,7 @@ def _together(config: Config) -> Iterator[Problem]:
     yield from budget_problems(config, identities(config))
     yield from example_problems(config)
     yield from client_level.client_level_problems(config)
+    yield from robustness.robustness_problems(config)
     yield from _names(config)
     yield from _runtime(config)
     yield from hardware.problems(config)
@@ -266,7 +271,7 @@ def _deployment(config: Config) -> Iterator[Problem]:
 
 def _idle(config: Config) -> Iterator[Problem]:
     """Options that the user set and that would do nothing: (keys, whether they apply, why not, the mend)."""
-    c, private = config, config.privacy.unit != "off"
+    c = config
     engine = f"runtime={c.runtime.name} has no such option"
     table: list[tuple[Sequence[str], bool, str, str]] = [
         (("runtime.workers",), c.runtime.name == "local", engine, "Use runtime=local"),
@@ -303,12 +308,7 @@ def _idle(config: Config) -> Iterator[Problem]:
             f"under DP privacy.sample_rate={c.privacy.sample_rate} decides the size of a batch",
             "Use privacy.sample_rate=RATE, or set it to null",
         ),
-        (
-            ("strategy.weighting", "strategy.max_weight"),
-            not private,
-            "under DP all clients weigh the same: a weight would tell how much data a client has",
-            "Leave it out",
-        ),
+        *robustness.idle_robustness(c),
     ]
     for keys, applies, rule, mend in table:
         for key in keys:

@@ -133,9 +133,28 @@ class Strategy:
     )
     server_lr: float = option(1.0, "server learning rate")
     server_options: dict[str, Any] = option({}, "other arguments of the server optimizer")
-    weighting: str = option("examples", "weight of a client: examples, or equal (always so under DP)")
+    weighting: str = option(
+        "examples",
+        "weight of a client: examples (in a deployment as strategy.weights says), or equal (always so under DP)",
+    )
+    weights: Any = option(  # a mapping; Any, so that {0: 1} may be written for client 0
+        {},
+        "client -> its number of examples, for every client; {}: as clients say, which a deployment does not believe",
+    )
     min_clients: int = option(1, "fewest accepted replies; with fewer the round is skipped, the model unchanged")
-    max_weight: float = option(1e6, "largest weight that a reply may claim")
+    max_weight: float | None = option(
+        None,
+        "largest weight that a client's own word gives it; null: 10 times the examples that a client is taken to hold",
+    )
+    max_update_norm: Any = option(  # a number or a word
+        "auto",
+        "longest update, longer ones are scaled down: a number (L2 norm), off, or auto (under DP-SGD by its public "
+        "numbers; else a multiple of the median of weight x norm in the last rounds)",
+    )
+    aggregate: str = option(
+        "mean", "mean (weighted), or where some clients may lie: median, trimmed_mean (of each coordinate, unweighted)"
+    )
+    trim: float = option(0.2, "trimmed_mean: share of the updates left out at either end; at least that of the liars")
     evaluate_every: int = option(1, "rounds between evaluations (the last five are always evaluated)")
     keep: str = option("last", "model that is delivered: last, or best on the validation set")
     ema: float | None = option(
@@ -207,5 +226,6 @@ OPEN = (
     "train.optimizer_options",
     "privacy.budgets",
     "strategy.server_options",
+    "strategy.weights",
     "runtime.client_resources",
 )

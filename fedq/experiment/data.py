@@ -103,11 +103,6 @@ def deal(
     try:
         rng = generator(config.seed, "partition")
         shards = kind(**options)(dataset.train.targets, dataset.groups, clients=config.clients, rng=rng)
-        largest = max(len(shard) for shard in shards)
-        if config.strategy.weighting == "examples" and largest > config.strategy.max_weight:
-            rule = f"a client holds {largest} examples, and its replies would all be refused for their weight"
-            mend = f"Use strategy.max_weight={largest} or more"
-            found.append(Problem("strategy.max_weight", config.strategy.max_weight, rule, mend))
         return dict(zip(public.identities(config), shards, strict=True))
     except ValueError as error:
         mend = "fedq run --help lists the partitions"

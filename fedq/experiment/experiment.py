@@ -15,6 +15,7 @@ from fedq.compiler import without_compiler
 from fedq.config import Config, public
 from fedq.config.pruning import pruning_rounds
 from fedq.data import Dataset
+from fedq.experiment.bounds import aggregate_of, bound_of, largest_weight
 from fedq.experiment.ledgers import Account, ledger_file
 from fedq.privacy import ClientLevelPlan
 from fedq.quant import QuantReport
@@ -89,7 +90,10 @@ class Experiment:
             optimizer=self._server_optimizer,
             private=self.plan is not None,
             weighting=c.weighting,
-            max_weight=c.max_weight,
+            max_weight=largest_weight(self),
+            weights=c.weights,
+            bound=bound_of(self),
+            aggregate=aggregate_of(self),
             statistics=self.trainer.statistics,
             fraction=self.config.fraction,
             min_clients=c.min_clients if self.client_plan is None else 0,  # else each round takes its noised step

@@ -15,7 +15,7 @@ from fedq.privacy.accounting import (
 )
 from fedq.privacy.admission import REASONS, Declined, admit, budget_guard
 from fedq.privacy.chain import Row
-from fedq.privacy.client_level import ClientLevelEvidence, ClientLevelMechanism, ClientLevelPlan, clipped
+from fedq.privacy.client_level import ClientLevelEvidence, ClientLevelMechanism, ClientLevelPlan, clipped, l2_norm
 from fedq.privacy.client_level_account import charged
 from fedq.privacy.client_level_evidence import ServerEvidence, ServerRound, is_client_private, spent_by_one_client
 from fedq.privacy.counts import noisy_counts, standard_error
@@ -72,6 +72,7 @@ __all__ = [
     "is_client_private",
     "is_coarse",
     "is_private",
+    "l2_norm",
     "limits",
     "noisy_counts",
     "read_policy",

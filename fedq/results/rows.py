@@ -32,6 +32,8 @@ class RoundRow:
     reasons: dict[str, int] = field(default_factory=dict)  # reason code -> clients lost by it
     rejected: list[dict[str, Any]] = field(default_factory=list)  # {"client": id, "reason": code}
     accepted: list[str] = field(default_factory=list)  # ids of the clients whose replies counted
+    clipped: list[str] = field(default_factory=list)  # ids of those whose update was longer than allowed: scaled down
+    capped: list[str] = field(default_factory=list)  # ids of those that claimed too large a weight
     metric_value: float | None = None  # of the evaluation set, where the metric is not accuracy
     sparsity: float | None = None  # share of the prunable weights that are zero for good; None: a dense run
 

@@ -66,6 +66,7 @@ class Broadcast:
     clip_norm: float | None = (
         None  # of the updates that come back, where whole clients are protected; told to no client
     )
+    limit: float | None = None  # of an update's reach, see `bounding`; None: none, or not known yet; told to no client
 
     def packets(self, client: str) -> dict[str, bytes]:
         """Name -> packet, for one client."""
@@ -78,7 +79,7 @@ class Broadcast:
 
     def head(self) -> dict[str, Any]:
         """All but the packets, as JSON takes it: for a worker process."""
-        return {"base": self.base.hex(), "behind": dict(self.behind), "clip_norm": self.clip_norm}
+        return {"base": self.base.hex(), "behind": dict(self.behind), "clip_norm": self.clip_norm, "limit": self.limit}
 
     def blobs(self) -> dict[str, bytes]:
         """The packets."""
@@ -91,7 +92,7 @@ class Broadcast:
         told = wire.model_of(deltas) if deltas else []
         assert isinstance(told, list)  # wire.MODEL was left out
         base, mask = bytes.fromhex(head["base"]), wire.mask_of(blobs)
-        return cls(base, blobs[wire.MODEL], tuple(told), head["behind"], mask, head["clip_norm"])
+        return cls(base, blobs[wire.MODEL], tuple(told), head["behind"], mask, head["clip_norm"], head["limit"])
 
     @property
     def _masks(self) -> dict[str, bytes]:
@@ -170,6 +171,9 @@ class Broadcaster:
         base: bytes = b"",
         layout: packets.Layout | None = None,
     ) -> bytes:
-        key = key64(self._seed, "broadcast", round)
-        layout = layout or self._layout
-        return packets.encode(vector, codec, layout=layout, kind=kind, round=round, base=base, key=key)
+        layout, key = layout or self._layout, key64(self._seed, "broadcast", round)
+        options: dict[str, Any] = {"layout": layout, "kind": kind, "round": round, "base": base, "key": key}
+        try:
+            return packets.encode(vector, codec, **options)
+        except ValueError:  # float16 holds nothing beyond 65504: this packet is larger, and the run goes on
+            return packets.encode(vector, "float32", **options)

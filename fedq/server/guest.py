@@ -51,7 +51,10 @@ class Guest:
         self._take(arrays, begins=task == wire.TRAIN and round <= self._round)
         if task == wire.TRAIN:
             self._round = round
-        self._broadcast = strategy.snapshot(self._master, round)
+        if task == wire.TRAIN:
+            self._broadcast = strategy.broadcast(self._master, round, list(self._roster.nodes))
+        else:
+            self._broadcast = strategy.snapshot(self._master, round)
         whole = {s.name: arrays[s.name] for s in strategy.layout.segments if s.role == "local"}
         layout, accepted = strategy.layout.to_bytes(), strategy.last_accepted(list(self._roster.nodes))
         for message in asked:
@@ -74,7 +77,7 @@ class Guest:
     def aggregate_train(self, round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """The new arrays and the app's metrics; None, None where too few replies were good."""
         strategy = self._strategy
-        total = self._collect(wire.TRAIN, round, replies)
+        total = strategy.settle(self._collect(wire.TRAIN, round, replies), self._broadcast)
         if len(total.accepted) < max(1, strategy.min_clients):
             return None, None
         self._master = strategy.step(round, self._master, total)
@@ -91,11 +94,11 @@ class Guest:
 
     def checked(self, message: Message, round: int, task: str, packets: frozenset[str]) -> wire.Reply:
         """The packet and the weight of a reply; what the app said beside them is kept for its metrics."""
-        content, key, most = message.content, self._strategy.weighted_by_key, self._strategy.max_weight
+        content, key = message.content, self._strategy.weighted_by_key
         if task == wire.TRAIN:
-            reply = wire.read_guest_reply(content, round=round, packets=packets, weighted_by=key, max_weight=most)
+            reply = wire.read_guest_reply(content, round=round, packets=packets, weighted_by=key)
         else:
-            reply = wire.read_guest_metrics(content, round=round, weighted_by=key, max_weight=most)
+            reply = wire.read_guest_metrics(content, round=round, weighted_by=key)
         self._said[str(message.metadata.src_node_id)] = wire.user_records(content)
         return reply
 

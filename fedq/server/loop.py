@@ -79,6 +79,8 @@ class Round:
     sparsity: float | None = None  # share of the prunable weights that are zero for good; None: a dense run
     asked: Sequence[str] = ()
     values: int = 0  # averaged values of an update
+    clipped: Sequence[str] = ()  # clients whose update was shortened
+    capped: Sequence[str] = ()  # clients whose claimed weight was too large
 
 
 @dataclass
@@ -127,10 +129,10 @@ def run_rounds(
                 outcome.participations[client] = outcome.participations.get(client, 0) + 1
             try:
                 broadcast = strategy.broadcast(master, number, cohort)
-            except ValueError as error:  # float16 holds nothing beyond 65504
+            except ValueError as error:  # not even float32 holds it
                 outcome.status, outcome.reason = "failed", f"round {number}: the model cannot be sent: {error}"
                 break
-            total = gather(number, broadcast, strategy.last_accepted(cohort))
+            total = strategy.settle(gather(number, broadcast, strategy.last_accepted(cohort)), broadcast)
             strategy.note(number, cohort, [a.client for a in total.accepted])
             for refusal in total.rejected:
                 if refusal.reason in SPENT_NOTHING:
@@ -158,6 +160,8 @@ def run_rounds(
                     strategy.sparsity,
                     cohort,
                     total.layout.size,
+                    total.clipped,
+                    total.capped,
                 )
             )
             if stepped is not None and not enough:

@@ -19,15 +19,19 @@ from flwr.serverapp.strategy import FedAvg
 
 from fedq import codec as packets
 from fedq import wire
-from fedq.codec.accumulator import GRID
+from fedq.codec.accumulator import GRID, LARGEST_WEIGHT
 from fedq.compiler import without_compiler
-from fedq.privacy import ClientLevelMechanism, ClientLevelPlan, clipped
+from fedq.privacy import ClientLevelMechanism, ClientLevelPlan
+from fedq.server.aggregation import Aggregation, add_clipped
+from fedq.server.bounding import Bound, MedianBound
 from fedq.server.broadcast import Broadcast, Broadcaster, Downlink, downlink_for
 from fedq.server.guest import Guest, check_options
 from fedq.server.pruning import Pruner, Pruning
+from fedq.server.robust import Aggregate
 from fedq.server.roster import Roster, grid_exchange, say_hello
 from fedq.server.sampling import Dealer
 from fedq.server.total import Accepted, Rejected, Total
+from fedq.server.weighing import Weighing
 
 Optimizer = Callable[[list[torch.Tensor]], torch.optim.Optimizer]
 
@@ -46,6 +50,9 @@ class QuantizedFedAvg(FedAvg):
     `pruning`: which weights become zero, and stay so; packets then carry the others alone.
     `client_level`: updates are clipped after decoding, and each round's sum is noised by the mechanism that `protect`
     was given, whatever came back: clients as a whole are protected. Without a mechanism no step is taken.
+    `weighting`: examples (as clients say, up to `max_weight`, or as `weights` states for each) or equal. `bound`: makes
+    the rule that shortens long updates; None: none does. `aggregate`: in the weighted mean's place, see `robust`; all
+    clients then count the same.
 
     Without a `layout` it takes the place of FedAvg in any PyTorch app whose ClientApp has `mods=[quantized_mod]`:
     it takes FedAvg's own keyword arguments, samples and averages metrics as FedAvg does, and finds the layout in
@@ -65,7 +72,10 @@ class QuantizedFedAvg(FedAvg):
         optimizer: Optimizer | None = None,
         private: bool = False,
         weighting: str = "examples",
-        max_weight: float = 1e6,
+        max_weight: float = LARGEST_WEIGHT,
+        weights: Mapping[str, float] | None = None,
+        bound: Callable[[], Bound] | None = MedianBound,
+        aggregate: Aggregate | None = None,
         statistics: Sequence[str] = (),
         fraction: float = 1.0,
         min_clients: int = 1,
@@ -103,14 +113,12 @@ class QuantizedFedAvg(FedAvg):
         self.pruning = pruning
         self.client_level = client_level
         self._mechanism: ClientLevelMechanism | None = None
-        self.by_examples = weighting == "examples" and not private and client_level is None
-        self.max_weight, self.min_clients, self.seed, self.timeout, self.version = (
-            max_weight,
-            min_clients,
-            seed,
-            timeout,
-            version,
-        )
+        if client_level is not None and aggregate is not None:
+            raise ValueError("aggregate with client_level: the noise is for a sum of clipped updates; use the mean")
+        all_count_the_same = private or client_level is not None or aggregate is not None
+        self.weighing = Weighing(weighting == "examples" and not all_count_the_same, max_weight, weights or {})
+        self._bound, self._aggregate = bound, aggregate
+        self.min_clients, self.seed, self.timeout, self.version = min_clients, seed, timeout, version
         self.holdout = holdout
         self._make_optimizer = optimizer or (lambda parameters: torch.optim.SGD(parameters, lr=1.0))
         self.begin(packets.Layout(()) if layout is None else layout, statistics)
@@ -127,6 +135,8 @@ class QuantizedFedAvg(FedAvg):
         self._last_accepted: dict[str, int] = {}
         self._broadcaster = Broadcaster(layout, self.downlink, seed=self.seed)
         self._pruner = None if self.pruning is None else Pruner(layout, self.pruning)
+        bound = None if self._bound is None or self.client_level is not None else self._bound()
+        self._aggregation = Aggregation(self.codec, bound=bound, aggregate=self._aggregate)
 
     @property
     def sparsity(self) -> float | None:
@@ -153,8 +163,9 @@ class QuantizedFedAvg(FedAvg):
 
     def broadcast(self, master: np.ndarray, round: int, cohort: Sequence[str]) -> Broadcast:
         """What the clients of the round get; a packet is encoded once, for all that it goes to."""
+        clip_norm = None if self._mechanism is None else self._mechanism.clip_norm
         made = self._broadcaster.make(master, round, cohort, self.kept)
-        return made if self._mechanism is None else replace(made, clip_norm=self._mechanism.clip_norm)
+        return replace(made, clip_norm=clip_norm, limit=self._aggregation.limit(round))
 
     def snapshot(self, master: np.ndarray, round: int) -> Broadcast:
         """The model in one packet, for clients that evaluate."""
@@ -208,49 +219,50 @@ class QuantizedFedAvg(FedAvg):
             waiting.discard(client)
             try:
                 reply = self._checked(message, round, task)
-                weight = float(reply.num_examples or 1) if self.by_examples else 1.0
+                weight, capped = self.weighing.of(client, reply.num_examples)
                 if reply.packets:
-                    clip_norm = broadcast.clip_norm
-                    self.fold(total, reply.packets, weight, round=round, base=broadcast.base, clip_norm=clip_norm)
+                    self.fold(total, client, reply.packets, weight, round=round, broadcast=broadcast)
                 if self.client_level is not None:  # no noise covers them: they end here
-                    reply = replace(reply, num_examples=None, loss=None, metric=None, counts=None)
+                    reply = replace(reply, loss=None, metric=None, counts=None)
                 right, wrong = reply.counts or (None, None)
-                accepted = Accepted(client, weight, reply.num_examples, reply.loss, reply.metric, right, wrong)
-                total.accepted.append(accepted)
+                total.accepted.append(Accepted(client, weight, reply.loss, reply.metric, right, wrong))
+                total.capped += [client] * capped
             except (wire.MalformedReply, packets.MalformedUpdate) as error:
                 codec_says = isinstance(error, packets.MalformedUpdate)
                 total.rejected.append(Rejected(client, f"packet_{error.reason}" if codec_says else error.reason))
         total.rejected += [Rejected(client, "no_reply") for client in waiting]
         total.accepted.sort(key=lambda a: a.client)
         total.rejected.sort(key=lambda r: (r.client, r.reason))
+        total.capped.sort()
         return total
 
     # pragma: no mutate start
     def fold(
         self,
         total: Total,
+        client: str,
         update: Mapping[str, bytes],
         weight: float,
         *,
         round: int,
-        base: bytes,
-        clip_norm: float | None = None,
+        broadcast: Broadcast,
     ) -> None:
-        """Add checked packets to the sums; a packet that does not decode changes nothing.
+        """Add checked packets to the round; a packet that does not decode changes nothing.
 
-        Where whole clients are protected each update is clipped to `clip_norm` first, as it is after decoding.
+        Where whole clients are protected each update is clipped first, as it is after decoding.
         """
-        for name, data in update.items():
-            total.sums.setdefault(name, packets.Accumulator(total.layout))
-            if self.client_level is None:
-                total.sums[name].add(data, weight, round=round, base=base, kind="delta", codec=self.codec)
-                continue
-            if clip_norm is None:
-                raise RuntimeError("no clip norm for this round: nothing is added without one; call protect() first")
-            vector = packets.decode(data, total.layout, round=round, base=base, kind="delta", codec=self.codec)
-            short, within = clipped(vector, clip_norm)
-            total.sums[name].add_vector(short)  # of weight 1, whatever was claimed
-            total.note_clip(clip_norm, within)
+        base, clip_norm = broadcast.base, broadcast.clip_norm
+        if self.client_level is None:
+            self._aggregation.add(total, client, update, weight, round=round, base=base, limit=broadcast.limit)
+            return
+        if clip_norm is None:
+            raise RuntimeError("no clip norm for this round: nothing is added without one; call protect() first")
+        add_clipped(total, update, clip_norm=clip_norm, codec=self.codec, round=round, base=base)
+
+    def settle(self, total: Total, broadcast: Broadcast) -> Total:
+        """The round complete: what had to wait for all of its updates is done now, in the server's own process."""
+        self._aggregation.settle(total, broadcast.limit)
+        return total
 
     def finish(self, total: Total, *, round: int = 0) -> np.ndarray:
         """Pseudo-gradient: minus the weighted mean update, float32, shape (layout.size,).
@@ -258,7 +270,7 @@ class QuantizedFedAvg(FedAvg):
         Where whole clients are protected: minus the clipped, noised sum over the public size of a cohort.
         """
         if self.client_level is None:
-            return self.kept.scatter(-total.sums[wire.UPDATE].mean())
+            return self.kept.scatter(-self._aggregation.mean(total, wire.UPDATE))
         if self._mechanism is None:
             raise RuntimeError("whole clients are protected by no mechanism yet: call protect() before the rounds")
         sums = total.sums.get(wire.UPDATE, packets.Accumulator(total.layout))
@@ -302,6 +314,7 @@ class QuantizedFedAvg(FedAvg):
     def step(self, round: int, master: np.ndarray, total: Total) -> np.ndarray:
         """The next master, and a note of whose update counted: their next request says so."""
         stepped = self.prune(round, self.apply(master, self.finish(total, round=round)))
+        self._aggregation.note(total)
         self._last_accepted.update({a.client: round for a in total.accepted})
         return stepped
 
@@ -318,7 +331,6 @@ class QuantizedFedAvg(FedAvg):
             round=round,
             packets=frozenset({wire.UPDATE} if training else ()),
             metrics=frozenset(() if self.private else metrics),
-            max_weight=self.max_weight,
             counts=self.private and not training,
         )
         if isinstance(reply, wire.Refusal):
@@ -353,6 +365,7 @@ class QuantizedFedAvg(FedAvg):
         if self._flower is None or self._master is None:
             raise RuntimeError("aggregate_train before configure_train")
         total = self.collect(server_round, replies, self._asked, self._flower[0], self._broadcast)
+        self.settle(total, self._broadcast)
         self.note(server_round, self._asked, [a.client for a in total.accepted])
         if len(total.accepted) < self.min_clients:
             return None, None

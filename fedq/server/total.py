@@ -7,7 +7,11 @@ process would have made of all: the sums are integers and the rest is sorted by 
 import json
 import struct
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
 
 from fedq.codec import Accumulator, Layout
 
@@ -16,8 +20,7 @@ from fedq.codec import Accumulator, Layout
 class Accepted:
     client: str
     weight: float
-    num_examples: int | None
-    loss: float | None
+    loss: float | None = None
     metric: float | None = None
     right: int | None = None  # answers, with noise
     wrong: int | None = None
@@ -27,6 +30,16 @@ class Accepted:
 class Rejected:
     client: str
     reason: str
+
+
+@dataclass(frozen=True)
+class Held:
+    """Checked packets of one client that are aggregated once the round is complete."""
+
+    client: str
+    update: Mapping[str, bytes]  # name -> packet
+    weight: float
+    reach: float  # what a bound compares: see `bounding`
 
 
 @dataclass
@@ -58,6 +71,22 @@ class Total:
     traffic: Traffic = field(default_factory=Traffic)
     clip_norm: float | None = None  # L2 norm to which updates were clipped; None: they were not, or there were none
     within: int = 0  # updates that were no longer than that
+    held: list[Held] = field(default_factory=list)  # of accepted clients, until `settle`
+    aggregates: dict[str, NDArray[np.float32]] = field(default_factory=dict)  # packet name -> aggregate of all updates
+    reaches: list[tuple[str, float]] = field(default_factory=list)  # (client, reach) before its update was shortened
+    clipped: list[str] = field(default_factory=list)  # clients whose update was shortened
+    capped: list[str] = field(default_factory=list)  # clients whose claimed weight was too large
+
+    def note_reach(self, client: str, reach: float, limit: float) -> None:
+        """Of an update that was aggregated under this limit."""
+        self.reaches.append((client, reach))
+        if reach > limit:
+            self.clipped = sorted([*self.clipped, client])
+
+    def reject(self, rejected: Rejected) -> None:
+        """Take back a client that was accepted, for a reason that only the whole round shows."""
+        self.accepted = [a for a in self.accepted if a.client != rejected.client]
+        self.rejected = sorted([*self.rejected, rejected], key=lambda r: (r.client, r.reason))
 
     def note_clip(self, clip_norm: float | None, within: int) -> None:
         """Of updates that were added; RuntimeError where others were clipped to another norm."""
@@ -72,12 +101,10 @@ class Total:
         return dict(sorted(Counter(r.reason for r in self.rejected).items()))
 
     def mean(self, name: str) -> float | None:
-        """Mean `loss` or `metric` over the clients' examples; None under DP, where clients keep them."""
-        told = [
-            (a.num_examples, value) for a in self.accepted if a.num_examples and (value := getattr(a, name)) is not None
-        ]
-        examples = sum(n for n, _ in told)
-        return sum(n * value for n, value in told) / examples if examples else None
+        """Mean `loss` or `metric`, weighted as the updates are; None under DP, where clients keep them."""
+        told = [(a.weight, value) for a in self.accepted if (value := getattr(a, name)) is not None]
+        weights = sum(weight for weight, _ in told)
+        return sum(weight * value for weight, value in told) / weights if weights else None
 
     def noisy_counts(self) -> tuple[int, int, int]:
         """(right, wrong, clients): sums of what the clients counted, each with its own noise."""
@@ -92,9 +119,15 @@ class Total:
         self.rejected = sorted([*self.rejected, *other.rejected], key=lambda r: (r.client, r.reason))
         self.traffic.add(other.traffic)
         self.note_clip(other.clip_norm, other.within)
+        self.held = sorted([*self.held, *other.held], key=lambda held: held.client)
+        self.reaches = sorted([*self.reaches, *other.reaches])
+        self.clipped = sorted([*self.clipped, *other.clipped])
+        self.capped = sorted([*self.capped, *other.capped])
 
     def to_bytes(self) -> bytes:
+        """All of it but `aggregates`, which are made where all shares are."""
         sums = {name: total.to_bytes() for name, total in sorted(self.sums.items())}
+        held = [(one, name, data) for one in self.held for name, data in sorted(one.update.items())]
         head = json.dumps(
             {
                 "accepted": [asdict(a) for a in self.accepted],
@@ -102,9 +135,13 @@ class Total:
                 "traffic": asdict(self.traffic),
                 "clip": [self.clip_norm, self.within],
                 "sums": [[name, len(data)] for name, data in sums.items()],
+                "held": [[one.client, one.weight, one.reach, name, len(data)] for one, name, data in held],
+                "reaches": self.reaches,
+                "clipped": self.clipped,
+                "capped": self.capped,
             }
         ).encode()
-        return b"".join([struct.pack("<I", len(head)), head, *sums.values()])
+        return b"".join([struct.pack("<I", len(head)), head, *sums.values(), *(data for _, _, data in held)])
 
     @classmethod
     def from_bytes(cls, data: bytes, layout: Layout) -> "Total":
@@ -114,11 +151,20 @@ class Total:
         for name, size in head["sums"]:
             sums[name] = Accumulator.from_bytes(data[at : at + size], layout)
             at += size
+        packets: dict[tuple[str, float, float], dict[str, bytes]] = {}
+        for client, weight, reach, name, size in head["held"]:
+            packets.setdefault((client, weight, reach), {})[name] = data[at : at + size]
+            at += size
         return cls(
             layout,
             sums,
             [Accepted(**a) for a in head["accepted"]],
             [Rejected(**r) for r in head["rejected"]],
             Traffic(**head["traffic"]),
-            *head["clip"],
+            clip_norm=head["clip"][0],
+            within=head["clip"][1],
+            held=[Held(client, update, weight, reach) for (client, weight, reach), update in packets.items()],
+            reaches=[(client, reach) for client, reach in head["reaches"]],
+            clipped=head["clipped"],
+            capped=head["capped"],
         )

@@ -15,7 +15,7 @@ REJECTIONS = {
     "extra_key": "a record or key that is not on the allow-list",
     "wrong_type": "a value of another type",
     "round": "an answer to another round",
-    "weight": "a weight that is not a number in (0, strategy.max_weight]",
+    "weight": "a weight that is not a finite number above 0",
     "metric": "a metric that is not finite",
     "version": "a client of another version of fedq",
     "format": "a client that reads none of this server's packet formats",

@@ -5,6 +5,7 @@ it is. The user's arrays travel as packets, so their record holds what is sent a
 that lacks the mod: Flower shows the serialization type of an array that it cannot read.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -101,9 +102,7 @@ def write_guest_reply(reply: Reply, user: RecordDict) -> RecordDict:
     return RecordDict({**kept, **ours})
 
 
-def read_guest_reply(
-    content: RecordDict, *, round: int, packets: frozenset[str], weighted_by: str, max_weight: float
-) -> Reply:
+def read_guest_reply(content: RecordDict, *, round: int, packets: frozenset[str], weighted_by: str) -> Reply:
     """The packets and the weight of a train reply."""
     if content.array_records:
         if PACKETS in content:
@@ -113,18 +112,18 @@ def read_guest_reply(
     check_keys(records[REPLY], {"round"})
     check_same_round(records[REPLY], round)
     check_keys(records[PACKETS], set(packets))
-    told = read_guest_metrics(content, round=round, weighted_by=weighted_by, max_weight=max_weight)
+    told = read_guest_metrics(content, round=round, weighted_by=weighted_by)
     return Reply(round, packets_in(records[PACKETS]), told.num_examples)
 
 
-def read_guest_metrics(content: RecordDict, *, round: int, weighted_by: str, max_weight: float) -> Reply:
+def read_guest_metrics(content: RecordDict, *, round: int, weighted_by: str) -> Reply:
     """The weight of a reply: a number in its one MetricRecord, under the key that the app gives FedAvg."""
     found = list(content.metric_records.values())
     if len(found) != 1 or weighted_by not in found[0]:
         raise MalformedReply("missing_key", f"not one MetricRecord that holds {weighted_by!r}")
     weight = number(found[0], weighted_by)
-    if not 0 < weight <= max_weight:
-        raise MalformedReply("weight", f"{weighted_by} is out of range")
+    if not 0 < weight < math.inf:
+        raise MalformedReply("weight", f"{weighted_by} must be a finite number above 0")
     return Reply(round, {}, weight)  # type: ignore[arg-type]  # an app may weigh by a float
 
 

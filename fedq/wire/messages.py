@@ -163,7 +163,6 @@ def read_reply(
     round: int,
     packets: frozenset[str],
     metrics: frozenset[str],
-    max_weight: float,
     counts: bool = False,
 ) -> Reply | Refusal:
     """The reply, if it holds exactly the named packets and metrics (and noisy counts) and answers this round.
@@ -192,8 +191,8 @@ def read_reply(
         check_keys(records[_METRICS], set(metrics))
         values = {name: number(records[_METRICS], name) for name in metrics}
     num_examples = values.get("num_examples")
-    if num_examples is not None and not 0 < num_examples <= max_weight:
-        raise MalformedReply("weight", "num_examples is out of range")
+    if num_examples is not None and not 0 < num_examples < math.inf:
+        raise MalformedReply("weight", "num_examples must be a finite number above 0")
     for name in metrics - {"num_examples"}:
         if not math.isfinite(values[name]):
             raise MalformedReply("metric", f"{name} is not finite")

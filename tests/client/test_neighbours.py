@@ -10,7 +10,6 @@ from fedq.client import Client, ClientState, Privacy
 from fedq.data import Examples
 from fedq.flower import serialized
 from fedq.privacy import DPPlan, Ledger, SecureRandom
-from fedq.server.strategy import QuantizedFedAvg
 from fedq.training import Recipe, Trainer, layout_of, read_vector
 
 PAIRS = 1000
@@ -41,7 +40,6 @@ def test_a_thousand_neighbours_cannot_be_told_apart_by_anything_public(trainer, 
     start = read_vector(trainer.model, trainer.layout)
     packet = codec.encode(start, "int8", layout=trainer.layout, kind="weights", round=1)
     request = wire.Request(1, -1, {"model": packet})
-    strategy = QuantizedFedAvg(trainer.layout, "int8", private=True)
     # The ledger's syncs, tested elsewhere, are most of a spend: one ledger in memory-like haste for both.
     spent = []
     monkeypatch.setattr(Ledger, "spend", lambda self, spend, guard=None: spent.append(spend) or len(spent))
@@ -57,9 +55,7 @@ def test_a_thousand_neighbours_cannot_be_told_apart_by_anything_public(trainer, 
             privacy=Privacy(PLAN, tmp_path / "ledger.sqlite", SecureRandom(), "data", "run"),
         )
         content = wire.write_reply(client.train(request))
-        reply = wire.read_reply(
-            content, round=1, packets=frozenset({"update"}), metrics=frozenset(), max_weight=strategy.max_weight
-        )
+        reply = wire.read_reply(content, round=1, packets=frozenset({"update"}), metrics=frozenset())
         header = codec.peek(reply.packets["update"])
         public = {name: sorted(record) for name, record in content.items()}
         return public, len(reply.packets["update"]), header.layout, reply.num_examples, reply.loss, spent[-1]

@@ -365,7 +365,7 @@ def test_names_are_keys_of_random_numbers_and_so_part_of_the_experiment():
     ],
 )
 def test_an_option_of_another_runtime_is_refused(runtime, override, mend):
-    (problem,) = problems(compose([f"runtime={runtime}", override]))
+    (problem,) = problems(compose([f"runtime={runtime}", "strategy.weighting=equal", override]))
     assert problem.key == override.partition("=")[0]
     assert problem.rule == f"runtime={runtime} has no such option"
     assert mend in problem.mend
@@ -377,7 +377,7 @@ def test_an_option_of_another_runtime_is_refused(runtime, override, mend):
         ["runtime=local", "runtime.workers=2"],
         ["runtime=ray", "runtime.address=1.2.3.4:6379", "runtime.wait=10", "runtime.timeout=5"],
         ["runtime=ray", "runtime.client_resources.num_cpus=2", "runtime.client_resources.num_gpus=0.5"],
-        ["runtime=deployment", "runtime.connection=mine", "runtime.min_available=10", "runtime.wait=0"],
+        ["runtime=deployment", "strategy.weighting=equal", "runtime.connection=mine", "runtime.min_available=10"],
     ],
 )
 def test_a_runtime_takes_its_own_options(own):
@@ -406,9 +406,13 @@ def test_a_resource_that_ray_cannot_give_is_refused(override, rule):
 
 
 def test_more_clients_than_there_are_can_never_be_enough():
-    assert keys("runtime=deployment", "clients=3", "runtime.min_available=3") == []
-    assert keys("runtime=deployment", "clients=3", "runtime.min_available=4") == ["runtime.min_available"]
-    assert keys("runtime=deployment", "clients=3", "runtime.min_available=0") == ["runtime.min_available"]
+    assert keys("runtime=deployment", "strategy.weighting=equal", "clients=3", "runtime.min_available=3") == []
+    assert keys("runtime=deployment", "strategy.weighting=equal", "clients=3", "runtime.min_available=4") == [
+        "runtime.min_available"
+    ]
+    assert keys("runtime=deployment", "strategy.weighting=equal", "clients=3", "runtime.min_available=0") == [
+        "runtime.min_available"
+    ]
 
 
 def test_in_a_deployment_nobody_but_the_client_says_where_its_ledger_lies():

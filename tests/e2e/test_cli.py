@@ -92,7 +92,7 @@ def test_a_forecast_trains_nothing_and_makes_no_folder(workplace):
         (["privacy.clip_norm=3"], ["privacy.clip_norm", "privacy=example"]),
         (["quant.weight_range=127"], ["quant.weight_range", "quant=int8"]),
         (["quant=int8", "quant.skip=[nosuch]"], ["nosuch", "hidden1"]),
-        (["strategy.max_weight=5"], ["strategy.max_weight", "examples"]),
+        (["strategy.max_weight=0"], ["strategy.max_weight", "(0, 1.04858e+06]"]),
         (["data._target_=sys.exit"], ["data"]),
         (["model.hidden=64"], ["model.hidden", "[64]"]),
         (["privacy=example", "privacy.ledger=mine.py/ledgers"], ["privacy.ledger", "cannot be written"]),

@@ -95,7 +95,8 @@ def folded(strategy, total, update, clip_norm=0.5):
     from fedq.codec import encode
 
     packet = encode(update, strategy.codec, layout=LAYOUT, round=1, base=b"b" * 16)
-    strategy.fold(total, {"update": packet}, 7.0, round=1, base=b"b" * 16, clip_norm=clip_norm)
+    broadcast = Broadcast(b"b" * 16, clip_norm=clip_norm)
+    strategy.fold(total, "0", {"update": packet}, 7.0, round=1, broadcast=broadcast)
 
 
 def test_short_updates_are_summed_as_they_came_and_divided_by_the_public_cohort(protected):

@@ -111,7 +111,7 @@ def test_rounding_of_the_broadcast_does_not_add_up():
 
 def test_only_the_updates_that_counted_are_remembered():
     strategy = QuantizedFedAvg(LAYOUT, CODEC)
-    total = Total(LAYOUT, accepted=[Accepted("1", 1.0, 5, 0.1)])
+    total = Total(LAYOUT, accepted=[Accepted("1", 1.0, 0.1)])
     total.sums["update"] = codec.Accumulator(LAYOUT)
     total.sums["update"].add_vector(np.ones(LAYOUT.size, np.float32), 1.0)
     strategy.step(3, START, total)

@@ -16,7 +16,7 @@ def share(clients, *, refused=()):
     for name in clients:
         update = encode(update_of(name, 1), "int8", layout=LAYOUT)
         total.sums.setdefault("update", Accumulator(LAYOUT)).add(update, 10 + int(name))
-        total.accepted.append(Accepted(name, 10.0 + int(name), 10 + int(name), 0.1 * int(name)))
+        total.accepted.append(Accepted(name, 10.0 + int(name), 0.1 * int(name)))
     total.rejected += [Rejected(name, "no_reply") for name in refused]
     total.traffic = Traffic(100 * len(clients), 10 * len(clients), 400, 40, ["fedq.reply.round"])
     return total
@@ -71,8 +71,8 @@ def test_a_total_comes_back_from_its_bytes(clients):
 
 
 def test_a_total_under_dp_comes_back_without_what_clients_keep():
-    total = Total(LAYOUT, accepted=[Accepted("3", 1.0, None, None)])
-    assert Total.from_bytes(total.to_bytes(), LAYOUT).accepted == [Accepted("3", 1.0, None, None)]
+    total = Total(LAYOUT, accepted=[Accepted("3", 1.0)])
+    assert Total.from_bytes(total.to_bytes(), LAYOUT).accepted == [Accepted("3", 1.0)]
 
 
 def test_sums_of_another_model_are_not_read():
@@ -80,13 +80,13 @@ def test_sums_of_another_model_are_not_read():
         Total.from_bytes(share("01").to_bytes(), Layout.flat(3))
 
 
-def test_loss_is_the_mean_over_examples():
-    total = Total(LAYOUT, accepted=[Accepted("0", 1.0, 30, 1.0), Accepted("1", 1.0, 10, 3.0)])
+def test_loss_is_the_mean_with_the_weights_of_the_updates():
+    total = Total(LAYOUT, accepted=[Accepted("0", 30.0, 1.0), Accepted("1", 10.0, 3.0)])
     assert total.mean("loss") == (30 * 1.0 + 10 * 3.0) / 40
 
 
 def test_there_is_no_loss_where_clients_keep_it():
-    assert Total(LAYOUT, accepted=[Accepted("0", 1.0, None, None)]).mean("loss") is None
+    assert Total(LAYOUT, accepted=[Accepted("0", 1.0)]).mean("loss") is None
     assert Total(LAYOUT).mean("loss") is None
 
 

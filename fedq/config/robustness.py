@@ -1,0 +1,110 @@
+"""The rules about clients that may lie: weights, the longest update, robust aggregates. Knows the schema alone."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+from fedq.config.client_level import protects_clients
+from fedq.config.problem import Problem
+from fedq.config.public import cohort_size, identities
+from fedq.config.schema import Config
+
+CHOICES: dict[str, tuple[str | int, ...]] = {
+    "strategy.weighting": ("examples", "equal"),
+    "strategy.aggregate": ("mean", "median", "trimmed_mean"),
+}
+BOUNDS: dict[str, tuple[float, float, bool, bool]] = {
+    "strategy.max_weight": (0, 2**20, False, True),
+    "strategy.trim": (0, 0.5, False, False),
+}
+LATER = tuple(("strategy", key) for key in ("weights", "max_weight", "max_update_norm", "aggregate", "trim"))
+_FEWEST = 3  # updates of which a minority can be outvoted
+_SPARSE = ("topk", "randk")
+
+
+def weighs_by_examples(config: Config) -> bool:
+    """Whether a client with more examples counts more."""
+    return config.strategy.weighting == "examples" and config.privacy.unit == "off" and not is_robust(config)
+
+
+def is_robust(config: Config) -> bool:
+    """Whether the aggregate is another than the weighted mean."""
+    return config.strategy.aggregate != "mean"
+
+
+def robustness_problems(config: Config) -> Iterator[Problem]:
+    """What is wrong with weights, the longest update and the aggregate."""
+    yield from _weights(config)
+    longest = config.strategy.max_update_norm
+    number = type(longest) in (int, float) and 0 < longest < math.inf
+    if not number and longest not in ("auto", "off"):
+        rule = 'must be a number above 0 (an L2 norm), auto, or off (in YAML "off", with its quotes)'
+        yield Problem("strategy.max_update_norm", longest, rule, "Use strategy.max_update_norm=auto")
+    if number and protects_clients(config):
+        rule = f"privacy={config.privacy.unit} clips every update to privacy.client_clip_norm, which its noise is for"
+        yield Problem("strategy.max_update_norm", longest, rule, "Use privacy.client_clip_norm")
+    if is_robust(config):
+        yield from _aggregate(config)
+
+
+def _weights(config: Config) -> Iterator[Problem]:
+    weights, names = config.strategy.weights, identities(config)
+    if not isinstance(weights, dict):
+        rule = "must be a mapping from clients to numbers of examples"
+        yield Problem("strategy.weights", weights, rule, "Try strategy.weights={0: 100, 1: 250}")
+        return
+    for name, value in weights.items():
+        key = f"strategy.weights.{name}"
+        if name not in names:
+            hint = f"The experiment's names are {', '.join(names[:5])}{', ...' * (len(names) > 5)}"
+            yield Problem(key, value, "no client of the experiment", hint)
+        elif type(value) not in (int, float) or not 1 <= value <= 2**20:
+            yield Problem(key, value, "must be a number of examples in [1, 1048576]", f"Try {key}=100")
+    missing = [name for name in names if name not in weights]
+    if weights and missing:
+        rule = f"no weight of client {', '.join(missing[:5])}{', ...' * (len(missing) > 5)}"
+        yield Problem("strategy.weights", weights, rule, f"Add strategy.weights.{missing[0]}=N, or leave all out")
+    if config.runtime.name == "deployment" and weighs_by_examples(config) and not weights:
+        rule = (
+            "in a deployment nobody can check how many examples a client says it has, and its weight is its share of "
+            "the model"
+        )
+        hint = "Use strategy.weighting=equal, or state every weight: strategy.weights={NAME: N, ...}"
+        yield Problem("strategy.weighting", "examples", rule, hint)
+
+
+def _aggregate(config: Config) -> Iterator[Problem]:
+    key, value, hint = "strategy.aggregate", config.strategy.aggregate, "Use strategy.aggregate=mean"
+    if protects_clients(config):
+        rule = f"privacy={config.privacy.unit} adds noise for a sum of clipped updates; a {value} may move further"
+        yield Problem(key, value, rule, hint)
+    if cohort_size(config) < _FEWEST:
+        rule = f"a round has {cohort_size(config)} clients, and of fewer than {_FEWEST} none can be outvoted"
+        yield Problem(key, value, rule, hint)
+    if config.codec.name in _SPARSE:
+        rule = f"codec.name={config.codec.name} sends few values of each update: most of each coordinate's are zero"
+        yield Problem(key, value, rule, "Use strategy.aggregate=mean or codec=int8")
+
+
+def idle_robustness(config: Config) -> list[tuple[Sequence[str], bool, str, str]]:
+    """Options that would do nothing: (keys, whether they apply, why not, the hint)."""
+    private = config.privacy.unit != "off"
+    same = "under DP all clients weigh the same: a weight would tell how much data a client has"
+    if not private:
+        same = f"strategy.aggregate={config.strategy.aggregate} counts all clients the same"
+    equal = "strategy.weighting=equal counts all clients the same"
+    by_examples = config.strategy.weighting == "examples"
+    stated = "strategy.weights states every weight"
+    auto = f"privacy={config.privacy.unit} clips every update already"
+    trim = f"strategy.aggregate={config.strategy.aggregate} trims nothing"
+    return [
+        (
+            ("strategy.weighting", "strategy.weights", "strategy.max_weight"),
+            not private and not is_robust(config),
+            same,
+            "Leave it out",
+        ),
+        (("strategy.weights", "strategy.max_weight"), by_examples, equal, "Use strategy.weighting=examples"),
+        (("strategy.max_weight",), not config.strategy.weights, stated, "Leave it out"),
+        (("strategy.max_update_norm",), not protects_clients(config), auto, "Leave it out"),
+        (("strategy.trim",), config.strategy.aggregate == "trimmed_mean", trim, "Use strategy.aggregate=trimmed_mean"),
+    ]
