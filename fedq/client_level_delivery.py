@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fedq.durable import append_to_private
 from fedq.experiment import Experiment
 from fedq.experiment.client_level import EVIDENCE, LEDGER, REPLIES, SERVER_FILES, not_averaged
 from fedq.privacy import (
@@ -67,7 +68,7 @@ class ServerRecord:
         """The row without who answered and why not, which is kept in the server's own log."""
         said = {key: asdict(row)[key] for key in ("round", "accepted", "rejected")}
         asked = list(self._rounds[-1].asked) if row.round else []
-        with (self._files.home / REPLIES).open("a", encoding="utf-8") as log:
+        with append_to_private(self._files.home / REPLIES) as log:
             log.write(json.dumps({**said, "asked": asked}) + "\n")
         return replace(row, accepted=[], rejected=[], reasons={})
 

@@ -15,7 +15,7 @@ from fedq.config.config_file import read_config
 from fedq.experiment.client_level import SERVER_FILES
 from fedq.experiment.ledgers import LEDGER, ledger_file
 from fedq.experiment.plans import plan_of
-from fedq.privacy import AnyMechanism, Ledger, Row, epsilon
+from fedq.privacy import MOST_EXACT, AnyMechanism, Ledger, Row, epsilon, is_coarse
 from fedq.privacy.gdp import DELTAS, gaussian_mu
 from fedq.privacy.spend import DISCRETE, GAUSSIAN, LAPLACE
 from fedq.results import Result, read_result
@@ -56,6 +56,7 @@ _ACCOUNTANTS = {
     "prv": "PRV (Gopi et al. 2021, the upper end of its error interval)",
     "rdp": "Renyi (Mironov et al. 2019)",
 }
+_COARSE = f"Renyi (Mironov et al. 2019), at whole orders, as more than {MOST_EXACT} different noises or rates are in it"
 _RUN = "the rounds of this run (what a message that came twice cost is in that client's ledger, and not in here)"
 _WHOLE = "all rows of a client's ledger, of whatever run"
 SOURCES = {
@@ -103,7 +104,7 @@ def _of_examples(config: Config, result: Result, run: Path) -> dict[str, Any]:
         "sampling": f"each example is in each batch on its own with probability {plan.sample_rate:.4g} (Poisson), "
         "drawn from the client's secret source. Amplification is claimed for this sampling alone; that clients are "
         "sampled is claimed as none",
-        "composition": f"{_ACCOUNTANTS[config.privacy.accountant]}, adaptive, over "
+        "composition": f"{_accountant(mechanisms, config.privacy.accountant)}, adaptive, over "
         + (_RUN if alone else _WHOLE)
         + "; noise is calibrated to the most rounds that one client may take part in",
         "randomness": _sources(rows),
@@ -177,6 +178,10 @@ def _accounts(config: Config, run: Path) -> dict[str, list[Row]]:
 
 def _epsilon(rows: Sequence[Row], config: Config) -> float:
     return epsilon([row.spend.as_mechanism() for row in rows], config.privacy.target_delta)
+
+
+def _accountant(mechanisms: Sequence[AnyMechanism], name: str) -> str:
+    return _COARSE if is_coarse(mechanisms) else _ACCOUNTANTS[name]
 
 
 def _mu(mechanisms: Sequence[AnyMechanism]) -> str:

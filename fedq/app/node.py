@@ -153,7 +153,8 @@ def _required(node: Node, path: Path, config: Config, bundle: str) -> Policy:
         raise Declined("policy", str(error)) from None
     model = model_digest(config) if policy.models else ""  # finding its source imports the packages it is in
     unit, epsilon, delta = _claims(config, node)
-    require(policy, Asked(unit, epsilon, delta, node.data, model, bundle, config.privacy.noise))
+    rounds, steps = public.rounds_asked(config), public.steps_asked(config)
+    require(policy, Asked(unit, epsilon, delta, node.data, model, bundle, config.privacy.noise, rounds, steps))
     return policy
 
 

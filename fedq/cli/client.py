@@ -29,7 +29,7 @@ def status(
     from fedq.config import ConfigError
     from fedq.config.budgets import own_delta, own_limit_problems
     from fedq.experiment.ledgers import LEDGER
-    from fedq.privacy import Ledger, LedgerError, PolicyError, is_begun, limits, read_policy, uncounted
+    from fedq.privacy import Ledger, LedgerError, PolicyError, is_begun, is_coarse, limits, read_policy, uncounted
     from fedq.results.accounts import ClientStatus, by_run, status_table, total
 
     if found := list(own_limit_problems(epsilon, delta, where="--")):
@@ -46,6 +46,7 @@ def status(
     # As the client itself does: node config and policy, whichever is stricter.
     budget, counted_at = limits(accepts, epsilon, own_delta(epsilon, delta))
     whole, at = total(rows, delta=counted_at)
+    runs, older = by_run(rows, delta=counted_at)
     declined = state / DECLINED
     lines = declined.read_text(encoding="utf-8").splitlines() if declined.exists() else []
     show(
@@ -59,7 +60,9 @@ def status(
                 source="your budget" if budget == epsilon else "your policy's",
                 floor=None if accepts is None else accepts.max_epsilon,
                 uncounted=[] if epsilon is not None or delta is not None else uncounted(accepts),
-                runs=by_run(rows, delta=counted_at),
+                coarse=is_coarse([row.spend.as_mechanism() for row in rows]),
+                runs=runs,
+                older_runs=older,
                 left=dict(_left(state / "runs")),
                 declined=lines[-DECLINED_SHOWN:],
                 turned_away=len(lines),

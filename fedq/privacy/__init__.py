@@ -2,7 +2,17 @@
 Knows models, tensors and its ledger file; not quantization, codecs, messages, servers or configuration files.
 """
 
-from fedq.privacy.accounting import ACCOUNTANTS, Accountant, AnyMechanism, Mechanism, PureDP, calibrate, epsilon
+from fedq.privacy.accounting import (
+    ACCOUNTANTS,
+    MOST_EXACT,
+    Accountant,
+    AnyMechanism,
+    Mechanism,
+    PureDP,
+    calibrate,
+    epsilon,
+    is_coarse,
+)
 from fedq.privacy.admission import REASONS, Declined, admit, budget_guard
 from fedq.privacy.chain import Row
 from fedq.privacy.client_level import ClientLevelEvidence, ClientLevelMechanism, ClientLevelPlan, clipped
@@ -22,6 +32,7 @@ __all__ = [
     "DPSGD",
     "MAX_BATCH",
     "MAX_EPSILON",
+    "MOST_EXACT",
     "REASONS",
     "Accountant",
     "AnyMechanism",
@@ -55,6 +66,7 @@ __all__ = [
     "epsilon",
     "is_begun",
     "is_client_private",
+    "is_coarse",
     "is_private",
     "limits",
     "noisy_counts",

@@ -19,6 +19,7 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from fedq.durable import append_to_private
 from fedq.privacy.accounting import ACCOUNTANTS, Accountant, Mechanism, epsilon
 from fedq.privacy.ledger import Ledger
 from fedq.privacy.noise import RandomSource
@@ -228,8 +229,7 @@ class ClientLevelMechanism:
         )
 
     def _note(self, evidence: ClientLevelEvidence) -> None:
-        self._evidence.parent.mkdir(parents=True, exist_ok=True)
-        with self._evidence.open("a", encoding="utf-8") as file:
+        with append_to_private(self._evidence) as file:
             file.write(json.dumps(asdict(evidence)) + "\n")
             file.flush()
             os.fsync(file.fileno())

@@ -64,12 +64,16 @@ class DPEvidence:
 
 
 class DPSGD:
-    """The mechanism, by one plan, over one client's ledger and one source of noise."""
+    """The mechanism, by one plan, over one client's ledger and one source of noise.
 
-    def __init__(self, plan: DPPlan, *, random: RandomSource, ledger: Ledger) -> None:
+    `paid`: the row of the ledger that pays for the run, where it had to be written before the data were opened.
+    """
+
+    def __init__(self, plan: DPPlan, *, random: RandomSource, ledger: Ledger, paid: int | None = None) -> None:
         self.plan = plan
         self.random = random
         self.ledger = ledger
+        self.paid = paid
 
     def run(
         self,
@@ -132,8 +136,10 @@ class DPSGD:
                 at_once = 1
             # All that can refuse has had its say. The spend is on disk before the first noised step: a crash
             # from here on has paid for more than it got.
-            spend = plan.spend(context, noise_source=self.random.source)
-            row_id = self.ledger.spend(spend, guard=budget_guard(plan))
+            row_id = self.paid
+            if row_id is None:
+                spend = plan.spend(context, noise_source=self.random.source)
+                row_id = self.ledger.spend(spend, guard=budget_guard(plan))
             shared = GlobalGenerators(device)
             masks, of_views = self.random.stream(MASKS), self.random.stream(VIEWS)
             draws = KeystreamDraws(masks)

@@ -21,6 +21,7 @@ from typing import Any, Final, Literal
 
 from filelock import FileLock, Timeout
 
+from fedq.durable import PRIVATE_FILE, make_private_folder
 from fedq.privacy.accounting import Accountant, AnyMechanism, epsilon
 from fedq.privacy.chain import SCHEMA_VERSION, SPEND_NAMES, BrokenChainError, Row, checked, hashes
 from fedq.privacy.head import Head, HeadError, check_head, read_head, write_head
@@ -233,7 +234,7 @@ class Ledger:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """Over the row and the head: of two processes, the slower must not put its older head over the newer."""
-        lock = FileLock(f"{self.path}.lock", timeout=_LOCK_SECONDS)
+        lock = FileLock(f"{self.path}.lock", timeout=_LOCK_SECONDS, mode=PRIVATE_FILE)
         try:
             lock.acquire()
         except Timeout as error:
@@ -278,7 +279,8 @@ def _occasion(spend: Spend) -> tuple[str, int, str]:
 def _create(path: Path) -> None:
     """Make an empty ledger whole in one step: a crash or a second process never leaves half a one."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_private_folder(path.parent)
+        # For its owner alone, and so is each journal, to which SQLite gives the mode of its database.
         handle, draft = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         os.close(handle)
         try:

@@ -21,6 +21,7 @@ from fedq.client_level_delivery import whole_rows, with_client_level
 from fedq.config import Config, ConfigError, Problem, problems
 from fedq.data import write_shard
 from fedq.delivery import ClientFiles, evidence_of
+from fedq.durable import make_private_folder
 from fedq.experiment import Experiment
 from fedq.experiment.ledgers import LEDGER
 from fedq.results import Result, new_run_folder, read_result
@@ -223,10 +224,11 @@ def _collected(experiment: Experiment, place: Path, told: Followed, root: str | 
     for identity in experiment.identities:
         state, home = place / "clients" / identity / "state", folder / "clients" / identity
         if (state / "runs" / told.run).is_dir():
-            shutil.copytree(state / "runs" / told.run, home, ignore=shutil.ignore_patterns(".lock"))
+            make_private_folder(home)
+            shutil.copytree(state / "runs" / told.run, home, ignore=shutil.ignore_patterns(".lock"), dirs_exist_ok=True)
         for account in sorted(state.glob(f"{LEDGER}*")):  # and its head
             if account.suffix != ".lock":
-                home.mkdir(parents=True, exist_ok=True)
+                make_private_folder(home)
                 shutil.copy(account, home / account.name)
     result = read_result(folder)
     if experiment.plan is not None:

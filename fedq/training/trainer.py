@@ -70,6 +70,7 @@ class PrivateFit:
     random: RandomSource
     ledger: Ledger
     context: SpendContext
+    paid: int | None = None  # the row of the ledger that pays for it, if it is written already
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ class Trainer:
         views = self.recipe.views
         # Views are drawn anew in each step, so a fixed front has to see every one of them.
         learner, seen = (self._learner, self._seen(examples.inputs)) if views is None else (self.model, examples.inputs)
-        mechanism = DPSGD(private.plan, random=private.random, ledger=private.ledger)
+        mechanism = DPSGD(private.plan, random=private.random, ledger=private.ledger, paid=private.paid)
         evidence = mechanism.run(
             learner,
             torch.from_numpy(seen),

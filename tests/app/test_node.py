@@ -255,6 +255,38 @@ def test_a_run_that_names_its_noise_and_no_budget_is_weighed_by_what_it_costs(sh
         client([*words, "privacy.noise_multiplier=0.3"], **node)
 
 
+@pytest.mark.hostile
+@pytest.mark.parametrize(
+    ("limit", "words", "why"),
+    [
+        ("max_rounds = 4", ["rounds=10"], "10 rounds of at most 4"),
+        ("max_steps = 4", ["train.steps=5", "train.epochs=null"], "5 steps in a round of at most 4"),
+        ("max_steps = 4", ["train.epochs=1"], "an unsaid number of steps in a round of at most 4"),
+    ],
+)
+def test_a_run_that_asks_for_more_work_than_its_owner_allows_is_declined(shard, tmp_path, limit, words, why):
+    """Rounds and steps were once whatever the server chose."""
+    policy = policy_file(tmp_path, f'unit = "off"\nmax_epsilon = inf\nmax_delta = 1\n{limit}\n')
+    with pytest.raises(Declined, match=why):
+        client([*USUAL, *words], partition_id=2, data_path=shard, state_dir=tmp_path / "s", policy=policy)
+
+
+def test_under_dp_rounds_are_those_of_one_client_and_steps_follow_from_public_numbers(shard, tmp_path):
+    words = [*BUDGET_8, "rounds=10", "fraction=0.5", "privacy.sample_rate=0.25", "train.epochs=1"]
+    for limit, fits in (
+        ("max_rounds = 5\nmax_steps = 4\n", True),
+        ("max_rounds = 4\n", False),
+        ("max_steps = 3\n", False),
+    ):
+        node = {"partition_id": 2, "data_path": shard, "state_dir": tmp_path / "s"}
+        policy = policy_file(tmp_path, POLICY.format(epsilon=8) + limit)
+        if fits:
+            assert client(words, policy=policy, **node).privacy.plan.steps == 4
+        else:
+            with pytest.raises(Declined, match=r"5 rounds of at most 4|4 steps in a round of at most 3"):
+                client(words, policy=policy, **node)
+
+
 @pytest.mark.parametrize("text", ["", "unit = ", POLICY.format(epsilon=0)])
 def test_a_policy_that_cannot_be_read_refuses_and_never_falls_open(shard, tmp_path, text):
     node = {"partition_id": 2, "data_path": shard, "state_dir": tmp_path, "policy": policy_file(tmp_path, text)}
