@@ -14,8 +14,7 @@ from fedq.privacy import AnyMechanism, DPPlan, Mechanism, PureDP
 NOT_THERE = "needs another accountant; pip install 'fedq[audit]'"
 # Both accountants round to the safe side: fedq's by up to 0.4 % of epsilon, this one by its discretisation.
 _TOLERANCE = 1.01
-_MESHES = (1e-4, 1e-3, 1e-2)  # of a privacy loss: by how many steps are composed
-_MANY_STEPS = (2_000, 200_000)
+_MESH, _MANY_STEPS, _COARSE_MESH = 1e-3, 20_000, 1e-2  # of a privacy loss
 
 
 def available() -> bool:
@@ -36,7 +35,7 @@ def epsilon_elsewhere(mechanisms: Sequence[AnyMechanism], delta: float) -> float
     steps = {key: count for key, count in steps.items() if count}
     if not steps:
         return pure
-    mesh = _MESHES[sum(sum(steps.values()) > many for many in _MANY_STEPS)]
+    mesh = _COARSE_MESH if sum(steps.values()) > _MANY_STEPS else _MESH
     composed = [
         pld.from_gaussian_mechanism(noise, sampling_prob=rate, value_discretization_interval=mesh).self_compose(count)
         for (noise, rate), count in steps.items()
@@ -45,6 +44,13 @@ def epsilon_elsewhere(mechanisms: Sequence[AnyMechanism], delta: float) -> float
     for other in composed[1:]:
         whole = whole.compose(other)
     return pure + float(whole.get_epsilon_for_delta(delta))
+
+
+def why_no_target(plan: DPPlan) -> str | None:
+    """Why the target of a plan is not looked at; None where it is."""
+    if not math.isfinite(plan.target_epsilon):
+        return "the config names no target epsilon"
+    return None if available() else NOT_THERE
 
 
 def exceeds(epsilon: float, claimed: float) -> bool:

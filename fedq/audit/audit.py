@@ -1,6 +1,5 @@
 """One audit from beginning to end: which checks are made of a mechanism, and of an experiment's. Knows experiments."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -50,10 +49,8 @@ def audit_mechanism(
         checks, bounds = audit_subject(subject, train, effort, rounds=rounds, tell=tell, plans=plans)
         checks.append(scaling_check({"all training examples": train.inputs, **shards}))
         left_out = [] if subject.plan.noise == "discrete" else [NOT_EXACT]
-        if not math.isfinite(subject.plan.target_epsilon):
-            left_out.append("target: the config names no target epsilon")
-        elif not accountant.available():
-            left_out.append(f"target: {accountant.NOT_THERE}")
+        if (why := accountant.why_no_target(subject.plan)) is not None:
+            left_out.append(f"target: {why}")
         if effort.black_box:
             shard = train[experiment.shards[experiment.identities[0]]]
 

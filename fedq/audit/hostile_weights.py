@@ -20,7 +20,7 @@ from fedq.audit.subject import Answer, Subject
 from fedq.data import Examples
 from fedq.training import Recipe, Trainer, layout_of, read_vector
 
-OWN_MODEL, ATTACKED = 8, 16  # comparisons on each model; without padding 5 to 9 in 10 of the latter do not add up
+OWN_MODEL, ATTACKED = 4, 12  # comparisons on each model; without padding 5 to 9 in 10 of the latter do not add up
 _EXPECTED = 40  # examples in a batch of the attacked model: kernels of many sizes are met
 _INPUTS, _UNITS, _BEHIND, _CLASSES = 128, 64, 16, 10
 NOT_EXACT = "shares: the sums of noise=gaussian are of floats, and depend on the whole batch"

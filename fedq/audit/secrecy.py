@@ -97,7 +97,8 @@ def _batches(subject: Subject) -> np.ndarray:
             rows = given[0].detach().cpu().numpy()
             # Made-up examples, of a probe before the fit, are none of these.
             real = (np.count_nonzero(rows, axis=1) == 1) & (rows.max(axis=1) == 1)
-            of_round[min(step, steps - 1), rows[real].argmax(axis=1)] = True  # noqa: B023  # the hook ends with the round
+            if step < steps:  # noqa: B023  # the hook ends with the round; what comes after the last step is no batch
+                of_round[step, rows[real].argmax(axis=1)] = True  # noqa: B023
 
         def count(gradient: np.ndarray) -> None:
             nonlocal step

@@ -98,10 +98,16 @@ class Replayed(Noted):
     """
 
     def __init__(
-        self, seed: int, coins: Sequence[np.ndarray] = (), *, names: np.ndarray | None = None, use: str = ""
+        self,
+        seed: int,
+        coins: Sequence[np.ndarray] | np.ndarray = (),
+        *,
+        names: np.ndarray | None = None,
+        use: str = "",
     ) -> None:
         super().__init__(SeededRandom(seed, use))
-        self._seed, self._use, self._coins, self._names = seed, use, list(coins), names
+        self._seed, self._use, self._names = seed, use, names
+        self._coins: list[np.ndarray] = list(coins)
         self._asked: Counter[int] = Counter()  # name -> how often something was drawn for it
 
     def _stream(self, use: str) -> "Replayed":

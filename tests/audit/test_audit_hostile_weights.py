@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from fedq.audit import hostile_weights
 from fedq.audit.hostile_weights import shares_check
 from fedq.audit.neighbours import scaled
 from tests.audit.bugs import Unpadded
@@ -13,9 +14,9 @@ def seen(subject, examples):
 
 
 @pytest.mark.parametrize("model", ["mlp", "dropout", "views", "front"])
-@pytest.mark.parametrize("sample_rate", [0.1, 1.0])
-def test_shares_of_the_right_mechanism_add_up_to_the_last_bit_of_float32(make_subject, examples, model, sample_rate):
-    check = seen(make_subject(model=model, sample_rate=sample_rate), examples)
+def test_shares_of_the_right_mechanism_add_up_to_the_last_bit_of_float32(make_subject, examples, model, monkeypatch):
+    monkeypatch.setattr(hostile_weights, "ATTACKED", 1)
+    check = seen(make_subject(model=model, sample_rate=0.1), examples)
     assert check.p_value == 1.0, check.seen
 
 

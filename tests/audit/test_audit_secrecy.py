@@ -79,9 +79,10 @@ def test_a_generator_of_the_process_is_named(name, examples, folder):
 
 
 def test_the_generators_of_the_process_are_put_back(examples, folder):
+    subject = subject_of(SETTINGS["discrete"], bugs.NONE, folder)
     torch.manual_seed(5)
     before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
-    found(subject_of(SETTINGS["discrete"], bugs.NONE, folder), examples)
+    found(subject, examples)
     assert torch.equal(before[0], torch.get_rng_state())
     assert np.array_equal(before[1], np.random.get_state()[1])
     assert before[2] == random.getstate()
