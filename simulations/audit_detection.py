@@ -1,7 +1,7 @@
 """Which planted bugs `fedq audit` finds, mechanism by mechanism: the table of docs/audit.md.
 
-Each bug of tests/audit/bugs.py is planted into a small client and audited three times, with other coins and pairs each
-time; the right client is audited 20 times. The default mechanism is the first column.
+Each bug of tests/audit/bugs.py is planted into a small client and audited, with other coins and pairs each time. The
+default mechanism is the first column: three audits of each bug, 20 of the right client. The others: one, and five.
 
     python -m simulations.audit_detection            runs what is missing (minutes to hours), writes the table
     python -m simulations.audit_detection --table    writes it from the committed results
@@ -23,7 +23,7 @@ from tests.audit.planted import SETTINGS, applies, audited
 
 RESULTS, DOCUMENT = Path(__file__).parent / "results" / "audit_detection", ROOT / "docs" / "audit.md"
 EFFORT = Effort(canaries=400, pairs=60)
-SEEDS, RIGHT = range(1, 4), range(1, 21)
+DEFAULT = next(iter(SETTINGS))
 NO_BUG = "none: the right mechanism"
 # A claim that is not made of sums of floats.
 _NOT_CLAIMED = {("padding and probe removed", "gaussian")}
@@ -57,15 +57,21 @@ def audits() -> list[tuple[str, str, int]]:
         for setting in SETTINGS
         for bug in (*BUGS, NO_BUG)
         if asked(bug, setting)
-        for seed in (RIGHT if bug == NO_BUG else SEEDS)
+        for seed in range(1, _audits(bug, setting) + 1)
     ]
+
+
+def _audits(bug: str, setting: str) -> int:
+    if bug == NO_BUG:
+        return 20 if setting == DEFAULT else 5
+    return 3 if setting == DEFAULT else 1
 
 
 def asked(bug: str, setting: str) -> bool:
     """Whether a bug is one in that setting; the default mechanism is audited with the model that a bug needs."""
     if (bug, setting) in _NOT_CLAIMED:
         return False
-    return bug == NO_BUG or setting == next(iter(SETTINGS)) or applies(BUGS[bug], SETTINGS[setting])
+    return bug == NO_BUG or setting == DEFAULT or applies(BUGS[bug], SETTINGS[setting])
 
 
 def table(found: dict[tuple[str, str], list[dict[str, Any]]]) -> str:
@@ -76,7 +82,7 @@ def table(found: dict[tuple[str, str], list[dict[str, Any]]]) -> str:
 
 
 def _cell(results: list[dict[str, Any]], bug: str, setting: str) -> str:
-    """In how many audits something was found, and by which check most often."""
+    """In how many audits something was found."""
     if not asked(bug, setting):
         return "no bug here"
     if not results:

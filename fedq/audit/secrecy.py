@@ -35,7 +35,8 @@ _GLOBAL = ("torch", "numpy", "python")
 def secrecy_checks(subject: Subject, examples: Examples, *, rng: np.random.Generator) -> list[Check]:
     """Three checks; `examples`: any of the data."""
     shard = examples[rng.choice(len(examples), min(EXAMPLES, len(examples)), replace=False)]
-    return [_coins(subject), _keystream(subject, shard, seed=int(rng.integers(2**62))), _streams(subject)]
+    with _generators_kept():
+        return [_coins(subject), _keystream(subject, shard, seed=int(rng.integers(2**62))), _streams(subject)]
 
 
 def _coins(subject: Subject) -> Check:
@@ -116,8 +117,7 @@ def _keystream(subject: Subject, shard: Examples, *, seed: int) -> Check:
     everybody = np.ones((plan.steps, len(shard)), bool)
     subject.answer(shard)  # what is tried out once for a model is made up, and is not drawn again
     wrong = [*_drawn_elsewhere(subject, shard)]
-    with _generators_kept():
-        same = [_under(subject, shard, seed, state) for state in range(3)]
+    same = [_under(subject, shard, seed, state) for state in range(3)]
     if any(_drew_otherwise(same[0], answer) for answer in same[1:]):
         wrong.append("the same keystream gave other replies: something is drawn from elsewhere")
     other = subject.answer(shard, Replayed(seed + 1, everybody))

@@ -93,10 +93,10 @@ class NoNoise(OtherNoise):
 class NoiseOfASeed(OtherNoise):
     def __init__(self, source):
         super().__init__(source)
-        self._asked = SeededRandom(7)
+        self._known = OtherNoise(SeededRandom(7))
 
     def noise(self, sigma, count):
-        return self.right(sigma, count)
+        return self._known.right(sigma, count)
 
 
 class NoiseOfOneStep(OtherNoise):
