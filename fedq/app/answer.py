@@ -37,21 +37,21 @@ class Answering(Protocol):
 
 ClientOf = Callable[[Context], Answering]
 Note = Callable[[Context, str], None]  # for the owner: a request that was refused or failed, and why
-Deadline = Callable[[Context, str], AbstractContextManager[object]]  # for work on a message of that type
+Bounds = Callable[[Context, str], AbstractContextManager[object]]  # on the time and memory of a message of that type
 
 
-def no_deadline(context: Context, kind: str) -> AbstractContextManager[object]:
-    """Of a simulation, where whoever waits can interrupt."""
+def no_bounds(context: Context, kind: str) -> AbstractContextManager[object]:
+    """For a simulation, where the person who waits can interrupt."""
     return nullcontext()
 
 
-def client_app(client_of: ClientOf, *, note: Note | None = None, deadline: Deadline = no_deadline) -> ClientApp:
+def client_app(client_of: ClientOf, *, note: Note | None = None, bounds: Bounds = no_bounds) -> ClientApp:
     """A Flower app that answers for the client that `client_of` names; the same on every runtime.
 
     `note`: where refusals and failures of every run are noted; None: with the client's files of the run.
     """
     app = ClientApp()
-    guard = _Guard(client_of, note, deadline)
+    guard = _Guard(client_of, note, bounds)
 
     @app.query("hello")
     def hello(message: Message, context: Context) -> Message:
@@ -79,16 +79,15 @@ class _Refused(Exception):  # noqa: N818  a decision, not an error
 class _Guard:
     """Answers one message after the other, whatever happens."""
 
-    def __init__(self, client_of: ClientOf, note: Note | None, deadline: Deadline) -> None:
-        self._client_of, self._note, self._deadline = client_of, note, deadline
+    def __init__(self, client_of: ClientOf, note: Note | None, bounds: Bounds) -> None:
+        self._client_of, self._note, self._bounds = client_of, note, bounds
 
     def answer(self, message: Message, context: Context, kind: str) -> Message:
         """The reply, or a refusal that holds a code and nothing else."""
         round = _round_of(message, kind)
         fallback = _reply(wire.write_refusal(wire.Refusal(round, "client_error")), message)
         try:
-            with self._deadline(context, kind):
-                return _reply(self._content(message, context, kind, round), message)
+            return _reply(self._content(message, context, kind, round), message)
         except _Refused as refused:
             return _reply(wire.write_refusal(wire.Refusal(round, refused.reason, refused.identity)), message)
         except (Exception, SystemExit):  # out of memory, or too deep a recursion, where the refusal was made
@@ -97,7 +96,8 @@ class _Guard:
     def _content(self, message: Message, context: Context, kind: str, round: int) -> RecordDict:
         found: list[Answering] = []
         try:
-            return self._work(message, context, kind, found)
+            with self._bounds(context, kind):
+                return self._work(message, context, kind, found)
         except (Exception, SystemExit) as error:
             refused = _refusal_of(error, found, kind)
         for record in (self._note_for_the_owner, self._log):

@@ -1,8 +1,8 @@
 """A client that opens its owner's data only once a request was admitted and paid for. Knows clients; not messages.
 
-Whether data can be read and trained on depends on them, and so does whatever answers before a spend: asked often enough,
-a server reads values off it. So a handshake is answered from public configuration alone, and whatever fails after the
-spend gets one and the same answer, and costs the same.
+Whether data can be read and trained on depends on them, and so does an answer that is given before a spend: asked often
+enough, a server reads values off it. So a handshake is answered from public configuration alone, and whatever fails
+after the spend gets one and the same answer, and costs the same.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from fedq import wire
-from fedq.client import Client, ClientState, Privacy, check_account, check_holdout
+from fedq.client import Client, ClientState, Privacy, accept_round, check_account, check_holdout
 from fedq.privacy import Ledger, budget_guard
 
 
@@ -29,6 +29,7 @@ class OwnedClient:
     state: ClientState
     build: Callable[[], Client]
     privacy: Privacy | None
+    on_training: Callable[[int], None] = field(default_factory=lambda: accept_round, init=False)  # may decline it
     private: bool = field(default=True, init=False)
     layout_digest: bytes = field(default=b"", init=False)  # of the model: not known before the data are opened
 
@@ -41,6 +42,7 @@ class OwnedClient:
 
     def train(self, request: wire.Request) -> wire.Reply:
         """The update for one request; Declined, LedgerError or MalformedReply before any data are opened."""
+        self.on_training(request.round)
         paid = self._paid(request, counts=False)
         return self._after_admission(lambda client: client.train(request, paid=paid))
 

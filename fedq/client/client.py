@@ -35,6 +35,10 @@ class Privacy:
         return SpendContext(data=self.data_name, run=self.run, round=round, bundle=self.bundle)
 
 
+def accept_round(round: int) -> None:
+    """For clients whose owner does not count the rounds that are asked of them."""
+
+
 def check_account(privacy: Privacy | None) -> None:
     """Declined or LedgerError where a client cannot take part in even one round; said before the first."""
     if privacy is None:
@@ -64,6 +68,8 @@ class Client:
     seed: int
     keeps_weights: bool = False  # what it was sent last, since the server sends changes
     privacy: Privacy | None = None
+    # May decline a round before anything of it is done.
+    on_training: Callable[[int], None] = field(default_factory=lambda: accept_round, init=False, repr=False)
     _held: np.ndarray | None = field(default=None, init=False, repr=False)
 
     @property
@@ -81,6 +87,8 @@ class Client:
 
         `paid`: the row of the ledger that pays for it, if whoever opened the data has written it already.
         """
+        if paid is None:  # else it was asked before the spend
+            self.on_training(request.round)
         with self.state.exclusive():
             if request.round < self.state.round:  # delivered again, late: its residual would replace a newer one
                 raise wire.MalformedReply("round", f"round {request.round} after round {self.state.round}")

@@ -10,13 +10,13 @@ from fedq.codec import CODECS, Codec, with_feedback
 from fedq.config import Config, ConfigError, Problem, problems, public, rules
 from fedq.config.client_level import protects_examples
 from fedq.data import Dataset
-from fedq.experiment.binding import imported, problem
+from fedq.experiment.binding import check_paths, imported, problem
 from fedq.experiment.client_level import check_all_averaged, client_level_plan
 from fedq.experiment.data import deal, load_data
 from fedq.experiment.experiment import Experiment, weights_of
 from fedq.experiment.foreign import Allowed, check_files
 from fedq.experiment.hardware import make_hardware
-from fedq.experiment.ledgers import check_ledgers, data_name
+from fedq.experiment.ledgers import check_ledgers, data_name, ledger_name
 from fedq.experiment.model import make_model, make_quantized
 from fedq.experiment.optimizers import check_training
 from fedq.experiment.owner import Owner
@@ -52,10 +52,12 @@ def build(
         found += [Problem(key, value, "other processes cannot get objects of this one", mend) for key, value in away]
     dataset = load_data(config, data, found, owner=owner, allow=allow)
     factory = imported(config.model.get("_target_"), "model", found, allow) if model is None else model
+    if owner is not None and owner.identity is not None and not check_paths(config, "model", factory, found):
+        factory = None
     shards = deal(config, dataset, found, owner=owner) if dataset is not None else None
     net = make_model(config, factory, model, dataset, found) if dataset is not None and factory is not None else None
     report = (
-        make_quantized(config, net, dataset, found)
+        make_quantized(config, net, dataset, found, delivers=owner is None or owner.identity is None)
         if dataset is not None and net is not None and config.quant.name != "off"
         else None
     )
@@ -115,8 +117,8 @@ def _data_name(
     """What ledgers call the examples; None where there are none, for a reason that is told already."""
     if dataset is None or shards is None:
         return None
-    if owner is not None and owner.data is not None:
-        return owner.data_name
+    if owner is not None and owner.identity is not None:
+        return ledger_name(config, owner)
     return data_name(config, dataset, shards)
 
 

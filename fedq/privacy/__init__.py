@@ -16,14 +16,15 @@ from fedq.privacy.accounting import (
 from fedq.privacy.admission import REASONS, Declined, admit, budget_guard
 from fedq.privacy.chain import Row
 from fedq.privacy.client_level import ClientLevelEvidence, ClientLevelMechanism, ClientLevelPlan, clipped
+from fedq.privacy.client_level_account import charged
 from fedq.privacy.client_level_evidence import ServerEvidence, ServerRound, is_client_private, spent_by_one_client
 from fedq.privacy.counts import noisy_counts, standard_error
 from fedq.privacy.dpsgd import DPSGD, MAX_BATCH, DPEvidence
 from fedq.privacy.evidence import MAX_EPSILON, ClientRound, RunEvidence, is_private
-from fedq.privacy.ledger import Ledger, LedgerError, is_begun
+from fedq.privacy.ledger import Ledger, LedgerError, head_in, is_begun
 from fedq.privacy.noise import RandomSource, SecureRandom, SeededRandom
 from fedq.privacy.plan import DPPlan, SpendContext
-from fedq.privacy.policy import Asked, Policy, PolicyError, limits, read_policy, require, uncounted
+from fedq.privacy.policy import Asked, Policy, PolicyError, head_of, limits, read_policy, require, uncounted
 from fedq.privacy.spend import Spend
 from fedq.privacy.suitable import refuse_cross_example_layers, refuse_mixing
 
@@ -62,8 +63,11 @@ __all__ = [
     "admit",
     "budget_guard",
     "calibrate",
+    "charged",
     "clipped",
     "epsilon",
+    "head_in",
+    "head_of",
     "is_begun",
     "is_client_private",
     "is_coarse",

@@ -10,6 +10,7 @@ is appended to a ledger that does not check out until a person decides (`accept`
 """
 
 import datetime
+import hashlib
 import os
 import sqlite3
 import tempfile
@@ -66,6 +67,12 @@ def head_beside(path: Path) -> Path:
     return path.with_name(f"{path.name}{HEAD_SUFFIX}")
 
 
+def head_in(folder: Path, ledger: Path) -> Path:
+    """Where a ledger's head lies in a folder for heads: under a name of that ledger's alone, also once it is gone."""
+    place = hashlib.sha256(os.fsencode(ledger.absolute())).hexdigest()[:16]
+    return folder / f"ledger-{place}{HEAD_SUFFIX}"
+
+
 def is_begun(path: Path, *, head: Path | None = None) -> bool:
     """Whether there is a ledger, or a head that tells of one: then a missing ledger was deleted, and is no new one."""
     return path.exists() or (head or head_beside(path)).exists()
@@ -102,10 +109,10 @@ class Ledger:
         with self._connect() as connection:
             _check_schema(connection, self.path)
 
-    def spend(self, spend: Spend, *, guard: Callable[[Sequence[AnyMechanism]], None] | None = None) -> int:
+    def spend(self, spend: Spend, *, guard: Callable[[Sequence[Row]], None] | None = None) -> int:
         """Append a row and sync it and the head to disk; returns its number only when both are there.
 
-        `guard` sees what was spent before, under the same lock, and refuses by raising: two processes
+        `guard` sees the rows before, under the same lock, and refuses by raising: two processes
         never both fit into what is left of one budget. Any exception means that nothing was written, but one while
         the head is written: then the spend stands, and nothing may leave on it. `attempt` of the row counts the spends
         of the same run and round before it: a message that is delivered again is a spend again.
@@ -125,7 +132,7 @@ class Ledger:
                         f"{spend.noise_source} noise: give seeded runs a ledger of their own"
                     )
                 if guard is not None:
-                    guard([row.spend.as_mechanism() for row in rows])
+                    guard(rows)
                 if not self.head_path.exists():  # before the first row: a row without a head is one that was deleted
                     self._keep(head)
                 again = sum((r.spend.run, r.spend.round, r.spend.unit) == _occasion(spend) for r in rows)

@@ -7,12 +7,13 @@ The file is TOML. All keys of `Policy` may stand in it and no others; what is mi
 
 import math
 import tomllib
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
 
 from fedq.privacy.admission import Declined
+from fedq.privacy.ledger import head_in
 
 VERSION: Final = 1
 # Weakest first. `client` hides a client from the others but nothing from the server, who adds the noise.
@@ -42,6 +43,9 @@ class Policy:
     max_steps: int | None = None  # optimizer steps in one of them, noised or not
     max_seconds: float | None = None  # of one message
     max_memory: int | None = None  # MB, of one message, beyond what the client's process holds when it comes
+    max_failures_an_hour: int = 20  # requests that may be refused or fail before all are refused for a while
+    # What a run may choose of the loader of this data: option -> the values that are allowed.
+    data: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     version: int = VERSION
 
 
@@ -58,6 +62,7 @@ class Asked:
     noise: str = "discrete"
     rounds: int | None = None  # in which it may be asked to train; None: nobody says how many
     steps: int | None = None  # in one round; None: as many as its data make
+    data: Mapping[str, Any] = field(default_factory=dict)  # options that it chooses of the loader of this data
 
 
 def read_policy(path: Path) -> Policy:
@@ -104,6 +109,11 @@ def require(policy: Policy, asked: Asked) -> None:
         if most is not None and (asks is None or asks > most):
             said = "an unsaid number of" if asks is None else str(asks)
             weak.append(f"{said} {kind} of at most {most}; the run must say fewer with {fix}")
+    for option, value in asked.data.items():
+        if value not in policy.data.get(option, ()):
+            weak.append(
+                f"data.{option}={value!r}, which the policy's [data] does not list; it would be {option} = [...]"
+            )
     if weak:
         raise Declined("policy", "; ".join(weak))
 
@@ -116,6 +126,13 @@ def limits(policy: Policy | None, epsilon: float | None, delta: float | None) ->
     floor = (None, None) if policy is None else (policy.max_epsilon, policy.max_delta)
     epsilons, deltas = ([v for v in pair if v is not None] for pair in ((epsilon, floor[0]), (delta, floor[1])))
     return min(epsilons, default=None), min(deltas, default=None)
+
+
+def head_of(ledger: Path, policy: Policy | None, heads: Path | None) -> Path | None:
+    """Where the ledger's head lies, by the policy or else in the folder `heads`; None: beside the ledger."""
+    if policy is not None and policy.head:
+        return Path(policy.head)
+    return None if heads is None else head_in(heads, ledger)
 
 
 def uncounted(policy: Policy | None) -> tuple[str, ...]:
@@ -143,7 +160,7 @@ def _checked(content: dict[str, Any]) -> Policy:
         value = content[key]
         if type(value) not in (int, float) or not 0 < value <= most:
             raise ValueError(f"{key}={value!r}: must be a number above 0{'' if most == math.inf else ' and at most 1'}")
-    for key in ("max_rounds", "max_steps", "max_memory"):
+    for key in ("max_rounds", "max_steps", "max_memory", "max_failures_an_hour"):
         value = content.get(key)
         if value is not None and (type(value) is not int or value < 1):
             raise ValueError(f"{key}={value!r}: must be a whole number, 1 or more; leave it out for no limit")
@@ -167,7 +184,18 @@ def _checked(content: dict[str, Any]) -> Policy:
         content.get("max_steps"),
         None if seconds is None else float(seconds),
         content.get("max_memory"),
+        content.get("max_failures_an_hour", Policy.max_failures_an_hour),
+        _choices(content.get("data", {})),
     )
+
+
+def _choices(table: Any) -> dict[str, tuple[Any, ...]]:
+    if not isinstance(table, dict):
+        raise ValueError(f'data={table!r}: must be a table, [data], of lists, such as target = ["outcome"]')
+    for option, values in table.items():
+        if not isinstance(values, list) or not values:
+            raise ValueError(f"data.{option}={values!r}: must be a list of the values that a run may choose")
+    return {option: tuple(values) for option, values in table.items()}
 
 
 def _digests(key: str, value: Any) -> tuple[str, ...]:

@@ -191,6 +191,7 @@ class ClientStatus:
     floor: float | None  # the largest epsilon that the policy accepts of a run
     uncounted: Sequence[str]  # units of privacy that are accepted though no ledger of the client's counts them
     coarse: bool  # whether epsilon is the coarser bound on many different mechanisms
+    head: str | None  # where the ledger's head lies; None: beside it
     runs: Sequence[RunSpend]  # the newest
     older_runs: int
     left: Mapping[str, Left]  # by run
@@ -216,6 +217,11 @@ def status_table(status: ClientStatus) -> "RenderableType":
     )
     head.add_row(Text("spent", style="cyan"), Text(said, style="bold"))
     head.add_row(Text("left", style="cyan"), _rest(status))
+    beside = "beside the ledger: restoring both is not noticed; name another disk by head-dir= in the node config"
+    head.add_row(
+        Text("ledger's head", style="cyan"),
+        Text(status.head or beside, style="" if status.head else "yellow", overflow="fold"),
+    )
     if status.floor is not None:
         head.add_row(
             Text("policy", style="cyan"), Text(f"runs that aim at more than epsilon {status.floor:g} are declined")
