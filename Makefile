@@ -55,6 +55,7 @@ tables: $(DEV_STAMP)
 	$(BIN)/python -m simulations.quant_accuracy
 	$(BIN)/python -m simulations.demo_picture
 	$(BIN)/python -m simulations.client_startup
+	$(BIN)/python -m simulations.audit_detection
 
 $(RUN_STAMP): $(LOCK)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

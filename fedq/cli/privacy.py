@@ -127,7 +127,6 @@ def statement(
 
 def composed(overrides: list[str]) -> "Config":
     """The config of the overrides, or the end of the command with all that is wrong."""
-    sys.path.insert(0, str(Path.cwd()))
     from fedq.config import ConfigError, compose, own_conf, problems
 
     try:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fedq.config import Config, Problem, rules
+from fedq.experiment.foreign import Allowed, may_call, may_name
 
 Factory = Callable[..., Any]
 _PATHS = "_paths_"  # in a choice of an open group: which arguments of its callable hold paths
@@ -21,11 +22,18 @@ def arguments(config: Config, group: str, given: Any) -> dict[str, Any]:
     return options
 
 
-def imported(path: Any, group: str, found: list[Problem]) -> Factory | None:
-    """The callable behind a dotted path; what cannot be imported becomes a problem."""
+def imported(path: Any, group: str, found: list[Problem], allow: Allowed | None = None) -> Factory | None:
+    """The callable behind a dotted path; what cannot be imported, or may not be, becomes a problem.
+
+    `allow`: of a config that another party wrote, the modules whose code may run; None: the config is the user's own.
+    """
     if not isinstance(path, str) or "." not in path:
         return None  # the rules report it, or the caller gave an object
     module, _, name = path.rpartition(".")
+    if allow is not None and not may_name(path, group, allow):
+        rule = "names code that is none of fedq's own models and data, and this command reads configs of other parties"
+        found.append(Problem(f"{group}._target_", path, rule, f"If you trust that module, add --allow {module}"))
+        return None
     try:
         target = getattr(importlib.import_module(module), name)
     except (Exception, SystemExit) as error:
@@ -36,6 +44,11 @@ def imported(path: Any, group: str, found: list[Problem]) -> Factory | None:
         return None
     if not callable(target):
         found.append(Problem(f"{group}._target_", path, "is not callable", "Name a class or a function"))
+        return None
+    if allow is not None and not may_call(target, path, group, allow):
+        home = str(getattr(target, "__module__", None) or type(target).__module__)
+        rule = f"was defined in {home}, which is not allowed"
+        found.append(Problem(f"{group}._target_", path, rule, f"If you trust that module, add --allow {home}"))
         return None
     return target  # type: ignore[no-any-return]
 

@@ -26,6 +26,7 @@ from fedq.durable import PRIVATE_FILE, make_private_folder
 from fedq.privacy.accounting import Accountant, AnyMechanism, epsilon
 from fedq.privacy.chain import SCHEMA_VERSION, SPEND_NAMES, BrokenChainError, Row, checked, hashes
 from fedq.privacy.head import Head, HeadError, check_head, read_head, write_head
+from fedq.privacy.ledger_files import journal_beside, odd_file
 from fedq.privacy.spend import Spend
 
 # Long enough for another process to account and sync its own spend, short enough to say that one hangs.
@@ -256,7 +257,9 @@ class Ledger:
     def _connect(self) -> Iterator[sqlite3.Connection]:
         # A connection per call: SQLite's must not cross threads or forks.
         # A journal is what a crash inside a commit leaves; only who may write can undo the half that is there.
-        torn = self.path.with_name(f"{self.path.name}-journal").exists()
+        if (why := odd_file(self.path, self.head_path)) is not None:
+            raise LedgerError(why)
+        torn = journal_beside(self.path).exists()
         mode = "ro" if self.access == "read" and not torn else "rw"
         try:
             connection = sqlite3.connect(
