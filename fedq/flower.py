@@ -25,6 +25,7 @@ __all__ = [
     "deserialized",
     "enter",
     "is_in_memory",
+    "is_remote",
     "new_context",
     "node_keys",
     "serialized",
@@ -38,6 +39,13 @@ class EngineEndedError(RuntimeError):
 
 # What a grid raises where nobody is reached any more; anything else it raises over one reply alone.
 LINK_ERRORS = (OSError, httpx.TransportError, EngineEndedError)
+
+
+def is_remote(grid: Any) -> bool:
+    """Whether a SuperLink stands between the server and its nodes: then a pull may wait for one node's upload."""
+    from flwr.superlink.grid.http_grid import HttpGrid
+
+    return isinstance(grid, HttpGrid)
 
 
 def node_keys(grid: Any) -> dict[int, bytes]:

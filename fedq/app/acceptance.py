@@ -8,6 +8,7 @@ says which line would allow it.
 import datetime
 import inspect
 import math
+import re
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,6 +28,8 @@ ACCEPTS_ANYTHING: Final = (
     "can tell a lot about the data. docs/deploy.md shows a policy file"
 )
 _TOO_MANY: Final = "refused or failed within an hour"
+_LIMITED: Final = re.compile(rf"\S+ 'run -?\d+' \w+(?:\.\w+)?(?:, round -?\d+)?: policy: \d+ requests were {_TOO_MANY}")
+_READ: Final = 2**18  # bytes of the log's end: more lines than any limit counts
 # Of the config's data: which loader, where (the node config's own word), and how many examples are publicly assumed.
 _NOT_CHOSEN: Final = ("_target_", "_paths_", "path", "nominal_examples")
 
@@ -34,7 +37,8 @@ _NOT_CHOSEN: Final = ("_target_", "_paths_", "path", "nominal_examples")
 def accepted(config: Config, node: Node, bundle: str) -> tuple[Policy | None, DPPlan | None]:
     """(the owner's policy, the plan under the owner's limits) of a request that is accepted; else Declined."""
     policy = None if node.policy is None else policy_of(node.policy)
-    _check_rate(node, policy)
+    if config.privacy.unit != "off" or policy is not None or node.limited:
+        _check_rate(node, policy)
     if policy is not None:
         model = model_digest(config) if policy.models else ""  # finding its source imports the packages it is in
         unit, epsilon, delta = _claims(config, node)
@@ -83,8 +87,11 @@ def _chosen(config: Config, node: Node) -> dict[str, Any]:
 
 
 def _check_rate(node: Node, policy: Policy | None) -> None:
-    """Declined once too many requests were refused or failed within an hour: asking on and on is asking about data."""
-    if node.state is None or not (node.limited or policy is not None):
+    """Declined once too many requests were refused or failed within an hour, also of an owner without limits.
+
+    Asking on and on is asking about data.
+    """
+    if node.state is None:
         return
     most = Policy.max_failures_an_hour if policy is None else policy.max_failures_an_hour
     found = failures_since(node.state / DECLINED, datetime.datetime.now(datetime.UTC) - datetime.timedelta(hours=1))
@@ -93,18 +100,26 @@ def _check_rate(node: Node, policy: Policy | None) -> None:
 
 
 def failures_since(log: Path, begin: datetime.datetime) -> int:
-    """Lines of the log from then on, those apart that say no more than that there were too many."""
+    """Lines of the log from then on, those apart that say no more than that there were too many.
+
+    A line quotes what was asked for, so it is told by its beginning, which no request can choose.
+    """
     if not log.exists():
         return 0
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    return sum(_time_of(line) >= begin for line in lines if _TOO_MANY not in line)
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - _READ))
+        lines = file.read().decode("utf-8", "replace").splitlines()
+    return sum(_time_of(line) >= begin for line in lines if _LIMITED.match(line) is None)
 
 
 def _time_of(line: str) -> datetime.datetime:
+    """Of an editor's hand, without a time or its zone: counts as old."""
+    old = datetime.datetime.min.replace(tzinfo=datetime.UTC)
     try:
-        return datetime.datetime.fromisoformat(line.partition(" ")[0])
-    except ValueError:  # of an editor's hand: counts as old
-        return datetime.datetime.min.replace(tzinfo=datetime.UTC)
+        found = datetime.datetime.fromisoformat(line.partition(" ")[0])
+    except ValueError:
+        return old
+    return found if found.tzinfo is not None else old
 
 
 def _plan(config: Config, budget: float | None, delta: float | None) -> DPPlan | None:

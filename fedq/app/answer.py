@@ -90,7 +90,9 @@ class _Guard:
             return _reply(self._content(message, context, kind, round), message)
         except _Refused as refused:
             return _reply(wire.write_refusal(wire.Refusal(round, refused.reason, refused.identity)), message)
-        except (Exception, SystemExit):  # out of memory, or too deep a recursion, where the refusal was made
+        except KeyboardInterrupt:
+            raise
+        except BaseException:  # out of memory, or too deep a recursion, where the refusal was made
             return fallback
 
     def _content(self, message: Message, context: Context, kind: str, round: int) -> RecordDict:
@@ -98,7 +100,9 @@ class _Guard:
         try:
             with self._bounds(context, kind):
                 return self._work(message, context, kind, found)
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # an extension's panic is no Exception, and must not end the process either
             refused = _refusal_of(error, found, kind)
         for record in (self._note_for_the_owner, self._log):
             try:

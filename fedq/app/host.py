@@ -18,7 +18,7 @@ from fedq import __version__, codec, flower
 from fedq.app.bundle import overlay
 from fedq.app.node import home, simulated_clients
 from fedq.app.serving import serve
-from fedq.config import ConfigError, compose, network
+from fedq.config import ConfigError, Problem, compose, network
 from fedq.config.config_file import write_config
 from fedq.delivery import ClientFiles
 from fedq.experiment import SERVER, Experiment, build
@@ -29,7 +29,7 @@ from fedq.results.wording import size
 from fedq.server import GridLink, QuantizedFedAvg, Roster
 from fedq.server.link import Replied, nobody
 from fedq.server.node_names import FILE as NODE_NAMES
-from fedq.server.node_names import NodeNames, fingerprint, read_node_names
+from fedq.server.node_names import NodeNames, fingerprint_of_node, read_node_names
 from fedq.server.roster import BudgetSpentError, Desk, Exchange, LinkLostError, TooFewClientsError, wait_for_clients
 from fedq.training.numerics import use_one_thread
 
@@ -47,6 +47,8 @@ def serve_run(grid: Any, context: Context) -> None:
         else:  # however the run was started, the rules of a deployment hold
             config = replace(config, runtime=replace(config.runtime, name="deployment"))
         experiment = build(config, owner=None if simulated else SERVER)
+        # A grid in memory has no other nodes than those of this machine.
+        names = NodeNames(trusted=True) if simulated else _node_names()
         folder = new_run_folder(os.environ.get("FEDQ_OUTPUTS") or home() / "outputs", config.name)
         write_config(config, folder / "config.yaml")
         tell.folder(folder)
@@ -55,7 +57,7 @@ def serve_run(grid: Any, context: Context) -> None:
             result = serve(
                 experiment,
                 strategy,
-                link(experiment, strategy, grid, tell=tell.note, trusted=simulated),
+                link(experiment, strategy, grid, tell=tell.note, names=names),
                 folder=folder,
                 watch=tell.row,
                 clients=ClientFiles(clients, str(context.run_id)) if simulated else None,
@@ -121,6 +123,15 @@ _SIMULATED_WAIT = 30.0
 _NODES = "flwr run . --federation-config num-supernodes=N"
 
 
+def _node_names() -> NodeNames:
+    path = home() / NODE_NAMES
+    try:
+        return read_node_names(path)
+    except ValueError as error:
+        hint = "Give each name the line of its client's .pub file, or remove the file"
+        raise ConfigError([Problem(NODE_NAMES, path, str(error).removeprefix(f"{path}: "), hint)]) from None
+
+
 def _too_few(error: Exception, simulated: bool) -> bool:
     return simulated and isinstance(error, TooFewClientsError)
 
@@ -132,21 +143,19 @@ def link(
     *,
     tell: Callable[[str], None],
     replied: Replied = nobody,
-    trusted: bool = False,
+    names: NodeNames,
 ) -> GridLink:
     """A link to clients that come when they come, over a grid that others made.
 
-    `trusted`: all nodes are this machine's own; else a name belongs to the node whose key the server's file gives it.
+    `names`: which node may speak in which client's name.
     """
     runtime = experiment.config.runtime
 
-    # A grid in memory has no other nodes than those of this machine.
-    names = NodeNames(trusted=True) if trusted else read_node_names(home() / NODE_NAMES)
     keys: dict[int, str] = {}
 
     def nodes() -> list[int]:
         found = flower.node_keys(grid)
-        keys.update({node: fingerprint(key) for node, key in found.items() if node not in keys})
+        keys.update({node: fingerprint_of_node(key) for node, key in found.items() if node not in keys})
         return list(found)
 
     def greet(exchange: Exchange) -> Roster:

@@ -172,6 +172,10 @@ class DPSGD:
                     for parameter, zeros in pruned.items():
                         parameter.masked_fill_(zeros, 0.0)
         check_unchanged(model, untrained)
+        if used := shared.used():
+            raise ValueError(
+                f"the model drew from {used[0]}'s own generator, whose state is no secret of this client's"
+            )
         return DPEvidence(
             noise_source=self.random.source,
             steps_noised=steps_noised,
@@ -185,7 +189,6 @@ class DPSGD:
                 **dict.fromkeys((BATCHES, NOISE), self.random.secret_bits),
                 **({MASKS: masks.secret_bits} if layers_draw else {}),
                 **({} if augment is None else {VIEWS: of_views.secret_bits}),
-                **{f"{name}'s own generator": 0 for name in shared.used()},
             },
         )
 

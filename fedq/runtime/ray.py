@@ -20,6 +20,7 @@ from fedq.config import Problem, compose
 from fedq.experiment import Experiment, build, client_folder
 from fedq.server import GridLink, QuantizedFedAvg
 from fedq.server.link import Replied
+from fedq.server.node_names import NodeNames
 from fedq.training.numerics import use_one_thread
 
 _RESOURCES = {"num_cpus": 1, "num_gpus": 0}
@@ -81,4 +82,4 @@ def ray_link(
         resources={**_RESOURCES, **config.runtime.client_resources},
         environment=environment,
     ) as grid:
-        yield link(experiment, strategy, grid, tell=tell, replied=replied, trusted=True)
+        yield link(experiment, strategy, grid, tell=tell, replied=replied, names=NodeNames(trusted=True))

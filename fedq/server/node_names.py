@@ -4,7 +4,6 @@ A node key says who may connect to a SuperLink, not under which name. So whoever
 public key of each client, and then no other node is taken for it, nor believed where it declines in its name.
 """
 
-import base64
 import hashlib
 import tomllib
 from collections.abc import Mapping
@@ -53,7 +52,7 @@ def read_node_names(path: Path) -> NodeNames:
 
 
 def fingerprint(public_key: bytes) -> str:
-    """As `ssh-keygen -l` shows it: SHA256:... of the key; "" for no key. In OpenSSH's form, or PEM as Flower has it."""
+    """SHA256:... of a key in OpenSSH's form, or in PEM as Flower has it; "" for no key. ValueError for what is none."""
     if not public_key:
         return ""
     try:
@@ -61,8 +60,15 @@ def fingerprint(public_key: bytes) -> str:
             key = serialization.load_pem_public_key(public_key)
         else:
             key = serialization.load_ssh_public_key(public_key)
-        line = key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+        form = serialization.PublicFormat.SubjectPublicKeyInfo
+        return f"SHA256:{hashlib.sha256(key.public_bytes(serialization.Encoding.DER, form)).hexdigest()}"
     except Exception as error:  # cryptography raises many kinds over what is no key
         raise ValueError(f"no public key ({error or type(error).__name__})") from None
-    digest = hashlib.sha256(base64.b64decode(line.split()[1])).digest()
-    return f"SHA256:{base64.b64encode(digest).decode().rstrip('=')}"
+
+
+def fingerprint_of_node(public_key: bytes) -> str:
+    """The same of whatever a node registered: a key that cannot be read is one that no name belongs to."""
+    try:
+        return fingerprint(public_key)
+    except ValueError:
+        return f"unreadable:{hashlib.sha256(public_key).hexdigest()}"

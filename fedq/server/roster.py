@@ -1,7 +1,9 @@
 """Which node is which client, learnt before the first round. Knows wire; not what a client trains."""
 
+import queue
+import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from logging import getLogger
 from typing import Any
@@ -13,6 +15,7 @@ from fedq.server.node_names import NodeNames
 from fedq.server.total import Rejected
 
 LOG = getLogger("flwr")  # Flower's own
+_AT_ONCE = 256  # messages that are asked for at the same moment: nodes that hold up theirs leave room for others
 _UNKNOWN = 0  # of Flower's error codes
 
 # grid.push + pull, or a grid's own stream: messages in, replies out as they come.
@@ -283,6 +286,9 @@ def grid_exchange(grid: Any) -> Exchange:
         # An id is None where the message could not be sent: its client is then one that does not answer.
         waiting = {number: message for number, message in zip(sent, asked, strict=False) if number}
         end = time.monotonic() + timeout
+        if flower.is_remote(grid):
+            yield from _pulled_side_by_side(grid, waiting, end)
+            return
         while waiting and time.monotonic() < end:
             came = 0
             for number, message in list(waiting.items()):
@@ -294,6 +300,41 @@ def grid_exchange(grid: Any) -> Exchange:
                 time.sleep(0.2)
 
     return exchange
+
+
+def _pulled_side_by_side(grid: Any, waiting: Mapping[str, Message], end: float) -> Iterable[Message]:
+    """Replies as they come, each message asked for in a thread of its own.
+
+    A node that announces a reply and keeps a part of it back holds up a pull for as long as Flower tries, an hour and
+    more: its own alone. Threads that still wait at the end are left behind, and end with the process.
+    """
+    came: queue.SimpleQueue[tuple[Message | None, Exception | None]] = queue.SimpleQueue()
+    places = threading.Semaphore(_AT_ONCE)
+
+    def pull(number: str, message: Message) -> None:
+        try:
+            while time.monotonic() < end:
+                with places:
+                    asked = time.monotonic()
+                    replies = _pulled(grid, number, message)
+                if replies:
+                    came.put((replies[0], None))
+                    return
+                time.sleep(max(0.2, min(2.0, 4 * (time.monotonic() - asked))))  # a SuperLink that is slow is asked less
+        except Exception as error:
+            came.put((None, error))
+
+    for number, message in waiting.items():
+        threading.Thread(target=pull, args=(number, message), daemon=True).start()
+    for _ in waiting:
+        try:
+            reply, error = came.get(timeout=max(0.0, end - time.monotonic()))
+        except queue.Empty:
+            return
+        if error is not None:
+            raise error
+        if reply is not None:
+            yield reply
 
 
 def _pulled(grid: Any, number: str, message: Message) -> list[Message]:

@@ -1,5 +1,6 @@
 """What a server could learn or break by asking: values of the data, files of the machine, texts of errors, time."""
 
+import datetime
 import json
 import os
 import re
@@ -18,6 +19,7 @@ from fedq import codec, flower, wire
 from fedq.app import client as app
 from fedq.app import client_app
 from fedq.app import node as node_module
+from fedq.app.acceptance import failures_since
 from fedq.config import Config, ConfigError, compose, network
 from fedq.config.compose import _walk
 from fedq.experiment import Owner, build
@@ -169,7 +171,9 @@ def test_an_owner_with_a_budget_and_no_policy_is_asked_for_one_where_a_run_choos
     assert "a policy file lists what it may under [data]" in (tmp_path / "state" / "declined.log").read_text()
 
 
-def test_asking_on_and_on_ends_for_an_hour(table, tmp_path):
+@pytest.mark.parametrize("name", ["plain", "refused or failed within an hour"])
+def test_asking_on_and_on_ends_for_an_hour(table, tmp_path, name):
+    """Also where the request quotes what the log says of too many."""
     path, _ = table
     node = {
         "data_path": path,
@@ -177,9 +181,15 @@ def test_asking_on_and_on_ends_for_an_hour(table, tmp_path):
         "policy": policy(tmp_path, "max_failures_an_hour = 3\n"),
     }
     for _ in range(5):
-        assert greet(TABLE, **node).reason == "policy"
+        assert greet([*TABLE, f'name="{name}"'], **node).reason == "policy"
     lines = (tmp_path / "state" / "declined.log").read_text().splitlines()
-    assert ["refused or failed within an hour" in line for line in lines] == [False] * 3 + [True] * 2
+    assert ["3 requests were refused or failed within an hour" in line for line in lines] == [False] * 3 + [True] * 2
+
+
+def test_lines_of_an_editor_s_hand_count_as_old(tmp_path):
+    log = tmp_path / "declined.log"
+    log.write_text("2026-01-01 12:00 noted by hand\nno time at all\n\n")
+    assert failures_since(log, datetime.datetime.now(datetime.UTC)) == 0
 
 
 # --- limits -------------------------------------------------------------------------------------------------------
@@ -288,6 +298,8 @@ ERRORS = [
     lambda: type("Odd", (Exception,), {"__str__": lambda self: 1 / 0})(SECRET),
     lambda: type("Odder", (Exception,), {"__str__": lambda self: recursing()})(SECRET),
     lambda: BaseExceptionGroup("many", [ValueError(SECRET)]),
+    lambda: type("PanicException", (BaseException,), {})(SECRET),  # what a Rust extension raises
+    lambda: GeneratorExit(SECRET),
 ]
 BROKEN = {"nothing": None, "disk": OSError(28, "No space left on device", SECRET), "memory": MemoryError(SECRET)}
 

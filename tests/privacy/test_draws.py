@@ -147,7 +147,7 @@ def test_an_operation_that_has_no_keystream_is_refused_before_the_spend(plan, co
 
 
 @pytest.mark.parametrize("name", ["torch", "numpy"])
-def test_what_draws_only_where_real_values_occur_is_on_record(name, plan, context, ledger, flat_examples):
+def test_what_draws_only_where_real_values_occur_is_never_sent(name, plan, context, ledger, flat_examples):
     """The made-up examples are zeros: a layer that looks at values shows in the state of the generator alone."""
     draw = {"torch": lambda x: torch.rand(x.shape), "numpy": OTHERS["numpy"]}[name]
 
@@ -157,8 +157,52 @@ def test_what_draws_only_where_real_values_occur_is_on_record(name, plan, contex
 
     inputs, targets = flat_examples
     model = nn.Sequential(OfReal(), nn.Linear(6, 3))
-    _, evidence = fit(model, plan, context, ledger, (100 + inputs.abs(), targets), random=SecureRandom())
-    assert evidence.secret_bits[f"{name}'s own generator"] == 0
+    with pytest.raises(ValueError, match=f"the model drew from {name}'s own generator"):
+        fit(model, plan, context, ledger, (100 + inputs.abs(), targets), random=SecureRandom())
+    assert len(ledger.rows()) == 1  # it was paid for, and nothing is sent
+
+
+class Backwards(torch.autograd.Function):
+    """Masks the gradient from a generator of its own, which goes on from one pass to the next."""
+
+    own = np.random.default_rng(0)
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * torch.from_numpy((Backwards.own.random(tuple(grad.shape)) < 0.5).astype(np.float32))
+
+
+class Masked(nn.Module):
+    def forward(self, x):
+        return Backwards.apply(x)
+
+
+class ByPosition(nn.Module):
+    """Makes the same masks anew in each pass: by place, not by example."""
+
+    def forward(self, x):
+        drawn = np.random.default_rng(0).random(tuple(x.shape)) < 0.5
+        return x * torch.from_numpy(drawn.astype(np.float32))
+
+
+@pytest.mark.parametrize("noise", ["discrete", "gaussian"])
+def test_a_generator_that_nobody_sees_is_refused_before_the_spend(noise, plan, context, ledger, flat_examples):
+    """It moved neighbouring sums apart by 6 clip norms, in a run that said private."""
+    model = nn.Sequential(nn.Linear(6, 8), Masked(), nn.Linear(8, 3))
+    with pytest.raises(ValueError, match="a layer draws from a generator of its own"):
+        fit(model, replace(plan, noise=noise), context, ledger, flat_examples, random=SecureRandom())
+    assert ledger.rows() == []
+
+
+@pytest.mark.parametrize("noise", ["discrete", "gaussian"])
+def test_masks_by_position_are_trained_on_one_example_at_a_time(noise, plan, context, ledger, flat_examples):
+    model = nn.Sequential(nn.Linear(6, 8), ByPosition(), nn.Linear(8, 3))
+    with pytest.warns(UserWarning, match="one example at a time"):
+        fit(model, replace(plan, noise=noise), context, ledger, flat_examples, random=SecureRandom())
 
 
 def test_a_generator_of_a_layer_s_own_is_not_asked(plan, context, tmp_path, flat_examples):

@@ -1,12 +1,15 @@
 """One node that lies about who it is, or sends what cannot be read, costs itself alone."""
 
+import threading
+import time
+
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import Error
 
 from fedq import flower, wire
-from fedq.server.node_names import NodeNames, fingerprint, read_node_names
+from fedq.server.node_names import NodeNames, fingerprint, fingerprint_of_node, read_node_names
 from fedq.server.roster import LinkLostError, grid_exchange
 from fedq.server.total import Rejected
 from tests.server.test_roster import A, B, SlowGrid, gather, hello, met, requests  # noqa: F401  (a fixture)
@@ -90,6 +93,16 @@ def test_names_are_read_from_lines_of_pub_files(tmp_path):
     assert read_node_names(tmp_path / "none.toml") == NodeNames()
 
 
+@pytest.mark.parametrize("curve", [ec.SECP256K1(), ec.SECP224R1(), None])
+def test_a_node_with_an_odd_key_is_nobody_s_and_ends_no_run(curve):
+    """A key that OpenSSH cannot spell raised out of the look at the nodes, and the run ended."""
+    pem = b"-----BEGIN PUBLIC KEY-----\ngarbage"
+    if curve is not None:
+        public = ec.generate_private_key(curve).public_key()
+        pem = public.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    assert NodeNames({"a": "SHA256:a"}).verdict("a", fingerprint_of_node(pem)) == "another's"
+
+
 @pytest.mark.parametrize("text", ["a = 3", 'a = "no key"', "a =", 'a = "{0}"\nb = "{0}"'])
 def test_a_file_that_is_no_list_of_names_is_refused_before_the_run(tmp_path, text):
     path = tmp_path / "node-names.toml"
@@ -126,6 +139,33 @@ def test_a_reply_that_cannot_be_decoded_costs_its_node_alone(error):
 def test_a_link_that_is_gone_is_no_fault_of_a_node(error):
     with pytest.raises(LinkLostError, match="the way to the clients is gone"):
         list(grid_exchange(TornGrid(2, error))(requests(3), 10))
+
+
+class Withholding(SlowGrid):
+    """Node 1 announces a reply and keeps a part of it back: pulling it takes as long as Flower tries."""
+
+    def __init__(self):
+        super().__init__()
+        self.let_go = threading.Event()
+
+    def pull_messages(self, message_ids):
+        if list(message_ids) == ["m0"]:
+            self.let_go.wait(30)
+            return []
+        self.pulls = 9
+        return super().pull_messages(message_ids)
+
+
+def test_a_node_that_holds_up_its_reply_holds_up_no_other(monkeypatch):
+    """Replies were pulled one after the other, and this one took up to an hour."""
+    monkeypatch.setattr(flower, "is_remote", lambda grid: True)
+    grid, begun = Withholding(), time.monotonic()
+    try:
+        replies = list(grid_exchange(grid)(requests(3), 2.0))
+    finally:
+        grid.let_go.set()
+    assert sorted(reply.metadata.src_node_id for reply in replies) == [2, 3]
+    assert time.monotonic() - begun < 10
 
 
 class Impostor(SlowGrid):
