@@ -6,7 +6,7 @@ RUN_STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 LOCK := pyproject.toml constraints.txt
 
-.PHONY: demo test test-slow test-all check fuzz mutants bench tables lock clean
+.PHONY: demo test test-slow test-hostile test-all check fuzz mutants bench tables lock clean
 
 demo: $(RUN_STAMP)
 	$(BIN)/fedq run experiment=demo
@@ -18,7 +18,11 @@ test: $(DEV_STAMP)
 test-slow: $(DEV_STAMP)
 	$(BIN)/python -m pytest -m slow
 
-test-all: test test-slow fuzz
+# Attacks on privacy, wire, server and audit, each of which once worked.
+test-hostile: $(DEV_STAMP)
+	$(BIN)/python -m pytest -m hostile
+
+test-all: test test-slow test-hostile fuzz
 
 check: $(DEV_STAMP)
 	$(BIN)/ruff format --check .
@@ -51,6 +55,7 @@ tables: $(DEV_STAMP)
 	$(BIN)/python -m simulations.quant_accuracy
 	$(BIN)/python -m simulations.demo_picture
 	$(BIN)/python -m simulations.client_startup
+	$(BIN)/python -m simulations.audit_detection
 
 $(RUN_STAMP): $(LOCK)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

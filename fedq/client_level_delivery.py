@@ -10,15 +10,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fedq.durable import append_to_private
 from fedq.experiment import Experiment
-from fedq.experiment.client_level import EVIDENCE, LEDGER, REPLIES, SERVER_FILES, not_averaged
+from fedq.experiment.client_level import EVIDENCE, REPLIES, SERVER_FILES, not_averaged
 from fedq.privacy import (
+    AnyMechanism,
     ClientLevelEvidence,
     ClientLevelPlan,
     Ledger,
     LedgerError,
     ServerEvidence,
     ServerRound,
+    Spend,
     is_client_private,
     spent_by_one_client,
 )
@@ -43,6 +46,8 @@ class ServerFiles:
     home: Path
     run: str
     cohorts_from: str
+    ledger: Path
+    before: "Sequence[AnyMechanism]" = ()  # what one client may have spent in earlier runs
 
 
 class ServerRecord:
@@ -61,13 +66,13 @@ class ServerRecord:
         if self._experiment.plan is not None:
             return row
         most = max(self._asked.values(), default=0) if self._plan.sampling == "deal" else len(self._rounds)
-        return replace(row, epsilon=self._plan.epsilon(most))
+        return replace(row, epsilon=self._plan.epsilon(most, before=self._files.before))
 
     def public(self, row: RoundRow) -> RoundRow:
         """The row without who answered and why not, which is kept in the server's own log."""
         said = {key: asdict(row)[key] for key in ("round", "accepted", "rejected")}
         asked = list(self._rounds[-1].asked) if row.round else []
-        with (self._files.home / REPLIES).open("a", encoding="utf-8") as log:
+        with append_to_private(self._files.home / REPLIES) as log:
             log.write(json.dumps({**said, "asked": asked}) + "\n")
         return replace(row, accepted=[], rejected=[], reasons={})
 
@@ -87,6 +92,7 @@ class ServerRecord:
             "clip_norm": plan.clip_norm,
             "clip_quantile": plan.quantile,
             "rounds_charged": plan.charges,
+            "other_runs": len({spend.run for spend in evidence.other_runs or ()}),
             "accountant": plan.accountant,
             "not_covered": [*NOT_COVERED, *(NOT_COVERED_IF_SECRET if plan.sampling == "poisson" else ())],
             "private": private,
@@ -132,15 +138,17 @@ def server_evidence(
 ) -> ServerEvidence:
     """Every round's evidence and ledger row, read back from the server's folder."""
     done = _done(files.home / EVIDENCE)
-    spends, verified, others = {}, False, 0
+    spends: dict[int, Spend] = {}
+    others: list[Spend] | None = None
+    verified = False
     decisions: tuple[str, ...] = ()
     with suppress(LedgerError):
-        ledger = Ledger(files.home / LEDGER, access="read")
+        ledger = Ledger(files.ledger, access="read")
         ledger.verify()
         rows = ledger.rows()
         spends = {row.id: row.spend for row in rows if row.spend.run == files.run}
         decisions = ledger.head().accepted
-        verified, others = True, len(rows) - len(spends)
+        verified, others = True, [row.spend for row in rows if row.spend.run != files.run]
     of_round = {evidence.round: evidence for evidence in done}
     proven, ended = {evidence.spend_row_id for evidence in done}, {what.number for what in rounds}
     return ServerEvidence(

@@ -20,6 +20,7 @@ from fedq.config import rules
 from fedq.experiment import Experiment
 from fedq.experiment.ledgers import ledger_file
 from fedq.int8_delivery import deliver_int8, quantized_lines
+from fedq.publication import write_publication
 from fedq.results import Result, RoundLog, RoundRow, save_curves, write_model
 from fedq.server import Outcome
 from fedq.server.loop import Round
@@ -162,6 +163,7 @@ class Delivery:
         )
         result.write(self._folder)
         save_curves(result, self._folder / "curves.png")
+        write_publication(self._folder, result)
         return result
 
     def _privacy(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.serde import message_from_proto, message_to_proto
@@ -16,7 +17,32 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-__all__ = ["Run", "bundle", "deserialized", "enter", "is_in_memory", "new_context", "serialized", "simulation"]
+__all__ = [
+    "LINK_ERRORS",
+    "EngineEndedError",
+    "Run",
+    "bundle",
+    "deserialized",
+    "enter",
+    "is_in_memory",
+    "new_context",
+    "node_keys",
+    "serialized",
+    "simulation",
+]
+
+
+class EngineEndedError(RuntimeError):
+    """Flower's simulation engine is gone, and all its nodes with it."""
+
+
+# What a grid raises where nobody is reached any more; anything else it raises over one reply alone.
+LINK_ERRORS = (OSError, httpx.TransportError, EngineEndedError)
+
+
+def node_keys(grid: Any) -> dict[int, bytes]:
+    """Node -> its public key, by which the SuperLink lets it in (PEM); b"" where it has none."""
+    return {node.node_id: bytes(node.public_key) for node in grid.get_nodes()}
 
 
 def enter(run_id: int = 1, node_id: int = 1) -> None:
@@ -130,11 +156,14 @@ class _Watched:
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         if not self._engine.is_alive():
             why = "" if self._said.empty() else f": {_cause(self._said.get())}"
-            raise RuntimeError(f"Flower's simulation engine has ended{why}")
+            raise EngineEndedError(f"Flower's simulation engine has ended{why}")
         return self._grid.pull_messages(message_ids)
 
     def get_node_ids(self) -> Iterable[int]:
         return self._grid.get_node_ids()
+
+    def get_nodes(self) -> Iterable[Any]:
+        return self._grid.get_nodes()
 
 
 def _cause(error: BaseException) -> str:

@@ -13,9 +13,9 @@ from fedq.config import Config
 from fedq.config.client_level import protects_examples
 from fedq.config.config_file import read_config
 from fedq.experiment.client_level import SERVER_FILES
-from fedq.experiment.ledgers import LEDGER, ledger_file
+from fedq.experiment.ledgers import LEDGER, ledger_file, server_ledger_file
 from fedq.experiment.plans import plan_of
-from fedq.privacy import AnyMechanism, Ledger, Row, epsilon
+from fedq.privacy import MOST_EXACT, AnyMechanism, Ledger, Row, Spend, charged, epsilon, is_coarse
 from fedq.privacy.gdp import DELTAS, gaussian_mu
 from fedq.privacy.spend import DISCRETE, GAUSSIAN, LAPLACE
 from fedq.results import Result, read_result
@@ -52,14 +52,20 @@ MECHANISMS = {
     DISCRETE: "Poisson-subsampled discrete Gaussian on clipped per-example gradients, in exact integers",
     LAPLACE: "discrete Laplace noise on counts of right and wrong answers (evaluate=dp)",
 }
+_SUM_NOISE = {
+    GAUSSIAN: "floating-point Gaussian noise",
+    DISCRETE: "exact discrete Gaussian noise, in whole steps of 2^-32,",
+}
 _ACCOUNTANTS = {
     "prv": "PRV (Gopi et al. 2021, the upper end of its error interval)",
     "rdp": "Renyi (Mironov et al. 2019)",
 }
+_COARSE = f"Renyi (Mironov et al. 2019), at whole orders, as more than {MOST_EXACT} different noises or rates are in it"
 _RUN = "the rounds of this run (what a message that came twice cost is in that client's ledger, and not in here)"
 _WHOLE = "all rows of a client's ledger, of whatever run"
 SOURCES = {
-    "os": "AES-256-CTR, keyed by the operating system of each client",
+    "os": "batches, noise, masks of layers that draw and views of images: AES-256-CTR keystreams, each with a 256-bit "
+    "key of its own from the client's operating system; none from torch's, numpy's or Python's generators",
     "seeded": "a seed: whoever knows it subtracts the noise",
 }
 
@@ -76,8 +82,8 @@ def statement_of(run: Path) -> dict[str, Any]:
         "why not": list(result.privacy_reasons),
     }
     if not protects_examples(config):
-        return {**head, **of_whole_clients(result, run)}
-    whole = [f"{item}: {said}" for item, said in of_whole_clients(result, run).items() if isinstance(said, str)]
+        return {**head, **of_whole_clients(config, result, run)}
+    whole = [f"{item}: {said}" for item, said in of_whole_clients(config, result, run).items() if isinstance(said, str)]
     return {**head, **_of_examples(config, result, run), **({"whole clients": whole} if result.client_level else {})}
 
 
@@ -102,7 +108,7 @@ def _of_examples(config: Config, result: Result, run: Path) -> dict[str, Any]:
         "sampling": f"each example is in each batch on its own with probability {plan.sample_rate:.4g} (Poisson), "
         "drawn from the client's secret source. Amplification is claimed for this sampling alone; that clients are "
         "sampled is claimed as none",
-        "composition": f"{_ACCOUNTANTS[config.privacy.accountant]}, adaptive, over "
+        "composition": f"{_accountant(mechanisms, config.privacy.accountant)}, adaptive, over "
         + (_RUN if alone else _WHOLE)
         + "; noise is calibrated to the most rounds that one client may take part in",
         "randomness": _sources(rows),
@@ -113,14 +119,19 @@ def _of_examples(config: Config, result: Result, run: Path) -> dict[str, Any]:
     }
 
 
-def of_whole_clients(result: Result, run: Path) -> dict[str, Any]:
+def of_whole_clients(config: Config, result: Result, run: Path) -> dict[str, Any]:
     """The items that differ where the server, which is trusted, protects whole clients; {} where it does not."""
     said = result.client_level
     if not said:
         return {}
-    ledger = run / SERVER_FILES / LEDGER
+    ledger = server_ledger_file(config, run / SERVER_FILES)
     rows = Ledger(ledger, access="read").rows() if ledger.exists() else []
-    charged = rows[: int(said["rounds_charged"])]
+    spends = [row.spend for row in rows]
+    counted = charged(spends, clients=config.clients)
+    runs = len({spend.run for spend in spends})
+    over = (
+        "this run" if runs <= 1 else f"the {runs} runs in the server's ledger, of each the most that counts against one"
+    )
     sampling = {
         "deal": "clients are dealt in turns from the public seed: no amplification is claimed",
         "poisson": "each client is in each round by a secret coin (Poisson): amplified, against who sees models alone",
@@ -129,15 +140,17 @@ def of_whole_clients(result: Result, run: Path) -> dict[str, Any]:
         "unit": said["unit"],
         "adjacency": f"{said['adjacency']}: the same run, but that each update of one client counts as zero",
         "adversary": f"{said['adversary']} (central model: the server sees every update and adds the noise)",
-        "epsilon": f"{spent(said['epsilon'])} at delta {said['delta']:g}, of the client that spent most in this run",
-        "mu": _mu([row.spend.as_mechanism() for row in charged]) if charged else "not known: the ledger is not here",
-        "mechanism": f"Gaussian noise on the sum of clipped updates, {plural(len(rows), 'round')}, noise / clip "
-        f"{said['noise_multiplier']:.4g}; {plural(int(said['rounds_charged']), 'round')} at most count against one",
+        "epsilon": f"{spent(said['epsilon'])} at delta {said['delta']:g}, of the client that spent most in {over}",
+        "mu": _mu(counted) if counted else "not known: the ledger is not here",
+        "mechanism": f"{_noise_of(spends, config)} on the sum of clipped updates, {plural(len(rows), 'round')}, "
+        f"noise / clip {said['noise_multiplier']:.4g}; {plural(int(said['rounds_charged']), 'round')} at most count "
+        "against one",
         "sensitivity": f"each decoded update is scaled to at most {said['clip_norm']:g} (L2)"
         + ("" if said["clip_quantile"] is None else f", moving with the noised quantile {said['clip_quantile']:g}")
         + "; the divisor is the public size of a cohort",
         "sampling": sampling[said["sampling"]],
-        "composition": f"{_ACCOUNTANTS[said['accountant']]}, of this run's rounds; two runs are two accounts",
+        "composition": f"{_accountant(counted, said['accountant'])}, of {over}; runs with a ledger of their own are "
+        "not counted",
         "randomness": _sources(rows).replace("of each client", "of the server"),
         "after the noise": "server optimizer, quantization, export, scores on the server's test set: post-processing",
         "not covered": [
@@ -145,7 +158,7 @@ def of_whole_clients(result: Result, run: Path) -> dict[str, Any]:
             "the server itself, its disk and the network; that a client is there at all",
             NOT_COVERED[1],
             NOT_COVERED[4],
-            FLOAT_NOISE,
+            *([] if config.privacy.noise == "discrete" else [FLOAT_NOISE]),
         ],
     }
 
@@ -176,6 +189,16 @@ def _accounts(config: Config, run: Path) -> dict[str, list[Row]]:
 
 def _epsilon(rows: Sequence[Row], config: Config) -> float:
     return epsilon([row.spend.as_mechanism() for row in rows], config.privacy.target_delta)
+
+
+def _noise_of(spends: Sequence[Spend], config: Config) -> str:
+    """Of the sum of whole clients' updates."""
+    kinds = {spend.mechanism for spend in spends} or {GAUSSIAN if config.privacy.noise == "gaussian" else DISCRETE}
+    return " and ".join(_SUM_NOISE[kind] for kind in sorted(kinds))
+
+
+def _accountant(mechanisms: Sequence[AnyMechanism], name: str) -> str:
+    return _COARSE if is_coarse(mechanisms) else _ACCOUNTANTS[name]
 
 
 def _mu(mechanisms: Sequence[AnyMechanism]) -> str:

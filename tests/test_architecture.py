@@ -16,7 +16,7 @@ FLOORS = [
     {"loading"},
     {"app"},
     {"delivery", "audit"},
-    {"int8_delivery", "client_level_delivery", "statement"},
+    {"int8_delivery", "client_level_delivery", "publication", "statement"},
     {"experiment"},
     {"client", "server"},
     {"wire", "training", "results"},

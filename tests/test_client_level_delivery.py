@@ -9,18 +9,22 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from typer.testing import CliRunner
 
 import fedq
 from fedq.app.serving import serve
+from fedq.cli import app
 from fedq.client_level_delivery import ServerFiles, server_evidence, whole_rows
 from fedq.config import ConfigError, compose
 from fedq.experiment import build
-from fedq.privacy import Ledger, is_client_private
+from fedq.privacy import Ledger, Mechanism, epsilon, is_client_private
 from fedq.results import final_table, read_result
-from fedq.runtime.forecast import forecast
+from fedq.runtime.forecast import forecast, held_by_server
 from fedq.runtime.local import in_process
 from fedq.server.loop import Round, Scores
+from fedq.server.roster import BudgetSpentError
 from fedq.server.total import Traffic
+from fedq.statement import statement_of
 
 WORDS = ["clients=6", "rounds=2", "fraction=0.5", "model.hidden=[8]", "quant=off", "codec=int8", "train.epochs=null"]
 WORDS += ["train.steps=1", "privacy.accountant=rdp"]
@@ -54,7 +58,7 @@ def judged(finished, tmp_path):
         home, rounds = tmp_path / "server", tuple(ended(n, asked[n], experiment.layout.size) for n in (1, 2))
 
         def reasons(self, *, rounds=None, run=finished.folder.name):
-            files = ServerFiles(self.home, run, "seed")
+            files = ServerFiles(self.home, run, "seed", self.home / "ledger.sqlite")
             return is_client_private(server_evidence(experiment, experiment.client_plan, files, rounds or self.rounds))
 
         def rewrite(self, change):
@@ -138,7 +142,7 @@ def test_without_a_piece_of_evidence_it_is_not(judged, damage, reason):
 def test_the_evidence_of_another_run_is_none(judged):
     private, reasons = judged.reasons(run="another")
     assert not private
-    assert any("2 spends of other runs" in said for said in reasons)
+    assert "round 1: no spend in the ledger" in reasons
 
 
 def test_a_client_that_was_asked_more_often_than_accounted_is_seen(judged):
@@ -274,3 +278,64 @@ def test_a_run_that_is_stopped_after_a_spend_counts_it(tmp_path):
     spent = len((folder / "server" / "evidence.jsonl").read_text().splitlines())
     assert spent == result.rounds + 1
     assert result.epsilon == experiment.client_plan.epsilon(spent)
+
+
+# --- ledgers that outlive a run --------------------------------------------------------------------------
+
+
+def test_two_runs_of_one_ledger_are_one_account(tmp_path):
+    """Each run takes what one release at z costs; of the second, rows, result and statement say what both cost."""
+    words = [*CLIENT, f"privacy.ledger={tmp_path / 'ledgers'}", "privacy.client_noise_multiplier=4"]
+    words += ["privacy.client_target_epsilon=null"]
+    first, second = run(tmp_path, *words), run(tmp_path, *words)
+    assert first.epsilon == epsilon([Mechanism(4.0, 1.0, 1)], 1e-5, accountant="rdp")
+    assert second.epsilon == epsilon([Mechanism(4.0, 1.0, 2)], 1e-5, accountant="rdp")
+    assert [row.epsilon for row in second.history] == [first.epsilon, second.epsilon, second.epsilon]
+    assert (second.private, second.privacy_reasons) == (True, [])
+    assert second.client_level["other_runs"] == 1
+    assert len(Ledger(tmp_path / "ledgers" / "server.sqlite").rows()) == 4
+    assert not (second.folder / "server" / "ledger.sqlite").exists()
+    said = statement_of(second.folder)
+    assert "spent most in the 2 runs in the server's ledger" in said["epsilon"]
+    assert "exact discrete Gaussian noise" in said["mechanism"]
+    assert not any("floating-point Gaussian" in what for what in said["not covered"])
+
+
+@pytest.mark.hostile
+def test_a_run_that_the_ledger_has_no_budget_for_is_refused_before_any_client_is_asked(tmp_path):
+    """Two runs of a target of 8 once cost a client about 12, and each said 8."""
+    words = [*CLIENT, f"privacy.ledger={tmp_path / 'ledgers'}"]
+    run(tmp_path, *words)
+    with pytest.raises(
+        BudgetSpentError, match=r"client-level DP: budget: epsilon would be .* of 8 .*take fewer rounds"
+    ):
+        run(tmp_path, *words)
+    assert len(Ledger(tmp_path / "ledgers" / "server.sqlite").rows()) == 2
+    told = held_by_server(build(compose(words)))
+    assert 7.9 < told.epsilon <= told.target == 8 < told.after
+    answer = CliRunner().invoke(app, ["run", *words])
+    assert answer.exit_code == 3
+    assert "of 8 it would be with this run, which is refused" in answer.output
+
+
+def test_data_that_were_dealt_anew_take_no_budget_from_a_ledger_of_others(tmp_path):
+    words = [*CLIENT, f"privacy.ledger={tmp_path / 'ledgers'}"]
+    run(tmp_path, *words)
+    with pytest.raises(ConfigError, match="examples dealt anew would be spent twice"):
+        build(compose([*words, "seed=1"]))
+
+
+def test_both_kinds_of_ledgers_share_one_folder(tmp_path):
+    words = [*BOTH, f"privacy.ledger={tmp_path / 'ledgers'}", "privacy.target_epsilon=20"]
+    words += ["privacy.noise_multiplier=4", "privacy.client_noise_multiplier=4", "privacy.client_target_epsilon=null"]
+    run(tmp_path, *words)
+    second = run(tmp_path, *words)
+    assert (second.private, second.privacy_reasons) == (True, [])
+    assert {path.name for path in (tmp_path / "ledgers").glob("*.sqlite")} == {"server.sqlite"}
+    assert len(list((tmp_path / "ledgers").glob("*/ledger.sqlite"))) == 6
+
+
+def test_float_noise_is_named_in_the_statement(tmp_path):
+    said = statement_of(run(tmp_path, *CLIENT, "privacy.noise=gaussian").folder)
+    assert "floating-point Gaussian noise on the sum" in said["mechanism"]
+    assert any("floating-point Gaussian: epsilon is that of the ideal" in what for what in said["not covered"])

@@ -22,10 +22,14 @@ from fedq.config import ConfigError, compose, network
 from fedq.config.config_file import write_config
 from fedq.delivery import ClientFiles
 from fedq.experiment import SERVER, Experiment, build
+from fedq.publication import write_publication
 from fedq.results import Result, RoundRow, events, new_run_folder
+from fedq.results.result import INSECURE_LINK
 from fedq.results.wording import size
 from fedq.server import GridLink, QuantizedFedAvg, Roster
 from fedq.server.link import Replied, nobody
+from fedq.server.node_names import FILE as NODE_NAMES
+from fedq.server.node_names import NodeNames, fingerprint, read_node_names
 from fedq.server.roster import BudgetSpentError, Desk, Exchange, LinkLostError, TooFewClientsError, wait_for_clients
 from fedq.training.numerics import use_one_thread
 
@@ -51,7 +55,7 @@ def serve_run(grid: Any, context: Context) -> None:
             result = serve(
                 experiment,
                 strategy,
-                link(experiment, strategy, grid, tell=tell.note),
+                link(experiment, strategy, grid, tell=tell.note, trusted=simulated),
                 folder=folder,
                 watch=tell.row,
                 clients=ClientFiles(clients, str(context.run_id)) if simulated else None,
@@ -59,6 +63,10 @@ def serve_run(grid: Any, context: Context) -> None:
         finally:
             if simulated and clients.is_dir():
                 shutil.move(clients, folder / "clients")
+        if context.run_config.get(INSECURE):
+            result = replace(result, link=INSECURE_LINK)
+            result.write(folder)
+        write_publication(folder, result)  # once more: the clients' files lie in it now
         tell.result(result)
     except (ConfigError, TooFewClientsError, LinkLostError, OSError) as error:
         words = f"{error}. Flower simulates as many nodes as you say: {_NODES}" if _too_few(error, simulated) else error
@@ -108,6 +116,7 @@ class Words(Events):
 
 
 EVENTS = "events"  # a key of the run's config, which a fedq that follows sets
+INSECURE = "insecure"  # another: the run was asked for over a connection without TLS of its own
 _SIMULATED_WAIT = 30.0
 _NODES = "flwr run . --federation-config num-supernodes=N"
 
@@ -123,16 +132,36 @@ def link(
     *,
     tell: Callable[[str], None],
     replied: Replied = nobody,
+    trusted: bool = False,
 ) -> GridLink:
-    """A link to clients that come when they come, over a grid that others made."""
+    """A link to clients that come when they come, over a grid that others made.
+
+    `trusted`: all nodes are this machine's own; else a name belongs to the node whose key the server's file gives it.
+    """
     runtime = experiment.config.runtime
+
+    # A grid in memory has no other nodes than those of this machine.
+    names = NodeNames(trusted=True) if trusted else read_node_names(home() / NODE_NAMES)
+    keys: dict[int, str] = {}
+
+    def nodes() -> list[int]:
+        found = flower.node_keys(grid)
+        keys.update({node: fingerprint(key) for node, key in found.items() if node not in keys})
+        return list(found)
 
     def greet(exchange: Exchange) -> Roster:
         enough = experiment.config.clients if runtime.min_available is None else runtime.min_available
         return wait_for_clients(
             exchange,
-            grid.get_node_ids,
-            Desk(version=__version__, formats=codec.FORMATS, layout=strategy.layout.digest),
+            nodes,
+            Desk(
+                version=__version__,
+                formats=codec.FORMATS,
+                layout=strategy.layout.digest,
+                private=experiment.claims_privacy,
+                names=names,
+                key_of=lambda node: keys.get(node, ""),
+            ),
             expected=experiment.identities,
             wait=runtime.wait,
             enough=enough,

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from fedq.config import Problem
 
-OURS: Final = ("name", "partition-id", "data-path", "state-dir", "policy", "epsilon", "delta")
+OURS: Final = ("name", "partition-id", "data-path", "state-dir", "head-dir", "policy", "epsilon", "delta")
 LIMITS: Final = ("policy", "epsilon", "delta")  # without which more would leave, and nobody would notice
 # Near ours, and others': `dataset-path` is that of Flower's own examples, `delay` an ordinary word.
 OTHERS: Final = ("num-partitions", "dataset-path", "delay")

@@ -13,12 +13,19 @@ from fedq.config import public
 from fedq.delivery import ClientFiles, Delivery
 from fedq.experiment import Experiment
 from fedq.experiment.client_level import client_level_mechanism, sampler
-from fedq.privacy import standard_error
+from fedq.privacy import (
+    AnyMechanism,
+    ClientLevelMechanism,
+    ClientLevelPlan,
+    Declined,
+    LedgerError,
+    standard_error,
+)
 from fedq.results import Result, RoundRow
 from fedq.server import Roster, Rules, Total, run_rounds
 from fedq.server.broadcast import Broadcast
 from fedq.server.loop import Score, Scores
-from fedq.server.roster import too_few
+from fedq.server.roster import BudgetSpentError, TooFewClientsError, too_few
 from fedq.server.strategy import QuantizedFedAvg
 from fedq.server.total import Rejected, Traffic
 
@@ -53,7 +60,9 @@ def serve(
 
     `clients`: where their files lie, if on this machine; only then can the result say that the run was private.
     """
-    config, begun = experiment.config, time.monotonic()
+    config, begun, plan = experiment.config, time.monotonic(), experiment.client_plan
+    if plan is not None:
+        mechanism, home, before = _protection(experiment, plan, folder)
     roster, hello = link.meet()
     roster.keep(experiment.identities)
     present = len(roster.nodes)
@@ -64,12 +73,11 @@ def serve(
         refused = ", ".join(f"{r.client}: {r.reason}" for r in roster.refused[:5]) or "no answer"
         text = f"{present} of {config.clients} clients answered, too few for a round ({refused})"
         raise too_few(text, roster.refused, lacking=config.strategy.min_clients - present)
-    judge, plan = _Judge(experiment, strategy, link, roster), experiment.client_plan
+    judge = _Judge(experiment, strategy, link, roster)
     draws, kept = sampler(config, plan, list(roster.nodes)), None
     if plan is not None:
-        mechanism, home = client_level_mechanism(config, plan, folder, experiment.data_name)
         strategy.protect(mechanism)
-        kept = ServerFiles(home, folder.name, draws.source)
+        kept = ServerFiles(home, folder.name, draws.source, mechanism.ledger, before)
     with Delivery(experiment, folder, watch, clients=clients, server=kept) as delivery:
         outcome = run_rounds(
             strategy=strategy,
@@ -92,6 +100,23 @@ def serve(
         )
         link.close()  # nobody trains, or spends, any more: the evidence is complete
         return delivery.close(outcome, begun=begun)
+
+
+def _protection(
+    experiment: Experiment, plan: ClientLevelPlan, folder: Path
+) -> tuple[ClientLevelMechanism, Path, list[AnyMechanism]]:
+    """The mechanism for whole clients, the folder of its files, and what earlier runs spent of one client.
+
+    BudgetSpentError where not all of this run fits into what they left.
+    """
+    try:
+        mechanism, home = client_level_mechanism(experiment.config, plan, folder, experiment.data_name)
+        return mechanism, home, mechanism.admit()
+    except Declined as declined:
+        fix = "take fewer rounds or clients a round, or more noise, or raise privacy.client_target_epsilon"
+        raise BudgetSpentError(f"client-level DP: {declined}; {fix}") from None
+    except LedgerError as error:
+        raise TooFewClientsError(f"no round can be spent: {error}") from None
 
 
 class _Judge:

@@ -1,19 +1,23 @@
 """One audit from beginning to end: which checks are made of a mechanism, and of an experiment's. Knows experiments."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from fedq.audit import accountant
 from fedq.audit.black_box import black_box_run
 from fedq.audit.canaries import repeated_runs, white_box_run
 from fedq.audit.findings import Bounds, Check
+from fedq.audit.hostile_weights import NOT_EXACT, shares_check
 from fedq.audit.neighbours import neighbour_checks
 from fedq.audit.noise import noise_checks
 from fedq.audit.scaling import scaling_check
+from fedq.audit.secrecy import secrecy_checks
 from fedq.audit.subject import Subject, subject_of, workplace
 from fedq.audit.verdict import judged, refuted_epsilon
 from fedq.config import public
 from fedq.data import Examples
 from fedq.experiment import Experiment
+from fedq.privacy import DPPlan
 from fedq.randomness import generator
 
 Tell = Callable[[str], None]
@@ -24,20 +28,29 @@ class Effort:
     """How much is looked at."""
 
     canaries: int = 4000
-    pairs: int = 10_000
+    pairs: int = 1_000
     seeds: int = 1
     repeats: int = 0  # runs with one canary or none
     black_box: int = 0  # canaries among the data of a whole run of one client
 
 
-def audit_mechanism(experiment: Experiment, effort: Effort, *, tell: Tell) -> tuple[list[Check], list[Bounds]]:
-    """All checks of the client that an experiment builds; AuditError where privacy is off."""
+def audit_mechanism(
+    experiment: Experiment, effort: Effort, *, tell: Tell
+) -> tuple[list[Check], list[Bounds], list[str]]:
+    """All checks of the client that an experiment builds, bounds, and what was not looked at and why.
+
+    AuditError where privacy is off.
+    """
     with workplace() as folder:
         subject, train = subject_of(experiment, folder), experiment.dataset.train
         shards = {f"client {name}": train.inputs[rows] for name, rows in experiment.shards.items()}
         rounds = public.participation_cap(experiment.config)
-        checks, bounds = audit_subject(subject, train, effort, rounds=rounds, tell=tell)
+        plans = list(experiment.plans.values())
+        checks, bounds = audit_subject(subject, train, effort, rounds=rounds, tell=tell, plans=plans)
         checks.append(scaling_check({"all training examples": train.inputs, **shards}))
+        left_out = [] if subject.plan.noise == "discrete" else [NOT_EXACT]
+        if (why := accountant.why_no_target(subject.plan)) is not None:
+            left_out.append(f"target: {why}")
         if effort.black_box:
             shard = train[experiment.shards[experiment.identities[0]]]
 
@@ -48,16 +61,23 @@ def audit_mechanism(experiment: Experiment, effort: Effort, *, tell: Tell) -> tu
             seen = black_box_run(subject, shard, canaries=effort.black_box, rounds=rounds, rng=rng, tell=trained)
             check, bound = judged(seen, subject.plan, rounds=rounds, box="black-box")
             checks, bounds = [check, *checks], [*bounds, bound]
-        return checks, bounds
+        return checks, bounds, left_out
 
 
 def audit_subject(
-    subject: Subject, examples: Examples, effort: Effort, *, rounds: int, tell: Tell, first_seed: int = 0
+    subject: Subject,
+    examples: Examples,
+    effort: Effort,
+    *,
+    rounds: int,
+    tell: Tell,
+    first_seed: int = 0,
+    plans: Sequence[DPPlan] = (),
 ) -> tuple[list[Check], list[Bounds]]:
     """All checks of one mechanism on data like `examples`; `rounds`: the most that one client may take part in.
 
-    Each of `effort.seeds` audits has coins, pairs and noise of its own; a check's p-value is the least of them, times
-    their number.
+    `plans`: those of all clients, where some have budgets of their own. Each of `effort.seeds` audits has coins, pairs
+    and noise of its own; a check's p-value is the least of them, times their number.
     """
     checks: list[list[Check]] = []
     bounds: list[Bounds] = []
@@ -68,7 +88,7 @@ def audit_subject(
             tell(f"{of}{done:,} of {effort.pairs:,} pairs of neighbours")
 
         tell(f"{of}{effort.canaries:,} canaries in one run")
-        coins, pairs = generator(seed, "audit", "coins"), generator(seed, "audit", "neighbours")
+        coins, pairs, others = (generator(seed, "audit", use) for use in ("coins", "neighbours", "others"))
         seen = white_box_run(subject, canaries=effort.canaries, rounds=rounds, rng=coins)
         check, bound = judged(seen, subject.plan, rounds=rounds, box="white-box")
         if effort.repeats:
@@ -79,9 +99,17 @@ def audit_subject(
         bounds.append(bound)
         tell(f"{of}noise of a client without examples")
         noise = noise_checks(subject, examples)
+        tell(f"{of}where random numbers come from")
+        secret = secrecy_checks(subject, examples, rng=others)
         same = neighbour_checks(subject, examples, pairs=effort.pairs, rng=pairs, tell=paired)
-        checks.append([check, *noise, *same])
-    return [_worst(same) for same in zip(*checks, strict=True)], bounds
+        if subject.plan.noise == "discrete":
+            tell(f"{of}weights of a hostile server")
+            same.append(shares_check(subject, examples, rng=others))
+        checks.append([check, *noise, *secret, *same])
+    found = [_worst(same) for same in zip(*checks, strict=True)]
+    if accountant.available() and (target := accountant.target_check(plans or [subject.plan], rounds=rounds)):
+        found.append(target)
+    return found, bounds
 
 
 def _worst(same: tuple[Check, ...]) -> Check:

@@ -1,7 +1,8 @@
 """Neighbouring data under the same randomness: what one example more may change, and what not. Knows answers.
 
 A pair is one shard with and without one example, which is drawn in one step or in none. Everything else that is random
-is replayed. Where the example is not drawn nothing may differ; where it is, the sums differ by at most the clip norm.
+is replayed, masks and views of each example too. Where the example is not drawn nothing may differ; where it is, the
+sums differ by at most the clip norm. Some servers send weights that are scaled by powers of two.
 """
 
 import math
@@ -11,7 +12,6 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import nn
 
 from fedq import wire
 from fedq.audit.findings import Check
@@ -23,8 +23,10 @@ from fedq.privacy import DPPlan
 STEPS = 2  # a pair looks at: what differs between them, and what is kept from one to the next
 USUAL_SHARD, LARGEST_SHARD = 12, 256  # small ones are quick; one in five may have twice the nominal examples
 PER_SHARD = 10  # examples that are added, one at a time, to the same shard
-# Of float32 sums, relative to the clip norm and to the whole noised sum.
+SCALED = 0.2  # share of the shards whose weights a server scaled, by 2^10 to 2^40
+# Of float32 sums (noise=gaussian), relative to the clip norm and to the whole noised sum.
 _ROUNDING, _ROUNDING_OF_SUM = 1e-3, 2.0**-22
+_OF_FLOAT32 = 2.0**-24  # of each value of an exact sum, where the optimizer gets it
 
 CLAIMS = {
     "reply": "a client replies, or does not, whatever one example is",
@@ -46,44 +48,45 @@ def neighbour_checks(
     broken: Counter[str] = Counter()
     first: dict[str, str] = {}
     largest, done = 0.0, 0
-    draws_masks = subject.trainer.recipe.views is not None or any(
-        isinstance(m, nn.modules.dropout._DropoutNd) for m in subject.trainer.model.modules()
-    )
     while done < pairs:
         nominal = min(LARGEST_SHARD, 2 * subject.plan.nominal_examples)
         size = int(rng.integers(0, min(len(examples), nominal if rng.random() < 0.2 else USUAL_SHARD) + 1))
         shard = examples[rng.choice(len(examples), size, replace=False)]
         seed = int(rng.integers(2**62))
         coins = rng.random((steps, size)) < rng.choice([0.0, 0.5, 1.0])  # empty batches and whole ones too
-        without_source = Replayed(seed, coins)
-        without = subject.answer(shard, without_source)
+        names = np.arange(size)
+        weights = scaled(subject.weights, rng) if subject.plan.noise == "discrete" and rng.random() < SCALED else None
+        without_source = Replayed(seed, coins, names=names)
+        without = subject.answer(shard, without_source, weights=weights)
         if without.refused is not None and size:
             raise AuditError(f"a client with {size} examples of the data does not answer: {without.refused}")
         for _ in range(min(PER_SHARD, pairs - done)):
             kind = KINDS[int(rng.integers(len(KINDS)))]
             drawn_in = int(rng.integers(-1, steps))  # -1: in none
-            place = size if draws_masks else int(rng.integers(0, size + 1))
+            place = int(rng.integers(0, size + 1))
             added = kind(examples[[int(rng.integers(len(examples)))]])
             column = np.arange(steps) == drawn_in
-            source = Replayed(seed, np.insert(coins, place, column, axis=1))
-            answer = subject.answer(_inserted(shard, added, place), source)
+            source = Replayed(seed, np.insert(coins, place, column, axis=1), names=np.insert(names, place, size))
+            answer = subject.answer(_inserted(shard, added, place), source, weights=weights)
             moved = _moved(subject, without, answer, drawn_in)
-            if not draws_masks:
-                largest = max(largest, moved)
+            largest = max(largest, moved)
             for name in _differences(subject, without, answer, without_source.draws, source.draws, drawn_in):
                 broken[name] += 1
                 first.setdefault(name, _told(name, without, answer, kind.__name__.strip("_").replace("_", " ")))
-            if moved > 1 and not draws_masks:
+            if moved > 1:
                 broken["sensitivity"] += 1
             done += 1
         tell(done)
     first["sensitivity"] = f"largest move {largest:.4g} clip norms"
-    return [_check(name, broken[name], done, first.get(name, "")) for name in CLAIMS if not _skipped(name, draws_masks)]
+    return [_check(name, broken[name], done, first.get(name, "")) for name in CLAIMS]
 
 
-def _skipped(name: str, draws_masks: bool) -> bool:
-    """Dropout's masks, and views, depend on places: one example more draws others, from a seed that stays secret."""
-    return name == "sensitivity" and draws_masks
+def scaled(weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A run of the weights times a power of two, as a server may send them: gradients explode."""
+    first, last = sorted(rng.integers(0, len(weights) + 1, size=2))
+    changed = weights.copy()
+    changed[first:last] *= np.float32(2.0 ** int(rng.choice([10, 20, 40])))
+    return changed
 
 
 def _check(name: str, broken: int, pairs: int, told: str) -> Check:
@@ -130,10 +133,12 @@ def _moved(subject: Subject, without: Answer, answer: Answer, drawn_in: int) -> 
     most = 0.0
     for step in range(min(last + 1, len(answer.gradients), len(without.gradients))):
         ours, theirs = answer.gradients[step], without.gradients[step]
-        rounding = _ROUNDING + _ROUNDING_OF_SUM * float(np.linalg.norm(theirs)) * subject.plan.divisor / (
-            subject.plan.clip_norm
-        )
-        apart = float(np.linalg.norm(ours - theirs)) * subject.plan.divisor / subject.plan.clip_norm
+        clips = subject.plan.divisor / subject.plan.clip_norm
+        if subject.plan.noise == "discrete":
+            rounding = _OF_FLOAT32 * float(np.linalg.norm(np.abs(ours) + np.abs(theirs))) * clips
+        else:
+            rounding = _ROUNDING + _ROUNDING_OF_SUM * float(np.linalg.norm(theirs)) * clips
+        apart = float(np.linalg.norm(ours - theirs)) * clips
         most = max(most, apart / (1 + rounding) if math.isfinite(apart) else math.inf)
     return most
 

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import numpy as np
 
+from fedq.audit import accountant
 from fedq.audit.findings import Check
 from fedq.audit.membership import Membership, membership
 from fedq.experiment import Experiment
 from fedq.experiment.ledgers import LEDGER
 from fedq.int8_delivery import delivered_model
-from fedq.privacy import Ledger, LedgerError
+from fedq.privacy import AnyMechanism, Ledger, LedgerError
 from fedq.quant import Int8Model
 from fedq.results import Result
 from fedq.training import LOSSES, outputs_of
@@ -18,25 +19,37 @@ from fedq.training import LOSSES, outputs_of
 INT8_MODEL = "model.onnx"
 
 
-def account_check(folder: Path, result: Result) -> Check | None:
-    """Whether the clients' ledgers are whole and cover the run's claim; None where they do not lie with the run."""
+def account_check(folder: Path, result: Result) -> tuple[Check | None, list[str]]:
+    """Whether the clients' ledgers are whole and cover the run's claim, and what could not be looked at.
+
+    Their rows are composed by fedq's accountant and by another one.
+    """
     ledgers = sorted(folder.glob(f"clients/*/{LEDGER}"))
     if result.epsilon is None or result.delta is None or not ledgers:
-        return None
-    wrong, most = [], 0.0
+        return None, ["the account: no client's ledger lies with the run"]
+    wrong, most, rows = [], 0.0, set[tuple[AnyMechanism, ...]]()
     for path in ledgers:
         try:
             ledger = Ledger(path, access="read")
             ledger.verify()
             most = max(most, ledger.epsilon(result.delta))
+            rows.add(tuple(ledger.mechanisms()))
         except LedgerError as error:
             wrong.append(str(error))
     # By prv, the smaller of the accountants: a run that counted by rdp said more than that.
     if not wrong and most > result.epsilon * (1 + 1e-9) + 1e-9:
         wrong.append(f"a ledger says epsilon {most:.4g}, the run {result.epsilon:.4g}")
-    seen = wrong[0] if wrong else f"{len(ledgers)} ledgers are whole; the largest epsilon is {most:.4g}"
-    claim = "every ledger is whole and none says more than the run"
-    return Check("account", claim, 0.0 if wrong else 1.0, seen, chance=False)
+    seen = f"{len(ledgers)} ledgers are whole; the largest epsilon is {most:.4g}"
+    left_out = []
+    if accountant.available():
+        elsewhere = max((accountant.epsilon_elsewhere(row, result.delta) for row in rows), default=0.0)
+        if not wrong and accountant.exceeds(elsewhere, result.epsilon):
+            wrong.append(f"a ledger costs epsilon {elsewhere:.4g} by dp-accounting, the run says {result.epsilon:.4g}")
+        seen += f", {elsewhere:.4g} by dp-accounting"
+    else:
+        left_out.append(f"the account by another accountant: {accountant.NOT_THERE}")
+    claim = "every ledger is whole and none costs more than the run says"
+    return Check("account", claim, 0.0 if wrong else 1.0, wrong[0] if wrong else seen, chance=False), left_out
 
 
 def membership_scores(experiment: Experiment, folder: Path) -> tuple[list[Membership], list[str]]:

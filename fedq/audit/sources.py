@@ -1,8 +1,11 @@
 """Sources of randomness that an auditor hands to a mechanism: replayed, and written down. Knows no mechanism.
 
-What is asked of them, kind by kind, is part of a mechanism's control flow.
+What is asked of them, kind by kind, is part of a mechanism's control flow. How much they gave is counted in bits, since
+what was made of few can be searched.
 """
 
+import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,31 +15,67 @@ from fedq.privacy import RandomSource, SeededRandom
 from fedq.privacy.noise import Shape, Source
 
 Draw = tuple[str, Any]  # the distribution, and what it was asked for
+_WORD, _DIGITS = 64, 53  # bits of a word, and of a uniform number or a normal
 
 
 class Noted:
-    """Another source, and a list of all that was asked of it."""
+    """Another source, a list of all that was asked of it, and how many bits it gave; its streams are noted, too."""
 
     def __init__(self, source: RandomSource) -> None:
         self._source = source
         self.draws: list[Draw] = []
+        self.bits = 0  # handed over; coins are not counted, since each is one example's own
+        self.streams: dict[str, Noted] = {}
 
     @property
     def source(self) -> Source:
         return self._source.source
 
+    @property
+    def secret_bits(self) -> int:
+        return self._source.secret_bits
+
+    def stream(self, use: str) -> "Noted":
+        # That it is opened is control flow; how much is drawn from it goes by the batch, and is not.
+        self.draws.append(("stream", use))
+        self.streams[use] = self._stream(use)
+        return self.streams[use]
+
+    def _stream(self, use: str) -> "Noted":
+        return Noted(self._source.stream(use))
+
+    def words(self, count: int) -> np.ndarray:
+        self._note("words", count, bits=_WORD * count)
+        return self._source.words(count)
+
+    def words_of(self, examples: np.ndarray, each: int) -> np.ndarray:
+        self._note("words_of", each, bits=_WORD * each * len(examples))
+        return self._source.words_of(examples, each)
+
     def uniform(self, shape: Shape) -> np.ndarray:
-        self.draws.append(("uniform", shape))
+        self._note("uniform", shape, bits=_DIGITS * _count(shape))
         return self._source.uniform(shape)
 
     def normal(self, shape: Shape) -> np.ndarray:
-        self.draws.append(("normal", shape))
+        self._note("normal", shape, bits=_DIGITS * _count(shape))
         return self._source.normal(shape)
+
+    def discrete_gaussian(self, sigma: float, count: int) -> np.ndarray:
+        self._note("discrete_gaussian", (sigma, count), bits=count * max(1, math.floor(math.log2(max(sigma, 2)))))
+        return self._source.discrete_gaussian(sigma, count)
+
+    def below(self, bound: int) -> int:
+        self._note("below", bound, bits=max(0, bound.bit_length() - 1))
+        return self._source.below(bound)
 
     def bernoulli(self, q: float, n: int) -> np.ndarray:
         # Not n: how many examples there are is no secret to whoever draws their coins.
-        self.draws.append(("bernoulli", q))
+        self._note("bernoulli", q, bits=0)
         return self._source.bernoulli(q, n)
+
+    def _note(self, kind: str, asked: Any, *, bits: int) -> None:
+        self.draws.append((kind, asked))
+        self.bits += bits
 
     def __getattr__(self, name: str) -> Any:
         """A distribution that only some mechanisms ask for."""
@@ -45,22 +84,53 @@ class Noted:
             return found
 
         def noted(*arguments: Any, **named: Any) -> Any:
-            self.draws.append((name, (arguments, tuple(sorted(named.items())))))
+            self._note(name, (arguments, tuple(sorted(named.items()))), bits=_WORD)
             return found(*arguments, **named)
 
         return noted
 
 
 class Replayed(Noted):
-    """The same numbers for the same `seed`, while the coins of the examples are given: one row a step."""
+    """The same numbers for the same `seed`, while the coins of the examples are given: one row a step.
 
-    def __init__(self, seed: int, coins: Sequence[np.ndarray]) -> None:
-        super().__init__(SeededRandom(seed))
-        self._coins = list(coins)
+    `names` (n,): a number for each example of the shard. What is drawn for an example, as its masks are, goes by its
+    name, so that it is the same wherever the example stands. Coins that are not given are thrown.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        coins: Sequence[np.ndarray] | np.ndarray = (),
+        *,
+        names: np.ndarray | None = None,
+        use: str = "",
+    ) -> None:
+        super().__init__(SeededRandom(seed, use))
+        self._seed, self._use, self._names = seed, use, names
+        self._coins: list[np.ndarray] = list(coins)
+        self._asked: Counter[int] = Counter()  # name -> how often something was drawn for it
+
+    def _stream(self, use: str) -> "Replayed":
+        return Replayed(self._seed, names=self._names, use=f"{self._use}/{use}")
+
+    def words_of(self, examples: np.ndarray, each: int) -> np.ndarray:
+        self._note("words_of", each, bits=_WORD * each * len(examples))
+        names = [int(i) if self._names is None else int(self._names[i]) for i in examples]
+        # Padding repeats examples: once drawn, a repeated one has the numbers of the first.
+        rows = {name: self._own(name).words(each) for name in dict.fromkeys(names)}
+        self._asked.update(rows)
+        return np.stack([rows[name] for name in names])
+
+    def _own(self, name: int) -> SeededRandom:
+        return SeededRandom(self._seed, f"{self._use} of {name}, {self._asked[name]}")
 
     def bernoulli(self, q: float, n: int) -> np.ndarray:
-        self.draws.append(("bernoulli", q))
+        self._note("bernoulli", q, bits=0)
         step = sum(kind == "bernoulli" for kind, _ in self.draws) - 1
         if step < len(self._coins) and len(self._coins[step]) == n:
             return self._coins[step].copy()
         return self._source.bernoulli(q, n)  # coins for something else than the examples
+
+
+def _count(shape: Shape) -> int:
+    return shape if isinstance(shape, int) else math.prod(shape)

@@ -72,14 +72,21 @@ class Subject:
         *,
         weights: np.ndarray | None = None,
         round: int = 1,
+        watch: Callable[[np.ndarray], None] = lambda gradient: None,
     ) -> Answer:
         """What a client that holds these examples answers; `random`: in place of its own source.
 
-        `weights`, float32 (layout.size,): what the server sends in place of the subject's own.
+        `weights`, float32 (layout.size,): what the server sends in place of the subject's own. `watch` is called with
+        what each step hands to the optimizer.
         """
         seen: list[np.ndarray] = []
+
+        def step(gradient: np.ndarray) -> None:
+            seen.append(gradient)
+            watch(gradient)
+
         trainer = copy.copy(self.trainer)
-        trainer.recipe = _Watched(**vars(self.trainer.recipe), watch=seen.append)
+        trainer.recipe = _Watched(**vars(self.trainer.recipe), watch=step)
         ledger = Path(tempfile.mkdtemp(dir=self.folder)) / "ledger.sqlite"
         # The audit's spends are many and buy nothing: the budget of the run is not what is on trial.
         plan = replace(self.plan, target_epsilon=math.inf)

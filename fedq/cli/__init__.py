@@ -98,7 +98,7 @@ def run(context: typer.Context) -> None:
     arguments = list(context.args)
     sys.path.insert(0, str(Path.cwd()))  # a user's own model and data lie where fedq is started
     dry = "--dry-run" in arguments
-    arguments = [a for a in arguments if a != "--dry-run"]
+    arguments = ["runtime.insecure=true" if a == "--insecure" else a for a in arguments if a != "--dry-run"]
     overrides, flags = _split(arguments)
     overlay = _overlay(flags)
     if _PAGES & set(flags):
@@ -350,12 +350,18 @@ def _print_plan(experiment: "Experiment") -> None:
 def _held_rows(experiment: "Experiment") -> list[tuple[str, str]]:
     """(epsilon, what it is) of what the ledgers hold already, and who lacks the budget to take part."""
     from fedq.results.wording import spent
-    from fedq.runtime.forecast import held
+    from fedq.runtime.forecast import held, held_by_server
 
+    rows: list[tuple[str, str]] = []
+    if (server := held_by_server(experiment)) is not None:
+        rows.append((spent(server.epsilon), "is spent already of client-level DP, by the client that has spent most"))
+        if not server.after <= server.target:
+            text = f"of {server.target:g} it would be with this run, which is refused"
+            rows.append((spent(server.after), text))
     before = held(experiment)
     if before is None:
-        return []
-    rows = [(spent(before.epsilon), "is spent already by the client that has spent most")]
+        return rows
+    rows.append((spent(before.epsilon), "is spent already by the client that has spent most"))
     if before.after > before.target:
         rows.append((spent(before.after), f"of {before.target:g} it would be with this run: not all rounds can be had"))
     meant = {"budget": "no budget for one more round", "ledger": "a ledger that cannot be read or trusted"}

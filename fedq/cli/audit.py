@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedq.cli.foreign import Allow, allowed, say_files
 from fedq.cli.terminal import FAILED, refuse, refuse_text, show
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def add_to(app: typer.Typer) -> None:
 def audit(
     context: typer.Context,
     canaries: Annotated[int, typer.Option(metavar="N", help="Canaries in the one run that bounds epsilon.")] = 4000,
-    pairs: Annotated[int, typer.Option(metavar="N", help="Pairs of neighbours under the same randomness.")] = 10_000,
+    pairs: Annotated[int, typer.Option(metavar="N", help="Pairs of neighbours under the same randomness.")] = 1_000,
     seeds: Annotated[int, typer.Option(metavar="N", help="Audits, each with coins and pairs of its own.")] = 1,
     repeats: Annotated[
         int, typer.Option(metavar="N", help="Runs with one canary or none, for a bound of its own.")
@@ -41,14 +42,15 @@ def audit(
         int, typer.Option(metavar="N", help="Canaries among the data of a whole run of one client.")
     ] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="The same as one JSON object.")] = False,
+    allow: Allow = None,
 ) -> None:
     """Audit the client of a finished run (its folder, or its config.yaml), or of a config (KEY=VALUE as of fedq run).
 
     Bounds epsilon from below by one training run with canaries, and looks for what neighbouring data may not change. A
     finished run's model also gets a membership score, before and after int8. Nothing found is no proof of privacy.
+    The config runs no code of its own: models and data that are not fedq's own need --allow MODULE.
     """
     _check(canaries=canaries, pairs=pairs, seeds=seeds, repeats=repeats, black_box=black_box)
-    sys.path.insert(0, str(Path.cwd()))  # a user's own model and data lie where fedq is started
     from fedq.audit import Audit, AuditError, Effort, audit_table
     from fedq.config import ConfigError
     from fedq.results import strict_json
@@ -58,12 +60,16 @@ def audit(
     flags = [argument for argument in context.args if argument.startswith("-")]
     if flags:
         refuse_text(
-            f"{flags[0]}: no option of fedq audit. It has --canaries, --black-box, --repeats, --pairs, --seeds, --json"
+            f"{flags[0]}: no option of fedq audit. It has --canaries, --black-box, --repeats, --pairs, --seeds, "
+            "--allow, --json"
         )
+    modules = allowed(allow)
     try:
         with one_thread(), _progress() as tell:
             run = _run(context.args)
-            found: Audit = _of_config(context.args, effort, tell) if run is None else _of_run(run, effort, tell)
+            found: Audit = (
+                _of_config(context.args, modules, effort, tell) if run is None else _of_run(run, modules, effort, tell)
+            )
     except ConfigError as error:
         refuse(error)
     except (AuditError, ValueError, OSError) as error:
@@ -101,17 +107,23 @@ def _run(arguments: list[str]) -> Path | None:
     return path
 
 
-def _of_config(overrides: list[str], effort: "Effort", tell: Callable[[str], None]) -> "Audit":
+def _of_config(
+    overrides: list[str], modules: tuple[str, ...], effort: "Effort", tell: Callable[[str], None]
+) -> "Audit":
     from fedq.config import compose, own_conf
+    from fedq.config.untrusted import check_folder
 
-    checked = compose(overrides, overlay=own_conf())
+    overlay = own_conf()
+    if overlay is not None:
+        check_folder(overlay)
+    checked = compose(overrides, overlay=overlay)
     if checked.privacy.unit == "off":
         refuse_text("privacy=off claims nothing. Use privacy=example, or give a finished run for its membership score")
     left_out = ["membership: nothing was trained; give the folder of a finished run"]
-    return _mechanism(checked, " ".join(overrides) or "the default config", effort, tell, left_out=left_out)
+    return _mechanism(checked, " ".join(overrides) or "the default config", modules, effort, tell, left_out=left_out)
 
 
-def _of_run(path: Path, effort: "Effort", tell: Callable[[str], None]) -> "Audit":
+def _of_run(path: Path, modules: tuple[str, ...], effort: "Effort", tell: Callable[[str], None]) -> "Audit":
     from fedq.audit import Audit, account_check, membership_scores
     from fedq.config.config_file import read_config
     from fedq.experiment.rebuild import finished_run
@@ -120,24 +132,29 @@ def _of_run(path: Path, effort: "Effort", tell: Callable[[str], None]) -> "Audit
         config = read_config(path)
         if config.privacy.unit == "off":
             refuse_text(f"{path}: privacy=off claims nothing. Give the run's folder for its membership score")
-        return _mechanism(config, str(path), effort, tell, left_out=["membership: give the folder of a finished run"])
+        left_out = ["membership: give the folder of a finished run"]
+        return _mechanism(config, str(path), modules, effort, tell, left_out=left_out)
     run = finished_run(path)
     tell("membership scores")
-    scores, left_out = membership_scores(run.experiment(), path)
+    scores, left_out = membership_scores(run.experiment(allow=modules), path)
     if run.config.privacy.unit == "off":
         return Audit(
             str(path), [], membership=scores, left_out=[*left_out, "the mechanism: privacy=off claims nothing"]
         )
-    found = _mechanism(run.config, str(path), effort, tell, left_out=left_out)
-    account = account_check(path, run.result)
-    if account is None:
-        found = replace(found, left_out=[*found.left_out, "the account: no client's ledger lies with the run"])
+    found = _mechanism(run.config, str(path), modules, effort, tell, left_out=left_out)
+    account, unknown = account_check(path, run.result)
     checks = found.checks if account is None else [*found.checks, account]
-    return replace(found, checks=checks, membership=scores)
+    return replace(found, checks=checks, membership=scores, left_out=[*found.left_out, *unknown])
 
 
 def _mechanism(
-    config: "Config", subject: str, effort: "Effort", tell: Callable[[str], None], *, left_out: list[str]
+    config: "Config",
+    subject: str,
+    modules: tuple[str, ...],
+    effort: "Effort",
+    tell: Callable[[str], None],
+    *,
+    left_out: list[str],
 ) -> "Audit":
     from fedq.audit import Audit, audit_mechanism
     from fedq.config.schema import Runtime
@@ -145,8 +162,9 @@ def _mechanism(
 
     # The run's own ledgers are not opened: what an audit spends is spent on nothing that leaves.
     here = replace(config, runtime=Runtime(), privacy=replace(config.privacy, ledger=None))
-    checks, bounds = audit_mechanism(build(here), effort, tell=tell)
-    return Audit(subject, checks, bounds, left_out=left_out)
+    say_files(here)
+    checks, bounds, not_looked_at = audit_mechanism(build(here, allow=modules), effort, tell=tell)
+    return Audit(subject, checks, bounds, left_out=[*left_out, *not_looked_at])
 
 
 @contextmanager

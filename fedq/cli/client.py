@@ -23,13 +23,24 @@ def status(
     policy: Annotated[Path | None, typer.Option(metavar="FILE", help="The policy file of its node config.")] = None,
     epsilon: Annotated[float | None, typer.Option(help="The epsilon of its node config: its own budget.")] = None,
     delta: Annotated[float | None, typer.Option(help="The delta of its node config (1e-5 beside an epsilon).")] = None,
+    head_dir: Annotated[Path | None, typer.Option(metavar="DIR", help="The head-dir of its node config.")] = None,
 ) -> None:
     """What was spent, by which runs, what left this machine, and what is left of the budget."""
     from fedq.client.state import DECLINED
     from fedq.config import ConfigError
     from fedq.config.budgets import own_delta, own_limit_problems
     from fedq.experiment.ledgers import LEDGER
-    from fedq.privacy import Ledger, LedgerError, PolicyError, is_begun, limits, read_policy, uncounted
+    from fedq.privacy import (
+        Ledger,
+        LedgerError,
+        PolicyError,
+        head_of,
+        is_begun,
+        is_coarse,
+        limits,
+        read_policy,
+        uncounted,
+    )
     from fedq.results.accounts import ClientStatus, by_run, status_table, total
 
     if found := list(own_limit_problems(epsilon, delta, where="--")):
@@ -38,14 +49,15 @@ def status(
         refuse_text(f"{state}: no such folder. Name the state-dir of the client's node config")
     try:
         accepts = None if policy is None else read_policy(policy)
-        head = None if accepts is None or not accepts.head else Path(accepts.head)
-        path = state / LEDGER
+        path = state.absolute() / LEDGER
+        head = head_of(path, accepts, head_dir)
         rows = Ledger(path, access="read", head=head).rows() if is_begun(path, head=head) else []
     except (LedgerError, PolicyError) as error:
         refuse_text(str(error))
     # As the client itself does: node config and policy, whichever is stricter.
     budget, counted_at = limits(accepts, epsilon, own_delta(epsilon, delta))
     whole, at = total(rows, delta=counted_at)
+    runs, older = by_run(rows, delta=counted_at)
     declined = state / DECLINED
     lines = declined.read_text(encoding="utf-8").splitlines() if declined.exists() else []
     show(
@@ -59,7 +71,10 @@ def status(
                 source="your budget" if budget == epsilon else "your policy's",
                 floor=None if accepts is None else accepts.max_epsilon,
                 uncounted=[] if epsilon is not None or delta is not None else uncounted(accepts),
-                runs=by_run(rows, delta=counted_at),
+                coarse=is_coarse([row.spend.as_mechanism() for row in rows]),
+                head=None if head is None else str(head),
+                runs=runs,
+                older_runs=older,
                 left=dict(_left(state / "runs")),
                 declined=lines[-DECLINED_SHOWN:],
                 turned_away=len(lines),

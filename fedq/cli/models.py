@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedq.cli.foreign import Allow, allowed, say_files
 from fedq.cli.terminal import FAILED, refuse, refuse_text, say, show
 
 if TYPE_CHECKING:
@@ -30,18 +31,19 @@ def export(
     run: Run,
     form: Annotated[str, typer.Option("--format", help="What is written: onnx.")] = "onnx",
     output: Annotated[Path | None, typer.Option(metavar="FILE", help="Where to; RUN/model.onnx if left out.")] = None,
+    allow: Allow = None,
 ) -> None:
     """Write the int8 model of a finished run again, and measure it on int8 kernels.
 
     The experiment is rebuilt from RUN/config.yaml and RUN/model.safetensors; nothing is trained. A file whose answers
-    are not the fake-quant model's is not kept.
+    are not the fake-quant model's is not kept. Models and data that are not fedq's own need --allow MODULE.
     """
     if form not in FORMATS:
         refuse_text(f"--format {form}: not a format of fedq. Use --format {FORMATS[0]}")
     if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
         refuse_text(f"--output {output}: not a file in a folder that exists. Name one, such as model.onnx")
     path = run / "model.onnx" if output is None else output
-    finished, experiment = _rebuilt(run)
+    finished, experiment = _rebuilt(run, allow)
     if experiment.config.quant.activations == "off":
         refuse_text(f"{run}: quant.activations=off, and no int8 kernel takes floats. Use a run with 8-bit activations")
     from fedq.int8_delivery import deliver_int8, quantized_lines, ranges_missing
@@ -77,10 +79,11 @@ def export(
 def inspect(
     model: Model,
     as_json: Annotated[bool, typer.Option("--json", help="The same as one JSON object.")] = False,
+    allow: Allow = None,
 ) -> None:
     """Layer by layer: integers, ranges, saturation, and where the int8 model leaves the float one."""
     folder = model.parent if model.name in ("model.onnx", "model.safetensors") else model
-    finished, experiment = _rebuilt(folder)
+    finished, experiment = _rebuilt(folder, allow)
     from fedq.int8_delivery import delivered_model
     from fedq.quant import ExportError
     from fedq.quant.inspection import inspect as look
@@ -111,9 +114,9 @@ def inspect(
         show(inspection_table(found, about))
 
 
-def _rebuilt(folder: Path) -> "tuple[FinishedRun, Experiment]":
+def _rebuilt(folder: Path, allow: list[str] | None) -> "tuple[FinishedRun, Experiment]":
     """The run and its experiment, or the end of the command."""
-    sys.path.insert(0, str(Path.cwd()))  # a user's own model and data lie where fedq is started
+    modules = allowed(allow)
     from fedq.config import ConfigError
     from fedq.experiment.rebuild import finished_run
 
@@ -121,7 +124,8 @@ def _rebuilt(folder: Path) -> "tuple[FinishedRun, Experiment]":
         finished = finished_run(folder)
         if finished.config.quant.name == "off":
             refuse_text(f"{folder}: a run with quant=off, whose model has no integers. Use one with quant=int8")
-        return finished, finished.experiment()
+        say_files(finished.config)
+        return finished, finished.experiment(allow=modules)
     except ConfigError as error:
         refuse(error)
     except (ValueError, OSError) as error:

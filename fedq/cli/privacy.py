@@ -19,7 +19,10 @@ BUDGETS = (0.5, 1.0, 2.0, 3.0, 5.0, 8.0)
 @app.command(short_help="Print and check a ledger, or all below a folder: fedq privacy ledger PATH.")
 def ledger(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="A ledger, or a folder that holds some.")],
-    head: Annotated[Path | None, typer.Option(metavar="FILE", help="Its head, if it does not lie beside it.")] = None,
+    head: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Its head, if it does not lie beside it; or the folder that head-dir names."),
+    ] = None,
     every: Annotated[bool, typer.Option("--all", help="All rows, not the newest alone.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The same as JSON, one object a ledger.")] = False,
     accept: Annotated[
@@ -31,11 +34,13 @@ def ledger(
     A ledger that is shorter than its head says, or whose head is gone, is not continued until a person decides:
     put the right files back, or --accept REASON, which stays on record in the head. A changed row cannot be accepted.
     """
-    from fedq.privacy import Ledger, LedgerError
+    from fedq.privacy import Ledger, LedgerError, head_in
     from fedq.results import strict_json
     from fedq.results.accounts import ledger_json, ledger_table
 
     found = ledgers_at(path)
+    if head is not None and head.is_dir():
+        head = head_in(head, found[0])
     if len(found) > 1 and (head is not None or accept is not None):
         refuse_text(f"{path}: holds {len(found)} ledgers. Name one of them")
     broken = False
@@ -122,7 +127,6 @@ def statement(
 
 def composed(overrides: list[str]) -> "Config":
     """The config of the overrides, or the end of the command with all that is wrong."""
-    sys.path.insert(0, str(Path.cwd()))
     from fedq.config import ConfigError, compose, own_conf, problems
 
     try:

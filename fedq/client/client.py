@@ -35,12 +35,30 @@ class Privacy:
         return SpendContext(data=self.data_name, run=self.run, round=round, bundle=self.bundle)
 
 
+def accept_round(round: int) -> None:
+    """For clients whose owner does not count the rounds that are asked of them."""
+
+
+def check_account(privacy: Privacy | None) -> None:
+    """Declined or LedgerError where a client cannot take part in even one round; said before the first."""
+    if privacy is None:
+        return
+    if is_begun(privacy.ledger, head=privacy.head):
+        admit(Ledger(privacy.ledger, head=privacy.head), privacy.plan, data=privacy.data_name)
+    else:
+        budget_guard(privacy.plan)([])
+
+
+def check_holdout(request: wire.Request, privacy: Privacy) -> None:
+    """MalformedReply unless as much is held out as this client's own public configuration says, in every round."""
+    if request.holdout != privacy.holdout:
+        text = f"the request holds out {request.holdout:g} of the examples, this client {privacy.holdout:g}"
+        raise wire.MalformedReply("holdout", text)
+
+
 @dataclass
 class Client:
-    """A data owner. `shard` gives all its examples, after the request was admitted.
-
-    In a deployment the loader itself runs before that: the model's shape is known only from its data.
-    """
+    """A client with its data at hand. `shard` gives all its examples, after the request was admitted."""
 
     identity: str
     trainer: Trainer
@@ -50,15 +68,32 @@ class Client:
     seed: int
     keeps_weights: bool = False  # what it was sent last, since the server sends changes
     privacy: Privacy | None = None
+    # May decline a round before anything of it is done.
+    on_training: Callable[[int], None] = field(default_factory=lambda: accept_round, init=False, repr=False)
     _held: np.ndarray | None = field(default=None, init=False, repr=False)
 
-    def train(self, request: wire.Request) -> wire.Reply:
-        """The update for one request. Raises `Declined` or `MalformedUpdate` before any data is opened."""
+    @property
+    def layout_digest(self) -> bytes:
+        """Of the model that this client trains."""
+        return self.trainer.layout.digest
+
+    @property
+    def private(self) -> bool:
+        """Whether it tells nothing of why its code failed."""
+        return self.privacy is not None
+
+    def train(self, request: wire.Request, *, paid: int | None = None) -> wire.Reply:
+        """The update for one request. Raises `Declined` or `MalformedUpdate` before any data is opened.
+
+        `paid`: the row of the ledger that pays for it, if whoever opened the data has written it already.
+        """
+        if paid is None:  # else it was asked before the spend
+            self.on_training(request.round)
         with self.state.exclusive():
             if request.round < self.state.round:  # delivered again, late: its residual would replace a newer one
                 raise wire.MalformedReply("round", f"round {request.round} after round {self.state.round}")
             kept, weights = self._received(request)
-            private = self._admit(request)
+            private = self._admit(request, paid)
             trained_on, _ = self._parts(request.holdout)
             fitted = self.trainer.fit(  # under DP the spend is written, and noise is added, in here
                 weights,
@@ -92,11 +127,7 @@ class Client:
 
     def check_account(self) -> None:
         """Declined or LedgerError where this client cannot take part in even one round; said before the first."""
-        if self.privacy is not None:
-            if is_begun(self.privacy.ledger, head=self.privacy.head):
-                admit(self._ledger(), self.privacy.plan, data=self.privacy.data_name)
-            else:
-                budget_guard(self.privacy.plan)([])
+        check_account(self.privacy)
 
     def note_declined(self, why: str) -> None:
         """For the owner, where refusals of all runs are noted; in simulation for the run's, beside its evidence."""
@@ -105,25 +136,26 @@ class Client:
         if folder is not None:
             note_declined(folder, name, why)
 
-    def evaluate(self, request: wire.Request) -> wire.Reply:
+    def evaluate(self, request: wire.Request, *, paid: int | None = None) -> wire.Reply:
         """Loss and metric of the sent model on the examples that this client holds out; under DP two noisy counts."""
         if self.privacy is not None:
             with self.state.exclusive():
-                return self._count(request, self.privacy)
+                return self._count(request, self.privacy, paid)
         _, weights = self._received(request)
         _, held_out = self._parts(request.holdout)
         result = self.trainer.evaluate(weights, held_out)
         self.state.log(f"round={request.round} evaluated={len(held_out)} loss={result.loss} metric={result.metric}")
         return wire.Reply(request.round, {}, result.num_examples, result.loss, result.metric)
 
-    def _count(self, request: wire.Request, privacy: Privacy) -> wire.Reply:
+    def _count(self, request: wire.Request, privacy: Privacy, paid: int | None) -> wire.Reply:
         """How many answers are right and wrong, with noise: all that leaves, once it is paid for."""
         if privacy.plan.evaluation_epsilon is None:
             raise PermissionError("an evaluation is not covered by this client's privacy plan")
         _, weights = self._received(request)
-        self._check_holdout(request, privacy)
+        check_holdout(request, privacy)
         ledger = self._ledger()
-        admit(ledger, privacy.plan, data=privacy.data_name, counts=True)
+        if paid is None:
+            admit(ledger, privacy.plan, data=privacy.data_name, counts=True)
         _, held_out = self._parts(request.holdout)
         right, wrong, evidence = noisy_counts(
             *self.trainer.count_right(weights, held_out),
@@ -131,6 +163,7 @@ class Client:
             random=privacy.random,
             ledger=ledger,
             context=privacy.context(request.round),
+            paid=paid,
         )
         self.state.note_evidence(request.round, evidence)
         self.state.log(f"round={request.round} evaluated={len(held_out)} noisy_right={right} noisy_wrong={wrong}")
@@ -169,20 +202,14 @@ class Client:
         order = generator(self.seed, "held out", self.identity).permutation(len(examples))
         return examples[np.sort(order[held:])], examples[np.sort(order[:held])]
 
-    def _admit(self, request: wire.Request) -> PrivateFit | None:
+    def _admit(self, request: wire.Request, paid: int | None) -> PrivateFit | None:
         if self.privacy is None:
             return None
-        self._check_holdout(request, self.privacy)
+        check_holdout(request, self.privacy)
         ledger = self._ledger()
-        admit(ledger, self.privacy.plan, data=self.privacy.data_name)
-        return PrivateFit(self.privacy.plan, self.privacy.random, ledger, self.privacy.context(request.round))
-
-    @staticmethod
-    def _check_holdout(request: wire.Request, privacy: Privacy) -> None:
-        """What is held out is public configuration of this client's own, the same for the whole run."""
-        if request.holdout != privacy.holdout:
-            text = f"the request holds out {request.holdout:g} of the examples, this client {privacy.holdout:g}"
-            raise wire.MalformedReply("holdout", text)
+        if paid is None:
+            admit(ledger, self.privacy.plan, data=self.privacy.data_name)
+        return PrivateFit(self.privacy.plan, self.privacy.random, ledger, self.privacy.context(request.round), paid)
 
     def _ledger(self) -> Ledger:
         assert self.privacy is not None

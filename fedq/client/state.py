@@ -17,7 +17,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from fedq.client.residual import Residual
-from fedq.durable import write_bytes
+from fedq.durable import PRIVATE_FILE, append_to_private, make_private_folder, write_bytes
 from fedq.privacy import DPEvidence
 
 EVIDENCE, LOG, STATE, DECLINED = "evidence.jsonl", "log.txt", "state.npz", "declined.log"
@@ -26,9 +26,8 @@ _VERSION = 2
 
 def note_declined(folder: Path, run: str, why: str) -> None:
     """For the owner: a request that was turned away, and why, one line each. Never leaves."""
-    folder.mkdir(parents=True, exist_ok=True)
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    with (folder / DECLINED).open("a", encoding="utf-8") as file:
+    with append_to_private(folder / DECLINED) as file:
         file.write(f"{now} {run!r} {' '.join(why.split())}\n")
 
 
@@ -59,8 +58,8 @@ class ClientState:
         from filelock import FileLock
 
         assert self.folder is not None
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder / ".lock"):
+        make_private_folder(self.folder)
+        with FileLock(self.folder / ".lock", mode=PRIVATE_FILE):
             self._load()
             yield
 
@@ -89,7 +88,7 @@ class ClientState:
             parts: dict[str, Any] = {"before": before, "after": after, "weights": weights}
             parts = {name: value for name, value in parts.items() if value is not None}
             np.savez(file, version=np.int64(_VERSION), round=np.int64(round), **parts)
-            write_bytes(self.folder / STATE, file.getvalue())
+            write_bytes(self.folder / STATE, file.getvalue(), mode=PRIVATE_FILE)
 
     def note_evidence(self, round: int, evidence: DPEvidence) -> None:
         """What the noise-adding code says that it did, one JSON line a participation. Never leaves the client."""
@@ -120,6 +119,5 @@ class ClientState:
 
     def _append(self, name: str, line: str) -> None:
         assert self.folder is not None
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / name).open("a", encoding="utf-8") as file:
+        with append_to_private(self.folder / name) as file:
             file.write(line.rstrip("\n") + "\n")

@@ -16,8 +16,14 @@ def own_delta(epsilon: Any, delta: Any) -> Any:
     return OWN_DELTA if delta is None and epsilon is not None else delta
 
 
-def own_limit_problems(epsilon: Any, delta: Any, *, where: str) -> Iterator[Problem]:
-    """What is wrong with the limits that a data owner sets for its own data; `where` comes before their names."""
+def own_limit_problems(epsilon: Any, delta: Any, *, where: str, policy: object = None) -> Iterator[Problem]:
+    """What is wrong with the limits that a data owner sets for its own data; `where` comes before their names.
+
+    `policy`: the policy file beside them, None if there is none. A delta alone is no limit on anything.
+    """
+    if delta is not None and epsilon is None and policy is None:
+        rule = "limits nothing without an epsilon that is counted at it"
+        yield Problem(f"{where}delta", delta, rule, f"Add {where}epsilon=3.0, or a policy file")
     if epsilon is not None and (type(epsilon) not in (int, float) or not LEAST_EPSILON <= epsilon <= MOST_EPSILON):
         rule = f"must be a number in [{LEAST_EPSILON:g}, {MOST_EPSILON:g}]: the most that this data may ever spend"
         yield Problem(f"{where}epsilon", epsilon, rule, "Try 3.0")

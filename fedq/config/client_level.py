@@ -21,7 +21,7 @@ BOUNDS: dict[str, tuple[float, float, bool, bool]] = {
     "privacy.client_quantile": (0, 1, False, False),
 }
 KEYS = tuple(f.name for f in fields(Privacy) if f.name.startswith("client_"))
-_SHARED = ("unit", "accountant", "noise")  # of both guarantees
+_SHARED = ("unit", "accountant", "noise", "ledger")  # of both guarantees
 
 
 def protects_examples(config: Config) -> bool:

@@ -2,8 +2,9 @@
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -193,11 +194,17 @@ def _nearest(name: str, known: Sequence[str]) -> str:
 
 def known_keys() -> dict[str, str]:
     """Every key of an experiment -> its meaning."""
-    return {key: meaning for key, meaning, _ in _walk(Config, "")}
+    return {key: metadata["help"] for key, metadata, _ in _walk(Config, "")}
 
 
-def _walk(schema: type, prefix: str) -> list[tuple[str, str, Any]]:
-    rows: list[tuple[str, str, Any]] = []
+@lru_cache(maxsize=1)
+def path_keys() -> frozenset[str]:
+    """Keys whose value is opened, or is a place where files are made."""
+    return frozenset(key for key, metadata, _ in _walk(Config, "") if metadata["holds"] == "path")
+
+
+def _walk(schema: type, prefix: str) -> list[tuple[str, Mapping[str, str], Any]]:
+    rows: list[tuple[str, Mapping[str, str], Any]] = []
     hints = get_type_hints(schema)
     for f in fields(schema):
         hint = hints[f.name]
@@ -207,7 +214,7 @@ def _walk(schema: type, prefix: str) -> list[tuple[str, str, Any]]:
             types = [t.__name__ for t in get_args(hint) if t is not type(None)] or [
                 getattr(hint, "__name__", str(hint))
             ]
-            rows.append((f"{prefix}{f.name}", f.metadata["help"], types[0]))
+            rows.append((f"{prefix}{f.name}", f.metadata, types[0]))
     return rows
 
 
@@ -229,6 +236,7 @@ fedq new DIR makes such an app.
 
 Flags:
   --dry-run      what the run will cost (epsilon, bytes, memory); trains nothing
+  --insecure     runtime=deployment: go on though the connection is in the clear, or names no certificates
   --cfg job      print the composed config
   -m             sweep: every combination of KEY=A,B,C
   --help         this page; --hydra-help: Hydra's own

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from fedq.config.schema import Config
+from fedq.config.untrusted import check_yaml
 
 
 def write_config(config: Config, path: Path) -> None:
@@ -24,11 +25,13 @@ def read_config(path: Path) -> Config:
     """The config that `write_config` wrote, resolved as it stands: no choice file is read again.
 
     ValueError for a file that is none. Options that are not in it have their defaults, so older runs can be read.
+    Another party may have written it: it holds plain values (`untrusted`), and its `_target_`s are text here.
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
+    check_yaml(path)
     try:
         read = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path)))
     except (OmegaConfBaseException, YAMLError, ValueError, TypeError) as error:

@@ -9,13 +9,13 @@ import json
 import re
 from collections.abc import Sequence
 
-from fedq.config.compose import known_keys
+from fedq.config.compose import known_keys, path_keys
 from fedq.config.problem import ConfigError, Problem
 from fedq.config.schema import GROUPS, OPEN
 
 OVERRIDES = "overrides"  # the one key of a run's config
-# Decided on each machine: where a client's files lie, and how its server is reached.
-_LOCAL = ("privacy.ledger", "runtime.")
+# Decided on each machine: how its server is reached. Where files lie is too: `path_keys`.
+_LOCAL = "runtime."
 _SERVER = ("runtime.wait", "runtime.timeout", "runtime.min_available")  # the server app's own
 _LONGEST = 10_000
 
@@ -43,6 +43,8 @@ def refused(override: str) -> str | None:
     if key in GROUPS:
         # A path in a choice's name would compose a file outside of the bundle.
         return None if re.fullmatch(r'"?[A-Za-z0-9_][A-Za-z0-9_-]*"?', value) else "names no choice of a group"
+    if key in path_keys():
+        return "holds a path: which files are opened is decided on each machine, not over a network"
     if key.startswith(_LOCAL) and key not in _SERVER:
         return "is decided on each machine, not over a network"
     if key not in known_keys() and not any(key.startswith(f"{prefix}.") for prefix in OPEN):

@@ -25,6 +25,22 @@ def participation_cap(config: Config) -> int:
     return min(config.rounds, -(-config.rounds * cohort_size(config) // config.clients))
 
 
+def rounds_asked(config: Config) -> int:
+    """Most rounds in which one client may be asked to train.
+
+    All of them where nothing holds the server to its cohorts: with privacy off, fewer clients may come than are named.
+    """
+    in_turns = config.privacy.unit != "off" and config.privacy.client_sampling == "deal"
+    return participation_cap(config) if in_turns else config.rounds
+
+
+def steps_asked(config: Config) -> int | None:
+    """Optimizer steps of one client in one round; None where they follow from how many examples it holds."""
+    if config.privacy.unit in ("example", "both") and not math.isnan(sample_rate(config)):
+        return dp_steps(config)
+    return config.train.steps
+
+
 def evaluation_due(config: Config, round: int) -> bool:
     """Whether the model is evaluated after this round: every so often, and always in the last five."""
     return round % config.strategy.evaluate_every == 0 or round > config.rounds - 5

@@ -276,7 +276,12 @@ def _idle(config: Config) -> Iterator[Problem]:
     table: list[tuple[Sequence[str], bool, str, str]] = [
         (("runtime.workers",), c.runtime.name == "local", engine, "Use runtime=local"),
         (("runtime.address",), c.runtime.name == "ray", engine, "Use runtime=ray"),
-        (("runtime.connection",), c.runtime.name == "deployment", engine, "Use runtime=deployment"),
+        (
+            ("runtime.connection", "runtime.insecure"),
+            c.runtime.name == "deployment",
+            engine,
+            "Use runtime=deployment",
+        ),
         (
             ("runtime.wait", "runtime.min_available", "runtime.timeout"),
             c.runtime.name != "local",

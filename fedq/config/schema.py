@@ -6,14 +6,18 @@ Plain dataclasses, since OmegaConf raises `ReadonlyConfigError` on frozen ones.
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 
-def option(default: Any, meaning: str) -> Any:
-    """A dataclass field with the line that `fedq run --help` shows for it."""
+def option(default: Any, meaning: str, *, holds: Literal["value", "path"] = "value") -> Any:
+    """A dataclass field with the line that `fedq run --help` shows for it.
+
+    `holds="path"`: what is opened, or a place where files are made. Such a key never comes from a network.
+    """
+    metadata = {"help": meaning, "holds": holds}
     if isinstance(default, (dict, list)):
-        return field(default_factory=lambda: type(default)(default), metadata={"help": meaning})
-    return field(default=default, metadata={"help": meaning})
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 @dataclass
@@ -59,7 +63,9 @@ class Quant:
     )
     activation_range: float = option(8.0, "fixed (or first) range of activations without a natural bound")
     input_range: float = option(4.0, "fixed range of the model's input")
-    calibration: str | None = option(None, "dynamic: .npy file of public inputs that give the export its ranges")
+    calibration: str | None = option(
+        None, "dynamic: .npy file of public inputs that give the export its ranges", holds="path"
+    )
     skip: list[str] = option([], "name patterns of layers that stay float")
     sparsity: float | None = option(None, "share of all large weights that is zero at the end; null: dense")
     sparsity_begin: float = option(0.1, "share of the rounds after which pruning begins")
@@ -88,7 +94,7 @@ class Privacy:
     )
     augmentations: int = option(1, "views of each image whose mean gradient is clipped (De et al. 2022); 1: the image")
     augment: list[str] = option(["flip", "shift"], "what a view may be: flip (mirrored), shift (up to 2 pixels)")
-    ledger: str | None = option(None, "folder of the clients' ledgers; null: they live with the run")
+    ledger: str | None = option(None, "folder of ledgers that outlive a run; null: with the run", holds="path")
     client_target_epsilon: float | None = option(None, "client: budget of a whole client, in all rounds together")
     client_target_delta: float = option(1e-5, "client: delta of that guarantee; at most 1e-3 and 1 / (10 clients)")
     client_noise_multiplier: float | None = option(None, "client: noise std over the clip; null: by the target")
@@ -160,6 +166,9 @@ class Runtime:
     address: str | None = option(None, "ray: address of an existing cluster; null: a cluster of this run's own, here")
     client_resources: dict[str, Any] = option({}, "ray: what one client needs; {} means num_cpus: 1, num_gpus: 0")
     connection: str | None = option(None, "deployment: SuperLink connection in Flower's config.toml; null: its default")
+    insecure: bool = option(
+        False, "deployment: also over a connection that is not encrypted, or checked by no certificate (--insecure)"
+    )
     wait: float = option(300.0, "ray, deployment: seconds to wait for all clients before round 1")
     min_available: int | None = option(None, "ray, deployment: clients enough to begin after the wait; null: all")
     timeout: float = option(3600.0, "ray, deployment: seconds to wait for the replies of a round")

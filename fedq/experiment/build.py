@@ -10,12 +10,13 @@ from fedq.codec import CODECS, Codec, with_feedback
 from fedq.config import Config, ConfigError, Problem, problems, public, rules
 from fedq.config.client_level import protects_examples
 from fedq.data import Dataset
-from fedq.experiment.binding import imported, problem
+from fedq.experiment.binding import check_paths, imported, problem
 from fedq.experiment.client_level import check_all_averaged, client_level_plan
 from fedq.experiment.data import deal, load_data
 from fedq.experiment.experiment import Experiment, weights_of
+from fedq.experiment.foreign import Allowed, check_files
 from fedq.experiment.hardware import make_hardware
-from fedq.experiment.ledgers import check_ledgers, data_name
+from fedq.experiment.ledgers import check_ledgers, data_name, ledger_name
 from fedq.experiment.model import make_model, make_quantized
 from fedq.experiment.optimizers import check_training
 from fedq.experiment.owner import Owner
@@ -28,14 +29,20 @@ from fedq.server.pruning import parts_of
 from fedq.training import Recipe, Trainer, Views, layout_of, read_vector
 
 
-def build(config: Config, *, model: Any = None, data: Any = None, owner: Owner | None = None) -> Experiment:
+def build(
+    config: Config, *, model: Any = None, data: Any = None, owner: Owner | None = None, allow: Allowed | None = None
+) -> Experiment:
     """Every part of the experiment, ready to run, or `ConfigError` with all that is wrong with it.
 
     `owner`: on whose machine, in a deployment; it opens that owner's data alone.
 
     `model` (a factory or an `nn.Module`) and `data` (a function or what it may return) stand in for the config's
     `_target_` where the caller has objects; such an experiment runs in this process only.
+
+    `allow`: given where another party wrote the config: modules that its model and data may come from besides fedq.
     """
+    if allow is not None:
+        check_files(config)
     config = _named_objects(config, model=model, data=data)
     found = list(problems(config))
     if not (model is None and data is None):
@@ -43,12 +50,14 @@ def build(config: Config, *, model: Any = None, data: Any = None, owner: Owner |
         away += [("runtime", config.runtime.name)] * (config.runtime.name != "local")
         mend = "Use runtime.workers=1 runtime=local, or name the callable: model._target_=my.module.Net"
         found += [Problem(key, value, "other processes cannot get objects of this one", mend) for key, value in away]
-    dataset = load_data(config, data, found, owner=owner)
-    factory = imported(config.model.get("_target_"), "model", found) if model is None else model
+    dataset = load_data(config, data, found, owner=owner, allow=allow)
+    factory = imported(config.model.get("_target_"), "model", found, allow) if model is None else model
+    if owner is not None and owner.identity is not None and not check_paths(config, "model", factory, found):
+        factory = None
     shards = deal(config, dataset, found, owner=owner) if dataset is not None else None
     net = make_model(config, factory, model, dataset, found) if dataset is not None and factory is not None else None
     report = (
-        make_quantized(config, net, dataset, found)
+        make_quantized(config, net, dataset, found, delivers=owner is None or owner.identity is None)
         if dataset is not None and net is not None and config.quant.name != "off"
         else None
     )
@@ -108,8 +117,8 @@ def _data_name(
     """What ledgers call the examples; None where there are none, for a reason that is told already."""
     if dataset is None or shards is None:
         return None
-    if owner is not None and owner.data is not None:
-        return owner.data_name
+    if owner is not None and owner.identity is not None:
+        return ledger_name(config, owner)
     return data_name(config, dataset, shards)
 
 

@@ -10,12 +10,13 @@ from fedq.codec import Layout
 from fedq.config import Config, Problem
 from fedq.config.client_level import protects_clients
 from fedq.config.public import cohort_size, participation_cap
+from fedq.experiment.ledgers import server_ledger_file
 from fedq.privacy import ClientLevelMechanism, ClientLevelPlan, RandomSource, SecureRandom, SeededRandom, calibrate
 from fedq.randomness import key64
 from fedq.server.sampling import Dealer, Sampler, SecretPoisson
 
 SERVER_FILES = "server"  # a folder of the run: what stays with the server
-LEDGER, EVIDENCE, REPLIES = "ledger.sqlite", "evidence.jsonl", "replies.jsonl"
+EVIDENCE, REPLIES = "evidence.jsonl", "replies.jsonl"
 
 
 def client_level_plan(config: Config) -> ClientLevelPlan | None:
@@ -50,6 +51,7 @@ def client_level_plan(config: Config) -> ClientLevelPlan | None:
         target_epsilon=math.inf if p.client_target_epsilon is None else p.client_target_epsilon,
         delta=p.client_target_delta,
         accountant=accountant,
+        noise="gaussian" if p.noise == "gaussian" else "discrete",  # seeded is the source, not the kind
     )
     if (spent := plan.epsilon(charges)) > plan.target_epsilon:
         raise ValueError(
@@ -79,7 +81,7 @@ def client_level_mechanism(
     home = folder / SERVER_FILES
     mechanism = ClientLevelMechanism(
         plan,
-        ledger=home / LEDGER,
+        ledger=server_ledger_file(config, home),
         evidence=home / EVIDENCE,
         random=_random(config, "server noise"),
         data=data,

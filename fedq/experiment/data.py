@@ -8,12 +8,15 @@ import numpy as np
 
 from fedq.config import Config, Problem, public
 from fedq.data import PARTITIONERS, Dataset, as_dataset, csv, is_shard, read_shard
-from fedq.experiment.binding import arguments, bound, imported, problem
+from fedq.experiment.binding import arguments, bound, check_paths, imported, problem
+from fedq.experiment.foreign import Allowed
 from fedq.experiment.owner import Owner
 from fedq.randomness import generator
 
 
-def load_data(config: Config, data: Any, found: list[Problem], *, owner: Owner | None = None) -> Dataset | None:
+def load_data(
+    config: Config, data: Any, found: list[Problem], *, owner: Owner | None = None, allow: Allowed | None = None
+) -> Dataset | None:
     """What the config's loader gives; on a client's machine, of the path that its own node config names."""
     options = arguments(config, "data", data)
     own = owner.data if owner is not None else None
@@ -21,8 +24,11 @@ def load_data(config: Config, data: Any, found: list[Problem], *, owner: Owner |
         source: Any = read_shard
         options = {"path": str(own)}
     else:
-        source = imported(config.data.get("_target_"), "data", found) if data is None else data
-        if owner is not None and owner.identity is not None and not _own_path(options, own, found):
+        source = imported(config.data.get("_target_"), "data", found, allow) if data is None else data
+        theirs = owner is not None and owner.identity is not None  # a client's, whose config came over a network
+        if theirs and not _own_path(options, own, found):
+            return None
+        if theirs and not check_paths(config, "data", source, found, allowed=("path",)):
             return None
         if own is not None and source is not None:
             _of_one_client(source, options, found)

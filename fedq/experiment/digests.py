@@ -1,8 +1,9 @@
 """What names the code that a data owner has reviewed: a digest of a model. Knows configs and source files."""
 
 import hashlib
-import importlib.util
 import json
+from collections.abc import Sequence
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 from fedq.config import Config
@@ -23,13 +24,18 @@ def model_digest(config: Config) -> str:
 
 def _source(target: str) -> Path | None:
     """Of `package.module.name`, the file of the longest part that is a module."""
-    module = target.rpartition(".")[0]
-    while module:
-        try:
-            found = importlib.util.find_spec(module)
-        except (ImportError, ValueError):
-            found = None
-        if found is not None and found.origin is not None and Path(found.origin).is_file():
-            return Path(found.origin)
-        module = module.rpartition(".")[0]
-    return None
+    source: Path | None = None
+    places: Sequence[str] | None = None
+    name = ""
+    for part in target.split(".")[:-1]:
+        name = f"{name}.{part}" if name else part
+        # Not importlib.util.find_spec, which imports the packages on the way.
+        found = PathFinder.find_spec(name, places)
+        if found is None:
+            break
+        if found.origin is not None and Path(found.origin).is_file():
+            source = Path(found.origin)
+        places = found.submodule_search_locations
+        if places is None:
+            break
+    return source

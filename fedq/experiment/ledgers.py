@@ -11,11 +11,12 @@ import numpy as np
 import xxhash
 
 from fedq.config import Config, Problem
-from fedq.config.client_level import protects_examples
 from fedq.data import Dataset
 from fedq.experiment.binding import told
+from fedq.experiment.owner import Owner
 
 LEDGER = "ledger.sqlite"
+SERVER_LEDGER = "server.sqlite"  # in privacy.ledger, beside the folders of the clients: a client may be named `server`
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,11 @@ def ledger_file(config: Config, folder: Path, identity: str) -> Path:
     return (Path(config.privacy.ledger) / identity if config.privacy.ledger else folder) / LEDGER
 
 
+def server_ledger_file(config: Config, home: Path) -> Path:
+    """The ledger of whole clients, of a server whose own files lie in `home`."""
+    return Path(config.privacy.ledger) / SERVER_LEDGER if config.privacy.ledger else home / LEDGER
+
+
 def data_name(config: Config, dataset: Dataset, shards: Mapping[str, np.ndarray]) -> str:
     """Names the very examples of every shard: the data, and how they were dealt. A ledger takes no other's spends.
 
@@ -56,6 +62,17 @@ def data_name(config: Config, dataset: Dataset, shards: Mapping[str, np.ndarray]
     return f"{dataset.name}#{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
+def ledger_name(config: Config, owner: Owner) -> str:
+    """Names the examples in the ledger of a client on its owner's machine, by what is known before they are opened.
+
+    Where they lie, or, for a part of data that everybody has, the config's word for it.
+    """
+    if owner.data is not None:
+        return owner.data_name
+    deal = [config.data, asdict(config.partition), config.clients, config.seed, config.names]
+    return f"part#{hashlib.sha256(json.dumps(deal, sort_keys=True, default=str).encode()).hexdigest()[:16]}"
+
+
 def _digest(dataset: Dataset, shards: Mapping[str, np.ndarray]) -> str:
     """Of the arrays themselves and who holds what: a file may change in its place, a loader give another order."""
     digest = xxhash.xxh3_128()
@@ -67,7 +84,7 @@ def _digest(dataset: Dataset, shards: Mapping[str, np.ndarray]) -> str:
 
 def check_ledgers(config: Config, data: str | None, found: list[Problem]) -> None:
     """A problem where the folder cannot be written, or holds the ledgers of other data than `data`; leaves no trace."""
-    if not protects_examples(config) or config.privacy.ledger is None:
+    if config.privacy.unit == "off" or config.privacy.ledger is None:
         return
     folder = Path(config.privacy.ledger)
     made = [p for p in [folder, *folder.parents] if not p.exists()]
@@ -75,7 +92,7 @@ def check_ledgers(config: Config, data: str | None, found: list[Problem]) -> Non
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        rule = f"the clients' ledgers cannot be written there: {told(error)}"
+        rule = f"ledgers cannot be written there: {told(error)}"
         mend = "Name a folder that can be written, or privacy.ledger=null"
         found.append(Problem("privacy.ledger", folder, rule, mend))
     for missing in made:
@@ -89,7 +106,7 @@ def _check_deal(folder: Path, data: str, found: list[Problem]) -> None:
     """Dealt anew, an example may lie with another client, whose account knows nothing of what it has spent."""
     from fedq.privacy import Ledger, LedgerError
 
-    for path in sorted(folder.glob(f"*/{LEDGER}")):
+    for path in sorted([*folder.glob(f"*/{LEDGER}"), *folder.glob(SERVER_LEDGER)]):
         try:
             others = {row.spend.data for row in Ledger(path, access="read").rows()} - {data}
         except LedgerError:

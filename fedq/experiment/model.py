@@ -106,9 +106,12 @@ def _rehearse_export(net: nn.Module, dataset: Dataset, skip: Sequence[str]) -> N
         export_onnx(net, dataset.input_shape, Path(folder) / "model.onnx", skip=skip, examples=examples)
 
 
-def make_quantized(config: Config, net: nn.Module, dataset: Dataset, found: list[Problem]) -> QuantReport | None:
+def make_quantized(
+    config: Config, net: nn.Module, dataset: Dataset, found: list[Problem], *, delivers: bool = True
+) -> QuantReport | None:
+    """`delivers`: whether a model is exported here; a client does not, and opens no file for it."""
     q = config.quant
-    if q.calibration is not None:
+    if q.calibration is not None and delivers:
         _check_calibration(q.calibration, dataset.input_shape, found)
     try:
         report = quantize(
@@ -123,7 +126,8 @@ def make_quantized(config: Config, net: nn.Module, dataset: Dataset, found: list
             input_range=q.input_range,
             skip=tuple(q.skip),
         )
-        if q.activations not in ("off", "dynamic") and not str(config.model.get("_target_")).startswith("fedq.models."):
+        exported = delivers and q.activations not in ("off", "dynamic")
+        if exported and not str(config.model.get("_target_")).startswith("fedq.models."):
             _rehearse_export(net, dataset, q.skip)
         return report
     except (ValueError, ExportError) as error:

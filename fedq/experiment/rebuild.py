@@ -13,6 +13,7 @@ from fedq.config.config_file import read_config
 from fedq.config.schema import Privacy, Runtime
 from fedq.experiment.build import build
 from fedq.experiment.experiment import Experiment
+from fedq.experiment.foreign import Allowed
 from fedq.results import Result, read_result
 
 CONFIG, MODEL = "config.yaml", "model.safetensors"
@@ -26,12 +27,13 @@ class FinishedRun:
     config: Config
     result: Result
 
-    def experiment(self) -> Experiment:
+    def experiment(self, *, allow: Allowed | None = None) -> Experiment:
         """Built anew, with the delivered arrays in its model; `ConfigError` where its data or model are not there.
 
+        `allow`: as of `build`; commands that are given a run's folder cannot know who wrote it.
         Nothing is trained, so it has neither privacy nor a runtime: no noise is calibrated and no ledger opened.
         """
-        experiment = build(replace(self.config, privacy=Privacy(), runtime=Runtime()))
+        experiment = build(replace(self.config, privacy=Privacy(), runtime=Runtime()), allow=allow)
         load_arrays(experiment.trainer.model, self.result.arrays, self.folder / MODEL)
         return experiment
 

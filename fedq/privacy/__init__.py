@@ -2,18 +2,29 @@
 Knows models, tensors and its ledger file; not quantization, codecs, messages, servers or configuration files.
 """
 
-from fedq.privacy.accounting import ACCOUNTANTS, Accountant, AnyMechanism, Mechanism, PureDP, calibrate, epsilon
+from fedq.privacy.accounting import (
+    ACCOUNTANTS,
+    MOST_EXACT,
+    Accountant,
+    AnyMechanism,
+    Mechanism,
+    PureDP,
+    calibrate,
+    epsilon,
+    is_coarse,
+)
 from fedq.privacy.admission import REASONS, Declined, admit, budget_guard
 from fedq.privacy.chain import Row
 from fedq.privacy.client_level import ClientLevelEvidence, ClientLevelMechanism, ClientLevelPlan, clipped, l2_norm
+from fedq.privacy.client_level_account import charged
 from fedq.privacy.client_level_evidence import ServerEvidence, ServerRound, is_client_private, spent_by_one_client
 from fedq.privacy.counts import noisy_counts, standard_error
 from fedq.privacy.dpsgd import DPSGD, MAX_BATCH, DPEvidence
 from fedq.privacy.evidence import MAX_EPSILON, ClientRound, RunEvidence, is_private
-from fedq.privacy.ledger import Ledger, LedgerError, is_begun
+from fedq.privacy.ledger import Ledger, LedgerError, head_in, is_begun
 from fedq.privacy.noise import RandomSource, SecureRandom, SeededRandom
 from fedq.privacy.plan import DPPlan, SpendContext
-from fedq.privacy.policy import Asked, Policy, PolicyError, limits, read_policy, require, uncounted
+from fedq.privacy.policy import Asked, Policy, PolicyError, head_of, limits, read_policy, require, uncounted
 from fedq.privacy.spend import Spend
 from fedq.privacy.suitable import refuse_cross_example_layers, refuse_mixing
 
@@ -22,6 +33,7 @@ __all__ = [
     "DPSGD",
     "MAX_BATCH",
     "MAX_EPSILON",
+    "MOST_EXACT",
     "REASONS",
     "Accountant",
     "AnyMechanism",
@@ -51,10 +63,14 @@ __all__ = [
     "admit",
     "budget_guard",
     "calibrate",
+    "charged",
     "clipped",
     "epsilon",
+    "head_in",
+    "head_of",
     "is_begun",
     "is_client_private",
+    "is_coarse",
     "is_private",
     "l2_norm",
     "limits",

@@ -10,6 +10,9 @@ Two accountants, both from Opacus, both upper bounds:
   worse is checked against dp-accounting, which composes both (tests/privacy/test_accounting.py).
 - `rdp`: Renyi accounting (Mironov et al. 2019, arXiv:1908.10530), conversion of Balle et al. 2020.
 
+More than `MOST_EXACT` different mechanisms (noise and rate) would take either one many seconds, for PRV some 10 MB
+each: the bound is then Renyi's at whole orders, over all of them at once (`renyi`), by either name.
+
 Opacus' PRV takes 0.1 to 0.7 s a call, and a run asks once a round for every participation count. So the
 discretised loss is cached for the step count rounded up to a power of two. A mesh and a domain that are safe
 for n steps are safe for fewer: the mesh (error / sqrt(n)) is only finer, and the domain (a tail bound that
@@ -18,15 +21,19 @@ grows in n) only wider, than fewer steps need. A further count then costs one po
 
 import math
 import warnings
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 
+from fedq.privacy.renyi import renyi_epsilon
+
 Accountant = Literal["prv", "rdp"]
 ACCOUNTANTS: tuple[Accountant, ...] = ("prv", "rdp")
+MOST_EXACT: Final = 8  # different mechanisms that the named accountant composes
 
 # Opacus' own orders, and larger ones for small epsilon (integer orders cost little).
 _ORDERS = (
@@ -47,6 +54,9 @@ _LEAST_SERIES_NOISE = 0.1
 # Above this epsilon PRV's domain grows large and nobody needs its third digit.
 _LARGEST_PRV_EPSILON = 60.0
 _LARGEST_PRV_MESH = 1 << 20  # points, about
+# Discretised losses by what they were made from, the latest last: each takes up to 8 MB.
+_DISCRETISED: OrderedDict[tuple[Any, ...], tuple[Any, ...]] = OrderedDict()
+_MOST_KEPT = 32
 
 
 @dataclass(frozen=True)
@@ -85,6 +95,7 @@ def epsilon(mechanisms: Sequence[AnyMechanism], delta: float, *, accountant: Acc
     """Upper bound on epsilon at `delta` of all mechanisms together; 0 if there is none.
 
     Pure epsilons are added to what the Gaussian steps cost (basic composition): no more than a few are expected.
+    Of more than `MOST_EXACT` different kinds of Gaussian steps it is a coarser bound (`is_coarse` says so).
 
     >>> once = Mechanism(noise_multiplier=2.0, sample_rate=0.1, steps=100)
     >>> epsilon([once, once], 1e-5) == epsilon([Mechanism(2.0, 0.1, 200)], 1e-5)
@@ -92,18 +103,30 @@ def epsilon(mechanisms: Sequence[AnyMechanism], delta: float, *, accountant: Acc
     """
     _check_delta(delta)
     _check_accountant(accountant)
-    steps: dict[tuple[float, float], int] = {}
     pure = math.fsum(m.epsilon for m in mechanisms if isinstance(m, PureDP))
+    merged = _merged(mechanisms)
+    if not merged:
+        return pure
+    if len(merged) > MOST_EXACT:
+        return pure + renyi_epsilon(merged, float(delta))
+    return pure + _epsilon(merged, float(delta), accountant)
+
+
+def is_coarse(mechanisms: Sequence[AnyMechanism]) -> bool:
+    """Whether `epsilon` of them is Renyi's coarser bound, as too many are different for the accountant."""
+    return len(_merged(mechanisms)) > MOST_EXACT
+
+
+def _merged(mechanisms: Sequence[AnyMechanism]) -> tuple[tuple[float, float, int], ...]:
+    """(noise multiplier, rate, steps) of each kind of Gaussian step."""
+    steps: dict[tuple[float, float], int] = {}
     for mechanism in mechanisms:
         if isinstance(mechanism, PureDP):
             continue
         key = (float(mechanism.noise_multiplier), float(mechanism.sample_rate))
         steps[key] = steps.get(key, 0) + mechanism.steps
     # Sorted, so that the order of the rounds changes neither the cache key nor a bit of the result.
-    merged = tuple(sorted((noise, rate, count) for (noise, rate), count in steps.items() if count > 0))
-    if not merged:
-        return pure
-    return pure + _epsilon(merged, float(delta), accountant)
+    return tuple(sorted((noise, rate, count) for (noise, rate), count in steps.items() if count > 0))
 
 
 def calibrate(
@@ -221,9 +244,19 @@ def _horizon(steps: int) -> int:
     return 1 << (steps - 1).bit_length()
 
 
-@lru_cache(maxsize=64)
 def _discretised(horizons: tuple[tuple[float, float, int], ...], error: float, delta_error: float) -> tuple[Any, ...]:
     """One discretised privacy loss per mechanism, on one domain that is safe up to the given step counts."""
+    key = (horizons, error, delta_error)
+    if key in _DISCRETISED:
+        _DISCRETISED.move_to_end(key)
+        return _DISCRETISED[key]
+    found = _DISCRETISED[key] = _discretise(horizons, error, delta_error)
+    while sum(map(len, _DISCRETISED.values())) > _MOST_KEPT and len(_DISCRETISED) > 1:
+        _DISCRETISED.popitem(last=False)
+    return found
+
+
+def _discretise(horizons: tuple[tuple[float, float, int], ...], error: float, delta_error: float) -> tuple[Any, ...]:
     from opacus.accountants.analysis.prv import (
         Domain,
         PoissonSubsampledGaussianPRV,

@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Final, Literal
 
-from fedq.privacy.accounting import AnyMechanism, epsilon
+from fedq.privacy.accounting import epsilon
+from fedq.privacy.chain import Row
 from fedq.privacy.ledger import Ledger, LedgerError, check_same_data
 from fedq.privacy.plan import DPPlan
 
@@ -44,19 +45,19 @@ def admit(ledger: Ledger, plan: DPPlan, *, data: str | None = None, counts: bool
             check_same_data(ledger.path, rows, data)
     except LedgerError as error:
         raise Declined("ledger", str(error)) from error
-    budget_guard(plan, counts=counts)([row.spend.as_mechanism() for row in rows])
+    budget_guard(plan, counts=counts)(rows)
 
 
-def budget_guard(plan: DPPlan, *, counts: bool = False) -> Callable[[Sequence[AnyMechanism]], None]:
+def budget_guard(plan: DPPlan, *, counts: bool = False) -> Callable[[Sequence[Row]], None]:
     """The same check as a guard for `Ledger.spend`; `counts`: of an evaluation, not of a round of training."""
     cost = plan.evaluation if counts else plan.mechanism
     if cost is None:
         raise ValueError("evaluation_epsilon=None: this plan has no evaluation; use evaluate=dp")
 
-    def guard(spent: Sequence[AnyMechanism]) -> None:
-        if plan.target_epsilon == math.inf:  # no limit: nothing to reckon
+    def guard(before: Sequence[Row]) -> None:
+        if plan.target_epsilon == math.inf:  # no budget to check
             return
-        after = epsilon([*spent, cost], plan.delta, accountant=plan.accountant)
+        after = epsilon([*(row.spend.as_mechanism() for row in before), cost], plan.delta, accountant=plan.accountant)
         # Written so that a NaN declines.
         if not after <= plan.target_epsilon:
             raise Declined("budget", f"epsilon would be {after:.4g} of {plan.target_epsilon:g} at delta {plan.delta:g}")

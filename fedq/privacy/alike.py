@@ -23,20 +23,10 @@ from torch.overrides import TorchFunctionMode
 
 from fedq.per_example import ALIGNED, Recorder, averaged
 from fedq.privacy.clipping import made_of
+from fedq.privacy.draws import KeystreamDraws, MadeUpWords
 from fedq.privacy.suitable import device_of
-from fedq.seeding import seeded
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-
-_DROPOUTS = {
-    functional.dropout,
-    functional.dropout1d,
-    functional.dropout2d,
-    functional.dropout3d,
-    functional.alpha_dropout,
-    functional.feature_alpha_dropout,
-    torch.dropout,
-}
 
 
 def rows_at_once(expected: float, sample_rate: float, most: int) -> int:
@@ -99,10 +89,10 @@ def alike(
 
     Made-up examples and random weights, so that nothing depends on the data or on what a server sent: kernels are
     chosen by shapes, not by values. Looks at shapes and dtypes of `inputs` and `targets` only. A batch goes through
-    as it is, moved by one place, reversed, with every other example replaced, and with another seed: what a layer
-    draws for all of a part, as rounding of its weights, would tell one part from the next. Dropout, which draws for
-    each place, is left out. A probe, not a proof: it cannot see a kernel that looks at values. `by_seed_alone`: whether
-    it is the same with another seed, which floating-point sums need too.
+    as it is, moved by one place, reversed, with every other example replaced, and with other random numbers: what a
+    layer draws for all of a part, as rounding of its weights, would tell one part from the next. What it draws for one
+    example, as dropout does, moves with that example. A probe, not a proof: it cannot see a kernel that looks at
+    values. `by_seed_alone`: whether it is the same with other random numbers, which floating-point sums need too.
     """
     if size == 1:
         return True
@@ -115,8 +105,8 @@ def alike(
         return found[key]
     wanted = torch.zeros((size * views, *targets.shape[1:]), dtype=targets.dtype, device=device)
 
-    def parts(batch: Tensor, seed: int = 0) -> list[Tensor]:
-        with seeded(seed, device), aligned_products(), _without_dropout():
+    def parts(batch: Tensor, who: np.ndarray, seed: int = 0) -> list[Tensor]:
+        with aligned_products(), KeystreamDraws(MadeUpWords(seed), who):
             outputs = model(batch.flatten(0, 1).to(device, inputs.dtype))
             loss(outputs, wanted).backward()  # type: ignore[no-untyped-call]
         return made_of(averaged(recorder.take(size * views), views), clip_norm, pruned)
@@ -135,28 +125,28 @@ def alike(
 
 
 def _tried(parts: Callable[..., list[Tensor]], batch: Tensor, replaced: Tensor, *, by_seed_alone: bool) -> bool:
-    as_it_is = parts(batch)
-    drawn_apart = _equal(as_it_is, parts(batch, seed=1))
+    who = np.arange(len(batch))
+    others = np.where(who % 2, who + len(who), who)
+    as_it_is = parts(batch, who)
+    # What a layer draws for one example may change with that example, and no more than that.
+    drawn_apart = _equal(_every_other(as_it_is), _every_other(parts(batch, others, seed=1)))
     if by_seed_alone or not drawn_apart:
         return drawn_apart
     replaced[::2] = batch[::2]
     return (
         all(bool(part.isfinite().all()) for part in as_it_is)
-        and _equal(as_it_is, [part.roll(-1, 0) for part in parts(batch.roll(1, 0))])
-        and _equal(as_it_is, [part.flip(0) for part in parts(batch.flip(0))])
-        and _equal([part[::2] for part in as_it_is], [part[::2] for part in parts(replaced)])
+        and _equal(as_it_is, [part.roll(-1, 0) for part in parts(batch.roll(1, 0), np.roll(who, 1))])
+        and _equal(as_it_is, [part.flip(0) for part in parts(batch.flip(0), who[::-1])])
+        and _equal(_every_other(as_it_is), _every_other(parts(replaced, others)))
     )
+
+
+def _every_other(rows: Sequence[Tensor]) -> list[Tensor]:
+    return [part[::2] for part in rows]
 
 
 def _equal(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
-
-
-class _without_dropout(TorchFunctionMode):  # noqa: N801
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _DROPOUTS:
-            return args[0] if args else (kwargs or {})["input"]
-        return func(*args, **(kwargs or {}))
 
 
 @contextmanager

@@ -14,6 +14,8 @@ from fedq.privacy.spend import Spend
 
 SCHEMA_VERSION: Final = 2  # 1: without a head, and Gaussian mechanisms alone
 SPEND_NAMES: Final = tuple(field.name for field in fields(Spend))
+_SCHEMAS: Final = range(1, SCHEMA_VERSION + 1)
+_CANONICAL: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 
 
 class BrokenChainError(Exception):
@@ -54,17 +56,16 @@ def checked(found: Iterable[Sequence[Any]], identity: str) -> list[Row]:
     """(id, schema, time, spend's values, previous, hash) a row, in order of id -> rows, every one checked."""
     rows: list[Row] = []
     previous = genesis(identity)
-    for values in found:
+    for expected, values in enumerate(found, start=1):
         row_id, schema, time, *spent, chained, digest = values
-        expected = len(rows) + 1
         if row_id != expected:
             raise BrokenChainError(f"row {expected} is missing (row {row_id} follows row {expected - 1})")
-        if schema not in range(1, SCHEMA_VERSION + 1):
+        if schema not in _SCHEMAS:
             raise BrokenChainError(f"row {row_id} has schema {schema}, this fedq reads up to {SCHEMA_VERSION}")
         if type(time) is not str:
             raise BrokenChainError(f"row {row_id} holds an impossible value: time={time!r}: must be a text")
         try:
-            spend = Spend(**dict(zip(SPEND_NAMES, spent, strict=True)))
+            spend = Spend(*spent)
         except ValueError as error:
             raise BrokenChainError(f"row {row_id} holds an impossible value: {error}") from error
         if chained != previous:
@@ -81,7 +82,8 @@ def checked(found: Iterable[Sequence[Any]], identity: str) -> list[Row]:
 
 def _hash(row_id: int, schema: int, time: str, spend: Spend, previous: str) -> str:
     """SHA-256 of the row as canonical JSON: sorted keys, no spaces, floats as exact hex."""
-    content: dict[str, object] = {name: getattr(spend, name) for name in SPEND_NAMES}
-    content = {name: value.hex() if isinstance(value, float) else value for name, value in content.items()}
-    content |= {"id": row_id, "schema": schema, "time": time, "previous": previous}
-    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    content: dict[str, object] = {"id": row_id, "schema": schema, "time": time, "previous": previous}
+    for name in SPEND_NAMES:
+        value = getattr(spend, name)
+        content[name] = value.hex() if type(value) is float else value
+    return hashlib.sha256(_CANONICAL.encode(content).encode()).hexdigest()

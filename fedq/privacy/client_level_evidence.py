@@ -9,8 +9,12 @@ from dataclasses import dataclass
 
 from fedq.privacy.accounting import AnyMechanism, epsilon
 from fedq.privacy.client_level import ADJACENCY, UNIT, ClientLevelEvidence, ClientLevelPlan, sum_multiplier
+from fedq.privacy.client_level_account import charged
 from fedq.privacy.evidence import decision_faults, delta_faults, fitting_faults, size_faults
+from fedq.privacy.plan import MECHANISMS
 from fedq.privacy.spend import Spend
+
+_KINDS = tuple((UNIT, ADJACENCY, mechanism) for mechanism in MECHANISMS.values())
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class ServerEvidence:
     rounds: Sequence[ServerRound] = ()
     unproven: Sequence[int] = (-1,)  # rounds of spends of this run without evidence of their noise
     unfinished: Sequence[Spend] = ()  # of this run, in rounds that did not end
-    other_runs: int = 1  # spends of other runs in the ledger
+    other_runs: Sequence[Spend] | None = None  # spends of other runs in the ledger; None: unknown
     ledger_verified: bool = False
     decisions: Sequence[str] = ("unknown",)  # of a person, about a ledger that did not check out
     cohorts_from: str = "unknown"  # what the cohorts were drawn from: seed (public), seeded, os
@@ -47,8 +51,10 @@ def spent_by_one_client(evidence: ServerEvidence) -> float:
     """Epsilon of the client that has spent most, by the ledger's rows; inf where a round has none.
 
     A round counts against those who were asked in it; where cohorts are secret, and the noise amplified, against all.
-    So does one that was spent and did not end.
+    So does one that was spent and did not end. Of other runs the most that one client may have spent in each counts.
     """
+    if evidence.other_runs is None:
+        return math.inf
     busiest: dict[str, list[AnyMechanism]] = {}
     everybody: list[AnyMechanism] = []
     for round in evidence.rounds:
@@ -60,7 +66,8 @@ def spent_by_one_client(evidence: ServerEvidence) -> float:
             busiest.setdefault(client, []).append(mechanism)
     if evidence.plan.sampling == "deal" and busiest:
         everybody = max(busiest.values(), key=len)
-    everybody = [*everybody, *(spend.as_mechanism() for spend in evidence.unfinished)]
+    everybody += [spend.as_mechanism() for spend in evidence.unfinished]
+    everybody += charged(evidence.other_runs, clients=evidence.plan.clients)
     return epsilon(everybody, evidence.plan.delta, accountant=evidence.plan.accountant)
 
 
@@ -80,8 +87,10 @@ def is_client_private(evidence: ServerEvidence) -> tuple[bool, list[str]]:
     reasons += decision_faults(evidence.decisions)
     if evidence.unproven:
         reasons.append(f"spent without evidence of noise in round {', '.join(map(str, evidence.unproven))}")
-    if evidence.other_runs:
-        reasons.append(f"{evidence.other_runs} spends of other runs in the ledger of this one")
+    if evidence.other_runs is None:
+        reasons.append("what other runs spent from the ledger is not known")
+    for kind in sorted({_kind(spend) for spend in evidence.other_runs or ()} - set(_KINDS)):
+        reasons.append(f"the ledger holds spends of another kind: {', '.join(kind)}")
     for round in evidence.rounds:
         reasons += [f"round {round.round}: {why}" for why in _faults(round, evidence)]
     numbers = [r.done.spend_row_id for r in evidence.rounds if r.done is not None]
@@ -142,6 +151,12 @@ def _faults(r: ServerRound, evidence: ServerEvidence) -> list[str]:
         faults.append(f"the spend is for round {spend.round}, the noise for {done.round}")
     if spend.run != evidence.run:
         faults.append(f"the spend is of run {spend.run!r}")
-    if (spend.unit, spend.adjacency, spend.mechanism) != (UNIT, ADJACENCY, "gaussian"):
-        faults.append(f"the spend is of another kind: {spend.unit}, {spend.adjacency}, {spend.mechanism}")
+    if done.mechanism != spend.mechanism:
+        faults.append(f"{done.mechanism} noise, {spend.mechanism} spent")
+    if _kind(spend) != (UNIT, ADJACENCY, plan.mechanism_name):
+        faults.append(f"the spend is of another kind: {', '.join(_kind(spend))}")
     return faults
+
+
+def _kind(spend: Spend) -> tuple[str, str, str]:
+    return spend.unit, spend.adjacency, spend.mechanism

@@ -11,19 +11,29 @@ import math
 from fractions import Fraction
 
 from fedq.privacy.admission import budget_guard
-from fedq.privacy.dpsgd import DPEvidence
+from fedq.privacy.dpsgd import NOISE, DPEvidence
 from fedq.privacy.ledger import Ledger
 from fedq.privacy.noise import RandomSource
 from fedq.privacy.plan import DPPlan, SpendContext
 
 
 def noisy_counts(
-    right: int, wrong: int, plan: DPPlan, *, random: RandomSource, ledger: Ledger, context: SpendContext
+    right: int,
+    wrong: int,
+    plan: DPPlan,
+    *,
+    random: RandomSource,
+    ledger: Ledger,
+    context: SpendContext,
+    paid: int | None = None,
 ) -> tuple[int, int, DPEvidence]:
-    """The two counts with noise, which may be negative, and the evidence; the spend is on disk before either leaves."""
+    """The two counts with noise, which may be negative, and the evidence; the spend is on disk before either leaves.
+
+    `paid`: the row of the ledger that pays for them, if it is written already.
+    """
     spend = plan.evaluation_spend(context, noise_source=random.source)
     assert plan.evaluation_epsilon is not None
-    row_id = ledger.spend(spend, guard=budget_guard(plan, counts=True))
+    row_id = ledger.spend(spend, guard=budget_guard(plan, counts=True)) if paid is None else paid
     noised = [count + discrete_laplace(plan.evaluation_epsilon, random) for count in (right, wrong)]
     evidence = DPEvidence(
         noise_source=random.source,
@@ -34,6 +44,7 @@ def noisy_counts(
         spend_row_id=row_id,
         noised_scalars=len(noised),
         mechanism=spend.mechanism,
+        secret_bits={NOISE: random.secret_bits},
     )
     return noised[0], noised[1], evidence
 

@@ -47,6 +47,14 @@ class _Histogram(NamedTuple):
     slots: np.ndarray  # int64 (4096,): how many slots that bin has
 
 
+def covering_sigma(sigma: float) -> float:
+    """The parameter whose samples are post-processing of continuous noise of `sigma`: a little more.
+
+    The variance of 9 more pays for the difference between discrete and continuous: docs/privacy.md, step 5.
+    """
+    return math.hypot(sigma, 3.0) * (1 + 2.0**-50)
+
+
 def discrete_gaussian(sigma: float, count: int, words: Words) -> np.ndarray:
     """int64 (count,) of mean 0 and, to 1e-100, standard deviation `sigma`; 2^10 <= sigma <= 2^49."""
     if not SMALLEST_SIGMA <= sigma <= LARGEST_SIGMA:

@@ -9,9 +9,11 @@ cryptographic stream), gives a non-finite example a NaN share (NaN * 0), and spr
 in one place.
 """
 
+import math
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -22,6 +24,7 @@ from fedq.per_example import Recorder, averaged, recorded
 from fedq.privacy.admission import budget_guard
 from fedq.privacy.alike import aligned_products, alike, in_parts, rows_at_once
 from fedq.privacy.clipping import UNITS, clip_and_round, clip_and_sum
+from fedq.privacy.draws import GlobalGenerators, KeystreamDraws, MadeUpWords, refuse_shared_generators
 from fedq.privacy.ledger import Ledger
 from fedq.privacy.noise import RandomSource
 from fedq.privacy.plan import DPPlan, SpendContext
@@ -39,6 +42,8 @@ _ONE_AT_A_TIME = (
     "that all examples share, so it is trained on one example at a time, which is slow; use layers of fedq's or "
     "torch's kinds, or noise=gaussian, whose epsilon is only that of the ideal mechanism"
 )
+MASKS, VIEWS, BATCHES, NOISE = "masks", "views", "batches", "noise"  # what is drawn in a private fit
+Augment = Callable[[Tensor, Callable[[tuple[int, ...]], np.ndarray]], Tensor]
 MAX_BATCH = 128  # examples whose gradients are held at once; more no longer fit a processor's caches
 
 
@@ -54,15 +59,21 @@ class DPEvidence:
     spend_row_id: int
     noised_scalars: int  # values that got noise in every one of those steps
     mechanism: str = "gaussian"  # which noise, as a spend names it
+    # Use -> bits of the secret that its random numbers come from; of a generator that the whole process shares: 0.
+    secret_bits: Mapping[str, int] = field(default_factory=dict)
 
 
 class DPSGD:
-    """The mechanism, by one plan, over one client's ledger and one source of noise."""
+    """The mechanism, by one plan, over one client's ledger and one source of noise.
 
-    def __init__(self, plan: DPPlan, *, random: RandomSource, ledger: Ledger) -> None:
+    `paid`: the row of the ledger that pays for the run, where it had to be written before the data were opened.
+    """
+
+    def __init__(self, plan: DPPlan, *, random: RandomSource, ledger: Ledger, paid: int | None = None) -> None:
         self.plan = plan
         self.random = random
         self.ledger = ledger
+        self.paid = paid
 
     def run(
         self,
@@ -75,7 +86,7 @@ class DPSGD:
         context: SpendContext,
         max_batch: int = MAX_BATCH,
         pruned: Mapping[nn.Parameter, Tensor] | None = None,
-        augment: Callable[[Tensor], Tensor] | None = None,
+        augment: Augment | None = None,
         views: int = 1,
     ) -> DPEvidence:
         """Train `model` in place by `plan.steps` noised steps; Declined or LedgerError come before any.
@@ -84,7 +95,9 @@ class DPSGD:
         over the batch. A batch is processed in parts of one public size, `max_batch` examples at most. `make_optimizer`
         gets the trainable parameters. `pruned`: parameter -> bool, True where it is 0.0 and stays so; public, as the
         weights that the server sends are. `augment` makes of inputs (n, ...) `views` of each, one example's after the
-        other, by that example and chance alone: their mean gradient is the example's, and is clipped as one.
+        other, by that example and chance alone: their mean gradient is the example's, and is clipped as one. Its second
+        argument, shape (n, ...) -> float64 in [0, 1), is the chance. Layers that draw, as dropout does, and `augment`
+        get random numbers from keystreams of their own, never from torch's generator.
         """
         plan, pruned = self.plan, pruned or {}
         if len(inputs) != len(targets):
@@ -107,7 +120,7 @@ class DPSGD:
         bounded_sum = clip_and_round if whole else clip_and_sum
 
         with recorded(model) as recorder:
-            _refuse_other_rows(recorder, loss, inputs, targets, device)
+            layers_draw = _made_up_passes(recorder, loss, inputs, targets, device)
             if not alike(
                 recorder,
                 loss,
@@ -123,19 +136,23 @@ class DPSGD:
                 at_once = 1
             # All that can refuse has had its say. The spend is on disk before the first noised step: a crash
             # from here on has paid for more than it got.
-            spend = plan.spend(context, noise_source=self.random.source)
-            row_id = self.ledger.spend(spend, guard=budget_guard(plan))
+            row_id = self.paid
+            if row_id is None:
+                spend = plan.spend(context, noise_source=self.random.source)
+                row_id = self.ledger.spend(spend, guard=budget_guard(plan))
+            shared = GlobalGenerators(device)
+            masks, of_views = self.random.stream(MASKS), self.random.stream(VIEWS)
+            draws = KeystreamDraws(masks)
             steps_noised = 0
             for _ in range(plan.steps):
                 drawn = np.flatnonzero(self.random.bernoulli(plan.sample_rate, len(inputs)))
                 total = torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float64)
                 for part, count in in_parts(drawn, at_once, padded=whole):
                     chunk = torch.from_numpy(part)
-                    seen = inputs[chunk] if augment is None else augment(inputs[chunk])
-                    with aligned_products():
-                        outputs = model(seen.to(device))
+                    seen = inputs[chunk] if augment is None else augment(inputs[chunk], _uniforms(of_views, part))
                     wanted = targets[chunk].repeat_interleave(views, 0).to(device)
-                    loss(outputs, wanted).backward()  # type: ignore[no-untyped-call]
+                    with aligned_products(), draws.of(part) if layers_draw else nullcontext():
+                        loss(model(seen.to(device)), wanted).backward()  # type: ignore[no-untyped-call]
                     # Averaged before the clip: however many views, an example has one bounded share.
                     shares = averaged(recorder.take(len(seen)), views)
                     total += bounded_sum(shares, parameters, plan.clip_norm, pruned, count=count)
@@ -164,27 +181,50 @@ class DPSGD:
             mechanism=plan.mechanism_name,
             spend_row_id=row_id,
             noised_scalars=sum(p.numel() for p in parameters),
+            secret_bits={
+                **dict.fromkeys((BATCHES, NOISE), self.random.secret_bits),
+                **({MASKS: masks.secret_bits} if layers_draw else {}),
+                **({} if augment is None else {VIEWS: of_views.secret_bits}),
+                **{f"{name}'s own generator": 0 for name in shared.used()},
+            },
         )
 
 
-def _refuse_other_rows(
+def _uniforms(source: RandomSource, examples: np.ndarray) -> Callable[[tuple[int, ...]], np.ndarray]:
+    """float64 in [0, 1) of a shape (examples, ...), drawn for each example."""
+
+    def drawn(shape: tuple[int, ...]) -> np.ndarray:
+        words = source.words_of(examples, math.prod(shape) // len(examples))
+        return ((words >> np.uint64(11)) * 2.0**-53).reshape(shape)
+
+    return drawn
+
+
+def _made_up_passes(
     recorder: Recorder,
     loss: Callable[[Tensor, Tensor], Tensor],
     inputs: Tensor,
     targets: Tensor,
     device: torch.device,
-) -> None:
-    """ValueError where what is taken for the examples of a layer are not the batch's, on made-up batches.
+) -> bool:
+    """Whether layers of the model draw; ValueError for what cannot be trained here, found on made-up batches.
 
-    Axis 0 of each layer's input is. Where a model moves tokens there, or sequences first, an example is cut into many
-    "examples", each with a bound of its own, and its whole share has none.
+    That is what draws from a generator that others share; and where what is taken for the examples of a layer are not
+    the batch's. Axis 0 of each layer's input is. Where a model moves tokens there, or sequences first, an example is
+    cut into many "examples", each with a bound of its own, and its whole share has none.
     """
-    for count in (2, 3):  # two sizes, since an example may happen to have as many parts as the batch examples
-        x = torch.zeros((count, *inputs.shape[1:]), dtype=inputs.dtype, device=device)
-        y = torch.zeros((count, *targets.shape[1:]), dtype=targets.dtype, device=device)
-        with torch.random.fork_rng(devices=[]):
-            loss(recorder.model(x), y).backward()  # type: ignore[no-untyped-call]
-        recorder.take(count)
+    draws = KeystreamDraws(MadeUpWords(0))
+
+    def passes() -> None:
+        for count in (2, 3):  # two sizes, since an example may happen to have as many parts as the batch examples
+            x = torch.zeros((count, *inputs.shape[1:]), dtype=inputs.dtype, device=device)
+            y = torch.zeros((count, *targets.shape[1:]), dtype=targets.dtype, device=device)
+            with draws.of(range(count)):
+                loss(recorder.model(x), y).backward()  # type: ignore[no-untyped-call]
+            recorder.take(count)
+
+    refuse_shared_generators(passes, device)
+    return draws.answered > 0
 
 
 def _noised(total: Tensor, plan: DPPlan, random: RandomSource) -> Tensor:

@@ -13,6 +13,8 @@ MAX_EPSILON = 20.0  # e^20 is 500 million: a larger odds ratio rules nothing out
 # Who publishes one example in n, drawn by lot, is (0, 1/n)-DP: delta must be far below that, however small n is.
 MAX_DELTA = 1e-3
 DELTA_MARGIN = 10  # so far below 1 / n
+# Of the secret behind any random number that the guarantee rests on: fewer can be searched, as 2^32 are in minutes.
+LEAST_SECRET_BITS = 128
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,13 @@ def _faults(r: ClientRound) -> list[str]:
     faults = []
     if done.noise_source != "os" or spend.noise_source != "os":
         faults.append(f"noise that others can reproduce ({done.noise_source}; ledger: {spend.noise_source})")
+    if not done.secret_bits:
+        faults.append("where its random numbers come from is not on record")
+    faults += [
+        f"{use} rest on {bits} secret bits, fewer than {LEAST_SECRET_BITS}"
+        for use, bits in sorted(done.secret_bits.items())
+        if not bits >= LEAST_SECRET_BITS
+    ]
     if not done.noise_multiplier > 0:
         faults.append(f"noise multiplier {done.noise_multiplier}")
     if done.steps_noised != spend.steps or done.steps_noised < 1:

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from fedq.durable import write_bytes
+from fedq.durable import PRIVATE_FILE, make_private_folder, write_bytes
 
 VERSION: Final = 1
 
@@ -65,8 +65,8 @@ def read_head(path: Path) -> Head | None:
 def write_head(path: Path, head: Head) -> None:
     """Whole or not at all, and synced."""
     text = json.dumps({"version": VERSION, **asdict(replace(head, accepted=tuple(head.accepted)))}, indent=1)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, text.encode())
+    make_private_folder(path.parent)
+    write_bytes(path, text.encode(), mode=PRIVATE_FILE)
 
 
 def check_head(path: Path, head: Head, chain: Sequence[str]) -> None:

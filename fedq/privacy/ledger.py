@@ -10,6 +10,7 @@ is appended to a ledger that does not check out until a person decides (`accept`
 """
 
 import datetime
+import hashlib
 import os
 import sqlite3
 import tempfile
@@ -21,9 +22,11 @@ from typing import Any, Final, Literal
 
 from filelock import FileLock, Timeout
 
+from fedq.durable import PRIVATE_FILE, make_private_folder
 from fedq.privacy.accounting import Accountant, AnyMechanism, epsilon
 from fedq.privacy.chain import SCHEMA_VERSION, SPEND_NAMES, BrokenChainError, Row, checked, hashes
 from fedq.privacy.head import Head, HeadError, check_head, read_head, write_head
+from fedq.privacy.ledger_files import journal_beside, odd_file
 from fedq.privacy.spend import Spend
 
 # Long enough for another process to account and sync its own spend, short enough to say that one hangs.
@@ -64,6 +67,12 @@ def head_beside(path: Path) -> Path:
     return path.with_name(f"{path.name}{HEAD_SUFFIX}")
 
 
+def head_in(folder: Path, ledger: Path) -> Path:
+    """Where a ledger's head lies in a folder for heads: under a name of that ledger's alone, also once it is gone."""
+    place = hashlib.sha256(os.fsencode(ledger.absolute())).hexdigest()[:16]
+    return folder / f"ledger-{place}{HEAD_SUFFIX}"
+
+
 def is_begun(path: Path, *, head: Path | None = None) -> bool:
     """Whether there is a ledger, or a head that tells of one: then a missing ledger was deleted, and is no new one."""
     return path.exists() or (head or head_beside(path)).exists()
@@ -100,10 +109,10 @@ class Ledger:
         with self._connect() as connection:
             _check_schema(connection, self.path)
 
-    def spend(self, spend: Spend, *, guard: Callable[[Sequence[AnyMechanism]], None] | None = None) -> int:
+    def spend(self, spend: Spend, *, guard: Callable[[Sequence[Row]], None] | None = None) -> int:
         """Append a row and sync it and the head to disk; returns its number only when both are there.
 
-        `guard` sees what was spent before, under the same lock, and refuses by raising: two processes
+        `guard` sees the rows before, under the same lock, and refuses by raising: two processes
         never both fit into what is left of one budget. Any exception means that nothing was written, but one while
         the head is written: then the spend stands, and nothing may leave on it. `attempt` of the row counts the spends
         of the same run and round before it: a message that is delivered again is a spend again.
@@ -123,7 +132,7 @@ class Ledger:
                         f"{spend.noise_source} noise: give seeded runs a ledger of their own"
                     )
                 if guard is not None:
-                    guard([row.spend.as_mechanism() for row in rows])
+                    guard(rows)
                 if not self.head_path.exists():  # before the first row: a row without a head is one that was deleted
                     self._keep(head)
                 again = sum((r.spend.run, r.spend.round, r.spend.unit) == _occasion(spend) for r in rows)
@@ -232,7 +241,7 @@ class Ledger:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """Over the row and the head: of two processes, the slower must not put its older head over the newer."""
-        lock = FileLock(f"{self.path}.lock", timeout=_LOCK_SECONDS)
+        lock = FileLock(f"{self.path}.lock", timeout=_LOCK_SECONDS, mode=PRIVATE_FILE)
         try:
             lock.acquire()
         except Timeout as error:
@@ -248,7 +257,9 @@ class Ledger:
     def _connect(self) -> Iterator[sqlite3.Connection]:
         # A connection per call: SQLite's must not cross threads or forks.
         # A journal is what a crash inside a commit leaves; only who may write can undo the half that is there.
-        torn = self.path.with_name(f"{self.path.name}-journal").exists()
+        if (why := odd_file(self.path, self.head_path)) is not None:
+            raise LedgerError(why)
+        torn = journal_beside(self.path).exists()
         mode = "ro" if self.access == "read" and not torn else "rw"
         try:
             connection = sqlite3.connect(
@@ -275,7 +286,8 @@ def _occasion(spend: Spend) -> tuple[str, int, str]:
 def _create(path: Path) -> None:
     """Make an empty ledger whole in one step: a crash or a second process never leaves half a one."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_private_folder(path.parent)
+        # For its owner alone, and so is each journal, to which SQLite gives the mode of its database.
         handle, draft = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         os.close(handle)
         try:

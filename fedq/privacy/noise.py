@@ -11,6 +11,8 @@ whatever it protects is not private. Distributions, from 64-bit words:
   sqrt(2 ln 2^64) = 9.42; a true normal does so once in 2^67 draws. Within that the values lie on a float64
   grid and are no exact Gaussian (Mironov 2012; docs/privacy.md says what that means).
 - `discrete_gaussian(sigma)`: whole numbers, exact (see `discrete`).
+
+Each use has a stream of its own (`stream`): how many masks are drawn depends on the batch, and must not move the noise.
 """
 
 import hashlib
@@ -35,6 +37,11 @@ class RandomSource(Protocol):
 
     @property
     def source(self) -> Source: ...
+    @property
+    def secret_bits(self) -> int: ...
+    def stream(self, use: str) -> "RandomSource": ...
+    def words(self, count: int) -> np.ndarray: ...
+    def words_of(self, examples: np.ndarray, each: int) -> np.ndarray: ...
     def uniform(self, shape: Shape) -> np.ndarray: ...
     def normal(self, shape: Shape) -> np.ndarray: ...
     def discrete_gaussian(self, sigma: float, count: int) -> np.ndarray: ...
@@ -46,6 +53,7 @@ class _Keystream:
     """The four distributions over one keystream; safe to share between threads."""
 
     source: Source
+    secret_bits: int  # of the key that nobody else knows
 
     def __init__(self, key: bytes) -> None:
         self._lock = threading.Lock()
@@ -65,6 +73,14 @@ class _Keystream:
         with self._lock:
             self._before_draw()
             return np.frombuffer(self._stream.update(bytes(8 * count)), dtype="<u8")
+
+    def words(self, count: int) -> np.ndarray:
+        """uint64 (count,), all values equally likely."""
+        return self._words(count)
+
+    def words_of(self, examples: np.ndarray, each: int) -> np.ndarray:
+        """uint64 (len(examples), each): fresh words for every example, whichever examples they are."""
+        return self._words(len(examples) * each).reshape(len(examples), each)
 
     def uniform(self, shape: Shape) -> np.ndarray:
         """float64 in [0, 1), multiples of 2^-53."""
@@ -125,9 +141,14 @@ class SecureRandom(_Keystream):
     """Keyed by the operating system; a forked child takes a new key before its first draw."""
 
     source: Source = "os"
+    secret_bits = 256
 
     def __init__(self) -> None:
         super().__init__(os.urandom(32))
+
+    def stream(self, use: str) -> "SecureRandom":
+        """A keystream of its own for one use, such as masks; with a key of its own from the operating system."""
+        return SecureRandom()
 
     def _before_draw(self) -> None:
         # Without this parent and child would go on with the same stream.
@@ -139,9 +160,15 @@ class SeededRandom(_Keystream):
     """For tests: whoever knows the seed can subtract the noise, so nothing drawn from it is private."""
 
     source: Source = "seeded"
+    secret_bits = 0
 
-    def __init__(self, seed: int) -> None:
-        super().__init__(hashlib.sha256(f"fedq seeded noise {int(seed)}".encode()).digest())
+    def __init__(self, seed: int, use: str = "") -> None:
+        super().__init__(hashlib.sha256(f"fedq seeded noise {int(seed)}{use and ' ' + use}".encode()).digest())
+        self._seed, self._use = int(seed), use
+
+    def stream(self, use: str) -> "SeededRandom":
+        """A keystream of its own for one use, by the same seed."""
+        return SeededRandom(self._seed, f"{self._use}/{use}")
 
 
 def _count(shape: Shape) -> int:

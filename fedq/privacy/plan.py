@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from fedq.privacy.accounting import ACCOUNTANTS, Accountant, Mechanism, PureDP
+from fedq.privacy.discrete import covering_sigma
 from fedq.privacy.spend import DISCRETE, GAUSSIAN, LAPLACE, Spend
 
 Noise = Literal["gaussian", "discrete"]
@@ -116,11 +117,8 @@ class DPPlan:
         return MECHANISMS[self.noise]
 
     def grid_sigma(self, units: float) -> float:
-        """Of discrete noise where the clip norm is so many units: a little more than `noise_multiplier` says.
-
-        The variance of 9 more pays for the difference between discrete and continuous: docs/privacy.md, step 5.
-        """
-        return math.hypot(self.noise_multiplier * units, 3.0) * (1 + 2.0**-50)
+        """Of discrete noise where the clip norm is so many units: a little more than `noise_multiplier` says."""
+        return covering_sigma(self.noise_multiplier * units)
 
 
 @dataclass(frozen=True)

@@ -7,17 +7,19 @@ The file is TOML. All keys of `Policy` may stand in it and no others; what is mi
 
 import math
 import tomllib
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
 
 from fedq.privacy.admission import Declined
+from fedq.privacy.ledger import head_in
 
 VERSION: Final = 1
 # Weakest first. `client` hides a client from the others but nothing from the server, who adds the noise.
 UNITS: Final = ("off", "client", "example")
 NOISES: Final = ("seeded", "gaussian", "discrete")
+_LONGEST: Final = 86400 * 365  # seconds: what a timer of the operating system surely holds
 
 
 class PolicyError(ValueError):
@@ -35,7 +37,15 @@ class Policy:
     models: tuple[str, ...] = ()  # digests of models (configuration and code); empty: any
     bundles: tuple[str, ...] = ()  # digests of app directories; empty: any
     noise: str = "discrete"  # the weakest kind that is accepted: gaussian (floats, whose low bits may tell) or discrete
-    head: str = ""  # where the ledger's head is kept; "": beside the ledger
+    head: str = ""  # where the ledger's head is kept; "": where the node config says, or beside the ledger
+    # What a run may ask of this client, beside privacy; None: no limit.
+    max_rounds: int | None = None  # rounds in which it may ask it to train
+    max_steps: int | None = None  # optimizer steps in one of them, noised or not
+    max_seconds: float | None = None  # of one message
+    max_memory: int | None = None  # MB, of one message, beyond what the client's process holds when it comes
+    max_failures_an_hour: int = 20  # requests that may be refused or fail before all are refused for a while
+    # What a run may choose of the loader of this data: option -> the values that are allowed.
+    data: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     version: int = VERSION
 
 
@@ -50,10 +60,13 @@ class Asked:
     model: str
     bundle: str
     noise: str = "discrete"
+    rounds: int | None = None  # in which it may be asked to train; None: nobody says how many
+    steps: int | None = None  # in one round; None: as many as its data make
+    data: Mapping[str, Any] = field(default_factory=dict)  # options that it chooses of the loader of this data
 
 
 def read_policy(path: Path) -> Policy:
-    """The policy in the file; PolicyError names the key, the rule and the mend."""
+    """The policy in the file; PolicyError names the key, the rule and the fix."""
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -89,6 +102,18 @@ def require(policy: Policy, asked: Asked) -> None:
     for kind, digest, allowed in (("model", asked.model, policy.models), ("bundle", asked.bundle, policy.bundles)):
         if allowed and not any(digest.startswith(prefix) for prefix in allowed):
             weak.append(f"the {kind} {digest or 'without a digest'}, which is not among those of the policy")
+    for kind, asks, most, fix in (
+        ("rounds", asked.rounds, policy.max_rounds, "rounds="),
+        ("steps in a round", asked.steps, policy.max_steps, "train.steps= in place of train.epochs="),
+    ):
+        if most is not None and (asks is None or asks > most):
+            said = "an unsaid number of" if asks is None else str(asks)
+            weak.append(f"{said} {kind} of at most {most}; the run must say fewer with {fix}")
+    for option, value in asked.data.items():
+        if value not in policy.data.get(option, ()):
+            weak.append(
+                f"data.{option}={value!r}, which the policy's [data] does not list; it would be {option} = [...]"
+            )
     if weak:
         raise Declined("policy", "; ".join(weak))
 
@@ -101,6 +126,13 @@ def limits(policy: Policy | None, epsilon: float | None, delta: float | None) ->
     floor = (None, None) if policy is None else (policy.max_epsilon, policy.max_delta)
     epsilons, deltas = ([v for v in pair if v is not None] for pair in ((epsilon, floor[0]), (delta, floor[1])))
     return min(epsilons, default=None), min(deltas, default=None)
+
+
+def head_of(ledger: Path, policy: Policy | None, heads: Path | None) -> Path | None:
+    """Where the ledger's head lies, by the policy or else in the folder `heads`; None: beside the ledger."""
+    if policy is not None and policy.head:
+        return Path(policy.head)
+    return None if heads is None else head_in(heads, ledger)
 
 
 def uncounted(policy: Policy | None) -> tuple[str, ...]:
@@ -128,6 +160,13 @@ def _checked(content: dict[str, Any]) -> Policy:
         value = content[key]
         if type(value) not in (int, float) or not 0 < value <= most:
             raise ValueError(f"{key}={value!r}: must be a number above 0{'' if most == math.inf else ' and at most 1'}")
+    for key in ("max_rounds", "max_steps", "max_memory", "max_failures_an_hour"):
+        value = content.get(key)
+        if value is not None and (type(value) is not int or value < 1):
+            raise ValueError(f"{key}={value!r}: must be a whole number, 1 or more; leave it out for no limit")
+    seconds = content.get("max_seconds")
+    if seconds is not None and (type(seconds) not in (int, float) or not 0 < seconds <= _LONGEST):
+        raise ValueError(f"max_seconds={seconds!r}: must be a number above 0 and at most {_LONGEST}, such as 600")
     for key in ("data_path", "head"):
         value = content.get(key, "")
         if type(value) is not str or (value and not Path(value).is_absolute()) or "\0" in value:
@@ -141,7 +180,22 @@ def _checked(content: dict[str, Any]) -> Policy:
         _digests("bundles", content.get("bundles", [])),
         content.get("noise", NOISES[-1]),
         content.get("head", ""),
+        content.get("max_rounds"),
+        content.get("max_steps"),
+        None if seconds is None else float(seconds),
+        content.get("max_memory"),
+        content.get("max_failures_an_hour", Policy.max_failures_an_hour),
+        _choices(content.get("data", {})),
     )
+
+
+def _choices(table: Any) -> dict[str, tuple[Any, ...]]:
+    if not isinstance(table, dict):
+        raise ValueError(f'data={table!r}: must be a table, [data], of lists, such as target = ["outcome"]')
+    for option, values in table.items():
+        if not isinstance(values, list) or not values:
+            raise ValueError(f"data.{option}={values!r}: must be a list of the values that a run may choose")
+    return {option: tuple(values) for option, values in table.items()}
 
 
 def _digests(key: str, value: Any) -> tuple[str, ...]:

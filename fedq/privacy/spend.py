@@ -4,6 +4,8 @@ Knows numbers and labels; not files, hashes, budgets or data.
 
 import math
 from dataclasses import dataclass, fields
+from functools import cache, lru_cache
+from typing import cast
 
 from fedq.privacy.accounting import AnyMechanism, Mechanism, PureDP
 
@@ -33,14 +35,14 @@ class Spend:
     mechanism: str = GAUSSIAN  # of MECHANISMS; Gaussian: Poisson-subsampled at `sample_rate`, `steps` times
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for name, kind in _kinds():  # a ledger of 10,000 rows is checked at every admission
+            value = getattr(self, name)
+            if type(value) is kind:
+                continue
+            if kind is not float or not isinstance(value, int | float):
+                raise ValueError(f"{name}={value!r}: must be of type {kind.__name__}")
             # Stored as plain Python numbers: what comes back from SQLite must hash as it did going in.
-            if field.type is float and isinstance(value, int | float):
-                object.__setattr__(self, field.name, float(value))
-            elif type(value) is not field.type:
-                kind = getattr(field.type, "__name__", field.type)
-                raise ValueError(f"{field.name}={value!r}: must be of type {kind}")
+            object.__setattr__(self, name, float(value))
         if self.mechanism not in MECHANISMS:
             raise ValueError(f"mechanism={self.mechanism!r}: must be one of {', '.join(MECHANISMS)}")
         if self.noise_source not in ("os", "seeded"):
@@ -53,10 +55,21 @@ class Spend:
 
     def as_mechanism(self) -> AnyMechanism:
         """What it costs: Gaussian steps, or a pure epsilon of 1 / noise_multiplier for each of the steps."""
-        if self.mechanism == LAPLACE:
-            if self.sample_rate != 1:
-                raise ValueError(f"sample_rate={self.sample_rate}: a count is over all examples, at rate 1")
-            if not self.noise_multiplier > 0:
-                raise ValueError(f"noise_multiplier={self.noise_multiplier}: a count without noise has no epsilon")
-            return PureDP(self.steps / self.noise_multiplier)
-        return Mechanism(self.noise_multiplier, self.sample_rate, self.steps)
+        return _mechanism(self.mechanism, self.noise_multiplier, self.sample_rate, self.steps)
+
+
+@lru_cache(maxsize=4096)  # a ledger's rows name the same few again and again
+def _mechanism(kind: str, noise_multiplier: float, sample_rate: float, steps: int) -> AnyMechanism:
+    if kind == LAPLACE:
+        if sample_rate != 1:
+            raise ValueError(f"sample_rate={sample_rate}: a count is over all examples, at rate 1")
+        if not noise_multiplier > 0:
+            raise ValueError(f"noise_multiplier={noise_multiplier}: a count without noise has no epsilon")
+        return PureDP(steps / noise_multiplier)
+    return Mechanism(noise_multiplier, sample_rate, steps)
+
+
+@cache
+def _kinds() -> tuple[tuple[str, type], ...]:
+    """Name and type of each field."""
+    return tuple((field.name, cast(type, field.type)) for field in fields(Spend))

@@ -3,11 +3,13 @@ Knows layers, buffers and a loss; not clipping, noise, budgets or data.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedq.seeding import seeded
+from fedq.privacy.draws import KeystreamDraws, MadeUpWords, refuse_shared_generators
 
 
 def refuse_cross_example_layers(model: nn.Module) -> None:
@@ -65,18 +67,24 @@ def refuse_mixing(
     """
     before = untrained_state(model)
     was_training = {module: module.training for module in model.modules()}
-    stream = torch.Generator().manual_seed(0)
-    alone, other, another = (torch.randn((1, *input_shape), generator=stream) for _ in range(3))
+    # Public numbers, and not from torch: no random operation of torch in a private fit is then anything but a secret.
+    stream = np.random.Generator(np.random.Philox(key=0))
+    alone, other, another = torch.from_numpy(stream.standard_normal((3, 1, *input_shape), dtype=np.float32))
     tokens = [torch.cat([(alone > 0).float(), torch.full_like(alone, number)]) for number in (0, 1)]
     batches = [torch.cat([alone, other]), torch.cat([alone, 9 * another])] if dtype.is_floating_point else tokens
     device = device_of(model)
 
     def first_of(batch: Tensor) -> Tensor:
-        with torch.no_grad(), seeded(0, device):  # dropout must draw the same masks twice
+        with torch.no_grad(), KeystreamDraws(MadeUpWords(0), range(2)):  # dropout must draw the same masks twice
             return model(batch.to(device, dtype))[0].clone()  # type: ignore[no-any-return]
+
+    def one_pass() -> None:
+        with suppress(Exception):  # a model of tokens may take no floats; what fails is said below
+            first_of(batches[0])
 
     try:
         model.train(training)
+        refuse_shared_generators(one_pass, device)
         try:
             outputs = [first_of(batch) for batch in batches]
         except Exception:
@@ -84,7 +92,7 @@ def refuse_mixing(
                 raise
             outputs = [first_of(batch) for batch in tokens]
     except Exception as error:
-        raise ValueError(f"the model cannot be probed for mixing of examples: {error}") from error
+        raise ValueError(f"the model cannot be tried out on made-up examples: {error}") from error
     finally:
         restore(model, before)
         for module, training in was_training.items():

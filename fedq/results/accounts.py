@@ -5,14 +5,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fedq.privacy import Row, epsilon
+from fedq.privacy import MOST_EXACT, Row, epsilon, is_coarse
 from fedq.results.wording import one_line, plural, size, spent
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
 
-SHOWN = 20  # rows of a ledger that are printed: the newest
+SHOWN = 20  # rows of a ledger that are printed, and runs: the newest
+COARSE = f"an upper bound by Renyi accounting, as more than {MOST_EXACT} different noises or rates are in it"
 
 
 @dataclass(frozen=True)
@@ -28,14 +29,15 @@ class RunSpend:
     source: str
 
 
-def by_run(rows: Sequence[Row], *, delta: float | None = None) -> list[RunSpend]:
-    """Run by run, oldest first, at this delta or else each at its own.
+def by_run(rows: Sequence[Row], *, delta: float | None = None) -> tuple[list[RunSpend], int]:
+    """The newest `SHOWN` runs, oldest first, at this delta or else each at its own; and how many older ones there are.
 
     Their epsilons do not add up to the whole: composition is better than a sum.
     """
     runs: dict[str, list[Row]] = {}
     for row in rows:
         runs.setdefault(row.spend.run, []).append(row)
+    newest = list(runs.items())[-SHOWN:]
     return [
         RunSpend(
             run=run,
@@ -46,8 +48,8 @@ def by_run(rows: Sequence[Row], *, delta: float | None = None) -> list[RunSpend]
             delta=delta or own[-1].spend.delta,
             source=own[-1].spend.noise_source,
         )
-        for run, own in runs.items()
-    ]
+        for run, own in newest
+    ], len(runs) - len(newest)
 
 
 def total(rows: Sequence[Row], *, delta: float | None = None) -> tuple[float, float]:
@@ -68,6 +70,7 @@ def ledger_json(rows: Sequence[Row], decisions: Sequence[str]) -> dict[str, Any]
         ],
         "epsilon": whole,
         "delta": delta,
+        "coarse": is_coarse([row.spend.as_mechanism() for row in rows]),
         "accepted": list(decisions),
     }
 
@@ -99,13 +102,15 @@ def ledger_table(path: str, rows: Sequence[Row], decisions: Sequence[str], *, ev
     if len(shown) < len(rows):
         parts.append(Text(f"the last {len(shown)} of {len(rows):,} rows; --all shows the others", style="dim"))
     if rows:
-        parts += [table, runs_table(by_run(rows))]
+        parts += [table, runs_table(*by_run(rows))]
     whole, delta = total(rows)
     if rows:
         kinds = ", ".join(sorted({f"{row.spend.mechanism} for each {row.spend.unit}" for row in rows}))
         parts.append(Text(f"mechanism: {kinds}; data: {one_line(rows[0].spend.data)}"))
         words = f"epsilon {spent(whole)} at delta {delta:g} in {plural(len(rows), 'row')}"
     parts.append(Text(f"spent: {words if rows else 'nothing'}", style="bold"))
+    if is_coarse([row.spend.as_mechanism() for row in rows]):
+        parts.append(Text(f"that epsilon is {COARSE}", style="dim"))
     if seeded:
         words = "with seeded noise, which whoever knows the seed can subtract: NOT private"
         parts.append(Text(words, style="bold red"))
@@ -113,11 +118,12 @@ def ledger_table(path: str, rows: Sequence[Row], decisions: Sequence[str], *, ev
     return Group(*parts, Text(""))
 
 
-def runs_table(runs: Sequence[RunSpend]) -> "RenderableType":
-    """One line a run."""
+def runs_table(runs: Sequence[RunSpend], older: int) -> "RenderableType":
+    """One line a run; `older`: how many runs before them are left out."""
     from rich.table import Table
 
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    left_out = f"the last {len(runs)} of {len(runs) + older:,} runs" if older else None
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", title=left_out, title_justify="left")
     table.add_column("run", overflow="fold")
     for name in ("rounds", "spends", "epsilon alone", "at delta"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -184,7 +190,10 @@ class ClientStatus:
     source: str  # whose that is
     floor: float | None  # the largest epsilon that the policy accepts of a run
     uncounted: Sequence[str]  # units of privacy that are accepted though no ledger of the client's counts them
-    runs: Sequence[RunSpend]
+    coarse: bool  # whether epsilon is the coarser bound on many different mechanisms
+    head: str | None  # where the ledger's head lies; None: beside it
+    runs: Sequence[RunSpend]  # the newest
+    older_runs: int
     left: Mapping[str, Left]  # by run
     declined: Sequence[str]  # the last requests that were turned away
     turned_away: int
@@ -204,10 +213,15 @@ def status_table(status: ClientStatus) -> "RenderableType":
     said = (
         "nothing: no ledger here, of a client that never trained, or in another folder"
         if nothing
-        else f"epsilon {spent(status.epsilon)} at delta {status.delta:g}"
+        else f"epsilon {spent(status.epsilon)} at delta {status.delta:g}" + (f" ({COARSE})" if status.coarse else "")
     )
     head.add_row(Text("spent", style="cyan"), Text(said, style="bold"))
     head.add_row(Text("left", style="cyan"), _rest(status))
+    beside = "beside the ledger: restoring both is not noticed; name another disk by head-dir= in the node config"
+    head.add_row(
+        Text("ledger's head", style="cyan"),
+        Text(status.head or beside, style="" if status.head else "yellow", overflow="fold"),
+    )
     if status.floor is not None:
         head.add_row(
             Text("policy", style="cyan"), Text(f"runs that aim at more than epsilon {status.floor:g} are declined")
@@ -218,7 +232,7 @@ def status_table(status: ClientStatus) -> "RenderableType":
         head.add_row(Text("not counted", style="cyan"), Text(words, style="yellow"))
     parts: list[RenderableType] = [head]
     if status.runs:
-        parts += [Text(""), runs_table(status.runs)]
+        parts += [Text(""), runs_table(status.runs, status.older_runs)]
     if status.left:
         parts.append(Text("\nwhat was made to leave, by run", style="dim"))
         sent = Table.grid(padding=(0, 2, 0, 0))

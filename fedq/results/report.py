@@ -28,6 +28,7 @@ FILES = {
     "rounds.jsonl": "one line a round",
     "curves.png": "the curves",
     "config.yaml": "what was run",
+    "PUBLISH.txt": "which of these files the guarantee covers",
     "clients": "what each client keeps: a log; under DP its ledger and evidence",
     "server": "the server's ledger and who answered: not for others",
 }
@@ -173,6 +174,8 @@ def _run(result: Result) -> list[Line]:
         f"{plural(skipped, 'round')} skipped" if skipped else "",
     ]
     style = "yellow" if result.clients_lost or skipped else ""
+    if result.link is not None:
+        lines.append(Line("link", "insecure", one_line(result.link).removeprefix("insecure: "), "bold red"))
     lines.append(Line("lost replies", f"{result.clients_lost:,}", "; ".join(filter(None, why)), style))
     if found := bounded(result.history):
         lines.append(Line("bounded replies", f"{sum(found.values()):,}", counts(found, empty=""), "yellow"))

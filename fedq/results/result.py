@@ -21,6 +21,7 @@ AccuracySource = Literal["server_test", "clients", "noisy_counts", "none"]
 RunStatus = Literal["finished", "interrupted", "ended", "failed"]
 EpsilonOf = Literal["ledgers", "run"]
 ALONE = "this run alone, by public numbers; what clients spent before is not included"
+INSECURE_LINK = "insecure: the SuperLink was reached without TLS, or without a certificate to know it by"
 NOT_IN_JSON = ("history", "arrays", "folder", "elsewhere")
 
 
@@ -74,6 +75,7 @@ class Result:
     history: list[RoundRow] = field(default_factory=list, compare=False)
     arrays: dict[str, np.ndarray] = field(default_factory=dict, compare=False)
     folder: Path | None = field(default=None, compare=False)
+    link: str | None = None  # what is wrong with the connection that the run was asked for over; None: nothing known
     elsewhere: str | None = field(default=None, compare=False)  # HOST:PATH of the run folder, if on another machine
 
     def __post_init__(self) -> None:
@@ -118,6 +120,8 @@ class Result:
             "privacy": privacy_text(self),
             "traffic": f"{up} ({percent(sent / plain)} of float32)" if plain else up,
         }
+        if self.link is not None:
+            known["link"] = one_line(self.link)
         where = self.folder or self.elsewhere
         return known | ({"folder": str(where)} if where else {})
 

@@ -15,14 +15,18 @@ _PATIENCE = 5.0  # seconds in which a SuperLink that is there accepts
 class Connection:
     name: str
     address: str
+    secure: bool = True  # TLS, checked by the root certificates that the connection names
 
 
 def flwr_home() -> Path:
     return Path(os.environ.get("FLWR_HOME") or Path.home() / ".flwr")
 
 
-def find(name: str | None) -> Connection:
-    """The named connection, or Flower's default one, if a SuperLink answers there; else `ConfigError`."""
+def find(name: str | None, *, insecure: bool = False) -> Connection:
+    """The named connection, or Flower's default one, if a SuperLink answers there; else `ConfigError`.
+
+    `insecure`: also one that is in the clear, or that any certificate of the system's would pass for.
+    """
     path = flwr_home() / "config.toml"
     key = "runtime.connection"
     try:
@@ -49,6 +53,12 @@ def find(name: str | None) -> Connection:
     if certificates and not (Path(str(certificates)).is_absolute() and Path(str(certificates)).is_file()):
         rule = f"its root-certificates {certificates} are not there, or no absolute path"
         raise ConfigError([Problem(key, chosen, rule, f"Mend {path}")])
+    marked = values.get("insecure") is True
+    secure = bool(certificates) and not marked
+    if not secure and not insecure:
+        rule = "is marked insecure: models and updates would travel in the clear" if marked else "names no certificates"
+        hint = f'Add root-certificates = "/path/to/ca.crt" to it in {path}, or, to go on all the same, --insecure'
+        raise ConfigError([Problem(key, chosen, rule, hint)])
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal():
         raise ConfigError([Problem(key, chosen, f"its address {address} is not HOST:PORT", f"Mend {path}")])
@@ -57,4 +67,4 @@ def find(name: str | None) -> Connection:
     except (OSError, ValueError) as error:  # a host that is no name raises UnicodeError
         rule = f"no SuperLink answers at {address} ({getattr(error, 'strerror', None) or error})"
         raise ConfigError([Problem(key, chosen, rule, f"Start it (docs/deploy.md), or mend {path}")]) from None
-    return Connection(chosen, address)
+    return Connection(chosen, address, secure)

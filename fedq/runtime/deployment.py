@@ -19,7 +19,7 @@ from fedq.config.client_level import epsilon_budget
 from fedq.results import Display, Result, RoundRow, events
 from fedq.results.result import from_json
 from fedq.runtime.connection import Connection, find
-from fedq.runtime.stage import Staged, app_here, run_config, stage
+from fedq.runtime.stage import Staged, app_here, run_config, say_insecure, stage
 from fedq.runtime.watch import Watch, headline
 from fedq.server.roster import BudgetSpentError
 
@@ -55,7 +55,9 @@ def deploy(config: Config, overrides: Sequence[str] | None = None, *, progress: 
         raise ConfigError(found)
     with tempfile.TemporaryDirectory(prefix="fedq-") as scratch:
         staged = stage(config.overrides if overrides is None else overrides, config, app=app_here(), into=Path(scratch))
-        connection = find(config.runtime.connection)
+        connection = find(config.runtime.connection, insecure=config.runtime.insecure)
+        if not connection.secure:
+            say_insecure(staged)
         with display_of(config, connection, progress=progress) as display:
             note = noted(display)
 

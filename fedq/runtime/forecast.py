@@ -14,7 +14,7 @@ from fedq.config import public
 from fedq.data.split import held_out
 from fedq.delivery import epsilon_after, spent_before
 from fedq.experiment import Experiment
-from fedq.experiment.ledgers import ledger_file
+from fedq.experiment.ledgers import ledger_file, server_ledger_file
 from fedq.privacy import MAX_BATCH
 from fedq.results import ClientLevelForecast, Forecast
 from fedq.runtime.grid import InProcessGrid
@@ -85,6 +85,25 @@ def held(experiment: Experiment) -> Held | None:
     counted = experiment.accuracy_source == "noisy_counts"
     after = epsilon_after(experiment, _participations(experiment), before=before, counted=counted)
     return Held(epsilon_after(experiment, 0, before=before) or 0.0, after or 0.0, plan.target_epsilon, lacking)
+
+
+def held_by_server(experiment: Experiment) -> Held | None:
+    """The same of whole clients, by the server's ledger; all of the run is refused where it does not fit."""
+    plan, config = experiment.client_plan, experiment.config
+    if plan is None or config.privacy.ledger is None:
+        return None
+    from fedq.privacy import Ledger, LedgerError, charged, epsilon, is_begun
+
+    path = server_ledger_file(config, Path())
+    if not is_begun(path):
+        return None
+    try:
+        spends = [row.spend for row in Ledger(path, access="read").rows()]
+    except LedgerError:
+        return Held(math.inf, math.inf, plan.target_epsilon, {})
+    before = charged(spends, clients=plan.clients)
+    spent = epsilon(before, plan.delta, accountant=plan.accountant)
+    return Held(spent, plan.epsilon(plan.charges, before=before), plan.target_epsilon, {})
 
 
 def _participations(experiment: Experiment) -> int:

@@ -81,4 +81,4 @@ def ray_link(
         resources={**_RESOURCES, **config.runtime.client_resources},
         environment=environment,
     ) as grid:
-        yield link(experiment, strategy, grid, tell=tell, replied=replied)
+        yield link(experiment, strategy, grid, tell=tell, replied=replied, trusted=True)

@@ -21,8 +21,10 @@ from fedq.client_level_delivery import whole_rows, with_client_level
 from fedq.config import Config, ConfigError, Problem, problems
 from fedq.data import write_shard
 from fedq.delivery import ClientFiles, evidence_of
+from fedq.durable import append_to_private, make_private_folder
 from fedq.experiment import Experiment
 from fedq.experiment.ledgers import LEDGER
+from fedq.publication import write_publication
 from fedq.results import Result, new_run_folder, read_result
 from fedq.runtime.connection import Connection
 from fedq.runtime.credentials import write_certificates, write_node_key
@@ -31,6 +33,7 @@ from fedq.runtime.processes import Processes, tail
 from fedq.runtime.stage import Staged, app_here, stage
 from fedq.runtime.start import OUTPUTS, built
 from fedq.runtime.watch import Watch
+from fedq.server.node_names import FILE as NODE_NAMES
 
 CONNECTION = "rehearsal"
 _START_UP = 60.0  # seconds in which a SuperLink or SuperNode listens
@@ -124,6 +127,8 @@ class Stand:
         (home / "state").mkdir()
         shutil.copy(self.server / "ca.crt", home / "ca.crt")
         write_node_key(home / "node")
+        with append_to_private(self.server / NODE_NAMES) as names:
+            names.write(f'"{identity}" = "{(home / "node.pub").read_text(encoding="utf-8").strip()}"\n')
         shard = home / "data" / "examples.shard.npz"
         write_shard(shard, experiment.dataset.train[experiment.shards[identity]], experiment.dataset)
         self.register(identity)
@@ -223,10 +228,11 @@ def _collected(experiment: Experiment, place: Path, told: Followed, root: str | 
     for identity in experiment.identities:
         state, home = place / "clients" / identity / "state", folder / "clients" / identity
         if (state / "runs" / told.run).is_dir():
-            shutil.copytree(state / "runs" / told.run, home, ignore=shutil.ignore_patterns(".lock"))
+            make_private_folder(home)
+            shutil.copytree(state / "runs" / told.run, home, ignore=shutil.ignore_patterns(".lock"), dirs_exist_ok=True)
         for account in sorted(state.glob(f"{LEDGER}*")):  # and its head
             if account.suffix != ".lock":
-                home.mkdir(parents=True, exist_ok=True)
+                make_private_folder(home)
                 shutil.copy(account, home / account.name)
     result = read_result(folder)
     if experiment.plan is not None:
@@ -236,4 +242,5 @@ def _collected(experiment: Experiment, place: Path, told: Followed, root: str | 
         said = {"epsilon": spent, "epsilon_of": "ledgers", "private": private, "privacy_reasons": reasons}
         result = replace(result, **(with_client_level(said, result.client_level) if result.client_level else said))
         result.write(folder)
+    write_publication(folder, result)
     return result

@@ -15,13 +15,14 @@ from typing import Any
 
 from fedq import __version__, flower
 from fedq.app.bundle import COMPONENTS, is_app
-from fedq.app.host import EVENTS
+from fedq.app.host import EVENTS, INSECURE
 from fedq.config import Config, ConfigError, Problem, compose, network
 from fedq.config.compose import STAGED
+from fedq.experiment.binding import check_paths, imported
 
 _OPEN_GROUPS = ("model", "data")
 # How the apps are run and reached from here, which is no business of theirs.
-_HERE = ("runtime.connection", "runtime.workers", "runtime.address")
+_HERE = ("runtime.connection", "runtime.insecure", "runtime.workers", "runtime.address")
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,21 @@ def stage(overrides: Sequence[str], config: Config, *, app: Path | None, into: P
     if overlay is not None and (app is None or overlay.resolve() != (app / "conf").resolve()):
         _copy_choices(overlay, folder / "conf")
     _check_code(config, folder)
+    _check_paths(config, open_groups)
     for group in open_groups:
         _write_choice(folder / "conf" / group / f"{STAGED}.yaml", getattr(config, group))
     (folder / "pyproject.toml").write_bytes(_toml(project))
     staged = Staged(folder, [*sent, *(f"{group}={STAGED}" for group in open_groups)], len(_bundle(folder)))
     _check_same(config, staged)
     return staged
+
+
+def say_insecure(staged: Staged) -> None:
+    """Have the server's result say that the run was asked for over a connection that is not secure."""
+    path = staged.folder / "pyproject.toml"
+    project = tomllib.loads(path.read_text(encoding="utf-8"))
+    project["tool"]["flwr"]["app"]["config"][INSECURE] = True
+    path.write_bytes(_toml(project))
 
 
 def _parted(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -135,6 +145,17 @@ def _check_code(config: Config, folder: Path) -> None:
             rule = f"{origin.name} lies in this folder and not in the bundle, so no client could import it"
             mend = "`fedq new DIR` makes an app directory; put the module there, and name it in its fab-include"
             found.append(Problem(f"{group}._target_", target, rule, mend))
+    if found:
+        raise ConfigError(found)
+
+
+def _check_paths(config: Config, groups: Sequence[str]) -> None:
+    """A problem for a path among the arguments of a model or loader: no client opens it."""
+    found: list[Problem] = []
+    for group in groups:
+        unused: list[Problem] = []  # what cannot be imported here is said by whoever builds it
+        target = imported(getattr(config, group).get("_target_"), group, unused)
+        check_paths(config, group, target, found, allowed=("path",) if group == "data" else ())
     if found:
         raise ConfigError(found)
 

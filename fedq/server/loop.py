@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from fedq.privacy import LedgerError
+from fedq.privacy import Declined, LedgerError
 from fedq.server.average import MovingAverage
 from fedq.server.broadcast import Broadcast
 from fedq.server.roster import LinkLostError
@@ -174,6 +174,8 @@ def run_rounds(
                 outcome.status = "ended"
                 outcome.reason = f"round {number}: every client has spent its privacy budget, or cannot keep its ledger"
                 break
+    except Declined as declined:  # another run has spent meanwhile from the ledger of whole clients
+        outcome.status, outcome.reason = "ended", f"after round {outcome.rounds}: {declined}"
     except (LinkLostError, LedgerError) as error:
         outcome.status, outcome.reason = "failed", f"after round {outcome.rounds}: {error}"
     except (KeyboardInterrupt, SystemExit):  # Flower's own programs turn a signal into the latter

@@ -3,12 +3,17 @@
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from logging import getLogger
 from typing import Any
 
-from flwr.app import Message
+from flwr.app import Error, Message
 
-from fedq import wire
+from fedq import flower, wire
+from fedq.server.node_names import NodeNames
 from fedq.server.total import Rejected
+
+LOG = getLogger("flwr")  # Flower's own
+_UNKNOWN = 0  # of Flower's error codes
 
 # grid.push + pull, or a grid's own stream: messages in, replies out as they come.
 Exchange = Callable[[Iterable[Message], float], Iterable[Message]]
@@ -20,6 +25,7 @@ class Roster:
 
     nodes: dict[str, int] = field(default_factory=dict)
     refused: list[Rejected] = field(default_factory=list)
+    keys: dict[str, str] = field(default_factory=dict)  # identity -> fingerprint of its node's key, if it has one
 
     def keep(self, expected: Iterable[str]) -> None:
         """Refuse whoever the experiment does not know by name."""
@@ -27,6 +33,7 @@ class Roster:
         self.refused += [Rejected(name, "unknown_node") for name in sorted(strangers)]
         for name in strangers:
             del self._by_node[self.nodes.pop(name)]
+            self.keys.pop(name, None)
 
     def identity_of(self, node_id: int) -> str | None:
         return self._by_node.get(node_id)
@@ -56,13 +63,29 @@ def too_few(text: str, refused: Sequence[Rejected], *, lacking: int) -> TooFewCl
 
 
 class Desk:
-    """Where hellos are read: who is let in under which name, and who is not and why."""
+    """Where hellos are read: who is let in under which name, and who is not and why.
 
-    def __init__(self, *, version: str, formats: tuple[int, ...], layout: bytes) -> None:
-        self._version, self._formats, self._layout = version, formats, layout
+    `private`: clients may leave out their layout, which they know only once they have opened their data.
+    `names`: which node may speak in which name; `key_of`: node -> fingerprint of its public key.
+    """
+
+    def __init__(
+        self,
+        *,
+        version: str,
+        formats: tuple[int, ...],
+        layout: bytes,
+        private: bool = False,
+        names: NodeNames | None = None,
+        key_of: Callable[[int], str] = lambda node: "",
+    ) -> None:
+        self._version, self._formats = version, formats
+        self._layouts = (layout, b"") if private else (layout,)
+        self._names, self._key_of = names or NodeNames(), key_of
         self.found: dict[str, int] = {}
         self._refused: list[Rejected] = []
         self._by_node: dict[int, Rejected] = {}
+        self._own: set[int] = set()  # nodes that have shown to speak in their own name
 
     def ask(
         self, exchange: Exchange, nodes: Iterable[int], timeout: float, *, done: Callable[[], bool] = lambda: False
@@ -90,24 +113,37 @@ class Desk:
     def roster(self) -> Roster:
         silent = sorted(r.client for r in self._by_node.values() if r.reason == "no_reply")
         spoken = [r for r in self._by_node.values() if r.reason != "no_reply"]
-        return Roster(dict(self.found), [*self._refused, *spoken, *(Rejected(node, "no_reply") for node in silent)])
+        keys = {name: key for name, node in self.found.items() if (key := self._key_of(node))}
+        silence = [Rejected(node, "no_reply") for node in silent]
+        return Roster(dict(self.found), [*self._refused, *spoken, *silence], keys)
 
-    def refused(self, expected: Iterable[str], reasons: Collection[str] | None = None) -> list[Rejected]:
-        """Those of the expected clients that were refused (for these reasons) and not let in since, each once."""
-        last = {r.client: r for r in self._by_node.values() if reasons is None or r.reason in reasons}
+    def refused(
+        self, expected: Iterable[str], reasons: Collection[str] | None = None, *, shown: bool = False
+    ) -> list[Rejected]:
+        """Those of the expected clients that were refused (for these reasons) and not let in since, each once.
+
+        `shown`: only those whose node has shown that the name is its own, so that nobody else can decline for them.
+        """
+        said = [r for node, r in self._by_node.items() if node in self._own or not shown]
+        last = {r.client: r for r in said if reasons is None or r.reason in reasons}
         return [last[name] for name in expected if name in last and name not in self.found]
 
     def _read(self, reply: Message) -> Rejected | None:
         node = reply.metadata.src_node_id
         try:
             if reply.has_error():
-                raise wire.MalformedReply("error", "no hello")
+                raise wire.MalformedReply(wire.reason_of(reply.error.reason), "no hello")
             hello = wire.read_hello(reply.content)
         except wire.MalformedReply as error:
             return Rejected(str(node), error.reason)
+        verdict = self._names.verdict(hello.identity, self._key_of(node)) if hello.identity else "unknown"
+        if verdict == "another's":
+            return Rejected(str(node), "node_key")
+        if verdict == "own":
+            self._own.add(node)
         if isinstance(hello, wire.Refusal):
             return Rejected(hello.identity or str(node), hello.reason)
-        reason = _mismatch(hello, self._version, self._formats, self._layout)
+        reason = _mismatch(hello, self._version, self._formats, self._layouts)
         if reason is None and self.found.get(hello.identity, node) != node:
             reason = "duplicate"
         if reason is None:
@@ -124,9 +160,10 @@ def say_hello(
     formats: tuple[int, ...],
     layout: bytes,
     timeout: float,
+    private: bool = False,
 ) -> Roster:
     """Ask every node who it is; refuse one that is silent, or speaks another version, packet format or model."""
-    desk = Desk(version=version, formats=formats, layout=layout)
+    desk = Desk(version=version, formats=formats, layout=layout, private=private)
     desk.ask(exchange, node_ids, timeout)
     return desk.roster()
 
@@ -145,7 +182,8 @@ def wait_for_clients(
 
     Who is missing is told once a minute. A node that was refused is greeted again each minute: its operator may have
     mended it. Raises `TooFewClientsError` where fewer than `enough` came, and at once where so many clients have
-    themselves decided against this run that fewer than `enough` can come.
+    themselves decided against this run that fewer than `enough` can come. "Themselves" is by their node's key: a node
+    that declines in a name that is not shown to be its own is only reported, and the client is waited for.
     """
     begun = told = time.monotonic()
     settled: set[int] = set()
@@ -160,7 +198,7 @@ def wait_for_clients(
         missing = [name for name in expected if name not in desk.found]
         if not missing:
             return desk.roster()
-        lacking = enough - len(expected) + len(desk.refused(expected, _DECISIONS))
+        lacking = enough - len(expected) + len(desk.refused(expected, _DECISIONS, shown=True))
         if lacking > 0:
             text = f"too few clients can come, {enough} needed; {_count(desk, expected)} answered"
             raise too_few(f"{text}{_refusals(desk.roster().refused)}", desk.roster().refused, lacking=lacking)
@@ -214,19 +252,12 @@ def _count(desk: Desk, expected: Sequence[str]) -> str:
     return f"{_present(desk, expected)} of {len(expected)}"
 
 
-def _mismatch(hello: wire.Hello, version: str, formats: tuple[int, ...], layout: bytes) -> str | None:
+def _mismatch(hello: wire.Hello, version: str, formats: tuple[int, ...], layouts: Collection[bytes]) -> str | None:
     if hello.version != version:
         return "version"
     if not set(formats) & set(hello.formats):
         return "format"
-    return None if hello.layout == layout else "layout"
-
-
-_PULLED = 16  # replies that are held at once
-
-
-def _parts(ids: list[str]) -> Iterable[list[str]]:
-    return (ids[start : start + _PULLED] for start in range(0, len(ids), _PULLED))
+    return None if hello.layout in layouts else "layout"
 
 
 def _through(call: Callable[[], Iterable[Any]]) -> list[Any]:
@@ -240,23 +271,47 @@ def _through(call: Callable[[], Iterable[Any]]) -> list[Any]:
 def grid_exchange(grid: Any) -> Exchange:
     """How this grid is spoken to: by its own `stream` if it has one, else by push and repeated pull.
 
-    Flower's `send_and_receive` collects all replies in a list before the first is looked at.
+    Flower's `send_and_receive` collects all replies in a list before the first is looked at. Replies are pulled one by
+    one, since Flower's grid reads several at once or none: one that cannot be read would take the others with it.
     """
     if hasattr(grid, "stream"):
         return lambda messages, timeout: grid.stream(messages)
 
     def exchange(messages: Iterable[Message], timeout: float) -> Iterable[Message]:
+        asked = list(messages)
+        sent = _through(lambda: grid.push_messages(asked))
         # An id is None where the message could not be sent: its client is then one that does not answer.
-        sent = _through(lambda: grid.push_messages(list(messages)))
-        waiting, end = {i for i in sent if i}, time.monotonic() + timeout
+        waiting = {number: message for number, message in zip(sent, asked, strict=False) if number}
+        end = time.monotonic() + timeout
         while waiting and time.monotonic() < end:
             came = 0
-            for some in _parts(list(waiting)):
-                for reply in _through(lambda some=some: grid.pull_messages(some)):  # type: ignore[misc]
+            for number, message in list(waiting.items()):
+                for reply in _pulled(grid, number, message):
                     came += 1
-                    waiting.discard(reply.metadata.reply_to_message_id)
+                    waiting.pop(number, None)
                     yield reply
             if not came:
                 time.sleep(0.2)
 
     return exchange
+
+
+def _pulled(grid: Any, number: str, message: Message) -> list[Message]:
+    """The reply to one message, if it is there: an error in its node's name where it cannot be read or is not to it."""
+    node = message.metadata.dst_node_id
+    try:
+        replies = list(grid.pull_messages([number]))
+    except flower.LINK_ERRORS as error:
+        raise LinkLostError(f"the way to the clients is gone: {type(error).__name__}: {error}") from error
+    except Exception as error:  # what a node sent is decoded in there
+        LOG.warning("node %d: a reply that cannot be read: %s", node, type(error).__name__)
+        return [_unreadable(message)]
+    own = [
+        reply for reply in replies if (reply.metadata.src_node_id, reply.metadata.reply_to_message_id) == (node, number)
+    ]
+    # What stands inside of a reply is its sender's word; that it came for this message is the SuperLink's.
+    return own[:1] or [_unreadable(message)] * bool(replies)
+
+
+def _unreadable(message: Message) -> Message:
+    return Message(Error(_UNKNOWN, wire.UNREADABLE), reply_to=message)

@@ -321,7 +321,7 @@ class QuantizedFedAvg(FedAvg):
     # pragma: no mutate end
     def _checked(self, message: Message, round: int, task: str) -> wire.Reply:
         if message.has_error():
-            raise wire.MalformedReply("error", "Flower's error reply")
+            raise wire.MalformedReply(wire.reason_of(message.error.reason), "Flower's error reply")
         training = task == wire.TRAIN
         if self._guest is not None:
             return self._guest.checked(message, round, task, frozenset({wire.UPDATE}))
@@ -390,6 +390,11 @@ class QuantizedFedAvg(FedAvg):
         """Nodes that are not there yet are waited for, as many as a round needs; then all are greeted."""
         if self.client_level is not None and self.client_level.sampling != "deal":
             raise ValueError("secret cohorts under Flower's own loop, which deals them; use fedq.server.run_rounds")
+        if self.client_level is not None and self.min_clients > 0:
+            raise ValueError(
+                f"client_level with min_clients={self.min_clients}: a round that is skipped tells how many answered; "
+                "use min_clients=0, so that each takes its noised step"
+            )
         end = time.monotonic() + self.timeout
         while len(list(grid.get_node_ids())) < max(1, self.min_clients) and time.monotonic() < end:
             time.sleep(0.2)
@@ -400,6 +405,7 @@ class QuantizedFedAvg(FedAvg):
             formats=packets.FORMATS,
             layout=self.layout.digest,
             timeout=self.timeout,
+            private=self.private or self.client_level is not None,
         )
         return roster, Dealer(list(roster.nodes), seed=self.seed)
 

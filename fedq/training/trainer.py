@@ -70,6 +70,7 @@ class PrivateFit:
     random: RandomSource
     ledger: Ledger
     context: SpendContext
+    paid: int | None = None  # the row of the ledger that pays for it, if it is written already
 
 
 @dataclass(frozen=True)
@@ -135,40 +136,38 @@ class Trainer:
     ) -> Fitted:
         """Train from `weights` (float32, shape (layout.size,)) on the shard; the weights themselves are not changed.
 
-        `batches` orders the examples and `torch_seed` seeds layers that draw, such as dropout. Under DP both come
-        from the private source instead: a mask that others know by its place in the batch would tie every example's
-        gradient to who comes before it. The spend is on disk before the first step. `kept`: bool of the same shape;
-        weights where it is False begin and end as exactly 0.0, whatever the optimizer.
+        `batches` orders the examples and `torch_seed` seeds layers that draw, such as dropout. Under DP neither
+        is used: batches, masks and views come from secret keystreams, since masks that others can search for tie every
+        example's gradient to who comes before it. The spend is on disk before the first step. `kept`: bool of the same
+        shape; weights where it is False begin and end as exactly 0.0, whatever the optimizer.
         """
         self.load(weights)
         pruned = pruned_in(self.model, self.layout, kept)
         self.model.train()
         self.model.to(memory_format=self._format if private is None else self._private_format())  # type: ignore[call-overload]
-        seed = torch_seed if private is None else int(private.random.uniform((1,))[0] * 2**53)
-        with seeded(seed, *self.hardware.devices):
-            views = None if private is None else self.recipe.views
-            # Views are drawn anew in each step, so a fixed front has to see every one of them.
-            learner, seen = (
-                (self._learner, self._seen(examples.inputs)) if views is None else (self.model, examples.inputs)
-            )
-            inputs, targets = torch.from_numpy(seen), torch.from_numpy(examples.targets)
-            if private is None:
-                loss = self._descend(inputs, targets, round, batches, pruned)
-                return Fitted(read_vector(self.model, self.layout), len(examples), loss)
-            mechanism = DPSGD(private.plan, random=private.random, ledger=private.ledger)
-            evidence = mechanism.run(
-                learner,
-                inputs,
-                targets,
-                loss=lambda outputs, targets: self._loss(outputs, targets).sum(),
-                make_optimizer=lambda parameters: self.recipe.make_optimizer(parameters, round),
-                context=private.context,
-                pruned=pruned,
-                # From torch's generator, seeded with a secret above: how many are drawn turns on the batch, and the
-                # stream of the noise must not.
-                augment=None if views is None else lambda images: views.of(images, _uniform),
-                views=1 if views is None else views.count,
-            )
+        if private is not None:
+            return self._fit_privately(examples, private, round, pruned)
+        with seeded(torch_seed, *self.hardware.devices):
+            inputs, targets = torch.from_numpy(self._seen(examples.inputs)), torch.from_numpy(examples.targets)
+            loss = self._descend(inputs, targets, round, batches, pruned)
+        return Fitted(read_vector(self.model, self.layout), len(examples), loss)
+
+    def _fit_privately(self, examples: Examples, private: PrivateFit, round: int, pruned: Pruned) -> Fitted:
+        views = self.recipe.views
+        # Views are drawn anew in each step, so a fixed front has to see every one of them.
+        learner, seen = (self._learner, self._seen(examples.inputs)) if views is None else (self.model, examples.inputs)
+        mechanism = DPSGD(private.plan, random=private.random, ledger=private.ledger, paid=private.paid)
+        evidence = mechanism.run(
+            learner,
+            torch.from_numpy(seen),
+            torch.from_numpy(examples.targets),
+            loss=lambda outputs, targets: self._loss(outputs, targets).sum(),
+            make_optimizer=lambda parameters: self.recipe.make_optimizer(parameters, round),
+            context=private.context,
+            pruned=pruned,
+            augment=None if views is None else views.of,
+            views=1 if views is None else views.count,
+        )
         return Fitted(read_vector(self.model, self.layout), len(examples), None, evidence)
 
     def _private_format(self) -> torch.memory_format:
@@ -238,10 +237,6 @@ class Trainer:
             losses.append((len(chosen), loss))
         # Read at the end: reading one makes this process wait for the GPU.
         return sum(n * float(loss) for n, loss in losses) / max(sum(n for n, _ in losses), 1)
-
-
-def _uniform(shape: tuple[int, ...]) -> np.ndarray:
-    return torch.rand(shape, dtype=torch.float64).numpy()
 
 
 def outputs_of(model: nn.Module, inputs: np.ndarray) -> torch.Tensor:

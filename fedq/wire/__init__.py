@@ -1,6 +1,6 @@
 """The only owner of record keys: requests and replies <-> Flower's `RecordDict`. Knows no arrays, models or policy."""
 
-from fedq.wire.checks import REJECTIONS, MalformedReply
+from fedq.wire.checks import REJECTIONS, UNREADABLE, MalformedReply, reason_of
 from fedq.wire.guest import (
     GuestRequest,
     Residual,
@@ -54,6 +54,7 @@ __all__ = [
     "REFUSALS",
     "REJECTIONS",
     "TRAIN",
+    "UNREADABLE",
     "UPDATE",
     "GuestRequest",
     "Hello",
@@ -76,6 +77,7 @@ __all__ = [
     "read_reply",
     "read_request",
     "read_residual",
+    "reason_of",
     "user_records",
     "with_packets",
     "write_guest_reply",

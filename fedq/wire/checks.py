@@ -20,8 +20,13 @@ REJECTIONS = {
     "version": "a client of another version of fedq",
     "format": "a client that reads none of this server's packet formats",
     "layout": "a client that holds another model",
+    "node_key": "a node whose key does not belong to the name that it gives (node-names.toml of the server)",
+    "unreadable": "a reply that cannot be read, or is not to what was asked",
     "no_mod": "arrays in place of a packet: add mods=[quantized_mod] to this client's ClientApp",
 }
+
+
+UNREADABLE = "unreadable"
 
 
 class MalformedReply(ValueError):  # noqa: N818  what arrived, as in codec.MalformedUpdate
@@ -30,6 +35,11 @@ class MalformedReply(ValueError):  # noqa: N818  what arrived, as in codec.Malfo
     def __init__(self, reason: str, detail: str) -> None:
         self.reason = reason
         super().__init__(f"{reason}: {detail}")
+
+
+def reason_of(error: str | None) -> str:
+    """Of a reply that is Flower's error: `UNREADABLE` where it came and could not be read."""
+    return UNREADABLE if error == UNREADABLE else "error"
 
 
 def records_in(content: RecordDict, expected: Mapping[str, type]) -> dict[str, Any]:

@@ -175,7 +175,10 @@ class Ask:
 @pytest.mark.parametrize(
     ("error", "reason"), [(Declined("budget", "9.72 of 8"), "budget"), (LedgerError(f"{SECRET} is torn"), "ledger")]
 )
-@pytest.mark.parametrize(("kind", "when"), [(wire.HELLO, ""), (wire.TRAIN, "round 5: "), (wire.EVALUATE, "round 5: ")])
+@pytest.mark.parametrize(
+    ("kind", "when"),
+    [(wire.HELLO, "hello: "), (wire.TRAIN, "train, round 5: "), (wire.EVALUATE, "evaluate, round 5: ")],
+)
 def test_what_a_budget_or_a_ledger_turns_away_is_noted_once_for_the_owner(client, tmp_path, error, reason, kind, when):
     client.state.owner = (tmp_path / "owner", "demo")
     assert Ask(client, error)(kind) == reason

@@ -30,6 +30,8 @@ def said(key):
         ("datapath", "data-path"),
         ("state_dir", "state-dir"),
         ("statedir", "state-dir"),
+        ("head_dir", "head-dir"),
+        ("heads-dir", "head-dir"),
         ("partition_id", "partition-id"),
         ("names", "name"),
     ],

@@ -1,21 +1,26 @@
 """A client on its owner's machine: what the owner says of it, and what is refused before any data are opened."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from flwr.app import Context, RecordDict
+from flwr.app import Context, Message, RecordDict
 
-from fedq import flower
+from fedq import flower, wire
+from fedq.app import client as app
 from fedq.app.bundle import bundle_digest
-from fedq.app.node import Node, _digest, client_of, home
+from fedq.app.node import _digest, client_of, home, note
+from fedq.app.node_config import Node
 from fedq.config import ConfigError, compose
 from fedq.data import write_shard
 from fedq.experiment import build
 from fedq.experiment.digests import model_digest
 from fedq.new.app import make_app
-from fedq.privacy import Declined
+from fedq.privacy import Declined, Ledger, head_in
+from tests.privacy.ledgers import SPEND
 
 USUAL = ["clients=4", "quant=off", "privacy=off", "partition=iid"]  # what may cross a network
 PRIVATE = ["clients=4", "quant=off", "privacy=example", "privacy.noise_multiplier=1", "partition=iid"]
@@ -36,9 +41,19 @@ def shard(tmp_path_factory):
     return path
 
 
-def client(overrides, **node_config):
+def context(overrides, **node_config):
     config = {key.replace("_", "-"): str(v) if isinstance(v, Path) else v for key, v in node_config.items()}
-    return client_of(Context(7, 1, config, RecordDict(), {"overrides": json.dumps(overrides)}))
+    return Context(7, 1, config, RecordDict(), {"overrides": json.dumps(overrides)})
+
+
+def client(overrides, **node_config):
+    return client_of(context(overrides, **node_config))
+
+
+def greeted(overrides, **node_config):
+    """What the app of this node answers to a handshake."""
+    message = Message(wire.empty(), dst_node_id=1, message_type=wire.HELLO)
+    return wire.read_hello(app(message, context(overrides, **node_config)).content)
 
 
 # --- what an owner says --------------------------------------------------------------------------------
@@ -231,6 +246,7 @@ def test_a_request_weaker_than_the_policy_is_declined_before_any_data_is_opened(
     for words, why in ((BUDGET_8, "epsilon 8 of at most 3"), (USUAL, "privacy=off where at least example")):
         with pytest.raises(Declined, match=why):
             client(words, **node)
+        assert greeted(words, **node) == wire.Refusal(0, "policy", "2")
     assert opened == []
     declined = (tmp_path / "state" / "declined.log").read_text().splitlines()
     assert len(declined) == 2
@@ -253,6 +269,38 @@ def test_a_run_that_names_its_noise_and_no_budget_is_weighed_by_what_it_costs(sh
     assert client([*words, "privacy.noise_multiplier=20"], **node).privacy.plan.noise_multiplier == 20
     with pytest.raises(Declined, match=r"epsilon \d.* of at most 3"):
         client([*words, "privacy.noise_multiplier=0.3"], **node)
+
+
+@pytest.mark.hostile
+@pytest.mark.parametrize(
+    ("limit", "words", "why"),
+    [
+        ("max_rounds = 4", ["rounds=10"], "10 rounds of at most 4"),
+        ("max_steps = 4", ["train.steps=5", "train.epochs=null"], "5 steps in a round of at most 4"),
+        ("max_steps = 4", ["train.epochs=1"], "an unsaid number of steps in a round of at most 4"),
+    ],
+)
+def test_a_run_that_asks_for_more_work_than_its_owner_allows_is_declined(shard, tmp_path, limit, words, why):
+    """Rounds and steps were once whatever the server chose."""
+    policy = policy_file(tmp_path, f'unit = "off"\nmax_epsilon = inf\nmax_delta = 1\n{limit}\n')
+    with pytest.raises(Declined, match=why):
+        client([*USUAL, *words], partition_id=2, data_path=shard, state_dir=tmp_path / "s", policy=policy)
+
+
+def test_under_dp_rounds_are_those_of_one_client_and_steps_follow_from_public_numbers(shard, tmp_path):
+    words = [*BUDGET_8, "rounds=10", "fraction=0.5", "privacy.sample_rate=0.25", "train.epochs=1"]
+    for limit, fits in (
+        ("max_rounds = 5\nmax_steps = 4\n", True),
+        ("max_rounds = 4\n", False),
+        ("max_steps = 3\n", False),
+    ):
+        node = {"partition_id": 2, "data_path": shard, "state_dir": tmp_path / "s"}
+        policy = policy_file(tmp_path, POLICY.format(epsilon=8) + limit)
+        if fits:
+            assert client(words, policy=policy, **node).privacy.plan.steps == 4
+        else:
+            with pytest.raises(Declined, match=r"5 rounds of at most 4|4 steps in a round of at most 3"):
+                client(words, policy=policy, **node)
 
 
 @pytest.mark.parametrize("text", ["", "unit = ", POLICY.format(epsilon=0)])
@@ -292,7 +340,46 @@ def test_the_head_of_the_ledger_lies_where_the_policy_says(shard, tmp_path):
     assert client(BUDGET_8, **node).privacy.head == tmp_path / "elsewhere" / "head"
 
 
-@pytest.mark.parametrize("limit", [{"epsilon": 0.1}, {"delta": 1e-6}, {"epsilon": 0.1, "delta": 1e-6}], ids=str)
+def test_the_head_lies_in_the_folder_for_heads_unless_the_policy_names_a_file(shard, tmp_path):
+    heads = tmp_path / "heads"
+    node = {"partition_id": 2, "data_path": shard, "state_dir": tmp_path / "a", "head_dir": heads}
+    head = client(BUDGET_8, **node).privacy.head
+    assert head == head_in(heads, tmp_path / "a" / "ledger.sqlite")
+    assert head.parent == heads
+    assert head != client(BUDGET_8, **{**node, "state_dir": tmp_path / "b"}).privacy.head  # no two ledgers share one
+    text = POLICY.format(epsilon=8) + f'head = "{tmp_path / "elsewhere"}"\n'
+    assert client(BUDGET_8, policy=policy_file(tmp_path, text), **node).privacy.head == tmp_path / "elsewhere"
+
+
+@pytest.mark.hostile
+def test_a_ledger_that_is_put_back_with_its_folder_shows_against_the_head_in_the_other(shard, tmp_path):
+    """Both files once lay in the state-dir by default, so that an older copy of that folder passed."""
+    state, node = tmp_path / "state", {"partition_id": 2, "data_path": shard, "head_dir": tmp_path / "heads"}
+    built = client(BUDGET_8, state_dir=state, **node).privacy
+    ledger = Ledger(built.ledger, head=built.head)
+    ledger.spend(replace(SPEND, data=built.data_name))
+    shutil.copytree(state, tmp_path / "older")
+    ledger.spend(replace(SPEND, data=built.data_name, round=2))
+    shutil.rmtree(state)
+    shutil.copytree(tmp_path / "older", state)
+    with pytest.raises(Declined, match="1 spends are missing"):
+        client(BUDGET_8, state_dir=state, **node).check_account()
+
+
+def test_an_owner_whose_head_lies_beside_the_ledger_is_warned_on_the_terminal_and_once_in_the_log(
+    shard, tmp_path, capfd
+):
+    node = {"partition_id": 2, "data_path": shard, "state_dir": tmp_path}
+    for _ in range(2):
+        built = client(BUDGET_8, **node)
+        assert "warning: the ledger's head lies beside the ledger" in capfd.readouterr().err
+    log = (built.state.folder / "log.txt").read_text()
+    assert log.count("the ledger's head lies beside the ledger") == 1
+    client(BUDGET_8, head_dir=tmp_path / "heads", **node)
+    assert "head" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("limit", [{"epsilon": 0.1}, {"epsilon": 0.1, "delta": 1e-6}], ids=str)
 @pytest.mark.parametrize("unit", ["off", "client"])
 def test_a_run_that_the_ledger_would_not_count_is_beyond_any_budget(shard, tmp_path, monkeypatch, unit, limit):
     """A budget is the most that the data may ever spend: without noise of the client's own, nothing is spent in it."""
@@ -303,16 +390,16 @@ def test_a_run_that_the_ledger_would_not_count_is_beyond_any_budget(shard, tmp_p
     with pytest.raises(Declined, match=f"privacy={unit} has this client add no noise of its own") as caught:
         client(words, partition_id=2, data_path=shard, state_dir=tmp_path / "state", **limit)
     assert (caught.value.reason, caught.value.identity, opened) == ("budget", "2", [])
+    assert greeted(words, partition_id=2, data_path=shard, state_dir=tmp_path / "state", **limit).reason == "budget"
     (line,) = (tmp_path / "state" / "declined.log").read_text().splitlines()
-    assert " and ".join(f"{key}={value:g}" for key, value in limit.items()) in line
+    assert "epsilon=0.1" in line
 
 
 def test_what_the_account_turns_away_is_noted_in_the_state_dir(shard, tmp_path):
     """Where `fedq client status` reads it, whatever folder the run's own files lie in."""
-    built = client(PRIVATE, partition_id=2, data_path=shard, state_dir=tmp_path / "state")
-    built.note_declined("budget: epsilon would be 9.72 of 8")
+    note(context(PRIVATE, state_dir=tmp_path / "state"), "hello: budget: epsilon would be 9.72 of 8")
     (line,) = (tmp_path / "state" / "declined.log").read_text().splitlines()
-    assert line.endswith("budget: epsilon would be 9.72 of 8")
+    assert "'run 7' hello: budget: epsilon would be 9.72 of 8; asked for [\"clients=4\"" in line
 
 
 def test_a_budget_beside_a_policy_that_accepts_everything_still_holds(shard, tmp_path):

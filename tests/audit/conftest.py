@@ -1,16 +1,17 @@
 """A small client to audit, with or without a bug planted."""
 
+from dataclasses import replace
+from unittest.mock import patch
+
 import pytest
 import torch
-from torch import nn
 
-from fedq.audit import Subject, workplace
-from fedq.codec import Int8
+from fedq.audit import workplace
 from fedq.data import digits
-from fedq.privacy import DPPlan, SecureRandom
-from fedq.training import Recipe, Trainer, layout_of, read_vector
+from fedq.privacy import DPPlan
 from fedq.training import trainer as training
-from tests.audit.bugs import Observer
+from tests.audit.bugs import Bug
+from tests.audit.planted import Setting, subject_of
 
 # Full batches, whose curve is known in closed form: an accountant's takes seconds.
 PLAN = DPPlan(
@@ -21,6 +22,7 @@ PLAN = DPPlan(
     nominal_examples=4,
     target_epsilon=8.0,
     delta=1e-5,
+    noise="discrete",
 )
 
 
@@ -41,17 +43,17 @@ def folder():
 
 
 @pytest.fixture
-def make_subject(folder, monkeypatch):
-    """A subject with the given parts in place of fedq's own."""
+def make_subject(folder):
+    """A subject with the given parts in place of fedq's own, and another model or noise."""
+    stack = []
 
-    def make(*, mechanism=None, **parts):
+    def make(*, mechanism=None, model="mlp", noise="discrete", sample_rate=1.0, **parts):
         if mechanism is not None:
-            monkeypatch.setattr(training, "DPSGD", mechanism)
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Flatten(), Observer(), nn.Linear(64, 16), nn.Tanh(), nn.Linear(16, 10))
-        layout = layout_of(model)
-        trainer = Trainer(model, layout, Recipe(batch_size=8, optimizer="SGD", lr=0.1, rounds=1, steps=2))
-        start = read_vector(model, layout)
-        return Subject(PLAN, trainer, Int8(), start, SecureRandom, folder=folder, **parts)
+            stack.append(patch.object(training, "DPSGD", mechanism))
+            stack[-1].start()
+        subject = subject_of(Setting(model=model), Bug(calibrate=lambda **asked: 1.5), folder)
+        return replace(subject, plan=replace(PLAN, noise=noise, sample_rate=sample_rate), **parts)
 
-    return make
+    yield make
+    for planted in stack:
+        planted.stop()

@@ -27,7 +27,8 @@ def test_each_canary_adds_one_clip_norm_along_a_direction_of_its_own(make_subjec
         [own.answer(examples[[i]], Replayed(0, coins)).gradients[0] - without for i in (0, 1, 63, 64, 199)]
     )
     moves *= own.plan.divisor / own.plan.clip_norm
-    assert moves @ moves.T == pytest.approx(np.eye(5), abs=1e-4)
+    # On the grid of noise=discrete a share is 2^-12 shorter than the clip norm.
+    assert moves @ moves.T == pytest.approx(np.eye(5), abs=1e-3)
 
 
 @pytest.mark.parametrize(("mu", "epsilon"), [(0.268, 1.0), (0.719, 3.0), (1.666, 8.0)])

@@ -6,44 +6,26 @@ import pytest
 from fedq.audit import AuditError
 from fedq.audit.noise import noise_checks
 from fedq.privacy import DPSGD, SeededRandom
-from tests.audit.bugs import Asked
+from tests.audit.bugs import NoiseOfOneStep, OtherNoise, drawing_from
 
 
-class FivePercentLess(DPSGD):
-    def run(self, *arguments, **named):
-        class Less(Asked):
-            def normal(self, shape):
-                return 0.95 * self._asked.normal(shape)
-
-        self.random = Less(self.random)
-        return super().run(*arguments, **named)
+class FivePercentLess(OtherNoise):
+    def noise(self, sigma, count):
+        return 0.95 * self.right(sigma, count)
 
 
-class OneValueWithout(DPSGD):
+class OneValueWithout(OtherNoise):
     """No noise on the first value of each layer's flat sum: what no size over all values can show."""
 
-    def run(self, *arguments, **named):
-        class Hole(Asked):
-            def normal(self, shape):
-                values = self._asked.normal(shape)
-                values[0] = 0.0
-                return values
-
-        self.random = Hole(self.random)
-        return super().run(*arguments, **named)
+    def noise(self, sigma, count):
+        values = self.right(sigma, count)
+        values[0] = 0.0
+        return values
 
 
-class SameNoiseInEachStep(DPSGD):
-    def run(self, *arguments, **named):
-        class Kept(Asked):
-            kept = None
-
-            def normal(self, shape):
-                self.kept = self._asked.normal(shape) if self.kept is None else self.kept
-                return self.kept
-
-        self.random = Kept(self.random)
-        return super().run(*arguments, **named)
+FivePercentLess, OneValueWithout, SameNoiseInEachStep = map(
+    drawing_from, (FivePercentLess, OneValueWithout, NoiseOfOneStep)
+)
 
 
 class Broken(DPSGD):

@@ -50,7 +50,7 @@ REFUSED = {
     "changes beside both": (["privacy=both", "downlink.kind=delta", "downlink.name=int8"], "downlink.kind"),
     "a quantile of a fixed clip": ([*CLIENT, "privacy.client_quantile=0.3"], "privacy.client_quantile"),
     "an option of examples": ([*CLIENT, "privacy.clip_norm=2"], "privacy.clip_norm"),
-    "a ledger of clients": ([*CLIENT, "privacy.ledger=here"], "privacy.ledger"),
+    "a ledger of nothing": (["privacy=off", "privacy.ledger=here"], "privacy.ledger"),
     "an option of clients": (["privacy=example", "privacy.client_clip_norm=2"], "privacy.client_clip_norm"),
     "an option of nobody": (["privacy.client_clip_norm=2"], "privacy.client_clip_norm"),
     "a weight": ([*CLIENT, "strategy.weighting=examples"], "strategy.weighting"),

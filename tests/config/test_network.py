@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedq.config import ConfigError, compose, network
-from fedq.config.compose import known_keys
+from fedq.config.compose import known_keys, path_keys
 from fedq.config.schema import GROUPS, OPEN
 
 ALLOWED = [
@@ -132,7 +132,7 @@ HERE = {k for k in known_keys() if k.startswith("runtime.")} - {
     "runtime.timeout",
     "runtime.min_available",
 }
-KEYS = st.sampled_from(sorted(set(known_keys()) - set(GROUPS) - HERE - {"privacy.ledger"}))
+KEYS = st.sampled_from(sorted(set(known_keys()) - set(GROUPS) - HERE - path_keys()))
 # Of torch's own classes; not of a loader or a model.
 ARGUMENTS = [o for o in OPEN if "." in o and not o.startswith("runtime.")]
 LET_IN = st.one_of(

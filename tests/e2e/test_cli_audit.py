@@ -121,5 +121,6 @@ def load():
 def test_a_scaler_that_a_loader_fitted_and_does_not_own_up_to_is_a_finding(tmp_path):
     (tmp_path / "audited_loader.py").write_text(LOADER)
     words = [*DP, "model=linear", "data._target_=audited_loader.load", "data.nominal_examples=300"]
-    page = fedq_says(*[w for w in words if not w.startswith("model.")], *QUICK, status=1)
+    words = [word for word in words if not word.startswith("model.")]
+    page = fedq_says(*words, *QUICK, "--allow", "audited_loader", status=1)
     assert "it is not so that no scaler was fitted on the rows it scales" in " ".join(page.split())

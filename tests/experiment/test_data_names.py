@@ -1,6 +1,7 @@
 """What a ledger calls its examples: the very arrays and who holds which, so that no other deal passes for the same."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import fedq
 from fedq.config import ConfigError, compose
 from fedq.data import Dataset, Examples
 from fedq.experiment import SERVER, Owner, build
-from fedq.experiment.ledgers import data_name
+from fedq.experiment.ledgers import data_name, ledger_name
 from fedq.privacy import Ledger, epsilon
 
 WORDS = ["clients=3", "partition=iid", "model=linear", "train.epochs=null", "train.steps=2", "rounds=1"]
@@ -73,9 +74,13 @@ def test_a_server_that_holds_no_shard_and_a_run_without_privacy_go_by_the_config
         assert experiment.data_name == data_name(experiment.config, experiment.dataset, {})
 
 
-def test_an_owner_of_public_data_names_them_as_a_simulation_does():
-    config = compose([*WORDS, "privacy=example"])
-    assert build(config, owner=Owner("1")).data_name == build(config).data_name
+def test_a_client_on_its_own_machine_names_them_before_it_opens_them():
+    config = compose(PRIVATE)
+    built = build(config, data=arrays(), owner=Owner("1"))
+    assert built.data_name == ledger_name(built.config, Owner("1"))
+    own = Owner("1", Path("/own/data"))
+    assert ledger_name(config, own) == own.data_name
+    assert ledger_name(config, Owner("1")) != ledger_name(compose([*WORDS, "seed=1"]), Owner("1"))
 
 
 # --- over one folder of ledgers --------------------------------------------------------------------------------

@@ -5,19 +5,18 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from fedq.privacy import DPSGD
+from fedq.privacy import DPSGD, SeededRandom
 
 
 def summed_loss(outputs: Tensor, targets: Tensor) -> Tensor:
     return cross_entropy(outputs, targets, reduction="sum")
 
 
-class Quiet:
+class Quiet(SeededRandom):
     """Draws the batches it is told to and no noise, so that a step shows the bare clipped sum."""
 
-    source = "seeded"
-
     def __init__(self, *batches: list[int]) -> None:
+        super().__init__(0)
         self.batches = list(batches)
 
     def bernoulli(self, q: float, n: int) -> np.ndarray:

@@ -2,12 +2,24 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from fedq.privacy import ClientLevelMechanism, ClientLevelPlan, Ledger, LedgerError, SecureRandom, SeededRandom, clipped
+from fedq.privacy import (
+    ClientLevelMechanism,
+    ClientLevelPlan,
+    Declined,
+    Ledger,
+    LedgerError,
+    Mechanism,
+    SecureRandom,
+    SeededRandom,
+    clipped,
+    epsilon,
+)
 from fedq.privacy.client_level import l2_norm, sum_multiplier
 
 GRID = 2.0**32
@@ -93,13 +105,13 @@ def test_a_round_without_replies_gets_all_the_noise_and_costs_the_same(tmp_path)
 
 def test_the_spend_is_on_disk_before_any_noise_is_drawn(tmp_path):
     class Watching(SecureRandom):
-        def normal(self, shape):
-            seen.append(len(Ledger(tmp_path / "ledger.sqlite").rows()))
-            return super().normal(shape)
+        def _words(self, count):
+            seen.add(len(Ledger(tmp_path / "ledger.sqlite").rows()))
+            return super()._words(count)
 
-    seen = []
+    seen = set()
     released(mechanism(tmp_path, random=Watching()), np.zeros(5, np.int64))
-    assert seen == [1]
+    assert seen == {1}
 
 
 def test_nothing_is_drawn_where_the_spend_cannot_be_written(tmp_path):
@@ -225,16 +237,23 @@ def test_silence_moves_the_clip_by_noise_alone(tmp_path):
         ({"delta": 0.0}, "delta=0.0"),
         ({"accountant": "moments"}, "accountant='moments'"),
         ({"charges": -1}, "steps=-1"),
+        ({"noise": "seeded"}, "noise='seeded': must be one of gaussian, discrete"),
+        ({"noise_multiplier": 1e6}, "the grid of noise=discrete holds clip norms of 0.0001 to 0.0655 there"),
+        ({"noise_multiplier": 1e-9}, "the grid of noise=discrete holds clip norms of 477 to 1e+03 there"),
+        ({"clients": 2**32, "cohort": 10}, "holds clip norms of 0.0001 to 0.25 there"),
     ],
 )
 def test_a_plan_that_makes_no_sense_is_refused(wrong, told):
-    with pytest.raises(ValueError, match=told.replace("(", r"\(")):
+    with pytest.raises(ValueError, match=re.escape(told)):
         replace(PLAN, **wrong)
 
 
 class Silent(SeededRandom):
     def normal(self, shape):
         return np.zeros(shape)
+
+    def discrete_gaussian(self, sigma, count):
+        return np.zeros(count, np.int64)
 
 
 @pytest.mark.parametrize(
@@ -264,3 +283,133 @@ def test_the_spend_names_whom_the_rate_is_of(tmp_path, sampling, public):
 
 def test_the_norm_of_a_long_update_is_of_all_its_parts():
     assert l2_norm(np.ones(1_000_003, np.float32)) == pytest.approx(math.sqrt(1_000_003))
+
+
+# --- exact noise -----------------------------------------------------------------------------------------
+
+
+class Counted(SecureRandom):
+    """What was drawn, and nothing of floats."""
+
+    def __init__(self):
+        super().__init__()
+        self.sigmas = []
+
+    def normal(self, shape):
+        raise AssertionError("a float Gaussian was drawn")
+
+    def discrete_gaussian(self, sigma, count):
+        self.sigmas.append(sigma)
+        return super().discrete_gaussian(sigma, count)
+
+
+@pytest.mark.hostile
+def test_noise_on_sum_and_count_is_exact_and_of_a_little_more_than_the_std_that_is_spent(tmp_path):
+    """It was once a float64 Gaussian, under a README that said discrete and exact."""
+    random = Counted()
+    released(mechanism(tmp_path, ADAPTIVE, random=random), np.zeros(9, np.int64), counted=10, within=5)
+    on_sum, on_count = random.sigmas
+    accounted = ADAPTIVE.sum_multiplier * 0.5 * GRID
+    assert accounted**2 + 9 <= on_sum**2 <= (accounted**2 + 9) * (1 + 1e-14)  # 9 units of variance: the grid's price
+    assert (ADAPTIVE.count_std * 2**16) ** 2 + 9 <= on_count**2 * (1 + 1e-15)
+    (row,) = Ledger(tmp_path / "ledger.sqlite").rows()
+    told = json.loads((tmp_path / "evidence.jsonl").read_text())
+    assert row.spend.mechanism == told["mechanism"] == "discrete-gaussian"
+    assert told["sum_multiplier"] >= ADAPTIVE.sum_multiplier
+
+
+def test_what_leaves_is_a_whole_number_of_steps_over_the_cohort(tmp_path):
+    """With a cohort of 8 nothing is rounded up to 2^24 steps: each value times 8 lies on the grid of 2^-32."""
+    plan = replace(PLAN, cohort=8, noise_multiplier=1e-3, clip_norm=0.5)  # std 2^-11: 2^21 steps
+    mean = released(mechanism(tmp_path, plan), np.full(10_000, 3, np.int64)).astype(np.float64)
+    steps = mean * 8 * GRID
+    assert np.array_equal(steps, np.rint(steps))
+    assert np.abs(steps).max() < 2**24
+    # Whatever the noise, a sum that is one step larger takes the same values with other probabilities.
+    assert len({int(step) % 2 for step in steps}) == 2
+
+
+def test_exact_noise_has_the_distribution_of_theory(tmp_path):
+    """Kolmogorov and Smirnov against the Gaussian, whose distance from the discrete one is below 1e-6 here."""
+    from scipy.stats import kstest
+
+    n = 100_000
+    noise = released(mechanism(tmp_path), np.zeros(n, np.int64)).astype(np.float64)
+    assert kstest(noise / (2.0 * 0.5 / 10), "norm").pvalue > 1e-4
+
+
+def test_float_noise_is_drawn_only_where_it_is_asked_for_and_is_spent_as_such(tmp_path):
+    class Floats(SecureRandom):
+        def discrete_gaussian(self, sigma, count):
+            raise AssertionError("exact noise was drawn")
+
+    plan = replace(ADAPTIVE, noise="gaussian")
+    released(mechanism(tmp_path, plan, random=Floats()), np.zeros(5, np.int64), counted=10, within=5)
+    (row,) = Ledger(tmp_path / "ledger.sqlite").rows()
+    assert row.spend.mechanism == "gaussian"
+
+
+def test_the_steps_of_the_noise_are_those_of_the_accumulator(tmp_path):
+    from fedq.codec.accumulator import GRID as STEPS
+    from fedq.privacy.client_level_noise import GRID as NOISE
+
+    assert STEPS == NOISE
+    with pytest.raises(RuntimeError, match="the noise is for steps of"):
+        mechanism(tmp_path).release(np.zeros(5, np.int64), grid=2.0**20, round=1, clip_norm=None, counted=0, within=0)
+    assert Ledger(tmp_path / "ledger.sqlite").rows() == []
+
+
+@pytest.mark.parametrize("noise", [0.01, 1e5])
+def test_a_clip_that_moves_stays_where_the_grid_holds_its_noise(tmp_path, noise):
+    """Everybody within, or nobody, 300 rounds long: the clip ends at a bound, and noise is drawn there all the same."""
+    for within in (0, 10):
+        plan = replace(ADAPTIVE, noise_multiplier=noise, clip_norm=1e-3, charges=1)
+        noising = mechanism(tmp_path / str(within), plan)
+        noising.clip_norm = plan.largest_clip if within == 0 else plan.least_clip
+        for round in (1, 2):
+            released(noising, np.zeros(3, np.int64), round=round, counted=10, within=within)
+            assert plan.least_clip <= noising.clip_norm <= plan.largest_clip
+
+
+# --- several runs of one ledger --------------------------------------------------------------------------
+
+
+def of_run(folder, run, plan):
+    return ClientLevelMechanism(
+        plan,
+        ledger=folder / "ledger.sqlite",
+        evidence=folder / f"{run}.jsonl",
+        random=SecureRandom(),
+        data="d",
+        run=run,
+    )
+
+
+def test_a_second_run_is_admitted_where_both_fit_and_not_where_they_do_not(tmp_path):
+    both = epsilon([Mechanism(2.0, 1.0, 4)], 1e-5)
+    plan = replace(PLAN, charges=2, target_epsilon=both)  # 6 rounds of 10 of 50: 2 turns
+    first = of_run(tmp_path, "first", plan)
+    assert first.admit() == []
+    for round in range(1, 7):
+        released(first, np.zeros(2, np.int64), round=round)
+    assert of_run(tmp_path, "second", plan).admit() == [Mechanism(2.0, 1.0, 1)] * 2
+    with pytest.raises(Declined, match=r"budget: epsilon would be .* with the 2 rounds that count against one client"):
+        of_run(tmp_path, "second", replace(plan, target_epsilon=math.nextafter(both, 0))).admit()
+
+
+def test_two_runs_at_once_do_not_both_fit_into_what_is_left_for_one(tmp_path):
+    """Both were admitted on an empty ledger; the guard under the lock turns the slower one away before any noise."""
+    plan = replace(PLAN, charges=1, target_epsilon=epsilon([Mechanism(2.0, 1.0, 1)], 1e-5))
+    one, other = of_run(tmp_path, "one", plan), of_run(tmp_path, "other", plan)
+    assert one.admit() == other.admit() == []
+    released(one, np.zeros(2, np.int64))
+    with pytest.raises(Declined, match=r"budget: .* with round 1"):
+        released(other, np.zeros(2, np.int64))
+    assert len(Ledger(tmp_path / "ledger.sqlite").rows()) == 1
+    assert not (tmp_path / "other.jsonl").exists()
+
+
+def test_a_ledger_of_other_data_takes_no_run(tmp_path):
+    released(mechanism(tmp_path), np.zeros(2, np.int64))
+    with pytest.raises(LedgerError, match="holds spends of 'digits', this one is of 'd'"):
+        of_run(tmp_path, "second", PLAN).admit()

@@ -13,6 +13,7 @@ from fedq.privacy import (
     ServerEvidence,
     ServerRound,
     Spend,
+    charged,
     epsilon,
     is_client_private,
     spent_by_one_client,
@@ -32,6 +33,7 @@ def a_round(number, *asked):
         noised_scalars=100,
         divisor=2,
         spend_row_id=number,
+        mechanism="discrete-gaussian",
     )
     spend = Spend(
         noise_multiplier=2.0,
@@ -46,6 +48,7 @@ def a_round(number, *asked):
         round=number,
         unit="client",
         adjacency="zero-out-one",
+        mechanism="discrete-gaussian",
     )
     return ServerRound(number, asked, 100, done, spend)
 
@@ -54,7 +57,7 @@ WHOLE = ServerEvidence(
     plan=PLAN,
     rounds=(a_round(1, "a", "b"), a_round(2, "c", "a"), a_round(3, "b", "c")),
     unproven=(),
-    other_runs=0,
+    other_runs=(),
     ledger_verified=True,
     decisions=(),
     cohorts_from="seed",
@@ -113,7 +116,26 @@ DAMAGED = {
     "one row for two rounds": (last_done(spend_row_id=2), "stands for several rounds"),
     "a round left out": (replace(WHOLE, rounds=WHOLE.rounds[1:]), "not 1, 2, 3"),
     "a spend without noise": (replace(WHOLE, unproven=(4,)), "without evidence of noise in round 4"),
-    "spends of other runs": (replace(WHOLE, other_runs=2), "2 spends of other runs"),
+    "other runs that nobody counted": (replace(WHOLE, other_runs=None), "what other runs spent from the ledger is not"),
+    "other runs that spent the budget": (
+        replace(WHOLE, other_runs=[replace(WHOLE.rounds[0].spend, run="other", noise_multiplier=0.4)]),
+        "is beyond the target 8",
+    ),
+    "spends of examples in the ledger": (
+        replace(WHOLE, other_runs=[replace(WHOLE.rounds[0].spend, run="other", unit="example")]),
+        "spends of another kind: example, zero-out-one, discrete-gaussian",
+    ),
+    "float noise where exact noise was spent": (
+        last_done(mechanism="gaussian"),
+        "gaussian noise, discrete-gaussian spent",
+    ),
+    "float noise where exact noise was planned": (
+        last(
+            done=replace(WHOLE.rounds[-1].done, mechanism="gaussian"),
+            spend=replace(WHOLE.rounds[-1].spend, mechanism="gaussian"),
+        ),
+        "of another kind: client, zero-out-one, gaussian",
+    ),
     "a damaged ledger": (replace(WHOLE, ledger_verified=False), "was not verified"),
     "a ledger that was accepted": (replace(WHOLE, decisions=("2026-01-02 accepted",)), "word: 2026-01-02 accepted"),
     "a client asked too often": (last(asked=("a", "b")), "one client counted in 3 rounds, the noise is for 2"),
@@ -159,3 +181,20 @@ def test_where_turns_are_dealt_a_round_counts_against_those_who_were_asked():
 def test_a_round_that_was_spent_and_did_not_end_counts_against_all():
     interrupted = replace(WHOLE, unfinished=(replace(WHOLE.rounds[-1].spend, round=4),))
     assert spent_by_one_client(interrupted) == epsilon([Mechanism(2.0, 1.0, 3)], 1e-5)
+
+
+def test_of_other_runs_the_most_that_one_client_can_have_spent_in_each_counts():
+    """Three rounds of 2 of 3 clients: nobody is dealt more than 2 of them. Of secret rounds all count."""
+    other = [replace(r.spend, run="other", noise_multiplier=3.0) for r in WHOLE.rounds]
+    dealt = replace(WHOLE, other_runs=other)
+    assert spent_by_one_client(dealt) == epsilon([Mechanism(2.0, 1.0, 2), Mechanism(3.0, 1.0, 2)], 1e-5)
+    secret = replace(WHOLE, other_runs=[replace(spend, sample_rate=0.5) for spend in other])
+    assert spent_by_one_client(secret) == epsilon([Mechanism(2.0, 1.0, 2), Mechanism(3.0, 0.5, 3)], 1e-5)
+
+
+def test_two_runs_of_one_name_are_told_apart_by_their_attempts():
+    """One round of 1 of 3 clients each: the same client may have been in both; two rounds of one run deal 1 turn."""
+    spend = replace(WHOLE.rounds[0].spend, run="other", nominal_examples=1)
+    twice = charged([spend, replace(spend, attempt=1)], clients=3)
+    assert twice == [Mechanism(2.0, 1.0, 1)] * 2
+    assert charged([spend, replace(spend, round=2)], clients=3) == [Mechanism(2.0, 1.0, 1)]

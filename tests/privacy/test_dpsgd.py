@@ -74,7 +74,7 @@ def test_an_example_s_share_is_the_clipped_mean_gradient_of_its_views(
         random=Quiet(list(range(20))),
         ledger=ledger,
         max_batch=max_batch,
-        augment=lambda x: (x[:, None] * factors[:, None]).flatten(0, 1),
+        augment=lambda x, uniform: (x[:, None] * factors[:, None]).flatten(0, 1),
         views=3,
     )
     # Integer shares are up to 2^-12 shorter.

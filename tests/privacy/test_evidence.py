@@ -17,6 +17,7 @@ DONE = DPEvidence(
     sample_rate=0.25,
     spend_row_id=1,
     noised_scalars=100,
+    secret_bits={"batches": 256, "noise": 256},
 )
 SPEND = replace(ledgers.SPEND, data="digits", run="demo")
 ROUND = ClientRound(client="a", round=1, done=DONE, spend=SPEND, trained_scalars=100)

@@ -143,7 +143,7 @@ def test_a_refusing_guard_leaves_no_row(ledger):
 
     with pytest.raises(PermissionError, match="no more"):
         ledger.spend(SPEND, guard=refuse)
-    assert seen == [SPEND.as_mechanism()]
+    assert [row.spend for row in seen] == [SPEND]
     assert len(ledger.rows()) == 1
     assert ledger.spend(SPEND) == 2  # and the lock is free again
 

@@ -43,12 +43,20 @@ def test_a_request_that_is_stronger_is_let_in():
         (replace(POLICY, models=("00" * 8,)), ASKED, f"the model {MODEL}"),
         (replace(POLICY, models=("00" * 8,)), replace(ASKED, model=""), "the model without a digest"),
         (replace(POLICY, bundles=(MODEL,)), ASKED, f"the bundle {BUNDLE}"),
+        (replace(POLICY, max_rounds=10), replace(ASKED, rounds=11), "11 rounds of at most 10; .* fewer with rounds="),
+        (replace(POLICY, max_rounds=10), ASKED, "an unsaid number of rounds of at most 10"),
+        (replace(POLICY, max_steps=10), replace(ASKED, steps=11), "11 steps in a round of at most 10"),
+        (replace(POLICY, max_steps=10), ASKED, "an unsaid number of steps .* train.steps= in place of train.epochs="),
     ],
 )
 def test_whatever_is_weaker_is_declined_and_named(policy, asked, reason):
     with pytest.raises(Declined, match=reason) as caught:
         require(policy, asked)
     assert caught.value.reason == "policy"
+
+
+def test_rounds_and_steps_up_to_the_most_are_let_in():
+    assert require(replace(POLICY, max_rounds=10, max_steps=5), replace(ASKED, rounds=10, steps=5)) is None
 
 
 def test_all_that_is_too_weak_is_named_at_once():
@@ -78,9 +86,10 @@ def test_a_link_out_of_the_folder_leads_out_of_it(tmp_path):
 def test_a_policy_is_read_as_it_is_written(tmp_path):
     path = tmp_path / "policy.toml"
     more = f'models = ["{MODEL}"]\nbundles = ["{BUNDLE[:16]}"]\nhead = "/other/head"\n'
+    more += "max_rounds = 20\nmax_steps = 50\nmax_seconds = 600\nmax_memory = 2000\n"
     path.write_text(f'version = 1\n{LEAST}data_path = "/srv/data"\n{more}')
     assert read_policy(path) == Policy(
-        "example", 3.0, 1e-5, "/srv/data", (MODEL,), (BUNDLE[:16],), "discrete", "/other/head"
+        "example", 3.0, 1e-5, "/srv/data", (MODEL,), (BUNDLE[:16],), "discrete", "/other/head", 20, 50, 600.0, 2000
     )
 
 
@@ -110,6 +119,12 @@ def test_no_limit_on_epsilon_must_be_written_out(tmp_path):
         (LEAST + 'models = "abc"', "models='abc': must be a list of digests"),
         (LEAST + 'models = ["abc"]', "'abc' is no digest"),
         (LEAST + 'bundles = ["ABCDABCDABCDABCD"]', "is no digest"),
+        (LEAST + "max_rounds = 0", "max_rounds=0: must be a whole number, 1 or more; leave it out for no limit"),
+        (LEAST + "max_steps = 1.5", "max_steps=1.5: must be a whole number"),
+        (LEAST + "max_memory = true", "max_memory=True: must be a whole number"),
+        (LEAST + 'max_seconds = "600"', "max_seconds='600': must be a number above 0"),
+        (LEAST + "max_seconds = nan", "max_seconds=nan: must be a number above 0"),
+        (LEAST + "max_seconds = inf", "max_seconds=inf: must be a number above 0"),
         (LEAST + "version = 2", "version=2: this fedq reads version 1"),
         (b"\xff\xfe", "not a policy in TOML"),
         ("[" * 100_000, "not a policy in TOML"),

@@ -54,7 +54,7 @@ def test_models_that_keep_examples_apart_pass_and_are_left_as_they_were(model):
 
 
 def test_a_model_that_cannot_be_probed_is_refused():
-    with pytest.raises(ValueError, match="cannot be probed"):
+    with pytest.raises(ValueError, match="cannot be tried out"):
         refuse_mixing(Picky(), (4,))
 
 

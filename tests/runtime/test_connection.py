@@ -29,7 +29,10 @@ def silent():
         yield f"127.0.0.1:{held.getsockname()[1]}"
 
 
-def write(home, address, *, default=True, more=""):
+def write(home, address, *, default=True, more=None):
+    if more is None:
+        (home / "ca.crt").write_text("a certificate")
+        more = f'root-certificates = "{home / "ca.crt"}"\n'
     first = 'default = "mine"\n' if default else ""
     (home / "config.toml").write_text(f'[superlink]\n{first}[superlink.mine]\naddress = "{address}"\n{more}')
 
@@ -46,7 +49,7 @@ def test_without_a_name_it_is_flower_s_default_one(home, listener):
 
 def test_the_default_gives_way_to_a_name(home, listener, silent):
     write(home, silent, more=f'[superlink.other]\naddress = "{listener}"\n')
-    assert find("other").address == listener
+    assert find("other", insecure=True).address == listener
 
 
 def test_a_name_of_a_host_is_an_address(home, listener):
@@ -185,3 +188,23 @@ def test_without_the_variable_it_is_the_user_s_own(tmp_path, monkeypatch):
     monkeypatch.delenv("FLWR_HOME", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert flwr_home() == tmp_path / ".flwr"
+
+
+# --- what is not encrypted ----------------------------------------------------------------------------------
+
+
+@pytest.mark.hostile
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        ("", "names no certificates"),
+        ("insecure = true\n", "is marked insecure"),
+        ('insecure = true\nroot-certificates = "{ca}"\n', "is marked insecure"),
+    ],
+)
+def test_a_connection_that_is_not_secure_is_refused_unless_it_is_asked_for(home, listener, more, why):
+    (home / "ca.crt").write_text("a certificate")
+    write(home, listener, more=more.format(ca=home / "ca.crt"))
+    with pytest.raises(ConfigError, match=rf"runtime\.connection=mine: {why}.*--insecure"):
+        find(None)
+    assert find(None, insecure=True) == Connection("mine", listener, secure=False)

@@ -7,6 +7,7 @@ from flwr.common.constant import ErrorCode
 from fedq import flower, wire
 from fedq.server import Dealer, Roster, say_hello
 from fedq.server import roster as roster_module
+from fedq.server.node_names import NodeNames
 from fedq.server.roster import BudgetSpentError, Desk, TooFewClientsError, grid_exchange, wait_for_clients
 from fedq.server.total import Rejected
 
@@ -199,10 +200,10 @@ class Federation:
 
 @pytest.fixture
 def gather(monkeypatch):
-    def gather(answers, *, expected=("a", "b"), wait=300.0, enough=None):
+    def gather(answers, *, expected=("a", "b"), wait=300.0, enough=None, **known):
         federation = Federation(answers)
         monkeypatch.setattr(roster_module, "time", federation)
-        desk = Desk(version="1", formats=(1,), layout=LAYOUT)
+        desk = Desk(version="1", formats=(1,), layout=LAYOUT, **({"names": NodeNames(trusted=True)} | known))
         count = len(expected) if enough is None else enough
         try:
             federation.roster = wait_for_clients(

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from flwr.app import ArrayRecord, ConfigRecord
 from hand_made import CODEC, LAYOUT, START, VERSION, forged, instead, run, update_of
 
 from fedq.codec import Accumulator, Float32
@@ -20,6 +21,9 @@ class Silent(SeededRandom):
 
     def normal(self, shape):
         return np.zeros(shape)
+
+    def discrete_gaussian(self, sigma, count):
+        return np.zeros(count, np.int64)
 
 
 @pytest.fixture
@@ -222,3 +226,13 @@ def test_a_round_that_asks_nobody_goes_on(protected):
     asked_none, ledger = ran(protected, rounds=2, dealer=Nobody(CLIENTS, seed=0), random=SecureRandom())
     assert [round.status for round in asked_none.rounds] == ["initial", "ok", "ok"]
     assert len(ledger.rows()) == 2
+
+
+@pytest.mark.hostile
+def test_flower_s_own_loop_skips_no_round_of_whole_clients():
+    """A round that is skipped where fewer than min_clients answer tells everybody how many did."""
+    strategy = QuantizedFedAvg(LAYOUT, CODEC, client_level=PLAN)
+    with pytest.raises(
+        ValueError, match=r"client_level with min_clients=1: a round that is skipped .*use min_clients=0"
+    ):
+        strategy.configure_train(1, ArrayRecord(), ConfigRecord(), grid=None)

@@ -1,0 +1,77 @@
+"""What the owner of a node says of it, in the SuperNode's `--node-config`. Knows keys and types; opens no file."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedq.app.misspelt import misspelt
+from fedq.config import Config, ConfigError, Problem, public
+from fedq.config.budgets import own_delta, own_limit_problems
+
+
+@dataclass(frozen=True)
+class Node:
+    """What the owner of a node says of it: `--node-config 'name="clinic-a" data-path="..." state-dir="..."'`."""
+
+    name: str | None = None
+    partition: int | None = None
+    data: Path | None = None
+    state: Path | None = None
+    policy: Path | None = None  # the weakest privacy that the owner accepts
+    epsilon: float | None = None  # the owner's own budget, over all runs
+    delta: float | None = None  # at which that budget is counted; 1e-5 where an epsilon is given alone
+    heads: Path | None = None  # the folder for the ledger's head, where the policy names no file for it
+
+    @property
+    def limited(self) -> bool:
+        """Whether the owner said what this data may spend."""
+        return self.epsilon is not None
+
+    @classmethod
+    def read(cls, node_config: Mapping[str, Any]) -> "Node":
+        """Raises `ConfigError`; keys that are not ours are left to others, unless they are ours but for a slip."""
+        found = list(misspelt(node_config))
+
+        def typed(key: str, kind: type, example: str) -> Any:
+            value = node_config.get(key)
+            if value is not None and type(value) is not kind:
+                found.append(Problem(f"node-config {key}", value, f"must be a {kind.__name__}", f"Use {key}={example}"))
+            return value
+
+        name = typed("name", str, '"clinic-a"')
+        partition = typed("partition-id", int, "0")
+        data = typed("data-path", str, '"/path/to/own/data"')
+        state = typed("state-dir", str, '"/path/to/own/state"')
+        heads = typed("head-dir", str, '"/path/on/another/disk"')
+        policy = typed("policy", str, '"/path/to/policy.toml"')
+        epsilon = node_config.get("epsilon")
+        delta = own_delta(epsilon, node_config.get("delta"))
+        found += own_limit_problems(epsilon, delta, where="node-config ", policy=policy)
+        for key, path in (("data-path", data), ("state-dir", state), ("head-dir", heads), ("policy", policy)):
+            if isinstance(path, str) and not Path(path).expanduser().is_absolute():
+                rule = "must be absolute: started in another folder, this node would begin with an empty ledger"
+                found.append(Problem(f"node-config {key}", path, rule, f'Use {key}="/..."'))
+        if name is None and partition is None:
+            found.append(Problem("node-config name", None, "a client must say who it is", 'Use name="clinic-a"'))
+        if found:
+            raise ConfigError(found)
+        own = (Path(p).expanduser() if p else None for p in (data, state, policy, heads))
+        own_data, own_state, own_policy, own_heads = own
+        budget = None if epsilon is None else float(epsilon)
+        return cls(name, partition, own_data, own_state, own_policy, budget, delta, own_heads)
+
+    def identity(self, config: Config) -> str:
+        """The name, or the name of the partition; it must be one that the experiment knows."""
+        names = public.identities(config)
+        if self.name is not None:
+            if self.name in names:
+                return self.name
+            hint = f"The experiment's names are {', '.join(names[:5])}, ...; set names=[...] in it, or name in the node"
+            raise ConfigError([Problem("node-config name", self.name, "no client of the experiment", hint)])
+        if self.partition is None or not 0 <= self.partition < len(names):
+            hint = f"Use 0 to {len(names) - 1}, or clients=N with a larger N"
+            raise ConfigError(
+                [Problem("node-config partition-id", self.partition, "no client of the experiment", hint)]
+            )
+        return names[self.partition]
