@@ -44,8 +44,6 @@ def serve_run(grid: Any, context: Context) -> None:
         config = compose(overrides, overlay=overlay())
         if simulated:  # its nodes are there at once, or never
             config = replace(config, runtime=replace(config.runtime, wait=min(config.runtime.wait, _SIMULATED_WAIT)))
-        else:  # however the run was started, the rules of a deployment hold
-            config = replace(config, runtime=replace(config.runtime, name="deployment"))
         experiment = build(config, owner=None if simulated else SERVER)
         # A grid in memory has no other nodes than those of this machine.
         names = NodeNames(trusted=True) if simulated else _node_names()

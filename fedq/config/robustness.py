@@ -62,8 +62,14 @@ def _weights(config: Config) -> Iterator[Problem]:
     missing = [name for name in names if name not in weights]
     if weights and missing:
         rule = f"no weight of client {', '.join(missing[:5])}{', ...' * (len(missing) > 5)}"
-        yield Problem("strategy.weights", weights, rule, f"Add strategy.weights.{missing[0]}=N, or leave all out")
-    if config.runtime.name == "deployment" and weighs_by_examples(config) and not weights:
+        yield Problem("strategy.weights", weights, rule, f"Add {missing[0]}: N to it, or leave all weights out")
+    if config.runtime.name == "deployment":
+        yield from unstated_weights(config)
+
+
+def unstated_weights(config: Config) -> Iterator[Problem]:
+    """What is wrong where nobody but the clients themselves knows how many examples they have: in a deployment."""
+    if weighs_by_examples(config) and not config.strategy.weights:
         rule = (
             "in a deployment nobody can check how many examples a client says it has, and its weight is its share of "
             "the model"

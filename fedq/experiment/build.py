@@ -9,6 +9,7 @@ import numpy as np
 from fedq.codec import CODECS, Codec, with_feedback
 from fedq.config import Config, ConfigError, Problem, problems, public, rules
 from fedq.config.client_level import protects_examples
+from fedq.config.robustness import unstated_weights
 from fedq.data import Dataset
 from fedq.experiment.binding import check_paths, imported, problem
 from fedq.experiment.client_level import check_all_averaged, client_level_plan
@@ -45,6 +46,8 @@ def build(
         check_files(config)
     config = _named_objects(config, model=model, data=data)
     found = list(problems(config))
+    if owner is not None and owner.identity is None:  # a deployment's server, however the run was started
+        found += [problem for problem in unstated_weights(config) if problem not in found]
     if not (model is None and data is None):
         away: list[tuple[str, Any]] = [("runtime.workers", config.runtime.workers)] * (config.runtime.workers > 1)
         away += [("runtime", config.runtime.name)] * (config.runtime.name != "local")

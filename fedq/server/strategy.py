@@ -26,6 +26,7 @@ from fedq.server.aggregation import Aggregation, add_clipped
 from fedq.server.bounding import Bound, MedianPull
 from fedq.server.broadcast import Broadcast, Broadcaster, Downlink, downlink_for
 from fedq.server.guest import Guest, check_options
+from fedq.server.options import check_layout, check_together
 from fedq.server.pruning import Pruner, Pruning
 from fedq.server.robust import Aggregate
 from fedq.server.roster import Roster, grid_exchange, say_hello
@@ -89,14 +90,10 @@ class QuantizedFedAvg(FedAvg):
         **flower: Any,
     ) -> None:
         if layout is None:
-            if client_level is not None:
-                raise ValueError("client_level needs a layout: another app's own metrics are not covered by its noise")
-            if pruning is not None:
-                raise ValueError("pruning needs a layout: another app's clients know no masks; run fedq's own client")
             check_options(private=private, fraction=fraction, seed=seed)
             super().__init__(**flower)
         else:
-            _check_own(layout, feedback=feedback, flower=flower)
+            check_layout(layout, feedback=feedback, flower=flower)
             super().__init__(fraction_train=fraction, min_train_nodes=1, min_available_nodes=1)
             # Passed to Flower, it would be a warning in each run.
             self.fraction_evaluate, self.min_evaluate_nodes = 0.0, 0
@@ -104,17 +101,11 @@ class QuantizedFedAvg(FedAvg):
         plain = packets.as_codec(codec)
         self.codec, self.private = packets.with_feedback(plain, True) if feedback else plain, private
         self.downlink = downlink or downlink_for(self.codec)
-        if layout is None and self.downlink.kind != "weights":
-            raise ValueError("downlink.kind=delta needs a layout: another app's clients keep no weights; use weights")
-        if pruning is not None and self.downlink.kind != "weights":
-            raise ValueError("downlink.kind=delta with pruning: changes are against values that are gone; use weights")
-        if client_level is not None and self.downlink.kind != "weights":
-            raise ValueError("downlink.kind=delta with client_level: it shows whose update was accepted; use weights")
+        together = {"pruning": pruning, "client_level": client_level, "aggregate": aggregate}
+        check_together(guest=layout is None, downlink_kind=self.downlink.kind, **together)
         self.pruning = pruning
         self.client_level = client_level
         self._mechanism: ClientLevelMechanism | None = None
-        if client_level is not None and aggregate is not None:
-            raise ValueError("aggregate with client_level: the noise is for a sum of clipped updates; use the mean")
         all_count_the_same = private or client_level is not None or aggregate is not None
         self.weighing = Weighing(weighting == "examples" and not all_count_the_same, max_weight, weights or {})
         self._bound, self._aggregate = bound, aggregate
@@ -414,11 +405,3 @@ class QuantizedFedAvg(FedAvg):
 def arrays_of(record: ArrayRecord) -> dict[str, np.ndarray]:
     """Name -> array of a Flower record."""
     return {name: array.numpy() for name, array in record.items()}
-
-
-def _check_own(layout: packets.Layout, *, feedback: bool, flower: Mapping[str, Any]) -> None:
-    if not isinstance(layout, packets.Layout):
-        raise ValueError(f"layout={layout!r}: must be a fedq.codec.Layout, or left out in another app's server")
-    if flower or feedback:
-        named = ", ".join([*flower, *(["feedback"] if feedback else [])])
-        raise ValueError(f"{named}: with a layout fedq's own client answers; set fraction, min_clients or its config")

@@ -129,6 +129,7 @@ def test_one_experiment_gives_the_same_bits_on_every_runtime(tmp_path, monkeypat
 @pytest.mark.slow
 def test_clients_evaluate_alike_on_every_runtime_where_the_server_has_no_test_set(app):
     words = ["model=linear", "data._target_=mine.no_test", "clients=3", "rounds=2", "quant=int8", "codec=int8"]
+    words += ["strategy.weighting=equal"]
     local = fedq.run(words, root="local", progress=False)
     assert local.accuracy_source == "clients"
     nodes = rehearsal(compose(words), root="nodes", progress=False)

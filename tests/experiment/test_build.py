@@ -144,7 +144,9 @@ def test_a_compiler_that_is_missing_is_told_before_any_work(monkeypatch):
 @pytest.mark.parametrize(("runtime", "owner"), [("local", SERVER), ("deployment", None)])
 def test_who_trains_no_client_needs_no_gpu(runtime, owner):
     """The server of a deployment, and the machine that submits it."""
-    experiment = build(compose(["clients=2", f"runtime={runtime}", "train.device=cuda"]), owner=owner)
+    experiment = build(
+        compose(["clients=2", f"runtime={runtime}", "train.device=cuda", "strategy.weighting=equal"]), owner=owner
+    )
     assert experiment.trainer.hardware.device.type in ("cpu", "mps")
 
 

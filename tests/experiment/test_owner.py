@@ -150,20 +150,20 @@ def test_a_client_without_a_path_takes_its_part_of_data_that_everybody_has():
 
 
 def test_the_server_deals_nothing():
-    assert build(config_of(), owner=SERVER).shards == {}
+    assert build(config_of("strategy.weighting=equal"), owner=SERVER).shards == {}
 
 
 def test_the_server_knows_the_layout_of_its_clients():
-    assert build(config_of(), owner=SERVER).layout.digest == build(config_of()).layout.digest
+    assert build(config_of("strategy.weighting=equal"), owner=SERVER).layout.digest == build(config_of()).layout.digest
 
 
 def test_the_server_keeps_its_test_set():
-    served, simulated = build(config_of(), owner=SERVER).dataset, build(config_of()).dataset
+    served, simulated = build(config_of("strategy.weighting=equal"), owner=SERVER).dataset, build(config_of()).dataset
     assert served.test.inputs.tobytes() == simulated.test.inputs.tobytes()
 
 
 def test_the_server_may_have_fewer_examples_than_clients():
-    config = config_of("clients=5000", "partition=iid")
+    config = config_of("clients=5000", "partition=iid", "strategy.weighting=equal")
     assert build(config, owner=SERVER).shards == {}
     assert "clients" in problems_of(config)
 
