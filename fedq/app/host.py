@@ -106,7 +106,8 @@ class Words(Events):
             sent = size(values["bytes_up"] + values["bytes_down"])
             shown = "not evaluated" if score is None else f"{score:.4f}"
             lost = f", {values['lost']} lost: {', '.join(values['reasons'])}" if values["lost"] else ""
-            text = f"round {values['round']}: {shown}, {values['clients']} replies{lost}, {sent}"
+            short = f", {len(values['clipped'])} clipped" if values["clipped"] else ""
+            text = f"round {values['round']}: {shown}, {values['clients']} replies{lost}{short}, {sent}"
         elif kind == "result":
             text = "; ".join(f"{what}: {fact}" for what, fact in Result(**values).facts().items())
         else:

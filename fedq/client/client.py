@@ -11,7 +11,7 @@ from fedq import codec as packets
 from fedq import wire
 from fedq.client.state import ClientState, note_declined
 from fedq.data import Examples
-from fedq.data.split import held_out, held_out_by_content
+from fedq.data.split import held_out_by_content, trained_on
 from fedq.privacy import DPPlan, Ledger, RandomSource, SpendContext, admit, budget_guard, is_begun, noisy_counts
 from fedq.randomness import generator, key64
 from fedq.training import PrivateFit, Trainer
@@ -196,7 +196,7 @@ class Client:
             if self._held is None:  # hashing all examples takes as long as a few steps
                 self._held = held_out_by_content(examples.inputs, examples.targets, holdout)
             return examples[np.setdiff1d(np.arange(len(examples)), self._held)], examples[self._held]
-        held = min(len(examples) - 1, held_out(len(examples), holdout))
+        held = len(examples) - trained_on(len(examples), holdout)
         if held < 1:
             return examples, examples[[]]
         order = generator(self.seed, "held out", self.identity).permutation(len(examples))

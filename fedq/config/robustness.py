@@ -93,7 +93,6 @@ def idle_robustness(config: Config) -> list[tuple[Sequence[str], bool, str, str]
         same = f"strategy.aggregate={config.strategy.aggregate} counts all clients the same"
     equal = "strategy.weighting=equal counts all clients the same"
     by_examples = config.strategy.weighting == "examples"
-    stated = "strategy.weights states every weight"
     auto = f"privacy={config.privacy.unit} clips every update already"
     trim = f"strategy.aggregate={config.strategy.aggregate} trims nothing"
     return [
@@ -104,7 +103,6 @@ def idle_robustness(config: Config) -> list[tuple[Sequence[str], bool, str, str]
             "Leave it out",
         ),
         (("strategy.weights", "strategy.max_weight"), by_examples, equal, "Use strategy.weighting=examples"),
-        (("strategy.max_weight",), not config.strategy.weights, stated, "Leave it out"),
         (("strategy.max_update_norm",), not protects_clients(config), auto, "Leave it out"),
         (("strategy.trim",), config.strategy.aggregate == "trimmed_mean", trim, "Use strategy.aggregate=trimmed_mean"),
     ]

@@ -139,17 +139,14 @@ class Strategy:
     )
     weights: Any = option(  # a mapping; Any, so that {0: 1} may be written for client 0
         {},
-        "client -> its number of examples, for every client; {}: as clients say, which a deployment does not believe",
+        "client -> its number of examples, for every client; {}: as the partition deals them, in a simulation",
     )
     min_clients: int = option(1, "fewest accepted replies; with fewer the round is skipped, the model unchanged")
-    max_weight: float | None = option(
-        None,
-        "largest weight that a client's own word gives it; null: 10 times the examples that a client is taken to hold",
-    )
+    max_weight: float | None = option(None, "largest weight of a client, whatever it holds; null: none")
     max_update_norm: Any = option(  # a number or a word
         "auto",
-        "longest update, longer ones are scaled down: a number (L2 norm), off, or auto (under DP-SGD by its public "
-        "numbers; else a multiple of the median of weight x norm in the last rounds)",
+        "longest update, longer ones are scaled down: a number (L2 norm), off, or auto (twice the median of the last "
+        "rounds; under DP-SGD also what its public numbers allow)",
     )
     aggregate: str = option(
         "mean", "mean (weighted), or where some clients may lie: median, trimmed_mean (of each coordinate, unweighted)"

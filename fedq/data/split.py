@@ -20,6 +20,11 @@ def check_fractions(*, validation_fraction: float, test_fraction: float = 0.0) -
         )
 
 
+def trained_on(num_examples: int, fraction: float) -> int:
+    """How many of a client's examples are trained on where a share is held out: one at least."""
+    return max(1, num_examples - held_out(num_examples, fraction))
+
+
 def held_out(num_examples: int, fraction: float) -> int:
     """Size of a held-out part: rounded, but never empty when one was asked for."""
     return max(1, round(num_examples * fraction)) if fraction else 0

@@ -2,18 +2,15 @@
 
 import inspect
 from collections.abc import Callable
-from statistics import fmean
 from typing import TYPE_CHECKING
 
-from fedq.codec.accumulator import LARGEST_WEIGHT
-from fedq.config import public
-from fedq.server.bounding import Bound, MedianBound, NormBound
+from fedq.data.split import trained_on
+from fedq.server.bounding import MULTIPLE_OF_NOISE, Bound, MedianBound, NormBound
 from fedq.server.robust import AGGREGATES, Aggregate
 
 if TYPE_CHECKING:
     from fedq.experiment.experiment import Experiment
 
-TIMES_NOMINAL = 10  # a client may weigh so many times what it is taken to hold
 _FINE = ("float32", "float16", "int8")  # codecs whose rounding makes an update hardly longer
 
 
@@ -23,16 +20,16 @@ def bound_of(experiment: "Experiment") -> Callable[[], Bound] | None:
     if longest == "off" or experiment.client_plan is not None:
         return None
     if longest != "auto":
-        return lambda: NormBound(lambda round: float(longest))
+        return lambda: NormBound(float(longest))
+    recipe = experiment.trainer.recipe
     if not _public_length(experiment):
-        return MedianBound
+        return lambda: MedianBound(unit=recipe.lr_in)
     from fedq.privacy.longest import longest_update
 
-    plan, recipe = experiment.plan, experiment.trainer.recipe
-    momentum, scalars = recipe.optimizer_options.get("momentum", 0.0), experiment.trainer.trained_scalars
-    return lambda: NormBound(
-        lambda round: longest_update(plan, lr=recipe.lr_in(round), scalars=scalars, momentum=momentum)
-    )
+    plan, scalars = experiment.plan, experiment.trainer.trained_scalars
+    momentum = recipe.optimizer_options.get("momentum", 0.0)
+    longest_by_lr = longest_update(plan, lr=1.0, scalars=scalars, momentum=momentum)
+    return lambda: MedianBound(MULTIPLE_OF_NOISE, unit=lambda round: longest_by_lr * recipe.lr_in(round), most=1.0)
 
 
 def _public_length(experiment: "Experiment") -> bool:
@@ -48,16 +45,14 @@ def _public_length(experiment: "Experiment") -> bool:
     )
 
 
-def largest_weight(experiment: "Experiment") -> float:
-    """What a client's word is believed up to: the option, or a multiple of what each is taken to hold."""
-    config = experiment.config
-    if config.strategy.max_weight is not None:
-        return config.strategy.max_weight
-    nominal = public.nominal_examples(config)
-    if nominal is not None:
-        return TIMES_NOMINAL * nominal
-    shards = experiment.shards.values()  # none on the server of a deployment, where no client's word counts
-    return TIMES_NOMINAL * fmean(map(len, shards)) if shards else LARGEST_WEIGHT
+def weights_of_clients(experiment: "Experiment") -> dict[str, float]:
+    """Client -> its number of training examples: as the config states, else as this simulation dealt them.
+
+    No client's own word: a weight is a share of the model.
+    """
+    stated: dict[str, float] = experiment.config.strategy.weights
+    share = experiment.holdout
+    return stated or {name: trained_on(len(shard), share) for name, shard in experiment.shards.items()}
 
 
 def aggregate_of(experiment: "Experiment") -> Aggregate | None:

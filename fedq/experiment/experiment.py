@@ -11,11 +11,12 @@ import torch
 from fedq import __version__
 from fedq.client import Client, ClientState, Privacy
 from fedq.codec import Codec, Layout
+from fedq.codec.accumulator import LARGEST_WEIGHT
 from fedq.compiler import without_compiler
 from fedq.config import Config, public
 from fedq.config.pruning import pruning_rounds
 from fedq.data import Dataset
-from fedq.experiment.bounds import aggregate_of, bound_of, largest_weight
+from fedq.experiment.bounds import aggregate_of, bound_of, weights_of_clients
 from fedq.experiment.ledgers import Account, ledger_file
 from fedq.privacy import ClientLevelPlan
 from fedq.quant import QuantReport
@@ -90,8 +91,8 @@ class Experiment:
             optimizer=self._server_optimizer,
             private=self.plan is not None,
             weighting=c.weighting,
-            max_weight=largest_weight(self),
-            weights=c.weights,
+            max_weight=c.max_weight or LARGEST_WEIGHT,
+            weights=weights_of_clients(self),
             bound=bound_of(self),
             aggregate=aggregate_of(self),
             statistics=self.trainer.statistics,

@@ -31,5 +31,7 @@ def longest_update(plan: DPPlan, *, lr: float, scalars: int, momentum: float = 0
     third = weights[0] * log / 3
     drawn = mean + third + math.sqrt(third**2 + 2 * variance * log)
     drawn = min(drawn, plan.nominal_examples * math.fsum(weights))
-    noise = plan.noise_multiplier * math.sqrt(squares) * (math.sqrt(scalars) + math.sqrt(2 * log))
-    return lr * plan.clip_norm * (drawn + noise) / plan.divisor
+    deviation = plan.noise_multiplier * math.sqrt(squares)
+    noise = deviation * (math.sqrt(scalars) + math.sqrt(2 * log))
+    across = 2 * drawn * deviation * math.sqrt(2 * log)
+    return lr * plan.clip_norm * math.sqrt(drawn**2 + noise**2 + across) / plan.divisor

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from fedq.results.next_steps import next_steps, shown_path
 from fedq.results.result import ALONE, Result
+from fedq.results.rows import bounded
 from fedq.results.wording import counts, duration, number, one_line, percent, plural, shares, size, spent, times
 
 if TYPE_CHECKING:
@@ -175,7 +176,10 @@ def _run(result: Result) -> list[Line]:
     style = "yellow" if result.clients_lost or skipped else ""
     if result.link is not None:
         lines.append(Line("link", "insecure", one_line(result.link).removeprefix("insecure: "), "bold red"))
-    return [*lines, Line("lost replies", f"{result.clients_lost:,}", "; ".join(filter(None, why)), style)]
+    lines.append(Line("lost replies", f"{result.clients_lost:,}", "; ".join(filter(None, why)), style))
+    if found := bounded(result.history):
+        lines.append(Line("bounded replies", f"{sum(found.values()):,}", counts(found, empty=""), "yellow"))
+    return lines
 
 
 def _costs(costs: Sequence[PartCost]) -> "RenderableType":

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from fedq.results.rows import RoundRow
+from fedq.results.rows import RoundRow, bounded
 from fedq.results.wording import counts, duration, fixed, one_line, percent, size, spent
 
 if TYPE_CHECKING:
@@ -114,5 +114,5 @@ def _score(row: RoundRow) -> str:
 
 
 def _why(row: RoundRow) -> str:
-    lost = counts(row.reasons, empty="")
+    lost = counts({**row.reasons, **bounded([row])}, empty="")
     return ": ".join(filter(None, ["skipped" if row.status == "skipped" else "", lost]))

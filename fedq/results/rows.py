@@ -33,7 +33,7 @@ class RoundRow:
     rejected: list[dict[str, Any]] = field(default_factory=list)  # {"client": id, "reason": code}
     accepted: list[str] = field(default_factory=list)  # ids of the clients whose replies counted
     clipped: list[str] = field(default_factory=list)  # ids of those whose update was longer than allowed: scaled down
-    capped: list[str] = field(default_factory=list)  # ids of those that claimed too large a weight
+    capped: list[str] = field(default_factory=list)  # ids of those whose weight was above strategy.max_weight
     metric_value: float | None = None  # of the evaluation set, where the metric is not accuracy
     sparsity: float | None = None  # share of the prunable weights that are zero for good; None: a dense run
 
@@ -90,6 +90,13 @@ def _cut_torn_line(path: Path) -> None:
     whole = content.rfind(b"\n") + 1
     if whole < len(content):
         os.truncate(path, whole)
+
+
+def bounded(rows: Iterable[RoundRow]) -> dict[str, int]:
+    """Replies that counted less than they claimed, by what was done to them; those that happened alone."""
+    rows = list(rows)
+    found = {"clipped": sum(len(row.clipped) for row in rows), "capped": sum(len(row.capped) for row in rows)}
+    return {what: count for what, count in found.items() if count}
 
 
 def totals(rows: Iterable[RoundRow]) -> dict[str, int]:

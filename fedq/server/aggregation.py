@@ -27,9 +27,9 @@ class Aggregation:
     def __init__(self, codec: Codec, *, bound: Bound | None = None, aggregate: Aggregate | None = None) -> None:
         self._codec, self._bound, self._aggregate = codec, bound, aggregate
 
-    def limit(self, round: int) -> float | None:
-        """The largest reach of an update in this round; None: there is no bound, or it is not known yet."""
-        return None if self._bound is None else self._bound.limit(round)
+    def limit(self) -> float | None:
+        """The largest reach of an update in the next round; None: there is no bound, or it is not known yet."""
+        return None if self._bound is None else self._bound.limit()
 
     def add(
         self,
@@ -54,7 +54,8 @@ class Aggregation:
             for name, data in update.items()
         }
         norm = math.sqrt(sum(l2_norm(vector) ** 2 for vector in vectors.values()))
-        held = Held(client, dict(update), weight, 0.0 if self._bound is None else self._bound.reach(norm, weight))
+        reach = 0.0 if self._bound is None else self._bound.reach(norm, weight, round)
+        held = Held(client, dict(update), weight, reach)
         if self._aggregate is not None or limit is None:
             total.held.append(held)
         else:

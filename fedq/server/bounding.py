@@ -1,32 +1,35 @@
 """How far one update may move the model: the bound on its length. Knows lengths and weights; not packets or clients.
 
-A bound is compared with an update's reach. For a given norm the reach is the update's norm. For the median rule it is
-weight times norm, which is what the update adds to the weighted sum: a client that uses a large weight and a long
-update together gains nothing over one that uses either.
+A bound is compared with an update's reach: its norm, where weights are known to be right, and weight times norm, which
+is what it adds to the weighted sum, where clients state their own: then a large weight and a long update together
+gain nothing over either alone.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-# Of the median reach. Measured in docs/threat-model.md: honest updates stay below it, and one client of ten that sends
-# the longest update which passes costs under three points.
+# Of the median reach. By measurement (docs/threat-model.md): honest updates stay below it, and one client of ten that
+# sends the longest update which passes costs under three points.
 MULTIPLE = 2.0
+# Where noise of a public size makes up most of every update, their lengths hardly differ.
+MULTIPLE_OF_NOISE = 1.25
 _ROUNDS, _UPDATES = 5, 30  # the history: so many rounds, or more of them until there are so many updates
 
 
 class Bound(Protocol):
     """A rule for the longest update of a round. The server's process asks it; workers get the limit with the round."""
 
-    def limit(self, round: int) -> float | None:
-        """The largest reach of this round; None: it is known only once the round's own updates are there."""
+    def limit(self) -> float | None:
+        """The largest reach of the next round; None: it is known only once the round's own updates are there."""
 
     def limit_among(self, reaches: Sequence[float]) -> float:
         """The limit of such a round, from the reaches of its updates."""
 
-    def reach(self, norm: float, weight: float) -> float:
+    def reach(self, norm: float, weight: float, round: int) -> float:
         """What the limit is about."""
 
     def note(self, reaches: Sequence[float]) -> None:
@@ -34,18 +37,18 @@ class Bound(Protocol):
 
 
 class NormBound:
-    """A largest L2 norm that is known before the round: a number, or a public function of the round."""
+    """A largest L2 norm, the same in every round."""
 
-    def __init__(self, norm: Callable[[int], float]) -> None:
+    def __init__(self, norm: float) -> None:
         self._norm = norm
 
-    def limit(self, round: int) -> float:
-        return self._norm(round)
+    def limit(self) -> float:
+        return self._norm
 
     def limit_among(self, reaches: Sequence[float]) -> float:
-        raise RuntimeError("a norm that is known before the round needs no updates; please report this bug")
+        return self._norm
 
-    def reach(self, norm: float, weight: float) -> float:
+    def reach(self, norm: float, weight: float, round: int) -> float:
         return norm
 
     def note(self, reaches: Sequence[float]) -> None:
@@ -53,26 +56,37 @@ class NormBound:
 
 
 class MedianBound:
-    """A small multiple of the median of weight times norm, over the accepted updates of the last rounds.
+    """A small multiple of the median norm, over the accepted updates of the last rounds.
 
     What enters is the reach before shortening, so the bound follows the updates up as well as down; a minority of
     clients cannot move a median beyond what others sent. Until an update came, a round is bounded by its own median.
+
+    `unit`: public length of an update in a round, such as its learning rate, in which reaches are measured: so they
+    compare across rounds. `most`: a reach, in that unit, beyond which no update goes, whatever the median.
     """
 
-    def __init__(self, multiple: float = MULTIPLE) -> None:
-        self._multiple = multiple
+    def __init__(
+        self,
+        multiple: float = MULTIPLE,
+        *,
+        unit: Callable[[int], float] = lambda round: 1.0,
+        most: float = math.inf,
+    ) -> None:
+        self._multiple, self._unit, self._most = multiple, unit, most
         self._history: list[list[float]] = []  # newest last
 
-    def limit(self, round: int) -> float | None:
+    def limit(self) -> float | None:
         known = [reach for reaches in self._history for reach in reaches]
-        return self._multiple * lower_median(known) if known else None
+        if known:
+            return self.limit_among(known)
+        return self._most if math.isfinite(self._most) else None
 
     def limit_among(self, reaches: Sequence[float]) -> float:
         moving = _moving(reaches)
-        return self._multiple * lower_median(moving) if moving else 0.0
+        return min(self._most, self._multiple * lower_median(moving)) if moving else self._most
 
-    def reach(self, norm: float, weight: float) -> float:
-        return weight * norm
+    def reach(self, norm: float, weight: float, round: int) -> float:
+        return norm / self._unit(round)
 
     def note(self, reaches: Sequence[float]) -> None:
         moving = _moving(reaches)
@@ -80,6 +94,13 @@ class MedianBound:
             self._history.append(moving)
         while len(self._history) > _ROUNDS and sum(map(len, self._history[1:])) >= _UPDATES:
             del self._history[0]
+
+
+class MedianPull(MedianBound):
+    """The same of weight times norm, where each client states its own weight."""
+
+    def reach(self, norm: float, weight: float, round: int) -> float:
+        return weight * super().reach(norm, weight, round)
 
 
 def lower_median(values: Sequence[float]) -> float:

@@ -23,7 +23,7 @@ from fedq.codec.accumulator import GRID, LARGEST_WEIGHT
 from fedq.compiler import without_compiler
 from fedq.privacy import ClientLevelMechanism, ClientLevelPlan
 from fedq.server.aggregation import Aggregation, add_clipped
-from fedq.server.bounding import Bound, MedianBound
+from fedq.server.bounding import Bound, MedianPull
 from fedq.server.broadcast import Broadcast, Broadcaster, Downlink, downlink_for
 from fedq.server.guest import Guest, check_options
 from fedq.server.pruning import Pruner, Pruning
@@ -50,7 +50,7 @@ class QuantizedFedAvg(FedAvg):
     `pruning`: which weights become zero, and stay so; packets then carry the others alone.
     `client_level`: updates are clipped after decoding, and each round's sum is noised by the mechanism that `protect`
     was given, whatever came back: clients as a whole are protected. Without a mechanism no step is taken.
-    `weighting`: examples (as clients say, up to `max_weight`, or as `weights` states for each) or equal. `bound`: makes
+    `weighting`: examples (as `weights` states for each, or as clients say; up to `max_weight`) or equal. `bound`: makes
     the rule that shortens long updates; None: none does. `aggregate`: in the weighted mean's place, see `robust`; all
     clients then count the same.
 
@@ -74,7 +74,7 @@ class QuantizedFedAvg(FedAvg):
         weighting: str = "examples",
         max_weight: float = LARGEST_WEIGHT,
         weights: Mapping[str, float] | None = None,
-        bound: Callable[[], Bound] | None = MedianBound,
+        bound: Callable[[], Bound] | None = MedianPull,
         aggregate: Aggregate | None = None,
         statistics: Sequence[str] = (),
         fraction: float = 1.0,
@@ -165,7 +165,7 @@ class QuantizedFedAvg(FedAvg):
         """What the clients of the round get; a packet is encoded once, for all that it goes to."""
         clip_norm = None if self._mechanism is None else self._mechanism.clip_norm
         made = self._broadcaster.make(master, round, cohort, self.kept)
-        return replace(made, clip_norm=clip_norm, limit=self._aggregation.limit(round))
+        return replace(made, clip_norm=clip_norm, limit=self._aggregation.limit())
 
     def snapshot(self, master: np.ndarray, round: int) -> Broadcast:
         """The model in one packet, for clients that evaluate."""
