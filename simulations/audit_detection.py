@@ -23,7 +23,8 @@ from tests.audit.planted import SETTINGS, applies, audited
 
 RESULTS, DOCUMENT = Path(__file__).parent / "results" / "audit_detection", ROOT / "docs" / "audit.md"
 EFFORT = Effort(canaries=400, pairs=60)
-DEFAULT = next(iter(SETTINGS))
+SHOWN = [setting for setting in SETTINGS if SETTINGS[setting].sample_rate < 1]
+DEFAULT = SHOWN[0]
 NO_BUG = "none: the right mechanism"
 # A claim that is not made of sums of floats.
 _NOT_CLAIMED = {("padding and probe removed", "gaussian")}
@@ -54,7 +55,7 @@ def audits() -> list[tuple[str, str, int]]:
     """(setting, bug, seed) of each audit, the default mechanism first."""
     return [
         (setting, bug, seed)
-        for setting in SETTINGS
+        for setting in SHOWN
         for bug in (*BUGS, NO_BUG)
         if asked(bug, setting)
         for seed in range(1, _audits(bug, setting) + 1)
@@ -76,9 +77,9 @@ def asked(bug: str, setting: str) -> bool:
 
 def table(found: dict[tuple[str, str], list[dict[str, Any]]]) -> str:
     rows = [
-        [bug, *(_cell(found.get((setting, bug), []), bug, setting) for setting in SETTINGS)] for bug in (*BUGS, NO_BUG)
+        [bug, *(_cell(found.get((setting, bug), []), bug, setting) for setting in SHOWN)] for bug in (*BUGS, NO_BUG)
     ]
-    return markdown_table(["planted bug", *SETTINGS], rows)
+    return markdown_table(["planted bug", *SHOWN], rows)
 
 
 def _cell(results: list[dict[str, Any]], bug: str, setting: str) -> str:
