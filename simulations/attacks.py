@@ -184,6 +184,8 @@ def _cell(found: dict[str, list[float | None]], setting: str, name: str, lie: Li
     """Mean difference in points, and the worst one."""
     if not _applies(lie, setting):
         return "no weight"
+    if not {_label(setting, name, lie), _label(setting, "none", lie)} <= found.keys():
+        return "not run"
     pairs = zip(found[_label(setting, name, lie)], found[_label(setting, "none", lie)], strict=True)
     points = [100 * (one - other) for one, other in pairs if one is not None and other is not None]
     return f"{fmean(points):+.1f} ({min(points):+.1f})" if len(points) == len(SEEDS) else "a run failed"
@@ -191,8 +193,9 @@ def _cell(found: dict[str, list[float | None]], setting: str, name: str, lie: Li
 
 def main() -> None:
     found = measured()
-    without = [found[_label(setting, "none", Lie())] for setting in SETTINGS]
-    rows = [["accuracy without the hostile client", *(f"{100 * fmean(filter(None, bare)):.1f} %" for bare in without)]]
+    without = [found.get(_label(setting, "none", Lie()), []) for setting in SETTINGS]
+    shown = [f"{100 * fmean(filter(None, bare)):.1f} %" if any(bare) else "not run" for bare in without]
+    rows = [["accuracy without the hostile client", *shown]]
     for name, lie in ATTACKS.items():
         rows.append([name, *(_cell(found, setting, name, lie) for setting in SETTINGS)])
     table = markdown_table(["digits, 10 clients, one hostile", *SETTINGS], rows)
