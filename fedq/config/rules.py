@@ -150,6 +150,8 @@ def identity(config: Config) -> dict[str, Any]:
         whole["strategy"]["weighting"] = "examples"
     if config.privacy.unit == "off":  # of no effect; and what the default was before there was discrete noise
         whole["privacy"]["noise"] = "gaussian"
+    else:  # of no effect: under DP all clients weigh the same
+        whole["strategy"]["weighting"] = "examples"
     for key in ("device", "compile", "data_parallel"):  # of a machine, as `runtime`
         del whole["train"][key]
     return whole
