@@ -125,7 +125,6 @@ class _Ready:
     reply: wire.Reply
 
     def client(self, identity: str, **where: Any) -> Client:
-        trainer = SimpleNamespace(layout=self.layout)  # of which a hello tells the digest
         answers = {"train": lambda request: self.reply, "check_account": lambda: None}
-        ready = SimpleNamespace(identity=identity, trainer=trainer, **answers)
+        ready = SimpleNamespace(identity=identity, layout_digest=self.layout.digest, **answers)
         return cast(Client, ready)

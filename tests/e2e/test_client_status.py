@@ -105,7 +105,7 @@ def test_what_is_left_is_counted_at_the_owner_s_delta(state, policy):
 def test_runs_that_the_ledger_does_not_count_are_named(state, policy):
     assert "not counted runs with privacy=off or privacy=client" in status(state)
     assert "not counted runs with privacy=client" in status(state, "--policy", policy(unit="client"))
-    for barred in (["--policy", policy()], ["--epsilon", "5"], ["--delta", "1e-6"]):
+    for barred in (["--policy", policy()], ["--epsilon", "5"], ["--epsilon", "5", "--delta", "1e-6"]):
         assert "not counted" not in status(state, *barred)
 
 

