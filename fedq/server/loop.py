@@ -129,7 +129,7 @@ def run_rounds(
                 outcome.participations[client] = outcome.participations.get(client, 0) + 1
             try:
                 broadcast = strategy.broadcast(master, number, cohort)
-            except ValueError as error:  # not even float32 holds it
+            except ValueError as error:
                 outcome.status, outcome.reason = "failed", f"round {number}: the model cannot be sent: {error}"
                 break
             total = strategy.settle(gather(number, broadcast, strategy.last_accepted(cohort)), broadcast)
