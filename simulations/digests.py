@@ -1,0 +1,72 @@
+"""Digests of the arrays that every experiment trains: evidence that a change of the code changed no bit.
+
+python -m simulations.digests record     runs each experiment for two rounds and writes the digests
+python -m simulations.digests compare    runs them again; exit status 1 where one differs
+"""
+
+import argparse
+import contextlib
+import hashlib
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+import fedq
+
+RECORDED = Path(__file__).resolve().parent / "results" / "digests.json"
+# Privacy is off, or its noise is seeded: secret noise never repeats.
+SEEDED = ["privacy.noise=seeded"]
+RUNS = {
+    "cross_device": ["experiment=cross_device", "codec=sign", "codec.rotate=true", "downlink.name=int4"],
+    "cross_silo": [
+        "experiment=cross_silo",
+        "codec=int2",
+        "codec.feedback=true",
+        "downlink.name=int2",
+        "downlink.kind=delta",
+    ],
+    "demo": ["experiment=demo", *SEEDED],
+    "demo, privacy off": ["experiment=demo", "privacy=off"],
+    "demo, two workers": ["experiment=demo", "privacy=off", "runtime.workers=2"],
+    "demo, sparse": ["experiment=demo", "privacy=off", "quant.sparsity=0.5", "rounds=4"],
+    "demo, adam at the server": ["experiment=demo", "privacy=off", "strategy=fedadam"],
+    "fashion_mnist": ["experiment=fashion_mnist", "quant=int8", "codec=int8"],
+    "private_devices": ["experiment=private_devices", *SEEDED],
+    "private_fashion": ["experiment=private_fashion", *SEEDED],
+    "private_silo": ["experiment=private_silo", *SEEDED],
+}
+SHORT = ["rounds=2", "strategy.evaluate_every=2"]
+
+
+def digest(arrays: dict[str, np.ndarray]) -> str:
+    """SHA-256 of names, shapes, dtypes and bytes, in the order of names."""
+    told = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        told.update(f"{name} {array.dtype.str} {array.shape};".encode() + array.tobytes())
+    return told.hexdigest()[:32]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["record", "compare"])
+    what = parser.parse_args().what
+    recorded = json.loads(RECORDED.read_text()) if what == "compare" else {}
+    found, differ = {}, []
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        for name, overrides in RUNS.items():
+            result = fedq.run([*SHORT, *overrides], progress=False)
+            found[name] = digest(result.arrays)
+            differs = recorded.get(name, found[name]) != found[name]
+            differ += [name] if differs else []
+            print(f"{'differs ' if differs else ''}{name}: {found[name]}", flush=True)
+    if what == "record":
+        RECORDED.write_text(json.dumps(found, indent=2) + "\n")
+    return 1 if differ else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
