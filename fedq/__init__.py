@@ -18,7 +18,7 @@ _LAZY = {
     "Result": "fedq.results",
     "codec": "",
     "data": "",
-    "load": "fedq.loading",
+    "load": "fedq.artifacts.loading",
     "quantize": "fedq.quant",
     "quantized_mod": "fedq.client.mod",
     "run": "fedq.runtime",
@@ -38,9 +38,9 @@ __all__ = [
 
 if TYPE_CHECKING:
     from fedq import codec, data
+    from fedq.artifacts.loading import load
     from fedq.client.mod import quantized_mod
     from fedq.config import ConfigError
-    from fedq.loading import load
     from fedq.quant import quantize
     from fedq.results import Result
     from fedq.runtime import run

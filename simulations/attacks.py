@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from fedq import codec, wire
+from fedq import codec
 from fedq.client import Client
+from fedq.console import markdown_table, replace_table
+from fedq.core.randomness import generator
 from fedq.experiment import Experiment
+from fedq.flower import wire
 from fedq.privacy import Declined
-from fedq.randomness import generator
-from fedq.results import markdown_table, replace_table
 from fedq.runtime.start import check, execute
 from simulations.recipe import RESULTS, ROOT, code_version
 

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from fedq.audit import Effort, workplace
+from fedq.console import markdown_table, replace_table
 from fedq.data import digits
-from fedq.results import markdown_table, replace_table
 from simulations.recipe import ROOT
 from tests.audit.bugs import BUGS, NONE
 from tests.audit.planted import SETTINGS, applies, audited

@@ -8,7 +8,7 @@ import json
 import sys
 from dataclasses import asdict
 
-from fedq.results import markdown_table, replace_table
+from fedq.console import markdown_table, replace_table
 from simulations.bench.row import Row
 from simulations.bench.timing import QUICK, machine, pin_threads
 from simulations.recipe import RESULTS, ROOT

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 
 from fedq.codec import Codec, Float16, Int2, Int4, Int8, Layout, RandK, Sign, TopK, decode, encode
-from fedq.results import markdown_table, replace_table
+from fedq.console import markdown_table, replace_table
 from simulations.bench.vectors import gaussian, real_update
 from simulations.recipe import ROOT
 

@@ -6,7 +6,7 @@ python -m simulations.demo_ablation --table    writes the table from the committ
 
 from statistics import fmean
 
-from fedq.results import markdown_table, replace_table
+from fedq.console import markdown_table, replace_table
 from simulations.recipe import ROOT, outcomes
 
 SEEDS = range(5)

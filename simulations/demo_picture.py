@@ -9,7 +9,8 @@ import os
 from rich.console import Console
 
 import fedq
-from fedq.results import final_table, known_costs, replace_table, save_curves
+from fedq.console import final_table, known_costs, replace_table
+from fedq.results import save_curves
 from simulations.recipe import RESULTS, ROOT
 
 OVERRIDES = ["experiment=demo"]

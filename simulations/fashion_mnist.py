@@ -9,7 +9,7 @@ initialisation; the figure is the mean accuracy of the last 5 rounds.
 
 from statistics import fmean
 
-from fedq.results import markdown_table, replace_table
+from fedq.console import markdown_table, replace_table
 from simulations.recipe import ROOT, interval, last_rounds, outcomes
 
 SEEDS = range(3)

@@ -15,7 +15,7 @@ from contextlib import nullcontext, suppress
 from statistics import fmean
 from typing import Any
 
-from fedq.results import markdown_table, replace_table
+from fedq.console import markdown_table, replace_table
 from simulations.recipe import ROOT, interval, outcomes
 
 SEEDS = range(3)

@@ -19,10 +19,10 @@ import numpy as np
 import torch
 
 import fedq
+from fedq.console import markdown_table, replace_table
 from fedq.data import fashion_mnist
 from fedq.models import cnn
 from fedq.quant import with_fixed_ranges
-from fedq.results import markdown_table, replace_table
 from simulations.recipe import ROOT, interval, last_rounds, outcomes
 
 SEEDS = range(3)

@@ -24,14 +24,14 @@ from mutmut.stats import status_by_exit_code
 from mutmut.utils.file_utils import walk_mutatable_files
 from mutmut.utils.format_utils import orig_function_and_class_names_from_key
 
-from fedq.results import markdown_table, replace_table
+from fedq.console import markdown_table, replace_table
 
 ROOT = Path(__file__).parents[1]
 DOCUMENT = ROOT / "docs" / "mutants.md"
 STATS = Path("mutants/mutmut-stats.json")  # written as each run begins
 LEAST_SCORE = 0.8
 # Table in the document -> what mutants of it are called.
-GROUPS = {"codec": ("fedq.codec.", "fedq.wire.", "fedq.server."), "privacy": ("fedq.privacy.", "fedq.client.")}
+GROUPS = {"codec": ("fedq.codec.", "fedq.flower.wire.", "fedq.server."), "privacy": ("fedq.privacy.", "fedq.client.")}
 UNNOTICED = ("survived", "no tests")
 UNFINISHED = ("not checked", "check was interrupted by user")
 CODED = ("MalformedUpdate", "MalformedReply")  # whose first argument is a reason that others act on, the second a text

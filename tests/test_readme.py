@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fedq.config import ConfigError
-from fedq.results import read_table
+from fedq.console import read_table
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 ROOT = Path(__file__).resolve().parents[1]

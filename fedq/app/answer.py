@@ -15,8 +15,9 @@ from typing import Protocol
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedq import __version__, codec, wire
+from fedq import __version__, codec
 from fedq.client import ClientState
+from fedq.flower import wire
 
 
 class Answering(Protocol):

@@ -14,18 +14,19 @@ from typing import Any
 
 from flwr.app import Context
 
-from fedq import __version__, codec, flower
+from fedq import __version__, codec
 from fedq.app.bundle import overlay
 from fedq.app.node import home, simulated_clients
 from fedq.app.serving import serve
+from fedq.artifacts.delivery import ClientFiles
+from fedq.artifacts.publication import write_publication
 from fedq.config import ConfigError, Problem, compose, network
 from fedq.config.config_file import write_config
-from fedq.delivery import ClientFiles
+from fedq.core.wording import size
 from fedq.experiment import SERVER, Experiment, build
-from fedq.publication import write_publication
+from fedq.flower import private as flower
 from fedq.results import Result, RoundRow, events, new_run_folder
 from fedq.results.result import INSECURE_LINK
-from fedq.results.wording import size
 from fedq.server import GridLink, QuantizedFedAvg, Roster
 from fedq.server.link import Replied, nobody
 from fedq.server.node_names import FILE as NODE_NAMES

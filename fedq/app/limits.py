@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
-from fedq.durable import append_to_private
+from fedq.core.durable import append_to_private
 from fedq.privacy import Declined
 
 GRACE_SECONDS: Final = 10.0  # after which code that does not stop at the deadline ends with its process

@@ -15,7 +15,6 @@ from typing import Final
 
 from flwr.app import Context
 
-from fedq import wire
 from fedq.app.acceptance import ACCEPTS_ANYTHING, accepted, policy_of
 from fedq.app.bundle import bundle_digest, overlay, running_bundle
 from fedq.app.limits import count_request, deadline, memory_limit
@@ -28,6 +27,7 @@ from fedq.config import Config, ConfigError, Problem, compose, network, problems
 from fedq.config.client_level import protects_examples
 from fedq.experiment import Experiment, Owner, build
 from fedq.experiment.ledgers import LEDGER, Account, ledger_name
+from fedq.flower import wire
 from fedq.privacy import Declined, DPPlan, SecureRandom, head_of, limits
 from fedq.training.numerics import use_one_thread
 

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from fedq import wire
 from fedq.client import Client, ClientState, Privacy, accept_round, check_account, check_holdout
+from fedq.flower import wire
 from fedq.privacy import Ledger, budget_guard
 
 

@@ -7,12 +7,12 @@ from typing import Protocol
 
 import numpy as np
 
-from fedq import wire
-from fedq.client_level_delivery import ServerFiles
+from fedq.artifacts.client_level import ServerFiles
+from fedq.artifacts.delivery import ClientFiles, Delivery
 from fedq.config import public
-from fedq.delivery import ClientFiles, Delivery
 from fedq.experiment import Experiment
 from fedq.experiment.client_level import client_level_mechanism, sampler
+from fedq.flower import wire
 from fedq.privacy import (
     AnyMechanism,
     ClientLevelMechanism,

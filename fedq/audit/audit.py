@@ -15,10 +15,10 @@ from fedq.audit.secrecy import secrecy_checks
 from fedq.audit.subject import Subject, subject_of, workplace
 from fedq.audit.verdict import judged, refuted_epsilon
 from fedq.config import public
+from fedq.core.randomness import generator
 from fedq.data import Examples
 from fedq.experiment import Experiment
 from fedq.privacy import DPPlan
-from fedq.randomness import generator
 
 Tell = Callable[[str], None]
 

@@ -13,11 +13,11 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from fedq import wire
 from fedq.audit.findings import Check
 from fedq.audit.sources import Draw, Replayed
 from fedq.audit.subject import Answer, AuditError, Subject
 from fedq.data import Examples
+from fedq.flower import wire
 from fedq.privacy import DPPlan
 
 STEPS = 2  # a pair looks at: what differs between them, and what is kept from one to the next

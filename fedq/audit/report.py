@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from fedq.audit.findings import LEVEL, Audit, Check
-from fedq.results.wording import one_line, plural
+from fedq.core.wording import one_line, plural
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

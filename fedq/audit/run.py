@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
+from fedq.artifacts.int8_model import delivered_model
 from fedq.audit import accountant
 from fedq.audit.findings import Check
 from fedq.audit.membership import Membership, membership
 from fedq.experiment import Experiment
 from fedq.experiment.ledgers import LEDGER
-from fedq.int8_delivery import delivered_model
 from fedq.privacy import AnyMechanism, Ledger, LedgerError
 from fedq.quant import Int8Model
 from fedq.results import Result

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 
 from fedq import codec as packets
-from fedq import wire
 from fedq.client import Client, ClientState, Privacy
 from fedq.data import Examples
 from fedq.experiment import Experiment
+from fedq.flower import wire
 from fedq.privacy import DPPlan, Ledger, RandomSource, Spend
 from fedq.training import Recipe, Trainer
 

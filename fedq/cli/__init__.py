@@ -292,13 +292,13 @@ def _deployed(config: "Config", overrides: Sequence[str]) -> "Start":
 
 
 def _print_sweep(runs: "list[tuple[list[str], Result]]") -> None:
-    from fedq.results import sweep_table
+    from fedq.console import sweep_table
 
     show(sweep_table(runs))
 
 
 def _run(start: "Start", overrides: Sequence[str]) -> None:
-    from fedq.results import final_table, known_costs
+    from fedq.console import final_table, known_costs
 
     def report(result: "Result") -> None:
         costs = known_costs(result, [Path("outputs"), Path("simulations/results")])
@@ -349,7 +349,7 @@ def _print_plan(experiment: "Experiment") -> None:
 
 def _held_rows(experiment: "Experiment") -> list[tuple[str, str]]:
     """(epsilon, what it is) of what the ledgers hold already, and who lacks the budget to take part."""
-    from fedq.results.wording import spent
+    from fedq.core.wording import spent
     from fedq.runtime.forecast import held, held_by_server
 
     rows: list[tuple[str, str]] = []
@@ -390,7 +390,7 @@ def _moved(result: "Result") -> bool:
 
 
 def _print_forecast(experiment: "Experiment") -> None:
-    from fedq.results import forecast_table
+    from fedq.console import forecast_table
     from fedq.runtime import forecast
 
     show(forecast_table(forecast(experiment), held=_held_rows(experiment)))

@@ -29,6 +29,7 @@ def status(
     from fedq.client.state import DECLINED
     from fedq.config import ConfigError
     from fedq.config.budgets import own_delta, own_limit_problems
+    from fedq.console.accounts import status_table
     from fedq.experiment.ledgers import LEDGER
     from fedq.privacy import (
         Ledger,
@@ -41,7 +42,7 @@ def status(
         read_policy,
         uncounted,
     )
-    from fedq.results.accounts import ClientStatus, by_run, status_table, total
+    from fedq.results.accounts import ClientStatus, by_run, total
 
     if found := list(own_limit_problems(epsilon, delta, where="--")):
         refuse(ConfigError(found))

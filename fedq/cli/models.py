@@ -46,8 +46,8 @@ def export(
     finished, experiment = _rebuilt(run, allow)
     if experiment.config.quant.activations == "off":
         refuse_text(f"{run}: quant.activations=off, and no int8 kernel takes floats. Use a run with 8-bit activations")
-    from fedq.int8_delivery import deliver_int8, quantized_lines, ranges_missing
-    from fedq.results.exported import exported_table
+    from fedq.artifacts.int8_model import deliver_int8, quantized_lines, ranges_missing
+    from fedq.console.exported import exported_table
     from fedq.training.numerics import one_thread
 
     if ranges_missing(experiment):
@@ -84,11 +84,11 @@ def inspect(
     """Layer by layer: integers, ranges, saturation, and where the int8 model leaves the float one."""
     folder = model.parent if model.name in ("model.onnx", "model.safetensors") else model
     finished, experiment = _rebuilt(folder, allow)
-    from fedq.int8_delivery import delivered_model
+    from fedq.artifacts.int8_model import delivered_model
+    from fedq.console.inspection import Inspected, inspection_json, inspection_table
     from fedq.quant import ExportError
     from fedq.quant.inspection import inspect as look
     from fedq.results import strict_json
-    from fedq.results.inspection import Inspected, inspection_json, inspection_table
     from fedq.training.numerics import one_thread
 
     inputs, source, note = _inputs(finished, experiment)

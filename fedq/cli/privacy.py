@@ -34,9 +34,10 @@ def ledger(
     A ledger that is shorter than its head says, or whose head is gone, is not continued until a person decides:
     put the right files back, or --accept REASON, which stays on record in the head. A changed row cannot be accepted.
     """
+    from fedq.console.accounts import ledger_table
     from fedq.privacy import Ledger, LedgerError, head_in
     from fedq.results import strict_json
-    from fedq.results.accounts import ledger_json, ledger_table
+    from fedq.results.accounts import ledger_json
 
     found = ledgers_at(path)
     if head is not None and head.is_dir():
@@ -92,7 +93,7 @@ def plan(context: typer.Context) -> None:
     """
     config = composed(list(context.args))
     from fedq.config.client_level import protects_examples
-    from fedq.results.accounts import plan_table
+    from fedq.console.accounts import plan_table
 
     if config.privacy.unit == "off":
         refuse_text("privacy=off: there is nothing to plan. Add privacy=example or privacy=client")
@@ -113,9 +114,9 @@ def statement(
     as_json: Annotated[bool, typer.Option("--json", help="The same as one JSON object.")] = False,
 ) -> None:
     """Unit, adjacency, adversary, mechanism, accountant, sampling, epsilon and mu, and what is not covered."""
+    from fedq.artifacts.statement import statement_of, statement_text
     from fedq.privacy import LedgerError
     from fedq.results import strict_json
-    from fedq.statement import statement_of, statement_text
 
     try:
         found = statement_of(run)

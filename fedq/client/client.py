@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from fedq import codec as packets
-from fedq import wire
 from fedq.client.state import ClientState, note_declined
+from fedq.core.randomness import generator, key64
 from fedq.data import Examples
 from fedq.data.split import held_out_by_content, trained_on
+from fedq.flower import wire
 from fedq.privacy import DPPlan, Ledger, RandomSource, SpendContext, admit, budget_guard, is_begun, noisy_counts
-from fedq.randomness import generator, key64
 from fedq.training import PrivateFit, Trainer
 
 

@@ -7,9 +7,9 @@ from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
 
 from fedq import codec as packets
-from fedq import wire
 from fedq.client.residual import Residual
-from fedq.randomness import key64
+from fedq.core.randomness import key64
+from fedq.flower import wire
 
 
 def quantized_mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:

@@ -17,7 +17,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from fedq.client.residual import Residual
-from fedq.durable import PRIVATE_FILE, append_to_private, make_private_folder, write_bytes
+from fedq.core.durable import PRIVATE_FILE, append_to_private, make_private_folder, write_bytes
 from fedq.privacy import DPEvidence
 
 EVIDENCE, LOG, STATE, DECLINED = "evidence.jsonl", "log.txt", "state.npz", "declined.log"

@@ -8,7 +8,7 @@ kernels off.
 
 from types import ModuleType
 
-from fedq import jit
+from fedq.core import jit
 
 LEAST_VALUES = 262_144  # of a vector; numpy takes a few milliseconds for fewer
 LEAST_WORK = 2**26  # values that this process has packed or unpacked; numpy takes 3 to 20 ns for each

@@ -5,7 +5,7 @@
 
 import numpy as np
 
-from fedq.compiled import inner
+from fedq.core.compiled import inner
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 FIRST = np.uint64(0xBF58476D1CE4E5B9)

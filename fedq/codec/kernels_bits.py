@@ -5,7 +5,7 @@
 
 import numpy as np
 
-from fedq.compiled import boolean, i64, inner, kernel, reads, u8, void, writes
+from fedq.core.compiled import boolean, i64, inner, kernel, reads, u8, void, writes
 
 ONE = np.uint64(1)
 BYTES = np.uint64(0x0101010101010101)

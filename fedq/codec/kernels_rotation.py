@@ -16,7 +16,7 @@ from fedq.codec.kernel_parts import (
     largest_bits,
     mix,
 )
-from fedq.compiled import boolean, f4, f8, i64, inner, kernel, reads, u8, void, writes
+from fedq.core.compiled import boolean, f4, f8, i64, inner, kernel, reads, u8, void, writes
 
 BITS = np.uint32(1) << np.arange(32, dtype=np.uint32)
 SIGN = np.uint32(0x80000000)

@@ -6,7 +6,7 @@
 import numpy as np
 
 from fedq.codec.kernel_parts import F32_ONE, F32_ZERO, INFINITE, SMALLEST_SCALE, fill_hashes, largest_bits, mix
-from fedq.compiled import boolean, eight, f4, f8, i8, i64, inner, kernel, reads, u64, void, writes
+from fedq.core.compiled import boolean, eight, f4, f8, i8, i64, inner, kernel, reads, u64, void, writes
 
 FIXED_POINT = np.float32(2.0**16)
 # Added to |y| < 2^22 (2^51), rounds it to an integer, ties to even, and leaves that in the low bits.

@@ -10,9 +10,9 @@ from fedq.codec import Layout
 from fedq.config import Config, Problem
 from fedq.config.client_level import protects_clients
 from fedq.config.public import cohort_size, participation_cap
+from fedq.core.randomness import key64
 from fedq.experiment.ledgers import server_ledger_file
 from fedq.privacy import ClientLevelMechanism, ClientLevelPlan, RandomSource, SecureRandom, SeededRandom, calibrate
-from fedq.randomness import key64
 from fedq.server.sampling import Dealer, Sampler, SecretPoisson
 
 SERVER_FILES = "server"  # a folder of the run: what stays with the server

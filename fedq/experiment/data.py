@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from fedq.config import Config, Problem, public
+from fedq.core.randomness import generator
 from fedq.data import PARTITIONERS, Dataset, as_dataset, csv, is_shard, read_shard
 from fedq.experiment.binding import arguments, bound, check_paths, imported, problem
 from fedq.experiment.foreign import Allowed
 from fedq.experiment.owner import Owner
-from fedq.randomness import generator
 
 
 def load_data(

@@ -12,15 +12,15 @@ from fedq import __version__
 from fedq.client import Client, ClientState, Privacy
 from fedq.codec import Codec, Layout
 from fedq.codec.accumulator import LARGEST_WEIGHT
-from fedq.compiler import without_compiler
 from fedq.config import Config, public
 from fedq.config.pruning import pruning_rounds
+from fedq.core.compiler import without_compiler
+from fedq.core.randomness import key64
 from fedq.data import Dataset
 from fedq.experiment.bounds import aggregate_of, bound_of, weights_of_clients
 from fedq.experiment.ledgers import Account, ledger_file
 from fedq.privacy import ClientLevelPlan
 from fedq.quant import QuantReport
-from fedq.randomness import key64
 from fedq.server import Downlink, Pruning, QuantizedFedAvg
 from fedq.training import Trainer
 

@@ -13,11 +13,11 @@ from torch import nn
 
 from fedq.config import Config, Problem
 from fedq.config.client_level import protects_examples
+from fedq.core.randomness import key64
 from fedq.data import Dataset
 from fedq.experiment.binding import arguments, bound, problem, told
 from fedq.privacy import refuse_cross_example_layers, refuse_mixing
 from fedq.quant import ExportError, QuantReport, export_onnx, quantize
-from fedq.randomness import key64
 
 
 def make_model(config: Config, factory: Any, given: Any, dataset: Dataset, found: list[Problem]) -> nn.Module | None:

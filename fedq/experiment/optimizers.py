@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedq.compiler import without_compiler
 from fedq.config import Config, Problem
+from fedq.core.compiler import without_compiler
 from fedq.data import Dataset
 from fedq.experiment.binding import told
 from fedq.training import LOSSES, METRICS

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 from fedq.config import Config, public
 from fedq.config.client_level import protects_examples
+from fedq.core.wording import plural, spent
 from fedq.experiment.client_level import client_level_plan
 from fedq.experiment.plans import plan_of, whole_cost
 from fedq.results.accounts import PlanRow
-from fedq.results.wording import plural, spent
 
 
 def trade_off(config: Config, budgets: Sequence[float]) -> list[PlanRow]:

@@ -21,7 +21,7 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fedq.durable import append_to_private
+from fedq.core.durable import append_to_private
 from fedq.privacy.accounting import ACCOUNTANTS, Accountant, AnyMechanism, Mechanism, epsilon
 from fedq.privacy.chain import Row
 from fedq.privacy.client_level_account import charged, require_budget

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedq.compiler import without_compiler
+from fedq.core.compiler import without_compiler
 from fedq.per_example import Recorder, averaged, recorded
 from fedq.privacy.admission import budget_guard
 from fedq.privacy.alike import aligned_products, alike, in_parts, rows_at_once

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from fedq.durable import PRIVATE_FILE, make_private_folder, write_bytes
+from fedq.core.durable import PRIVATE_FILE, make_private_folder, write_bytes
 
 VERSION: Final = 1
 

@@ -22,7 +22,7 @@ from typing import Any, Final, Literal
 
 from filelock import FileLock, Timeout
 
-from fedq.durable import PRIVATE_FILE, make_private_folder
+from fedq.core.durable import PRIVATE_FILE, make_private_folder
 from fedq.privacy.accounting import Accountant, AnyMechanism, epsilon
 from fedq.privacy.chain import SCHEMA_VERSION, SPEND_NAMES, BrokenChainError, Row, checked, hashes
 from fedq.privacy.head import Head, HeadError, check_head, read_head, write_head

@@ -7,7 +7,7 @@ where the codec has loaded numba already. Torch's own operations give the same b
 import sys
 from types import ModuleType
 
-from fedq import jit
+from fedq.core import jit
 
 LEAST_WORK = 2**31  # values that this process has rounded
 LEAST_WORK_AFTER_NUMBA = 2**27  # the same where numba is in memory anyway

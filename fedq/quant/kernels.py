@@ -8,7 +8,7 @@ Rounding is half to even and division a division, as there.
 
 import numpy as np
 
-from fedq.compiled import boolean, f4, i64, kernel, reads, void, writes
+from fedq.core.compiled import boolean, f4, i64, kernel, reads, void, writes
 
 __all__ = ["pass_within", "snap", "snap_rows"]
 

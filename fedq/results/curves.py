@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from fedq.core.wording import duration, one_line, percent, plural, size, spent
 from fedq.results.result import Result
 from fedq.results.rows import RoundRow
-from fedq.results.wording import duration, one_line, percent, plural, size, spent
 
 # Okabe and Ito's palette: told apart with any colour vision, and by lightness in print.
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#8A8A8A"

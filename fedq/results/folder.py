@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedq.durable import write_bytes
+from fedq.core.durable import write_bytes
 
 
 def new_run_folder(root: Path | str, name: str, *, now: datetime | None = None) -> Path:

@@ -1,13 +1,10 @@
 """What a run will cost, as numbers and as a table. Knows numbers; not how they were found."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fedq.results.wording import percent, plural, size, spent
-
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    pass
 
 
 @dataclass(frozen=True)
@@ -43,42 +40,3 @@ class ClientLevelForecast:
     rounds: int  # that count against one client
     sample_rate: float  # 1: nothing is gained by the sampling of clients
     noise_norm: float  # expected L2 norm of the noise on a mean update, in clip norms
-
-
-def forecast_table(forecast: Forecast, *, held: Sequence[tuple[str, str]] = ()) -> "RenderableType":
-    """All that is known before the first round; `held`: (epsilon, what it is) of what ledgers hold already."""
-    from rich.table import Table
-
-    f = forecast
-    table = Table.grid(padding=(0, 2, 0, 1))
-    table.add_column(style="cyan", no_wrap=True)
-    table.add_column(justify="right", no_wrap=True, style="bold")
-    table.add_column()
-    table.add_row("forecast", f.name, "nothing was trained, no folder was made")
-    asked = f"{f.cohort} of {plural(f.clients, 'client')} in each, any of them in at most {f.participations}"
-    table.add_row("rounds", str(f.rounds), asked)
-    table.add_row("model", f"{f.parameters:,}", "parameters")
-    for way, sent, plain in (
-        ("up", f.bytes_up, f.float32_bytes_up),
-        ("down", f.bytes_down, f.float32_bytes_down),
-    ):
-        share = f"{percent(sent / plain)} of {size(plain)} with float32 packets, if every client answers"
-        table.add_row(way, size(sent), share)
-    whole = f.client_level
-    if f.epsilon is None and whole is None:
-        table.add_row("privacy", "off", "no privacy claimed")
-    if f.epsilon is not None:
-        noise = f"noise multiplier {f.noise_multiplier:.4g}, rate {f.sample_rate:.4g}, {f.steps} steps a participation"
-        table.add_row("epsilon", spent(f.epsilon), f"at delta {f.delta:g}, for each client's examples")
-        table.add_row("", "", noise)
-    if whole is not None:
-        table.add_row(
-            "epsilon", spent(whole.epsilon), f"at delta {whole.delta:g}, for whole clients; trusts the server"
-        )
-        counted = f"rate {whole.sample_rate:.4g}, {plural(whole.rounds, 'round')} count against one client"
-        table.add_row("", "", f"noise multiplier {whole.noise_multiplier:.4g}, {counted}")
-        table.add_row("", "", f"the noise on a mean update is {whole.noise_norm:.3g} times as long as the clip norm")
-    table.add_row("memory", size(f.memory_bytes), "of arrays at the peak of a process, beside its libraries")
-    for number, (epsilon, text) in enumerate(held):
-        table.add_row("" if number else "in ledgers", epsilon, text)
-    return table

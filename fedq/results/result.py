@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from fedq.durable import write_bytes
+from fedq.core.durable import write_bytes
+from fedq.core.wording import number, one_line, percent, plural, size, spent
 from fedq.results import strict_json
 from fedq.results.folder import read_model
 from fedq.results.rows import RoundRow, read_rounds
-from fedq.results.wording import number, one_line, percent, plural, size, spent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -16,7 +16,8 @@ from typing import Any
 
 from fedq.config import Config, ConfigError, problems
 from fedq.config.client_level import epsilon_budget
-from fedq.results import Display, Result, RoundRow, events
+from fedq.console import Display
+from fedq.results import Result, RoundRow, events
 from fedq.results.result import from_json
 from fedq.runtime.connection import Connection, find
 from fedq.runtime.stage import Staged, app_here, run_config, say_insecure, stage

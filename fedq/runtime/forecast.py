@@ -9,15 +9,16 @@ import numpy as np
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from fedq import __version__, codec, wire
+from fedq import __version__, codec
+from fedq.artifacts.delivery import epsilon_after, spent_before
 from fedq.config import public
 from fedq.data.split import held_out
-from fedq.delivery import epsilon_after, spent_before
 from fedq.experiment import Experiment
 from fedq.experiment.ledgers import ledger_file, server_ledger_file
+from fedq.flower import wire
+from fedq.flower.grid import InProcessGrid
 from fedq.privacy import MAX_BATCH
 from fedq.results import ClientLevelForecast, Forecast
-from fedq.runtime.grid import InProcessGrid
 from fedq.server import Dealer, Roster
 from fedq.server.link import counted
 from fedq.server.meter import Meter

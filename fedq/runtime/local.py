@@ -8,7 +8,7 @@ from fedq import __version__, codec
 from fedq.app import client_app
 from fedq.client import Client
 from fedq.experiment import Experiment, client_folder
-from fedq.runtime.grid import InProcessGrid
+from fedq.flower.grid import InProcessGrid
 from fedq.server import GridLink, QuantizedFedAvg, Roster, say_hello
 from fedq.server.link import Replied, nobody
 from fedq.server.roster import Exchange

@@ -13,8 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from fedq import wire
 from fedq.experiment import Experiment
+from fedq.flower import wire
 from fedq.runtime.frames import read_frame, write_frame
 from fedq.runtime.local import in_process
 from fedq.server import Broadcast, Roster, Total

@@ -12,12 +12,12 @@ from pathlib import Path
 
 from flwr.app import Context
 
-from fedq import flower
 from fedq.app import client_app
 from fedq.app.host import link
 from fedq.client import Client
 from fedq.config import Problem, compose
 from fedq.experiment import Experiment, build, client_folder
+from fedq.flower import private as flower
 from fedq.server import GridLink, QuantizedFedAvg
 from fedq.server.link import Replied
 from fedq.server.node_names import NodeNames

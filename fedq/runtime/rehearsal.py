@@ -17,14 +17,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from fedq.client_level_delivery import whole_rows, with_client_level
+from fedq.artifacts.client_level import whole_rows, with_client_level
+from fedq.artifacts.delivery import ClientFiles, evidence_of
+from fedq.artifacts.publication import write_publication
 from fedq.config import Config, ConfigError, Problem, problems
+from fedq.core.durable import append_to_private, make_private_folder
 from fedq.data import write_shard
-from fedq.delivery import ClientFiles, evidence_of
-from fedq.durable import append_to_private, make_private_folder
 from fedq.experiment import Experiment
 from fedq.experiment.ledgers import LEDGER
-from fedq.publication import write_publication
 from fedq.results import Result, new_run_folder, read_result
 from fedq.runtime.connection import Connection
 from fedq.runtime.credentials import write_certificates, write_node_key

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedq import __version__, flower
+from fedq import __version__
 from fedq.app.bundle import COMPONENTS, is_app
 from fedq.app.host import EVENTS, INSECURE
 from fedq.config import Config, ConfigError, Problem, compose, network
 from fedq.config.compose import STAGED
 from fedq.experiment.binding import check_paths, imported
+from fedq.flower import private as flower
 
 _OPEN_GROUPS = ("model", "data")
 # How the apps are run and reached from here, which is no business of theirs.

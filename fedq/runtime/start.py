@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from fedq.app.serving import Link, serve
+from fedq.artifacts.delivery import ClientFiles
 from fedq.config import Config, ConfigError, compose, own_conf
 from fedq.config.client_level import epsilon_budget
 from fedq.config.config_file import write_config
-from fedq.delivery import ClientFiles
+from fedq.console import Display
 from fedq.experiment import Experiment, build
-from fedq.results import Display, Result, new_run_folder
+from fedq.results import Result, new_run_folder
 from fedq.runtime import ray
 from fedq.runtime.deployment import deploy
 from fedq.runtime.local import in_process

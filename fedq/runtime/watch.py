@@ -1,8 +1,9 @@
 """What the live view of a run is told: its headline, its rows, and why clients were lost. Knows configs and rows."""
 
-from fedq import wire
 from fedq.config import Config, public
-from fedq.results import Display, RoundRow
+from fedq.console import Display
+from fedq.flower import wire
+from fedq.results import RoundRow
 
 
 class Watch:

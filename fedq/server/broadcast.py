@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from fedq import codec as packets
-from fedq import wire
 from fedq.codec import Kept, Layout
-from fedq.randomness import key64
+from fedq.core.randomness import key64
+from fedq.flower import wire
 
 # Codecs under which weights by themselves are no model.
 NO_WEIGHTS = ("topk", "randk", "sign")

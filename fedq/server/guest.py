@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 
-from fedq import wire
 from fedq.codec import REASONS, Layout, Segment
+from fedq.flower import wire
 from fedq.server.broadcast import Broadcast
 from fedq.server.roster import Roster
 from fedq.server.total import Total

@@ -5,7 +5,7 @@ from typing import Any
 
 from flwr.app import Message
 
-from fedq import wire
+from fedq.flower import wire
 from fedq.server.broadcast import Broadcast
 from fedq.server.meter import Meter
 from fedq.server.roster import Exchange, Roster, grid_exchange

@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 from flwr.app import Message
 
-from fedq import wire
 from fedq.codec import Layout, encode
-from fedq.flower import serialized
+from fedq.flower import wire
+from fedq.flower.private import serialized
 from fedq.server.total import Traffic
 
 

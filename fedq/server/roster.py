@@ -10,7 +10,8 @@ from typing import Any
 
 from flwr.app import Error, Message
 
-from fedq import flower, wire
+from fedq.flower import private as flower
+from fedq.flower import wire
 from fedq.server.node_names import NodeNames
 from fedq.server.total import Rejected
 

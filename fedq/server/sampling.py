@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Protocol
 
+from fedq.core.randomness import generator
 from fedq.privacy import RandomSource
-from fedq.randomness import generator
 
 
 class Sampler(Protocol):

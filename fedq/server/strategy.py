@@ -18,9 +18,9 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp.strategy import FedAvg
 
 from fedq import codec as packets
-from fedq import wire
 from fedq.codec.accumulator import GRID, LARGEST_WEIGHT
-from fedq.compiler import without_compiler
+from fedq.core.compiler import without_compiler
+from fedq.flower import wire
 from fedq.privacy import ClientLevelMechanism, ClientLevelPlan
 from fedq.server.aggregation import Aggregation, add_clipped
 from fedq.server.bounding import Bound, MedianPull

@@ -11,10 +11,10 @@ import torch
 import xxhash
 from torch import Tensor, nn
 
+from fedq.core.seeding import seeded
 from fedq.privacy import refuse_mixing
 from fedq.privacy.alike import aligned_products, in_parts
 from fedq.privacy.suitable import device_of
-from fedq.seeding import seeded
 
 _AT_ONCE = 100  # examples: the maps of more do not fit a processor's cache
 _MOST_BYTES = 2 * 2**30  # of outputs that are kept; what comes later is computed each time

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from fedq.core.seeding import seeded
 from fedq.quant.grids import Grid
-from fedq.seeding import seeded
 from fedq.training.hardware import Hardware
 from fedq.training.objectives import Loss
 

@@ -14,13 +14,13 @@ import torch
 from torch import nn
 
 from fedq.codec import Layout
-from fedq.compiler import without_compiler
+from fedq.core.compiler import without_compiler
+from fedq.core.seeding import seeded
 from fedq.data import Examples
 from fedq.per_example import left_to_opacus
 from fedq.privacy import DPSGD, DPEvidence, DPPlan, Ledger, RandomSource, SpendContext
 from fedq.privacy.suitable import device_of, refuse_mixing
 from fedq.quant import register_grad_samplers
-from fedq.seeding import seeded
 from fedq.training.arrays import load_vector, read_vector
 from fedq.training.front import divided
 from fedq.training.hardware import Hardware

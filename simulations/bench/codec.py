@@ -12,11 +12,11 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 
-from fedq import wire
 from fedq.codec import Accumulator, Codec, Int2, Int4, Int8, Layout, Sign, decode, encode, jit
 from fedq.codec.bits import unpack
 from fedq.codec.header import HEADER_BYTES
-from fedq.flower import enter, serialized
+from fedq.flower import wire
+from fedq.flower.private import enter, serialized
 from simulations.bench import codec_full
 from simulations.bench.row import Row
 from simulations.bench.timing import FULL, Contender, Effort, medians, num_cores

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedq.compiler import without_compiler
+from fedq.core.compiler import without_compiler
 from fedq.per_example import recorded
 from fedq.privacy.clipping import clip_and_sum
 from simulations.bench.quant_steps import BATCH, examples, fresh, in_training_format, noised_step

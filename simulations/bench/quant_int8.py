@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from fedq.compiler import without_compiler
+from fedq.core.compiler import without_compiler
 from fedq.data import DataNotFoundError, Dataset, Examples, fashion_mnist
 from fedq.data.idx import DEBIAN_FOLDER
 from fedq.quant import Int8Model, QuantReport, export_float32, export_onnx, quantize

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedq import models
-from fedq.compiler import without_compiler
+from fedq.core.compiler import without_compiler
 from fedq.privacy import DPSGD, DPPlan, Ledger, SeededRandom, SpendContext
 from fedq.privacy.plan import Noise
 from fedq.quant import jit, quantize, register_grad_samplers, spell_out

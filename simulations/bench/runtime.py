@@ -16,10 +16,11 @@ from typing import Any, cast
 
 import numpy as np
 
-from fedq import __version__, codec, wire
+from fedq import __version__, codec
 from fedq.client import Client
 from fedq.codec import Float32, Layout, Segment
 from fedq.experiment import Experiment
+from fedq.flower import wire
 from fedq.runtime.local import in_process
 from fedq.server import QuantizedFedAvg
 from fedq.training.numerics import one_thread

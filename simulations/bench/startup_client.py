@@ -19,8 +19,9 @@ def fedq_client(overrides: str, shard: str) -> None:
     import numpy as np
     from flwr.app import Context, RecordDict
 
-    from fedq import codec, wire
+    from fedq import codec
     from fedq.app.node import client_of
+    from fedq.flower import wire
 
     with tempfile.TemporaryDirectory() as state:
         node = {"partition-id": 0, "data-path": shard, "state-dir": state}

@@ -5,13 +5,14 @@ import torch
 from flwr.app import ConfigRecord, Message, RecordDict
 from torch import nn
 
-from fedq import __version__, codec, wire
+from fedq import __version__, codec
 from fedq.app import client_app
 from fedq.client import Client, ClientState
 from fedq.data import Examples
-from fedq.flower import serialized
+from fedq.flower import wire
+from fedq.flower.grid import InProcessGrid
+from fedq.flower.private import serialized
 from fedq.privacy import Declined, LedgerError
-from fedq.runtime.grid import InProcessGrid
 from fedq.training import Recipe, Trainer, layout_of, read_vector
 
 SECRET = "/srv/patients/record-41.csv"

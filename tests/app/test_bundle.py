@@ -6,8 +6,8 @@ import zipfile
 
 import pytest
 
-from fedq import flower
 from fedq.app.bundle import bundle_digest, is_app, overlay, running_app
+from fedq.flower import private as flower
 from fedq.new.app import make_app
 
 

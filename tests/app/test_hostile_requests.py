@@ -15,7 +15,7 @@ from flwr.app import Context, Message, RecordDict
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fedq import codec, flower, wire
+from fedq import codec
 from fedq.app import client as app
 from fedq.app import client_app
 from fedq.app import node as node_module
@@ -24,7 +24,9 @@ from fedq.config import Config, ConfigError, compose, network
 from fedq.config.compose import _walk
 from fedq.experiment import Owner, build
 from fedq.experiment.binding import check_paths
-from fedq.flower import serialized
+from fedq.flower import private as flower
+from fedq.flower import wire
+from fedq.flower.private import serialized
 from fedq.privacy import Ledger
 
 pytestmark = pytest.mark.hostile

@@ -9,7 +9,6 @@ import pytest
 import torch
 from flwr.app import Context, Message, RecordDict
 
-from fedq import flower, wire
 from fedq.app import client as app
 from fedq.app.bundle import bundle_digest
 from fedq.app.node import _digest, client_of, home, note
@@ -18,6 +17,8 @@ from fedq.config import ConfigError, compose
 from fedq.data import write_shard
 from fedq.experiment import build
 from fedq.experiment.digests import model_digest
+from fedq.flower import private as flower
+from fedq.flower import wire
 from fedq.new.app import make_app
 from fedq.privacy import Declined, Ledger, head_in
 from tests.privacy.ledgers import SPEND

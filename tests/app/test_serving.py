@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from fedq.app.serving import serve
+from fedq.artifacts.delivery import ClientFiles
 from fedq.config import compose, public
-from fedq.delivery import ClientFiles
 from fedq.experiment import build
 from fedq.runtime.local import in_process
 from fedq.server import Roster

@@ -17,8 +17,8 @@ import pytest
 import torch
 from five_lines import DOCUMENT, PLAIN, diff, loaded, quantized
 
-from fedq import flower
-from fedq.runtime.grid import InProcessGrid
+from fedq.flower import private as flower
+from fedq.flower.grid import InProcessGrid
 
 SOURCE = Path(__file__).resolve().parents[2]
 CLIENTS = 4

@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedq import codec, wire
+from fedq import codec
 from fedq.client import Client
 from fedq.data import Examples
+from fedq.flower import wire
 from fedq.privacy import DPSGD, SecureRandom, SeededRandom, calibrate, dpsgd
 from fedq.privacy.draws import KeystreamDraws, MadeUpWords
 

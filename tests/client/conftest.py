@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from fedq import codec, wire
+from fedq import codec
 from fedq.client import Client, ClientState
 from fedq.codec import Int8
 from fedq.data import Examples
+from fedq.flower import wire
 from fedq.training import Recipe, Trainer, layout_of, read_vector
 
 

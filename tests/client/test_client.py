@@ -7,11 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fedq import codec, wire
+from fedq import codec
 from fedq.client import ClientState, Privacy
 from fedq.codec import Float32, Int8, MalformedUpdate
+from fedq.core.randomness import generator, key64
+from fedq.flower import wire
 from fedq.privacy import Declined, DPPlan, Ledger, LedgerError, SeededRandom
-from fedq.randomness import generator, key64
 
 
 class OpenedError(Exception):

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import xxhash
 
-from fedq import codec, wire
+from fedq import codec
 from fedq.codec import Float32, Int8, Kept, MalformedUpdate
-from fedq.randomness import generator, key64
+from fedq.core.randomness import generator, key64
+from fedq.flower import wire
 
 
 @pytest.fixture

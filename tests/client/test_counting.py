@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from fedq import wire
 from fedq.client import Privacy
 from fedq.client.state import LOG
 from fedq.data.split import held_out_by_content
+from fedq.flower import wire
 from fedq.privacy import Declined, DPPlan, Ledger, SeededRandom
 
 # Noise on a count is other than 0 with a chance of 2 exp(-50).

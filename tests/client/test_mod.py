@@ -7,9 +7,11 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
-from fedq import codec, flower, quantized_mod, wire
+from fedq import codec, quantized_mod
 from fedq.codec import Int8, Layout, Segment, Sign, TopK
-from fedq.randomness import generator
+from fedq.core.randomness import generator
+from fedq.flower import private as flower
+from fedq.flower import wire
 
 COUNTER = Segment("steps", (), "int64", role="local")
 LAYOUT = Layout([Segment("weight", (32, 16)), COUNTER, Segment("bias", (4,))])

@@ -5,10 +5,11 @@ import pytest
 import torch
 from torch import nn
 
-from fedq import codec, wire
+from fedq import codec
 from fedq.client import Client, ClientState, Privacy
 from fedq.data import Examples
-from fedq.flower import serialized
+from fedq.flower import wire
+from fedq.flower.private import serialized
 from fedq.privacy import DPPlan, Ledger, SecureRandom
 from fedq.training import Recipe, Trainer, layout_of, read_vector
 
@@ -69,7 +70,7 @@ def test_a_thousand_neighbours_cannot_be_told_apart_by_anything_public(trainer, 
 def test_a_reply_s_message_is_as_long_for_an_empty_shard(trainer, tmp_path):
     from flwr.app import Message
 
-    from fedq import flower
+    from fedq.flower import private as flower
 
     flower.enter()
     sizes = set()

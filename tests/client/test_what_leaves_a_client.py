@@ -6,12 +6,13 @@ import torch
 from flwr.app import Message
 from torch import nn
 
-from fedq import codec, wire
+from fedq import codec
 from fedq.app import client_app
 from fedq.config import compose
 from fedq.experiment import build
-from fedq.flower import serialized
-from fedq.runtime.grid import InProcessGrid
+from fedq.flower import wire
+from fedq.flower.grid import InProcessGrid
+from fedq.flower.private import serialized
 from fedq.server import Dealer, Rules, run_rounds, say_hello
 from fedq.server.link import counted
 from fedq.server.loop import Scores

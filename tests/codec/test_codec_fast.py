@@ -37,7 +37,7 @@ def vector(rng):
 
 
 def by_numpy(monkeypatch):
-    monkeypatch.setattr("fedq.jit.load", lambda module: None)
+    monkeypatch.setattr("fedq.core.jit.load", lambda module: None)
     assert jit.kernels(10**9) is None
 
 

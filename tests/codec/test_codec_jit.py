@@ -11,7 +11,7 @@ import pytest
 
 import fedq
 from fedq.codec import jit
-from fedq.jit import load
+from fedq.core.jit import load
 
 MANY = jit.LEAST_VALUES
 FEW = MANY - 1
@@ -95,10 +95,10 @@ def test_a_wrong_environment_is_an_error(fresh, monkeypatch):
 
 
 def test_without_numba_there_are_no_kernels_and_one_line_says_why(fresh, monkeypatch, caplog):
-    for name in [name for name in sys.modules if name.startswith(("fedq.codec.kernel", "fedq.compiled"))]:
+    for name in [name for name in sys.modules if name.startswith(("fedq.codec.kernel", "fedq.core.compiled"))]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "numba", None)
-    with caplog.at_level(logging.INFO, logger="fedq.jit"):
+    with caplog.at_level(logging.INFO, logger="fedq.core.jit"):
         assert [jit.kernels(MANY), jit.kernels(MANY)] == [None, None]
     assert len(caplog.records) == 1
     assert "numba" in caplog.text

@@ -59,7 +59,7 @@ MODULE = """
 
     def marked(examples=240, clients=4):
         from fedq.data import PARTITIONERS
-        from fedq.randomness import generator
+        from fedq.core.randomness import generator
         (x, y), test = digits(examples)
         x = x.copy()
         shards = PARTITIONERS["iid"]()(y, None, clients=clients, rng=generator(0, "partition"))

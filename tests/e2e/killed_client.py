@@ -11,10 +11,11 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from fedq import codec, wire
+from fedq import codec
 from fedq.config import compose
 from fedq.experiment import build
 from fedq.experiment.ledgers import LEDGER, Account
+from fedq.flower import wire
 from fedq.privacy import dpsgd, ledger
 from fedq.training.numerics import use_one_thread
 

@@ -47,7 +47,7 @@ def test_a_run_ends_with_a_table_a_person_can_read(workplace):
 
 
 def test_the_cost_of_a_part_is_told_once_the_run_without_it_is_known(workplace):
-    from fedq.results import known_costs
+    from fedq.console import known_costs
 
     without = fedq.run([*SMALL, "rounds=4"], progress=False)
     result = fedq.run([*SMALL, "rounds=4", "codec=int8"], progress=False)

@@ -49,7 +49,7 @@ def test_an_export_puts_a_lost_file_back(run, tmp_path):
 
 
 def test_a_file_with_other_answers_fails_and_is_not_kept(run, monkeypatch):
-    from fedq import int8_delivery
+    from fedq.artifacts import int8_model as int8_delivery
 
     class Broken(int8_delivery.Int8Model):
         def __call__(self, inputs):

@@ -48,8 +48,8 @@ def test_each_client_s_ledger_stays_within_its_own_budget_and_all_take_part_in_e
 def test_a_client_that_spent_more_than_its_own_budget_makes_the_run_not_private(run, tmp_path):
     from dataclasses import replace
 
+    from fedq.artifacts.delivery import ClientFiles, evidence_of
     from fedq.config.config_file import read_config
-    from fedq.delivery import ClientFiles, evidence_of
     from fedq.experiment import build
 
     config = read_config(run.folder / "config.yaml")
@@ -294,8 +294,8 @@ def test_an_owner_of_a_broken_ledger_is_told(run, tmp_path):
 
 
 def test_a_bundle_s_digest_is_printed(tmp_path):
-    from fedq import flower
     from fedq.app.bundle import bundle_digest
+    from fedq.flower import private as flower
     from fedq.new.app import make_app
 
     (tmp_path / "app.fab").write_bytes(flower.bundle(make_app(tmp_path / "clinics").folder))

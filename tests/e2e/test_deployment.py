@@ -13,8 +13,8 @@ import pytest
 from flwr.app.constants import DEFAULT_TTL
 
 import fedq
-from fedq import wire
 from fedq.config import compose
+from fedq.flower import wire
 from fedq.privacy import Ledger
 from fedq.results import read_result
 from fedq.runtime.deployment import DeploymentError, flower_command

@@ -31,7 +31,7 @@ HOSTILE = """
         def __init__(self):
             super().__init__()
             if is_node(2):
-                from fedq import wire
+                from fedq.flower import wire
 
                 wire.write_hello = lambda hello: wire.write_refusal(wire.Refusal(0, "budget", "0"))
 """

@@ -59,8 +59,8 @@ def fedq_says(*arguments, status):
 
 TARGETS = {
     "a shell": SHELL,
-    "by way of a module of fedq": {"_target_": "fedq.durable.os.system", "command": "touch ran"},
-    "a function of fedq that writes": {"_target_": "fedq.durable.write_bytes", "path": "ran", "content": "x"},
+    "by way of a module of fedq": {"_target_": "fedq.core.durable.os.system", "command": "touch ran"},
+    "a function of fedq that writes": {"_target_": "fedq.core.durable.write_bytes", "path": "ran", "content": "x"},
     "a class of fedq that reads any file": {"_target_": "fedq.data.read_idx", "path": "/etc/hostname"},
     "the command line of fedq": {"_target_": "fedq.cli.app", "args": ["new", "ran"], "standalone_mode": False},
     "a process": {"_target_": "subprocess.check_call", "args": ["touch", "ran"]},

@@ -4,11 +4,11 @@ import math
 
 import pytest
 
-from fedq import wire
 from fedq.codec import decode
 from fedq.config import ConfigError, compose
 from fedq.experiment import SERVER, build
 from fedq.experiment.bounds import aggregate_of, bound_of, weights_of_clients
+from fedq.flower import wire
 from fedq.server.bounding import MULTIPLE, MULTIPLE_OF_NOISE
 from fedq.server.robust import Median, TrimmedMean
 

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from fedq import codec, wire
+from fedq import codec
 from fedq.config import ConfigError, compose
 from fedq.data import write_shard
 from fedq.experiment import SERVER, Owner, build
+from fedq.flower import wire
 
 USUAL = ["clients=4", "partition=dirichlet", "model.hidden=[12]", "train.epochs=1", "quant=off", "privacy=off"]
 KINDS = {

@@ -42,7 +42,7 @@ def test_a_mutation_is_named_by_seed_and_number():
 
 def test_the_compiled_kernels_read_mutations_too(good, monkeypatch):
     asked = []
-    monkeypatch.setattr("fedq.jit.load", lambda module: asked.append(jit.LEAST_VALUES))  # None: numpy goes on
+    monkeypatch.setattr("fedq.core.jit.load", lambda module: asked.append(jit.LEAST_VALUES))  # None: numpy goes on
     assert check(replace(good, compiled=True)) == "finite vector"
     assert set(asked) == {0}
 

@@ -7,7 +7,7 @@ from datetime import datetime
 import numpy as np
 import pytest
 
-from fedq.durable import write_bytes
+from fedq.core.durable import write_bytes
 from fedq.results.folder import new_run_folder, read_model, write_model
 
 NOON = datetime(2026, 11, 24, 12, 0, 5)

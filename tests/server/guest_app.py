@@ -13,8 +13,8 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy.result import Result
 
 from fedq import quantized_mod
-from fedq.randomness import generator
-from fedq.runtime.grid import InProcessGrid
+from fedq.core.randomness import generator
+from fedq.flower.grid import InProcessGrid
 
 Arrays = dict[str, np.ndarray]
 Lie = Callable[[Message, Message], Message]  # the reply that was made, the request -> the reply that is sent

@@ -10,10 +10,11 @@ import xxhash
 from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedq import codec, wire
+from fedq import codec
 from fedq.codec import Int8, Layout, Segment
-from fedq.randomness import generator
-from fedq.runtime.grid import InProcessGrid
+from fedq.core.randomness import generator
+from fedq.flower import wire
+from fedq.flower.grid import InProcessGrid
 from fedq.server import Broadcast, Dealer, Outcome, QuantizedFedAvg, Rules, Total, run_rounds, say_hello
 from fedq.server.link import counted
 from fedq.server.loop import Round, Scores

@@ -9,8 +9,8 @@ from flwr.serverapp.strategy import FedAvg
 from own_loop import trained
 
 from fedq.app import client_app
-from fedq.randomness import generator, key64
-from fedq.runtime.grid import InProcessGrid
+from fedq.core.randomness import generator, key64
+from fedq.flower.grid import InProcessGrid
 from fedq.server import Dealer
 from fedq.server.strategy import arrays_of
 

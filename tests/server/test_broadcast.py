@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from hand_made import LAYOUT, START, update_of
 
-from fedq import codec, wire
+from fedq import codec
 from fedq.codec import Float16, Float32, Int2, Int4, Int8, RandK, Sign, TopK
+from fedq.flower import wire
 from fedq.server import Broadcast, Downlink, QuantizedFedAvg
 from fedq.server.broadcast import FIRST, NO_WEIGHTS, Broadcaster, downlink_for
 

@@ -13,8 +13,9 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp.strategy import FedAvg
 from guest_app import FLOATS, NODES, STATE, App, examples_of, forged, run, trained, update_of
 
-from fedq import codec, wire
+from fedq import codec
 from fedq.codec import Int8, Layout, Segment
+from fedq.flower import wire
 from fedq.server import QuantizedFedAvg
 from fedq.server.guest import layout_of_record
 

@@ -8,7 +8,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import Error
 
-from fedq import flower, wire
+from fedq.flower import private as flower
+from fedq.flower import wire
 from fedq.server.node_names import NodeNames, fingerprint, fingerprint_of_node, read_node_names
 from fedq.server.roster import LinkLostError, grid_exchange
 from fedq.server.total import Rejected

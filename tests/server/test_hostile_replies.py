@@ -9,8 +9,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRec
 from flwr.common.constant import ErrorCode
 from hand_made import CODEC, LAYOUT, START, Told, forged, instead, run, update_of, with_records
 
-from fedq import flower, wire
 from fedq.codec import REASONS, Float32, Layout, Segment
+from fedq.flower import private as flower
+from fedq.flower import wire
 from fedq.server import QuantizedFedAvg
 from fedq.server.roster import Roster
 from fedq.server.total import Accepted, Rejected

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hand_made import START, run
 
-from fedq import wire
+from fedq.flower import wire
 from fedq.server.loop import Rules, Score, Scores, _Best
 from fedq.server.total import Traffic
 

@@ -7,11 +7,12 @@ import pytest
 from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.common.constant import ErrorCode
 
-from fedq import flower, wire
 from fedq.codec import Layout, encode
 from fedq.config import compose
 from fedq.experiment import build
-from fedq.flower import serialized
+from fedq.flower import private as flower
+from fedq.flower import wire
+from fedq.flower.private import serialized
 from fedq.runtime.local import in_process
 from fedq.server import Dealer, Rules, run_rounds
 from fedq.server.loop import Scores

@@ -5,8 +5,9 @@ import pytest
 import torch
 from hand_made import CODEC, LAYOUT, START
 
-from fedq import codec, wire
+from fedq import codec
 from fedq.codec import Accumulator, Int8, Kept, Layout, Segment, Sign
+from fedq.flower import wire
 from fedq.server import Broadcast, Downlink, Pruning, QuantizedFedAvg, Total
 from fedq.server.pruning import Pruner, prune, zeros
 

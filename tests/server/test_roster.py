@@ -4,7 +4,8 @@ import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 
-from fedq import flower, wire
+from fedq.flower import private as flower
+from fedq.flower import wire
 from fedq.server import Dealer, Roster, say_hello
 from fedq.server import roster as roster_module
 from fedq.server.node_names import NodeNames

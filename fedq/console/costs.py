@@ -1,0 +1,57 @@
+"""What a part of a run cost, if the same run without it is known. Knows result files; runs nothing."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from fedq.console.next_steps import shown_path
+from fedq.console.report import PartCost
+from fedq.results.result import Result, read_summary
+
+# part -> (group and key that switch it, the value that means off)
+PARTS = {
+    "quantization-aware training": ("quant", "name", "off"),
+    "differential privacy": ("privacy", "unit", "off"),
+    "compressed packets": ("codec", "name", "float32"),
+}
+_LATEST = 500  # run folders looked at, newest first
+
+
+def known_costs(result: Result, folders: Iterable[Path]) -> list[PartCost]:
+    """For each part that is on: the accuracy of runs that differ in that part alone, found under the folders."""
+    if result.accuracy is None:
+        return []
+    found: list[PartCost] = []
+    others = list(_summaries(folders))
+    for part, (group, key, off) in PARTS.items():
+        if result.config[group][key] == off or _of_objects(result.config):
+            continue
+        without = [
+            (other["accuracy"], where)
+            for other, where in others
+            if other["config"].get(group, {}).get(key) == off and _same_but(group, other["config"], result.config)
+        ]
+        if without:
+            count = f"mean of {len(without)} runs" if len(without) > 1 else without[0][1]
+            found.append(PartCost(part, fmean(a for a, _ in without), result.accuracy, count))
+    return found
+
+
+def _of_objects(config: Mapping[str, Any]) -> bool:
+    """Whether model or data were objects of a process: their names do not say what they were."""
+    return any(str(config[group].get("_target_")).startswith("object:") for group in ("model", "data"))
+
+
+def _same_but(group: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    return all(one.get(k) == other.get(k) for k in {*one, *other} - {group})
+
+
+def _summaries(folders: Iterable[Path]) -> Iterable[tuple[dict[str, Any], str]]:
+    """Finished runs with an accuracy: (their result.json, where it lies)."""
+    for folder in folders:
+        # By name, which begins with the date: a file that vanishes meanwhile must not spoil a good run.
+        for file in sorted(folder.glob("**/result*.json"), reverse=True)[:_LATEST]:
+            summary = read_summary(file)
+            if summary is not None and summary.get("status") == "finished" and summary.get("accuracy") is not None:
+                yield summary, str(shown_path(file.parent))
