@@ -31,7 +31,14 @@ from fedq.server import GridLink, QuantizedFedAvg, Roster
 from fedq.server.link import Replied, nobody
 from fedq.server.node_names import FILE as NODE_NAMES
 from fedq.server.node_names import NodeNames, fingerprint_of_node, read_node_names
-from fedq.server.roster import BudgetSpentError, Desk, Exchange, LinkLostError, TooFewClientsError, wait_for_clients
+from fedq.server.roster import (
+    BudgetSpentError,
+    Exchange,
+    Handshake,
+    LinkLostError,
+    TooFewClientsError,
+    wait_for_clients,
+)
 from fedq.training.numerics import use_one_thread
 
 
@@ -162,7 +169,7 @@ def link(
         return wait_for_clients(
             exchange,
             nodes,
-            Desk(
+            Handshake(
                 version=__version__,
                 formats=codec.FORMATS,
                 layout=strategy.layout.digest,

@@ -25,7 +25,7 @@ from fedq.client import Client, ClientState, Privacy
 from fedq.client.state import note_declined
 from fedq.config import Config, ConfigError, Problem, compose, network, problems
 from fedq.config.client_level import protects_examples
-from fedq.experiment import Experiment, Owner, build
+from fedq.experiment import Experiment, Site, build
 from fedq.experiment.ledgers import LEDGER, Account, ledger_name
 from fedq.flower import wire
 from fedq.privacy import Declined, DPPlan, SecureRandom, head_of, limits
@@ -80,7 +80,7 @@ def client_of(context: Context) -> Client | OwnedClient:
     whose = identity if node.data else ANYBODY
     owner = None
     if not (simulated and node.data is None):
-        owner = Owner(whose, node.data, *limits(policy, node.epsilon, node.delta))
+        owner = Site(whose, node.data, *limits(policy, node.epsilon, node.delta))
     if node.state is None:
         files = simulated_clients(context.run_id) / identity
         return _experiment(overrides, folder, owner).client(identity, folder=files, run=run, durable=True)
@@ -108,7 +108,7 @@ def client_of(context: Context) -> Client | OwnedClient:
     return client
 
 
-def _privacy(config: Config, plan: DPPlan, account: Account, owner: Owner, run: str) -> Privacy:
+def _privacy(config: Config, plan: DPPlan, account: Account, owner: Site, run: str) -> Privacy:
     """This client's side of DP, from public configuration alone."""
     name, holdout = ledger_name(config, owner), config.train.holdout if config.evaluate == "dp" else 0.0
     return Privacy(plan, account.ledger, SecureRandom(), name, run, account.bundle, account.head, holdout)
@@ -158,6 +158,6 @@ def _config(overrides: tuple[str, ...], folder: Path | None) -> Config:
 
 
 @lru_cache(maxsize=4)
-def _experiment(overrides: tuple[str, ...], folder: Path | None, owner: Owner | None) -> Experiment:
+def _experiment(overrides: tuple[str, ...], folder: Path | None, owner: Site | None) -> Experiment:
     """Built once in a process: a SuperNode's serves one message, an actor of a simulation serves many clients."""
     return build(_config(overrides, folder), owner=owner)

@@ -22,12 +22,12 @@ from fedq.privacy import (
     standard_error,
 )
 from fedq.results import Result, RoundRow
-from fedq.server import Roster, Rules, Total, run_rounds
+from fedq.server import Roster, RoundAggregate, Rules, run_rounds
 from fedq.server.broadcast import Broadcast
 from fedq.server.loop import Score, Scores
 from fedq.server.roster import BudgetSpentError, TooFewClientsError, too_few
+from fedq.server.round_aggregate import Rejected, Traffic
 from fedq.server.strategy import QuantizedFedAvg
-from fedq.server.total import Rejected, Traffic
 
 
 class Link(Protocol):
@@ -44,7 +44,7 @@ class Link(Protocol):
         accepted: Mapping[str, int],
         *,
         task: str = wire.TRAIN,
-    ) -> Total: ...
+    ) -> RoundAggregate: ...
 
 
 def serve(
@@ -81,7 +81,7 @@ def serve(
     with Delivery(experiment, folder, watch, clients=clients, server=kept) as delivery:
         outcome = run_rounds(
             strategy=strategy,
-            dealer=draws,
+            sampler=draws,
             master=experiment.initial,
             gather=link.gather,
             score=judge,

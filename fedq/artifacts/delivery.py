@@ -25,7 +25,7 @@ from fedq.results import Result, RoundLog, RoundRow, save_curves, write_model
 from fedq.server import Outcome
 from fedq.server.loop import Round
 from fedq.server.pruning import zeros
-from fedq.server.total import Traffic
+from fedq.server.round_aggregate import Traffic
 from fedq.training import state_arrays
 from fedq.training.numerics import fingerprint
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from fedq.experiment import Experiment
 from fedq.quant import ExportError, Int8Model, apart, export_onnx, with_fixed_ranges
-from fedq.quant.pace import BATCH, measure
+from fedq.quant.latency import BATCH, measure
 from fedq.training import outputs_of
 
 MOST_APART = 0.001  # share of examples with another answer
@@ -117,8 +117,8 @@ def _pace(experiment: Experiment, model: nn.Module, path: Path) -> dict[str, Any
         pace = measure(model, path, inputs)
     except ExportError:
         return {}
-    dearest = {kind: round(share, 4) for kind, share in list(pace.profile.items())[:DEAREST]}
-    return {"speedup": float(f"{pace.speedup:.4g}"), "profile": dearest}
+    slowest = {kind: round(share, 4) for kind, share in list(pace.profile.items())[:DEAREST]}
+    return {"speedup": float(f"{pace.speedup:.4g}"), "profile": slowest}
 
 
 def wrong_answers(outputs: np.ndarray, expected: np.ndarray) -> int:

@@ -169,10 +169,10 @@ class Client:
         self.state.log(f"round={request.round} evaluated={len(held_out)} noisy_right={right} noisy_wrong={wrong}")
         return wire.Reply(request.round, counts=(right, wrong))
 
-    def _received(self, request: wire.Request) -> tuple[packets.Kept, np.ndarray]:
+    def _received(self, request: wire.Request) -> tuple[packets.MaskedLayout, np.ndarray]:
         """Which weights are kept, and all weights: as they came, or what this client holds and the changes since."""
         layout, told = self.trainer.layout, wire.model_of(request.packets)
-        kept = packets.Kept.from_packet(wire.mask_of(request.packets), layout, round=request.round)
+        kept = packets.MaskedLayout.from_packet(wire.mask_of(request.packets), layout, round=request.round)
         if isinstance(told, bytes):
             values = packets.decode(told, kept.layout, round=request.round, kind="weights")
             return kept, kept.scatter(values)

@@ -9,9 +9,9 @@ from fedq.codec.header import VERSION, Header, Kind, codec_of
 from fedq.codec.int2 import Int2
 from fedq.codec.int4 import Int4
 from fedq.codec.int8 import Int8
-from fedq.codec.kept import Kept
 from fedq.codec.layout import Layout, Role, Segment
 from fedq.codec.malformed import REASONS, MalformedUpdate
+from fedq.codec.masked_layout import MaskedLayout
 from fedq.codec.packet import decode, digest, encode, packed_size, peek
 from fedq.codec.randk import RandK
 from fedq.codec.sign import Sign
@@ -31,10 +31,10 @@ __all__ = [
     "Int2",
     "Int4",
     "Int8",
-    "Kept",
     "Kind",
     "Layout",
     "MalformedUpdate",
+    "MaskedLayout",
     "RandK",
     "Role",
     "Segment",

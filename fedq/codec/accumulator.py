@@ -35,7 +35,7 @@ from fedq.codec.header import Kind, as_view
 from fedq.codec.layout import Layout
 from fedq.codec.malformed import MalformedUpdate
 from fedq.codec.packet import decode, parts_of
-from fedq.codec.waiting import Waiting, Weighed
+from fedq.codec.pending import Waiting, Weighed
 
 GRID = 2.0**32  # steps per unit
 LEAST_WEIGHT = 2.0**-20

@@ -31,8 +31,8 @@ def as_codec(codec: Codec | str) -> Codec:
     if isinstance(codec, str):
         if codec not in CODECS:
             near = get_close_matches(codec, CODECS, n=1)
-            mend = f"; did you mean {near[0]}?" if near else ""
-            raise ValueError(f"codec={codec!r}: must be one of {', '.join(CODECS)}{mend}")
+            fix = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"codec={codec!r}: must be one of {', '.join(CODECS)}{fix}")
         return CODECS[codec]()
     if type(codec) not in CODECS.values():
         raise ValueError(f"codec={codec!r}: must be an instance or a name of CODECS ({', '.join(CODECS)})")

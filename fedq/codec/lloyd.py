@@ -4,7 +4,7 @@ A rotated block z of m values has about a normal distribution, of mean 0 and var
 
     code  = number of thresholds below z * fl32(1 / sqrt(|z|^2 / m));   q = points[code]
     scale = |z|^2 / <z, q>        E[decoded] = z over uniform rotations: DRIVE and EDEN (arXiv:2105.08339, 2108.08842)
-          = <z, q> / |q|^2        the least squared error of this packet, where error feedback mends its bias
+          = <z, q> / |q|^2        the least squared error of this packet, where error feedback fixes its bias
 
 A block with |z|^2 < m * 2^-200 has scale 0. Sums are in float64 and in the order of `tree_sum`, so that every
 implementation gets the same bits.

@@ -20,7 +20,7 @@ from fedq.codec.sparse import Sparse, smallest
 class RandK(Sparse):
     """A random `fraction` of the values (arXiv:1809.07599), times n / k, so that the mean is the vector.
 
-    With `feedback` they are sent as they are: what is fed back mends the bias, and the factor would enlarge the error.
+    With `feedback` they are sent as they are: what is fed back fixes the bias, and the factor would enlarge the error.
     """
 
     name: ClassVar[str] = "randk"

@@ -41,8 +41,8 @@ def budget_problems(config: Config, names: list[str]) -> Iterator[Problem]:
     for name, value in config.privacy.budgets.items():
         key = f"privacy.budgets.{name}"
         if name not in names:
-            mend = f"The experiment's names are {', '.join(names[:5])}{', ...' * (len(names) > 5)}"
-            yield Problem(key, value, "no client of the experiment", mend)
+            fix = f"The experiment's names are {', '.join(names[:5])}{', ...' * (len(names) > 5)}"
+            yield Problem(key, value, "no client of the experiment", fix)
         elif type(value) not in (int, float) or not LEAST_EPSILON <= value <= MOST_EPSILON:
             yield Problem(key, value, f"must be an epsilon in [{LEAST_EPSILON:g}, {MOST_EPSILON:g}]", f"Try {key}=3")
     if config.privacy.budgets and config.runtime.name == "deployment":

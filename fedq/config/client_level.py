@@ -66,18 +66,18 @@ def client_level_problems(config: Config) -> Iterator[Problem]:
 
 
 def _poisson_problems(config: Config) -> Iterator[Problem]:
-    key, mend = "privacy.client_sampling", "Use privacy.client_sampling=deal"
+    key, fix = "privacy.client_sampling", "Use privacy.client_sampling=deal"
     if config.fraction == 1:
-        yield Problem(key, "poisson", "with fraction=1 every client is in every round: nothing is drawn", mend)
+        yield Problem(key, "poisson", "with fraction=1 every client is in every round: nothing is drawn", fix)
     if protects_examples(config):
         rule = (
             "a client may be drawn in every round, and the noise on its examples is calibrated to fewer (privacy=both)"
         )
-        yield Problem(key, "poisson", rule, mend)
+        yield Problem(key, "poisson", rule, fix)
 
 
 def idle_privacy(config: Config) -> list[tuple[Sequence[str], bool, str, str]]:
-    """Options of a guarantee that is not given: (keys, whether they apply, why not, the mend)."""
+    """Options of a guarantee that is not given: (keys, whether they apply, why not, the fix)."""
     p = config.privacy
     names = [f.name for f in fields(Privacy)]
     examples = [f"privacy.{name}" for name in names if name not in (*KEYS, *_SHARED)]

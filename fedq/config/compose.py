@@ -159,8 +159,8 @@ def _problem(override: str, overlay: Path | None) -> Problem | None:
             if value in choices:  # a file of the user's own: all that is known, since the value does not tell
                 told = " ".join(f"{error} {error.__cause__ or ''}".split()).rstrip(".")
                 plain = override.startswith(key)
-                mend = f"Mend the file {key}/{value}.yaml" if plain else f"Use {key}={value}"
-                return Problem(key, value, told, mend)
+                fix = f"Mend the file {key}/{value}.yaml" if plain else f"Use {key}={value}"
+                return Problem(key, value, told, fix)
             return Problem(key, value, f"no such choice; there are {', '.join(choices)}", _nearest(value, choices))
         if key not in (known := known_keys()):
             return Problem(key, value, "no such key", _nearest(key, [*known, *GROUPS]))

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 
+from fedq.config.augmentation import views_problems
 from fedq.config.client_level import protects_examples
 from fedq.config.deltas import delta_problems
 from fedq.config.problem import Problem
 from fedq.config.public import dp_steps, nominal_examples, sample_rate
 from fedq.config.schema import Config
-from fedq.config.views import views_problems
 
 
 def example_problems(config: Config) -> Iterator[Problem]:

@@ -17,8 +17,8 @@ def problems(config: Config) -> Iterator[Problem]:
             ("autocast", "off", "under DP each example's gradient is computed in float32, as its bound is"),
         ):
             if getattr(train, key) != idle:
-                mend = f"Use train.{key}={str(idle).lower()}, or privacy=off"
-                yield Problem(f"train.{key}", getattr(train, key), rule, mend)
+                fix = f"Use train.{key}={str(idle).lower()}, or privacy=off"
+                yield Problem(f"train.{key}", getattr(train, key), rule, fix)
     if train.data_parallel and train.device in ("cpu", "mps"):
         rule = f"a batch is split over GPUs, and train.device={train.device} names none"
         yield Problem("train.data_parallel", True, rule, "Use train.device=cuda, or train.data_parallel=false")
@@ -31,5 +31,5 @@ def problems(config: Config) -> Iterator[Problem]:
     if config.runtime.name == "ray" and not config.runtime.client_resources.get("num_gpus"):
         for key in ["device"] * (train.device == "cuda") + ["data_parallel"] * train.data_parallel:
             rule = "Ray hides all GPUs from clients with num_gpus: 0"
-            mend = "Add runtime.client_resources.num_gpus=1"
-            yield Problem(f"train.{key}", getattr(train, key), rule, mend)
+            fix = "Add runtime.client_resources.num_gpus=1"
+            yield Problem(f"train.{key}", getattr(train, key), rule, fix)

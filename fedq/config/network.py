@@ -71,8 +71,8 @@ def read(text: object) -> list[str]:
     except (ValueError, RecursionError):
         overrides = None
     if not isinstance(overrides, list):
-        mend = "Use a TOML file with overrides = '[\"rounds=3\"]'"
-        raise ConfigError([Problem(f"run-config {OVERRIDES}", str(text)[:200], "must be a JSON list of texts", mend)])
+        fix = "Use a TOML file with overrides = '[\"rounds=3\"]'"
+        raise ConfigError([Problem(f"run-config {OVERRIDES}", str(text)[:200], "must be a JSON list of texts", fix)])
     return check(overrides)
 
 

@@ -1,4 +1,4 @@
-"""What is wrong with an experiment, said so that a person can mend it. Knows nothing else."""
+"""What is wrong with an experiment, said so that a person can fix it. Knows nothing else."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,15 +7,15 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Problem:
-    """One mistake: which key, what it was, the rule it breaks and how to mend it."""
+    """One mistake: which key, what it was, the rule it breaks and how to fix it."""
 
     key: str
     value: Any
     rule: str
-    mend: str
+    fix: str
 
     def __str__(self) -> str:
-        return f"{self.key}={self.value}: {self.rule}. {self.mend}"
+        return f"{self.key}={self.value}: {self.rule}. {self.fix}"
 
 
 class ConfigError(ValueError):

@@ -20,7 +20,7 @@ def pruning_problems(config: Config) -> Iterator[Problem]:
         rule = f"pruning must begin before it ends, at quant.sparsity_end={q.sparsity_end:g}"
         yield Problem("quant.sparsity_begin", q.sparsity_begin, rule, "Use quant.sparsity_begin=0.1")
     elif config.rounds < 2:
-        rule = "what pruning breaks is mended in the rounds after it: there must be two or more"
+        rule = "what pruning breaks is fixed in the rounds after it: there must be two or more"
         yield Problem("rounds", config.rounds, rule, "Use rounds=20, or quant.sparsity=null")
     elif (end := pruning_rounds(config)[1]) >= config.rounds:
         rule = f"the last weights would go after round {end} of {config.rounds}, and one round at least must follow"
@@ -31,7 +31,7 @@ def pruning_problems(config: Config) -> Iterator[Problem]:
 
 
 def idle_pruning(config: Config) -> tuple[Sequence[str], bool, str, str]:
-    """Options that do nothing in a dense run: (keys, whether they apply, why not, the mend)."""
+    """Options that do nothing in a dense run: (keys, whether they apply, why not, the fix)."""
     keys = ("quant.sparsity_begin", "quant.sparsity_end")
     rule = "quant.sparsity is null, so it would do nothing"
     return keys, config.quant.sparsity is not None, rule, "Add quant.sparsity=0.9"

@@ -6,7 +6,7 @@ from fedq.config.schema import Config
 
 
 def idle_quantization(config: Config) -> Iterator[tuple[Sequence[str], bool, str, str]]:
-    """Options that do nothing beside others: (keys, whether they apply, why not, the mend)."""
+    """Options that do nothing beside others: (keys, whether they apply, why not, the fix)."""
     q = config.quant
     levels = f"quant.weight_bits={q.weight_bits} has levels of its own"
     yield ("quant.weight_range",), q.weight_bits == 8, levels, "Use quant.weight_bits=8"

@@ -12,6 +12,7 @@ from typing import Any
 from fedq.codec import CODECS
 from fedq.codec.options import ROUNDINGS
 from fedq.config import client_level, deltas, hardware, robustness
+from fedq.config.augmentation import idle_views
 from fedq.config.budgets import budget_problems, evaluation_problems
 from fedq.config.client_level import protects_examples
 from fedq.config.example_level import example_problems
@@ -20,7 +21,6 @@ from fedq.config.pruning import idle_pruning, pruning_problems
 from fedq.config.public import LEAST_EPSILON, MOST_EPSILON, cohort_size, identities
 from fedq.config.quantization import idle_quantization
 from fedq.config.schema import Config
-from fedq.config.views import idle_views
 
 OBJECT = "object:"  # stands before the name of a model or data that is an object of the calling process
 
@@ -272,7 +272,7 @@ def _deployment(config: Config) -> Iterator[Problem]:
 
 
 def _idle(config: Config) -> Iterator[Problem]:
-    """Options that the user set and that would do nothing: (keys, whether they apply, why not, the mend)."""
+    """Options that the user set and that would do nothing: (keys, whether they apply, why not, the fix)."""
     c = config
     engine = f"runtime={c.runtime.name} has no such option"
     table: list[tuple[Sequence[str], bool, str, str]] = [
@@ -312,10 +312,10 @@ def _idle(config: Config) -> Iterator[Problem]:
         ),
         *robustness.idle_robustness(c),
     ]
-    for keys, applies, rule, mend in table:
+    for keys, applies, rule, fix in table:
         for key in keys:
             if not applies and set_by_user(config, key):
-                yield Problem(key, value_of(config, key), rule, mend)
+                yield Problem(key, value_of(config, key), rule, fix)
 
 
 def _codec_options(group: str, name: str | None) -> Iterator[tuple[Sequence[str], bool, str, str]]:

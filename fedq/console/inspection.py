@@ -94,7 +94,7 @@ def summary(found: "Inspection", about: Inspected) -> str:
     loss = percent(worst.own_error)
     name = one_line(worst.name or "the model")
     if worst.own_error < LITTLE:
-        return f"No layer loses much: {name} most, {loss} of its output. There is nothing to mend."
+        return f"No layer loses much: {name} most, {loss} of its output. There is nothing to fix."
     why = _cause(worst)
     tries = remedies(found, about)
     return f"{name} loses most by itself, {loss} of its output: {why}. Try {one_line(' or '.join(tries))}."

@@ -18,7 +18,7 @@ class Step(NamedTuple):
 
 
 def next_steps(result: Result, overrides: Sequence[str] = ()) -> list[Step]:
-    """The same run without its dearest part, the same with another seed, and the model in use."""
+    """The same run without its slowest part, the same with another seed, and the model in use."""
     again = list(overrides)
     steps = []
     if result.epsilon is not None:

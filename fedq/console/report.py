@@ -123,9 +123,9 @@ def _score(result: Result) -> list[Line]:
     if has_int8 and result.int8_agreement is not None:
         lines.append(Line("", percent(result.int8_agreement, digits=2), "of its answers are the fake-quant model's"))
     if has_int8 and result.int8_speedup is not None and result.int8_speedup < 1:
-        dearest = shares(dict(list(result.int8_profile.items())[:_DEAREST]))
+        slowest = shares(dict(list(result.int8_profile.items())[:_DEAREST]))
         words = "as fast as the same model in float32: int8 does not pay on this machine"
-        lines.append(Line("", times(result.int8_speedup), f"{words}; its time goes to {dearest}", "yellow"))
+        lines.append(Line("", times(result.int8_speedup), f"{words}; its time goes to {slowest}", "yellow"))
     return lines
 
 

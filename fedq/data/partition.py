@@ -138,7 +138,7 @@ def _lift_to(counts: Counts, min_size: int) -> Counts:
     while sizes.min() < min_size:
         giver, taker = int(sizes.argmax()), int(sizes.argmin())
         label = int(counts[:, giver].argmax())
-        # The giver stays at or above min_size, so each move only ever mends: the loop ends.
+        # The giver stays at or above min_size, so each move only ever fixes: the loop ends.
         moved = min(min_size - sizes[taker], sizes[giver] - min_size, counts[label, giver])
         counts[label, giver] -= moved
         counts[label, taker] += moved

@@ -48,13 +48,13 @@ class Table:
                 raise ValueError(f"{self.where(row, column)}: the cell {what}; fill it in or delete the row")
         return cells
 
-    def numbers(self, column: str, *, mend: str) -> npt.NDArray[np.float64]:
-        """The column as numbers that float32 can hold; `mend` says what to do about one that holds text."""
+    def numbers(self, column: str, *, fix: str) -> npt.NDArray[np.float64]:
+        """The column as numbers that float32 can hold; `fix` says what to do about one that holds text."""
         values = np.empty(len(self), dtype=np.float64)
         for row, cell in enumerate(self.texts(column)):
             number = as_number(cell)
             if number is None:
-                raise ValueError(f"{self.where(row, column)}: '{cell}' is not a number; {mend}")
+                raise ValueError(f"{self.where(row, column)}: '{cell}' is not a number; {fix}")
             if not abs(number) <= LARGEST:  # so written, NaN fails too
                 raise ValueError(
                     f"{self.where(row, column)}: '{cell}' is no finite float32; fill in a number or delete the row"
@@ -94,14 +94,14 @@ def read_table(path: str | Path, *, delimiter: str = ",") -> Table:
                 if len(row) != len(header):
                     raise ValueError(
                         f"{path}, line {reader.line_num}: {len(row)} cells where the header names "
-                        f"{len(header)} columns; mend the row, or set data.delimiter (now {delimiter!r})"
+                        f"{len(header)} columns; fix the row, or set data.delimiter (now {delimiter!r})"
                     )
                 rows.append([cell.strip() for cell in row])
                 lines.append(reader.line_num)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text ({error.reason}); save it as UTF-8") from error
     except csv.Error as error:
-        raise ValueError(f"{path}, line {reader.line_num}: {error}; mend the quotes in that row") from error
+        raise ValueError(f"{path}, line {reader.line_num}: {error}; fix the quotes in that row") from error
     _check_header(header, path)
     if not rows:
         raise ValueError(f"{path}: no rows below the header; give a file with examples")

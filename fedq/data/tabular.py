@@ -61,7 +61,7 @@ def csv(
     if classes is not None and task != "classification":
         raise ValueError(f"data.classes={list(classes)}: data.task={task} has no classes; leave it out")
     targets, num_outputs = TASKS[task](table, target_columns, classes)
-    inputs = np.stack([table.numbers(column, mend=_FEATURE_MEND) for column in features], axis=1)
+    inputs = np.stack([table.numbers(column, fix=_FEATURE_MEND) for column in features], axis=1)
     parts = split_indices(len(table), validation_fraction=validation_fraction, test_fraction=test_fraction, seed=seed)
     if standardize:
         inputs = _standardized(inputs, by=inputs[parts[0]])
@@ -103,7 +103,7 @@ def _classes(table: Table, columns: list[str], classes: Sequence[Any] | None) ->
     numbers = [as_number(cell) for cell in cells]
     values: npt.NDArray[Any] = np.array(cells)
     if None not in numbers:
-        values = table.numbers(column, mend="")
+        values = table.numbers(column, fix="")
         if (values != np.rint(values)).any():
             row = int(np.flatnonzero(values != np.rint(values))[0])
             raise ValueError(f"{table.where(row, column)}: '{cells[row]}' is no class; use data.task=regression")
@@ -140,20 +140,20 @@ def _label(value: Any) -> float | str:
 
 def _values(table: Table, columns: list[str], classes: Sequence[Any] | None) -> tuple[Targets, int]:
     """Float columns as they stand."""
-    mend = "data.task=regression needs numbers; use data.task=classification for labels"
-    values = np.stack([table.numbers(column, mend=mend) for column in columns], axis=1)
+    fix = "data.task=regression needs numbers; use data.task=classification for labels"
+    values = np.stack([table.numbers(column, fix=fix) for column in columns], axis=1)
     return values.astype(np.float32), len(columns)
 
 
 def _labels(table: Table, columns: list[str], classes: Sequence[Any] | None) -> tuple[Targets, int]:
     """Columns of 0 and 1."""
-    mend = "data.task=multilabel needs 0 or 1 in each target column"
-    values = np.stack([table.numbers(column, mend=mend) for column in columns], axis=1)
+    fix = "data.task=multilabel needs 0 or 1 in each target column"
+    values = np.stack([table.numbers(column, fix=fix) for column in columns], axis=1)
     wrong = np.argwhere((values != 0) & (values != 1))
     if len(wrong):
         row, which = (int(i) for i in wrong[0])
         cell = table.columns[columns[which]][row]
-        raise ValueError(f"{table.where(row, columns[which])}: '{cell}' is neither 0 nor 1; {mend}")
+        raise ValueError(f"{table.where(row, columns[which])}: '{cell}' is neither 0 nor 1; {fix}")
     return values.astype(np.float32), len(columns)
 
 

@@ -3,6 +3,6 @@
 from fedq.experiment.build import build
 from fedq.experiment.experiment import Experiment
 from fedq.experiment.ledgers import client_folder
-from fedq.experiment.owner import SERVER, Owner
+from fedq.experiment.site import SERVER, Site
 
-__all__ = ["SERVER", "Experiment", "Owner", "build", "client_folder"]
+__all__ = ["SERVER", "Experiment", "Site", "build", "client_folder"]

@@ -60,13 +60,13 @@ def bound(target: Any, options: Mapping[str, Any], group: str, found: list[Probl
         return dict(options)
     for name in set(options) - set(accepted):
         near = difflib.get_close_matches(name, accepted, n=1)
-        mend = f"Did you mean {group}.{near[0]}?" if near else f"It takes: {', '.join(accepted) or 'nothing'}"
+        fix = f"Did you mean {group}.{near[0]}?" if near else f"It takes: {', '.join(accepted) or 'nothing'}"
         found.append(
             Problem(
                 f"{group}.{name}",
                 options[name],
                 f"{getattr(target, '__qualname__', target)} takes no such argument",
-                mend,
+                fix,
             )
         )
     return {k: v for k, v in options.items() if k in accepted}
@@ -90,11 +90,11 @@ def check_paths(config: Config, group: str, target: Any, found: list[Problem], *
     return not given
 
 
-def problem(error: BaseException, *, key: str, value: Any, mend: str) -> Problem:
+def problem(error: BaseException, *, key: str, value: Any, fix: str) -> Problem:
     """What a room or a user's code said, as a problem of `key`; where the text names a key itself, of that."""
     text = (str(error).strip() or type(error).__name__).rstrip(".")
     named = re.match(r"([a-z_]+(?:\.[a-z_]+)+)=(.*?): (.*)", text, re.DOTALL)
-    return Problem(named[1], named[2], named[3], mend) if named else Problem(key, value, text, mend)
+    return Problem(named[1], named[2], named[3], fix) if named else Problem(key, value, text, fix)
 
 
 def told(error: BaseException) -> str:

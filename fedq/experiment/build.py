@@ -20,8 +20,8 @@ from fedq.experiment.hardware import make_hardware
 from fedq.experiment.ledgers import check_ledgers, data_name, ledger_name
 from fedq.experiment.model import make_model, make_quantized
 from fedq.experiment.optimizers import check_training
-from fedq.experiment.owner import Owner
 from fedq.experiment.plans import plan_of
+from fedq.experiment.site import Site
 from fedq.privacy import ClientLevelPlan
 from fedq.quant import QuantReport, spell_out
 from fedq.server import Downlink
@@ -31,7 +31,7 @@ from fedq.training import Recipe, Trainer, Views, layout_of, read_vector
 
 
 def build(
-    config: Config, *, model: Any = None, data: Any = None, owner: Owner | None = None, allow: Allowed | None = None
+    config: Config, *, model: Any = None, data: Any = None, owner: Site | None = None, allow: Allowed | None = None
 ) -> Experiment:
     """Every part of the experiment, ready to run, or `ConfigError` with all that is wrong with it.
 
@@ -51,8 +51,8 @@ def build(
     if not (model is None and data is None):
         away: list[tuple[str, Any]] = [("runtime.workers", config.runtime.workers)] * (config.runtime.workers > 1)
         away += [("runtime", config.runtime.name)] * (config.runtime.name != "local")
-        mend = "Use runtime.workers=1 runtime=local, or name the callable: model._target_=my.module.Net"
-        found += [Problem(key, value, "other processes cannot get objects of this one", mend) for key, value in away]
+        fix = "Use runtime.workers=1 runtime=local, or name the callable: model._target_=my.module.Net"
+        found += [Problem(key, value, "other processes cannot get objects of this one", fix) for key, value in away]
     dataset = load_data(config, data, found, owner=owner, allow=allow)
     factory = imported(config.model.get("_target_"), "model", found, allow) if model is None else model
     if owner is not None and owner.identity is not None and not check_paths(config, "model", factory, found):
@@ -115,7 +115,7 @@ def _named_objects(config: Config, **given: Any) -> Config:
 
 
 def _data_name(
-    config: Config, owner: Owner | None, dataset: Dataset | None, shards: dict[str, np.ndarray] | None
+    config: Config, owner: Site | None, dataset: Dataset | None, shards: dict[str, np.ndarray] | None
 ) -> str | None:
     """What ledgers call the examples; None where there are none, for a reason that is told already."""
     if dataset is None or shards is None:
@@ -169,9 +169,9 @@ def _codec(config: Config, group: Literal["codec", "downlink"], found: list[Prob
         return kind(**{name: getattr(options, name) for name in accepted})
     except ValueError as error:
         name = str(error).partition("=")[0].removeprefix("codec.")
-        key, (rule, mend) = f"{group}.{name}", _rule_and_mend(error)
+        key, (rule, fix) = f"{group}.{name}", _rule_and_mend(error)
         if all(problem.key != key for problem in found):  # the rules report what is out of bounds
-            found.append(Problem(key, getattr(options, name), rule, mend.replace("Try ", f"Try {key}=")))
+            found.append(Problem(key, getattr(options, name), rule, fix.replace("Try ", f"Try {key}=")))
         return None
 
 
@@ -195,12 +195,12 @@ def _downlink(config: Config, codec: Codec | None, found: list[Problem]) -> Down
 
 
 def _rule_and_mend(error: ValueError) -> tuple[str, str]:
-    """Of a text `name=value: rule; mend`."""
-    rule, _, mend = str(error).partition(": ")[2].partition("; ")
-    return rule, mend[:1].upper() + mend[1:] if mend.startswith(("try ", "use ")) else mend
+    """Of a text `name=value: rule; fix`."""
+    rule, _, fix = str(error).partition(": ")[2].partition("; ")
+    return rule, fix[:1].upper() + fix[1:] if fix.startswith(("try ", "use ")) else fix
 
 
-def _plans(config: Config, owner: Owner | None, found: list[Problem]) -> dict[str, Any]:
+def _plans(config: Config, owner: Site | None, found: list[Problem]) -> dict[str, Any]:
     """Every client's plan under DP; {} without. On one owner's machine, with that owner's budget."""
     budgets = config.privacy.budgets
     plans: dict[str, Any] = {}
@@ -211,8 +211,8 @@ def _plans(config: Config, owner: Owner | None, found: list[Problem]) -> dict[st
                 own = (owner.budget, owner.delta)
             plans[identity] = plan_of(config, *own)
     except (ValueError, ArithmeticError) as error:
-        mend = "Try privacy.target_epsilon=8 or privacy.noise_multiplier=1"
-        found.append(problem(error, key="privacy.target_epsilon", value=config.privacy.target_epsilon, mend=mend))
+        fix = "Try privacy.target_epsilon=8 or privacy.noise_multiplier=1"
+        found.append(problem(error, key="privacy.target_epsilon", value=config.privacy.target_epsilon, fix=fix))
     return {name: plan for name, plan in plans.items() if plan is not None}
 
 
@@ -220,6 +220,6 @@ def _checked_client_plan(config: Config, found: list[Problem]) -> ClientLevelPla
     try:
         return client_level_plan(config)
     except (ValueError, ArithmeticError) as error:
-        key, mend = "privacy.client_noise_multiplier", "Try privacy.client_target_epsilon=8, and no noise multiplier"
-        found.append(problem(error, key=key, value=config.privacy.client_noise_multiplier, mend=mend))
+        key, fix = "privacy.client_noise_multiplier", "Try privacy.client_target_epsilon=8, and no noise multiplier"
+        found.append(problem(error, key=key, value=config.privacy.client_noise_multiplier, fix=fix))
         return None

@@ -13,7 +13,7 @@ from fedq.config.public import cohort_size, participation_cap
 from fedq.core.randomness import key64
 from fedq.experiment.ledgers import server_ledger_file
 from fedq.privacy import ClientLevelMechanism, ClientLevelPlan, RandomSource, SecureRandom, SeededRandom, calibrate
-from fedq.server.sampling import Dealer, Sampler, SecretPoisson
+from fedq.server.sampling import CyclicSampler, Sampler, SecretPoisson
 
 SERVER_FILES = "server"  # a folder of the run: what stays with the server
 EVIDENCE, REPLIES = "evidence.jsonl", "replies.jsonl"
@@ -93,7 +93,7 @@ def client_level_mechanism(
 def sampler(config: Config, plan: ClientLevelPlan | None, clients: list[str]) -> Sampler:
     """Who is asked in each round."""
     if plan is None or plan.sampling == "deal":
-        return Dealer(clients, seed=config.seed)
+        return CyclicSampler(clients, seed=config.seed)
     return SecretPoisson(clients, rate=plan.sample_rate, random=_random(config, "server cohorts"))
 
 

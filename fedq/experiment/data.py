@@ -11,11 +11,11 @@ from fedq.core.randomness import generator
 from fedq.data import PARTITIONERS, Dataset, as_dataset, csv, is_shard, read_shard
 from fedq.experiment.binding import arguments, bound, check_paths, imported, problem
 from fedq.experiment.foreign import Allowed
-from fedq.experiment.owner import Owner
+from fedq.experiment.site import Site
 
 
 def load_data(
-    config: Config, data: Any, found: list[Problem], *, owner: Owner | None = None, allow: Allowed | None = None
+    config: Config, data: Any, found: list[Problem], *, owner: Site | None = None, allow: Allowed | None = None
 ) -> Dataset | None:
     """What the config's loader gives; on a client's machine, of the path that its own node config names."""
     options = arguments(config, "data", data)
@@ -45,8 +45,8 @@ def load_data(
         dataset = as_dataset(loaded, name)
     except (Exception, SystemExit) as error:  # a user's own loader may raise anything; say what, before work starts
         where = "data.path" if "path" in options else "data"
-        mend = "Or choose another data=NAME"
-        found.append(problem(error, key=where, value=options.get("path", name), mend=mend))
+        fix = "Or choose another data=NAME"
+        found.append(problem(error, key=where, value=options.get("path", name), fix=fix))
         return None
     if config.privacy.unit != "off" and dataset.fitted_on_private_data:
         rule = "a statistic of the training examples is baked into the inputs and DP-SGD does not cover it"
@@ -68,8 +68,8 @@ def _own_path(options: dict[str, Any], own: Path | None, found: list[Problem]) -
     if options.get("path") is None:
         return True
     rule = "a path that came over the network is not opened, and this node's config names none"
-    mend = "Start the SuperNode with --node-config '... data-path=\"/path/to/own/data\"'"
-    found.append(Problem("data.path", options["path"], rule, mend))
+    fix = "Start the SuperNode with --node-config '... data-path=\"/path/to/own/data\"'"
+    found.append(Problem("data.path", options["path"], rule, fix))
     return False
 
 
@@ -90,7 +90,7 @@ def _of_one_client(source: Any, options: dict[str, Any], found: list[Problem]) -
 
 
 def deal(
-    config: Config, dataset: Dataset, found: list[Problem], *, owner: Owner | None = None
+    config: Config, dataset: Dataset, found: list[Problem], *, owner: Site | None = None
 ) -> dict[str, np.ndarray] | None:
     """Client -> indices of its training examples; where a client has data of its own: all of them."""
     if owner is not None and (owner.identity is None or owner.data is not None):
@@ -108,6 +108,6 @@ def deal(
         shards = kind(**options)(dataset.train.targets, dataset.groups, clients=config.clients, rng=rng)
         return dict(zip(public.identities(config), shards, strict=True))
     except ValueError as error:
-        mend = "fedq run --help lists the partitions"
-        found.append(problem(error, key="partition", value=config.partition.name, mend=mend))
+        fix = "fedq run --help lists the partitions"
+        found.append(problem(error, key="partition", value=config.partition.name, fix=fix))
         return None

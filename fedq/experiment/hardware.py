@@ -3,12 +3,12 @@
 import torch
 
 from fedq.config import Config, Problem
-from fedq.experiment.owner import SERVER, Owner
+from fedq.experiment.site import SERVER, Site
 from fedq.training import Hardware
 from fedq.training.hardware import CPU, DEVICES, choose, gpus, no_compiler, present
 
 
-def make_hardware(config: Config, found: list[Problem], *, owner: Owner | None) -> Hardware:
+def make_hardware(config: Config, found: list[Problem], *, owner: Site | None) -> Hardware:
     """Where clients train. Who only checks or serves a deployment trains none, and evaluates on the best it has."""
     if owner == SERVER or (owner is None and config.runtime.name == "deployment"):
         return Hardware((choose("auto"),))

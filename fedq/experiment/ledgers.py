@@ -13,7 +13,7 @@ import xxhash
 from fedq.config import Config, Problem
 from fedq.data import Dataset
 from fedq.experiment.binding import told
-from fedq.experiment.owner import Owner
+from fedq.experiment.site import Site
 
 LEDGER = "ledger.sqlite"
 SERVER_LEDGER = "server.sqlite"  # in privacy.ledger, beside the folders of the clients: a client may be named `server`
@@ -62,7 +62,7 @@ def data_name(config: Config, dataset: Dataset, shards: Mapping[str, np.ndarray]
     return f"{dataset.name}#{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
-def ledger_name(config: Config, owner: Owner) -> str:
+def ledger_name(config: Config, owner: Site) -> str:
     """Names the examples in the ledger of a client on its owner's machine, by what is known before they are opened.
 
     Where they lie, or, for a part of data that everybody has, the config's word for it.
@@ -93,8 +93,8 @@ def check_ledgers(config: Config, data: str | None, found: list[Problem]) -> Non
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         rule = f"ledgers cannot be written there: {told(error)}"
-        mend = "Name a folder that can be written, or privacy.ledger=null"
-        found.append(Problem("privacy.ledger", folder, rule, mend))
+        fix = "Name a folder that can be written, or privacy.ledger=null"
+        found.append(Problem("privacy.ledger", folder, rule, fix))
     for missing in made:
         if missing.exists():
             missing.rmdir()
@@ -113,6 +113,6 @@ def _check_deal(folder: Path, data: str, found: list[Problem]) -> None:
             continue  # its client refuses, and says so
         if others:
             rule = f"holds ledgers of {others.pop()}, this run is on {data}: examples dealt anew would be spent twice"
-            mend = "Use the very data, partition, clients and seed of those runs, or another folder"
-            found.append(Problem("privacy.ledger", folder, rule, mend))
+            fix = "Use the very data, partition, clients and seed of those runs, or another folder"
+            found.append(Problem("privacy.ledger", folder, rule, fix))
             return

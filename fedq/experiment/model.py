@@ -40,7 +40,7 @@ def make_model(config: Config, factory: Any, given: Any, dataset: Dataset, found
             raise TypeError(f"returned a {type(net).__name__}, not a torch.nn.Module")
     except (Exception, SystemExit) as error:  # a user's own model may raise anything
         value = config.model.get("_target_", factory)
-        found.append(problem(error, key="model", value=value, mend="Or choose another model=NAME"))
+        found.append(problem(error, key="model", value=value, fix="Or choose another model=NAME"))
         return None
     bad = [name for name, p in net.state_dict().items() if p.is_floating_point() and not torch.isfinite(p).all()]
     if bad:
@@ -51,8 +51,8 @@ def make_model(config: Config, factory: Any, given: Any, dataset: Dataset, found
             refuse_cross_example_layers(net)
             refuse_mixing(net, dataset.input_shape)
         except ValueError as error:
-            mend = "Use GroupNorm in the model, or privacy=off"
-            found.append(problem(error, key="model", value=config.model.get("_target_", "object"), mend=mend))
+            fix = "Use GroupNorm in the model, or privacy=off"
+            found.append(problem(error, key="model", value=config.model.get("_target_", "object"), fix=fix))
             return None
     return net if _answers(config, net, dataset, found) else None
 
@@ -88,8 +88,8 @@ def _check_calibration(path: str, input_shape: tuple[int, ...], found: list[Prob
     try:
         inputs = np.load(path, allow_pickle=False)
     except (OSError, ValueError) as error:
-        mend = "Write it with numpy.save(FILE, public_inputs)"
-        found.append(Problem("quant.calibration", path, f"cannot be read: {told(error)}", mend))
+        fix = "Write it with numpy.save(FILE, public_inputs)"
+        found.append(Problem("quant.calibration", path, f"cannot be read: {told(error)}", fix))
         return
     if not isinstance(inputs, np.ndarray) or inputs.dtype.kind not in "fiu":
         found.append(Problem("quant.calibration", path, "holds no array of real numbers", "Write it with numpy.save"))
@@ -131,5 +131,5 @@ def make_quantized(
             _rehearse_export(net, dataset, q.skip)
         return report
     except (ValueError, ExportError) as error:
-        found.append(problem(error, key="quant", value=q.name, mend="Use quant=off to train the float model"))
+        found.append(problem(error, key="quant", value=q.name, fix="Use quant=off to train the float model"))
         return None

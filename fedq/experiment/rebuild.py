@@ -39,7 +39,7 @@ class FinishedRun:
 
 
 def finished_run(folder: Path) -> FinishedRun:
-    """Read a run folder; FileNotFoundError or ValueError, with the mend, where it is none or cannot be built again."""
+    """Read a run folder; FileNotFoundError or ValueError, with the fix, where it is none or cannot be built again."""
     missing = [name for name in ("result.json", CONFIG, MODEL) if not (folder / name).is_file()]
     if missing:
         raise FileNotFoundError(

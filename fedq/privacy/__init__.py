@@ -22,11 +22,11 @@ from fedq.privacy.counts import noisy_counts, standard_error
 from fedq.privacy.dpsgd import DPSGD, MAX_BATCH, DPEvidence
 from fedq.privacy.evidence import MAX_EPSILON, ClientRound, RunEvidence, is_private
 from fedq.privacy.ledger import Ledger, LedgerError, head_in, is_begun
+from fedq.privacy.model_validation import refuse_cross_example_layers, refuse_mixing
 from fedq.privacy.noise import RandomSource, SecureRandom, SeededRandom
 from fedq.privacy.plan import DPPlan, SpendContext
 from fedq.privacy.policy import Asked, Policy, PolicyError, head_of, limits, read_policy, require, uncounted
 from fedq.privacy.spend import Spend
-from fedq.privacy.suitable import refuse_cross_example_layers, refuse_mixing
 
 __all__ = [
     "ACCOUNTANTS",

@@ -22,13 +22,11 @@ from torch import Tensor, nn
 from fedq.core.compiler import without_compiler
 from fedq.per_example import Recorder, averaged, recorded
 from fedq.privacy.admission import budget_guard
-from fedq.privacy.alike import aligned_products, alike, in_parts, rows_at_once
+from fedq.privacy.batch_invariance import aligned_products, alike, in_parts, rows_at_once
 from fedq.privacy.clipping import UNITS, clip_and_round, clip_and_sum
 from fedq.privacy.draws import GlobalGenerators, KeystreamDraws, MadeUpWords, refuse_shared_generators
 from fedq.privacy.ledger import Ledger
-from fedq.privacy.noise import RandomSource
-from fedq.privacy.plan import DPPlan, SpendContext
-from fedq.privacy.suitable import (
+from fedq.privacy.model_validation import (
     check_loss_sums,
     check_unchanged,
     device_of,
@@ -36,6 +34,8 @@ from fedq.privacy.suitable import (
     refuse_mixing,
     untrained_state,
 )
+from fedq.privacy.noise import RandomSource
+from fedq.privacy.plan import DPPlan, SpendContext
 
 _ONE_AT_A_TIME = (
     "this model's gradient of an example is rounded otherwise at another place of a batch, or a layer draws something "

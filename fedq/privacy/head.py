@@ -20,7 +20,7 @@ VERSION: Final = 1
 
 
 class HeadError(Exception):
-    """The head cannot be read, or the chain does not reach it; the text says which and how to mend it."""
+    """The head cannot be read, or the chain does not reach it; the text says which and how to fix it."""
 
 
 @dataclass(frozen=True)

@@ -218,7 +218,7 @@ class Ledger:
 
     def _whole(self, connection: sqlite3.Connection) -> tuple[list[Row], str, Head]:
         """Rows, identity and the head that their chain reaches and goes through."""
-        mend = f"put the right file back, or, if you know why: fedq privacy ledger {self.path} --accept REASON"
+        fix = f"put the right file back, or, if you know why: fedq privacy ledger {self.path} --accept REASON"
         try:
             head = read_head(self.head_path)  # before the rows: another process may append and move it meanwhile
             rows, identity = self._read(connection)
@@ -229,7 +229,7 @@ class Ledger:
                 head = Head(len(rows), chain[-1])
             check_head(self.head_path, head, chain)
         except HeadError as error:
-            raise LedgerError(f"{self.path}: {error}; {mend}") from error
+            raise LedgerError(f"{self.path}: {error}; {fix}") from error
         return rows, identity, head
 
     def _keep(self, head: Head) -> None:

@@ -7,7 +7,7 @@ from fedq.quant.agreement import apart
 from fedq.quant.attention import QMultiheadAttention
 from fedq.quant.calibration import with_fixed_ranges
 from fedq.quant.export import export_onnx
-from fedq.quant.float_twin import export_float32
+from fedq.quant.float_reference import export_float32
 from fedq.quant.grad_samplers import register_grad_samplers
 from fedq.quant.int8_model import ExportError, Int8Model
 from fedq.quant.layers import QConv1d, QConv2d, QEmbedding, QLinear, QuantizedLayer

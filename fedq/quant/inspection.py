@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedq.quant.float_twin import float_base
+from fedq.quant.float_reference import float_base
 from fedq.quant.grids import DynamicGrid, Grid
 from fedq.quant.layers import Product, QuantizedLayer
 from fedq.quant.weights import WeightFormat, parameter_levels

@@ -64,7 +64,7 @@ class Int8Model:
         return np.concatenate([self._session.run(None, {self._input.name: inputs[i : i + _BATCH]})[0] for i in starts])
 
     def profile(self, inputs: np.ndarray, *, calls: int = 10) -> list[tuple[str, float]]:
-        """(operator, its share of the kernels' time) over some calls on `inputs`, the dearest first.
+        """(operator, its share of the kernels' time) over some calls on `inputs`, the slowest first.
 
         By onnxruntime's own profiler, in a session of its own: it slows each kernel, the short ones most.
         """

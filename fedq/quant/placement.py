@@ -31,7 +31,7 @@ class GridPlan:
         lowest, highest = range
         limit = max(-lowest, highest)
         if not (lowest <= highest and 0 < limit < math.inf):
-            raise ValueError(f"a layer's range {range}: must be (lowest, highest), finite, not both 0; mend the model")
+            raise ValueError(f"a layer's range {range}: must be (lowest, highest), finite, not both 0; fix the model")
         return cls(limit, signed=lowest < 0, told=True)
 
     def covering(self, other: "GridPlan") -> "GridPlan":

@@ -38,12 +38,12 @@ def find(name: str | None, *, insecure: bool = False) -> Connection:
     if not isinstance(known, dict):
         raise ConfigError([Problem(key, name, f"{path}: superlink must be a table", "Mend the file")])
     names = sorted(n for n, value in known.items() if isinstance(value, dict))
-    mend = f"docs/deploy.md shows one; {path} knows {', '.join(names) or 'none'}"
+    fix = f"docs/deploy.md shows one; {path} knows {', '.join(names) or 'none'}"
     chosen = name or known.get("default")
     if not chosen:
-        raise ConfigError([Problem(key, name, "Flower's config names no default connection", mend)])
+        raise ConfigError([Problem(key, name, "Flower's config names no default connection", fix)])
     if chosen not in names:
-        raise ConfigError([Problem(key, chosen, "there is no such SuperLink connection", mend)])
+        raise ConfigError([Problem(key, chosen, "there is no such SuperLink connection", fix)])
     values = known[chosen]
     address = str(values.get("address") or "")
     if address.startswith(":") or not address:  # Flower's own names of an engine on this machine
@@ -66,5 +66,5 @@ def find(name: str | None, *, insecure: bool = False) -> Connection:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE).close()
     except (OSError, ValueError) as error:  # a host that is no name raises UnicodeError
         rule = f"no SuperLink answers at {address} ({getattr(error, 'strerror', None) or error})"
-        raise ConfigError([Problem(key, chosen, rule, f"Start it (docs/deploy.md), or mend {path}")]) from None
+        raise ConfigError([Problem(key, chosen, rule, f"Start it (docs/deploy.md), or fix {path}")]) from None
     return Connection(chosen, address, secure)

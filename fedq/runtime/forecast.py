@@ -19,11 +19,11 @@ from fedq.flower import wire
 from fedq.flower.grid import InProcessGrid
 from fedq.privacy import MAX_BATCH
 from fedq.results import ClientLevelForecast, Forecast
-from fedq.server import Dealer, Roster
+from fedq.server import CyclicSampler, Roster
 from fedq.server.link import counted
 from fedq.server.meter import Meter
 from fedq.server.roster import Exchange, grid_exchange
-from fedq.server.total import Traffic
+from fedq.server.round_aggregate import Traffic
 
 _MESSAGES = 20_000  # rehearsed at most, some seconds; what is left of a longer run is in proportion
 
@@ -131,13 +131,13 @@ def _rehearse(experiment: Experiment) -> Traffic:
     exchange = counted(grid_exchange(grid), meter)
     roster = Roster(dict(zip(experiment.identities, grid.contexts, strict=True)))
     _send(exchange, [Message(wire.empty(), dst_node_id=node, message_type=wire.HELLO) for node in grid.contexts])
-    dealer, last = Dealer(experiment.identities, seed=config.seed), dict.fromkeys(experiment.identities, -1)
+    sampler, last = CyclicSampler(experiment.identities, seed=config.seed), dict.fromkeys(experiment.identities, -1)
     rehearsed = min(config.rounds, max(1, _MESSAGES // public.cohort_size(config)))
     hello = meter.take()
     snapshot = strategy.snapshot(experiment.initial, 1)  # as long as that of any other round, until weights are pruned
     for round in range(rehearsed + 1):
         if round:
-            cohort = dealer.cohort(round, public.cohort_size(config))
+            cohort = sampler.cohort(round, public.cohort_size(config))
             stands_alone = strategy.downlink.kind == "weights"
             broadcast = snapshot if stands_alone else strategy.broadcast(experiment.initial, round, cohort)
             _send(exchange, strategy.messages(round, broadcast, {c: last[c] for c in cohort}, roster))

@@ -17,11 +17,11 @@ from fedq.experiment import Experiment
 from fedq.flower import wire
 from fedq.runtime.frames import read_frame, write_frame
 from fedq.runtime.local import in_process
-from fedq.server import Broadcast, Roster, Total
+from fedq.server import Broadcast, Roster, RoundAggregate
 from fedq.server.link import Replied, nobody
 from fedq.server.roster import LinkLostError
+from fedq.server.round_aggregate import Traffic
 from fedq.server.strategy import QuantizedFedAvg
-from fedq.server.total import Traffic
 
 
 class WorkerDiedError(LinkLostError):
@@ -102,7 +102,7 @@ class Pool:
         accepted: Mapping[str, int],
         *,
         task: str = wire.TRAIN,
-    ) -> Total:
+    ) -> RoundAggregate:
         busy = []
         for number, worker in enumerate(self._workers):
             share = {name: last for name, last in accepted.items() if self._home[name] == number}
@@ -114,7 +114,7 @@ class Pool:
                 except BrokenPipeError:
                     raise self._death(number) from None
                 busy.append(number)
-        total = Total(broadcast.kept(self._layout, round).layout)
+        total = RoundAggregate(broadcast.kept(self._layout, round).layout)
         for number in busy:
             stdout = self._workers[number].stdout
             assert stdout is not None
@@ -124,7 +124,7 @@ class Pool:
                 answer = None
             if answer is None:
                 raise self._death(number)
-            total.merge(Total.from_bytes(answer[1]["total"], total.layout))
+            total.merge(RoundAggregate.from_bytes(answer[1]["total"], total.layout))
             self._replied(len(total.accepted) + len(total.rejected), len(accepted))
         return total
 

@@ -102,8 +102,8 @@ def _bundle(folder: Path) -> bytes:
         return flower.bundle(folder)
     except ValueError as error:
         rule = f"Flower makes no bundle of it: {' '.join(str(error).split())}"
-        mend = "Mend its pyproject.toml; `fedq new DIR` makes an app that works"
-        raise ConfigError([Problem("app", folder.name, rule.rstrip("."), mend)]) from None
+        fix = "Mend its pyproject.toml; `fedq new DIR` makes an app that works"
+        raise ConfigError([Problem("app", folder.name, rule.rstrip("."), fix)]) from None
 
 
 def _unpack(bundle: bytes, folder: Path) -> None:
@@ -144,8 +144,8 @@ def _check_code(config: Config, folder: Path) -> None:
         installed = origin is None or "site-packages" in origin.parts  # in a .venv of this folder, as may be
         if origin is not None and not installed and origin.is_relative_to(Path.cwd().resolve()) and root != "fedq":
             rule = f"{origin.name} lies in this folder and not in the bundle, so no client could import it"
-            mend = "`fedq new DIR` makes an app directory; put the module there, and name it in its fab-include"
-            found.append(Problem(f"{group}._target_", target, rule, mend))
+            fix = "`fedq new DIR` makes an app directory; put the module there, and name it in its fab-include"
+            found.append(Problem(f"{group}._target_", target, rule, fix))
     if found:
         raise ConfigError(found)
 

@@ -5,21 +5,21 @@ from fedq.server.link import GridLink
 from fedq.server.loop import Outcome, Rules, run_rounds
 from fedq.server.pruning import Pruning
 from fedq.server.roster import Roster, say_hello
-from fedq.server.sampling import Dealer
+from fedq.server.round_aggregate import RoundAggregate
+from fedq.server.sampling import CyclicSampler
 from fedq.server.strategy import QuantizedFedAvg
-from fedq.server.total import Total
 
 __all__ = [
     "Broadcast",
-    "Dealer",
+    "CyclicSampler",
     "Downlink",
     "GridLink",
     "Outcome",
     "Pruning",
     "QuantizedFedAvg",
     "Roster",
+    "RoundAggregate",
     "Rules",
-    "Total",
     "run_rounds",
     "say_hello",
 ]

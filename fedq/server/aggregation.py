@@ -16,7 +16,7 @@ from fedq.codec.accumulator import checked_weight
 from fedq.privacy import clipped, l2_norm
 from fedq.server.bounding import Bound, shortened
 from fedq.server.robust import Aggregate, aggregated
-from fedq.server.total import Held, Rejected, Total
+from fedq.server.round_aggregate import Held, Rejected, RoundAggregate
 
 Vectors = dict[str, NDArray[np.float32]]  # packet name -> decoded values
 
@@ -33,7 +33,7 @@ class Aggregation:
 
     def add(
         self,
-        total: Total,
+        total: RoundAggregate,
         client: str,
         update: Mapping[str, bytes],
         weight: float,
@@ -61,7 +61,7 @@ class Aggregation:
         else:
             _sum(total, held, vectors, limit)
 
-    def settle(self, total: Total, limit: float | None) -> None:
+    def settle(self, total: RoundAggregate, limit: float | None) -> None:
         """Aggregate what was held, now that the round is complete. An update that the sums cannot take is rejected."""
         held, total.held = sorted(total.held, key=lambda one: one.client), []
         if not held:
@@ -85,18 +85,18 @@ class Aggregation:
         for one in held:
             total.note_reach(one.client, one.reach, limit)
 
-    def mean(self, total: Total, name: str) -> NDArray[np.float32]:
+    def mean(self, total: RoundAggregate, name: str) -> NDArray[np.float32]:
         """The mean of the round's updates, by whichever rule."""
         return total.sums[name].mean() if self._aggregate is None else total.aggregates[name]
 
-    def note(self, total: Total) -> None:
+    def note(self, total: RoundAggregate) -> None:
         """A round whose step was taken: the bounds of later rounds follow from its updates."""
         if self._bound is not None:
             self._bound.note([reach for _, reach in sorted(total.reaches)])
 
 
 def add_clipped(
-    total: Total, update: Mapping[str, bytes], *, clip_norm: float, codec: Codec, round: int, base: bytes
+    total: RoundAggregate, update: Mapping[str, bytes], *, clip_norm: float, codec: Codec, round: int, base: bytes
 ) -> None:
     """Add one client's packets where whole clients are protected: clipped as decoded, and of weight 1."""
     for name, data in update.items():
@@ -106,7 +106,7 @@ def add_clipped(
         total.note_clip(clip_norm, within)
 
 
-def _sum(total: Total, held: Held, vectors: Vectors, limit: float) -> None:
+def _sum(total: RoundAggregate, held: Held, vectors: Vectors, limit: float) -> None:
     for name, vector in vectors.items():
         sums = total.sums.setdefault(name, Accumulator(total.layout))
         sums.add_vector(shortened(vector, reach=held.reach, limit=limit), held.weight)

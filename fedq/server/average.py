@@ -5,7 +5,7 @@ Under DP it is post-processing of models that the server holds anyway, and costs
 
 import numpy as np
 
-from fedq.codec import Kept
+from fedq.codec import MaskedLayout
 
 
 class MovingAverage:
@@ -19,7 +19,7 @@ class MovingAverage:
         self._average: np.ndarray | None = None
         self._count = 0
 
-    def after(self, master: np.ndarray, kept: Kept) -> np.ndarray:
+    def after(self, master: np.ndarray, kept: MaskedLayout) -> np.ndarray:
         """The average with the model of one more round, float32 of the same shape; 0.0 where it is pruned."""
         weight = min(self.decay, self._count / (self._count + 1))
         before = master if self._average is None else self._average

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from fedq import codec as packets
-from fedq.codec import Kept, Layout
+from fedq.codec import Layout, MaskedLayout
 from fedq.core.randomness import key64
 from fedq.flower import wire
 
 # Codecs under which weights by themselves are no model.
 NO_WEIGHTS = ("topk", "randk", "sign")
-# What changes begin from where their own codec is too coarse: half of int8's bytes, and the next changes mend it.
+# What changes begin from where their own codec is too coarse: half of int8's bytes, and the next changes fix it.
 FIRST = packets.Int4(rotate=True)
 # Of an uplink whose codec is too coarse for weights, or which was told nothing of the downlink.
 FALLBACK = "int8"
@@ -73,9 +73,9 @@ class Broadcast:
         missing = self.behind.get(client, 0)
         return wire.name_deltas(self.deltas[-missing:]) if missing else {wire.MODEL: self.whole, **self._masks}
 
-    def kept(self, layout: Layout, round: int) -> Kept:
+    def kept(self, layout: Layout, round: int) -> MaskedLayout:
         """What is sent of the model's layout, both ways, in the round that it was made for."""
-        return Kept.from_packet(self.mask, layout, round=round)
+        return MaskedLayout.from_packet(self.mask, layout, round=round)
 
     def head(self) -> dict[str, Any]:
         """All but the packets, as JSON takes it: for a worker process."""
@@ -112,7 +112,7 @@ class Broadcaster:
         self._holds: dict[str, int] = {}  # client -> round of the broadcast that it has surely read last
 
     def make(
-        self, master: np.ndarray, round: int, cohort: Sequence[str], kept: packets.Kept | None = None
+        self, master: np.ndarray, round: int, cohort: Sequence[str], kept: packets.MaskedLayout | None = None
     ) -> Broadcast:
         """The broadcast for these clients. ValueError where the codec cannot carry the model.
 
@@ -135,11 +135,11 @@ class Broadcaster:
         whole = b"" if everybody else self._packet(self._held, packets.as_codec("float32"), round, "weights")
         return Broadcast(packets.digest(self._held), whole, tuple(packet for _, packet in self._deltas), behind)
 
-    def whole(self, master: np.ndarray, round: int, kept: packets.Kept | None = None) -> Broadcast:
+    def whole(self, master: np.ndarray, round: int, kept: packets.MaskedLayout | None = None) -> Broadcast:
         """Weights that stand alone and change nothing here: to evaluate, or where all broadcasts are so."""
         alone = self._downlink.kind == "weights"
         codec = self._downlink.codec if alone else packets.as_codec(FALLBACK)
-        kept = kept or packets.Kept(self._layout)
+        kept = kept or packets.MaskedLayout(self._layout)
         packet = self._packet(kept.gather(master), codec, round, "weights", layout=kept.layout)
         return Broadcast(packets.digest(packets.decode(packet, kept.layout)), packet, mask=kept.packet(round))
 

@@ -17,7 +17,7 @@ from fedq.codec import REASONS, Layout, Segment
 from fedq.flower import wire
 from fedq.server.broadcast import Broadcast
 from fedq.server.roster import Roster
-from fedq.server.total import Total
+from fedq.server.round_aggregate import RoundAggregate
 
 if TYPE_CHECKING:
     from fedq.server.strategy import QuantizedFedAvg
@@ -112,10 +112,10 @@ class Guest:
             self._master = layout.flatten({s.name: arrays[s.name].numpy() for s in layout.averaged})
             self._arrays = arrays
 
-    def _collect(self, task: str, round: int, replies: Iterable[Message]) -> Total:
+    def _collect(self, task: str, round: int, replies: Iterable[Message]) -> RoundAggregate:
         received, self._said = list(replies), {}
         if not self._roster.nodes:  # Flower skips this half of the round
-            return Total(self._strategy.layout)
+            return RoundAggregate(self._strategy.layout)
         total = self._strategy.collect(
             round, received, list(self._roster.nodes), self._roster, self._broadcast, task=task
         )
@@ -127,7 +127,7 @@ class Guest:
             LOG.warning("%s, round %d: node %s dropped: %s (%s)", task, round, rejected.client, rejected.reason, why)
         return total
 
-    def _alike(self, total: Total) -> list[RecordDict]:
+    def _alike(self, total: RoundAggregate) -> list[RecordDict]:
         """What the accepted clients said, without those whose metrics have another form than most.
 
         Flower's aggregation needs the same keys of all, and fails, or blends what is not there, where one differs.

@@ -9,8 +9,8 @@ from fedq.flower import wire
 from fedq.server.broadcast import Broadcast
 from fedq.server.meter import Meter
 from fedq.server.roster import Exchange, Roster, grid_exchange
+from fedq.server.round_aggregate import RoundAggregate, Traffic
 from fedq.server.strategy import QuantizedFedAvg
-from fedq.server.total import Total, Traffic
 
 Replied = Callable[[int, int], None]  # told after each reply: how many came, how many are expected
 
@@ -53,7 +53,7 @@ class GridLink:
         accepted: Mapping[str, int],
         *,
         task: str = wire.TRAIN,
-    ) -> Total:
+    ) -> RoundAggregate:
         strategy = self._strategy
         messages = strategy.messages(round, broadcast, accepted, self._roster, task=task)
         replies = self._told(self._exchange(messages, strategy.timeout), len(messages))

@@ -15,9 +15,9 @@ from fedq.privacy import Declined, LedgerError
 from fedq.server.average import MovingAverage
 from fedq.server.broadcast import Broadcast
 from fedq.server.roster import LinkLostError
+from fedq.server.round_aggregate import Rejected, RoundAggregate, Traffic
 from fedq.server.sampling import Sampler
 from fedq.server.strategy import QuantizedFedAvg
-from fedq.server.total import Rejected, Total, Traffic
 
 # Refusals that come before a client's ledger is written. `ledger` may come after: where its head could not be written
 # the row stands, and the code does not tell.
@@ -28,7 +28,7 @@ OUT_FOR_GOOD = SPENT_NOTHING | {"ledger"}  # no later round will go otherwise
 class Gather(Protocol):
     """Carries one round to the clients and brings back the checked, folded total."""
 
-    def __call__(self, round: int, broadcast: Broadcast, accepted: Mapping[str, int]) -> Total: ...
+    def __call__(self, round: int, broadcast: Broadcast, accepted: Mapping[str, int]) -> RoundAggregate: ...
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Outcome:
 def run_rounds(
     *,
     strategy: QuantizedFedAvg,
-    dealer: Sampler,
+    sampler: Sampler,
     master: np.ndarray,
     gather: Gather,
     score: Callable[[int, np.ndarray], Scores],
@@ -124,7 +124,7 @@ def run_rounds(
         watch(Round(0, "initial", scores, None, 0, hello, seconds, (), lost, strategy.sparsity))
         for number in range(1, rules.rounds + 1):
             begun = time.monotonic()
-            cohort = dealer.cohort(number, rules.cohort)
+            cohort = sampler.cohort(number, rules.cohort)
             for client in cohort:
                 outcome.participations[client] = outcome.participations.get(client, 0) + 1
             try:
@@ -170,7 +170,7 @@ def run_rounds(
                 break
             out.update(r.client for r in total.rejected if r.reason in OUT_FOR_GOOD)
             # Not the cohort alone: one client, or one that lies, must not end the run of the others.
-            if out.issuperset(dealer.clients):
+            if out.issuperset(sampler.clients):
                 outcome.status = "ended"
                 outcome.reason = f"round {number}: every client has spent its privacy budget, or cannot keep its ledger"
                 break

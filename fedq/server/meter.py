@@ -8,7 +8,7 @@ from flwr.app import Message
 from fedq.codec import Layout, encode
 from fedq.flower import wire
 from fedq.flower.private import serialized
-from fedq.server.total import Traffic
+from fedq.server.round_aggregate import Traffic
 
 
 class Meter:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedq.codec import Kept, Layout, Segment
+from fedq.codec import Layout, MaskedLayout, Segment
 from fedq.codec.mask import prunable
 from fedq.codec.sparse import smallest
 
@@ -42,7 +42,7 @@ class Pruner:
     """The mask of one run: once a weight is pruned, it stays so."""
 
     def __init__(self, layout: Layout, pruning: Pruning) -> None:
-        self.pruning, self.kept = pruning, Kept(layout)
+        self.pruning, self.kept = pruning, MaskedLayout(layout)
         self.settled = False  # whether the asked sparsity is reached
         self._parts = parts_of(layout, pruning.names)
         if not self._parts:
@@ -60,7 +60,7 @@ class Pruner:
         share = self.pruning.sparsity_after(round)
         mask = np.ones(master.size, bool) if self.kept.mask is None else self.kept.mask.copy()
         prune(mask, master, self._parts, share)
-        self.kept, self.settled = Kept(self.kept.whole, mask), round >= self.pruning.end
+        self.kept, self.settled = MaskedLayout(self.kept.whole, mask), round >= self.pruning.end
         return self.kept.scatter(self.kept.gather(master))
 
 

@@ -13,7 +13,7 @@ from flwr.app import Error, Message
 from fedq.flower import private as flower
 from fedq.flower import wire
 from fedq.server.node_names import NodeNames
-from fedq.server.total import Rejected
+from fedq.server.round_aggregate import Rejected
 
 LOG = getLogger("flwr")  # Flower's own
 _AT_ONCE = 256  # messages that are asked for at the same moment: nodes that hold up theirs leave room for others
@@ -66,7 +66,7 @@ def too_few(text: str, refused: Sequence[Rejected], *, lacking: int) -> TooFewCl
     return TooFewClientsError(text)
 
 
-class Desk:
+class Handshake:
     """Where hellos are read: who is let in under which name, and who is not and why.
 
     `private`: clients may leave out their layout, which they know only once they have opened their data.
@@ -167,7 +167,7 @@ def say_hello(
     private: bool = False,
 ) -> Roster:
     """Ask every node who it is; refuse one that is silent, or speaks another version, packet format or model."""
-    desk = Desk(version=version, formats=formats, layout=layout, private=private)
+    desk = Handshake(version=version, formats=formats, layout=layout, private=private)
     desk.ask(exchange, node_ids, timeout)
     return desk.roster()
 
@@ -175,7 +175,7 @@ def say_hello(
 def wait_for_clients(
     exchange: Exchange,
     node_ids: Callable[[], Iterable[int]],
-    desk: Desk,
+    desk: Handshake,
     *,
     expected: Sequence[str],
     wait: float,
@@ -185,7 +185,7 @@ def wait_for_clients(
     """Greet nodes as they appear, until all `expected` clients have answered or `wait` seconds have passed.
 
     Who is missing is told once a minute. A node that was refused is greeted again each minute: its operator may have
-    mended it. Raises `TooFewClientsError` where fewer than `enough` came, and at once where so many clients have
+    fixed it. Raises `TooFewClientsError` where fewer than `enough` came, and at once where so many clients have
     themselves decided against this run that fewer than `enough` can come. "Themselves" is by their node's key: a node
     that declines in a name that is not shown to be its own is only reported, and the client is waited for.
     """
@@ -230,7 +230,7 @@ _MINUTE = 60.0  # seconds
 _LEAST = 15.0  # seconds that a node has to answer: it may start a process and load data for it
 
 
-# Decided by the client itself: waiting does not change it, while another version or broken code may be mended.
+# Decided by the client itself: waiting does not change it, while another version or broken code may be fixed.
 _DECISIONS = frozenset({"policy", "budget", "ledger"})
 
 
@@ -247,12 +247,12 @@ def _some(names: Sequence[str]) -> str:
     return f"client{'s' * (len(names) > 1)} {', '.join(names[:10])}{more}"
 
 
-def _present(desk: Desk, expected: Sequence[str]) -> int:
+def _present(desk: Handshake, expected: Sequence[str]) -> int:
     """A stranger is no client of the experiment, whatever name it gives."""
     return sum(name in desk.found for name in expected)
 
 
-def _count(desk: Desk, expected: Sequence[str]) -> str:
+def _count(desk: Handshake, expected: Sequence[str]) -> str:
     return f"{_present(desk, expected)} of {len(expected)}"
 
 

@@ -20,7 +20,7 @@ class Sampler(Protocol):
     def cohort(self, round: int, size: int) -> list[str]: ...
 
 
-class Dealer:
+class CyclicSampler:
     """Shuffle-and-deal: every client is dealt once before any client is dealt again.
 
     Independent sampling gave 4 to 18 participations where 10 were expected, and the noise that a DP run adds

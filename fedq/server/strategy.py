@@ -30,8 +30,8 @@ from fedq.server.options import check_layout, check_together
 from fedq.server.pruning import Pruner, Pruning
 from fedq.server.robust import Aggregate
 from fedq.server.roster import Roster, grid_exchange, say_hello
-from fedq.server.sampling import Dealer
-from fedq.server.total import Accepted, Rejected, Total
+from fedq.server.round_aggregate import Accepted, Rejected, RoundAggregate
+from fedq.server.sampling import CyclicSampler
 from fedq.server.weighing import Weighing
 
 Optimizer = Callable[[list[torch.Tensor]], torch.optim.Optimizer]
@@ -113,7 +113,7 @@ class QuantizedFedAvg(FedAvg):
         self.holdout = holdout
         self._make_optimizer = optimizer or (lambda parameters: torch.optim.SGD(parameters, lr=1.0))
         self.begin(packets.Layout(()) if layout is None else layout, statistics)
-        self._flower: tuple[Roster, Dealer] | None = None  # only under Flower's own `start`
+        self._flower: tuple[Roster, CyclicSampler] | None = None  # only under Flower's own `start`
         self._master: np.ndarray | None = None
         self._asked: list[str] = []
         self._broadcast = Broadcast(b"")
@@ -140,9 +140,9 @@ class QuantizedFedAvg(FedAvg):
         return self._pruner is None or self._pruner.settled
 
     @property
-    def kept(self) -> packets.Kept:
+    def kept(self) -> packets.MaskedLayout:
         """Which weights are sent, both ways, until the next are pruned."""
-        return packets.Kept(self.layout) if self._pruner is None else self._pruner.kept
+        return packets.MaskedLayout(self.layout) if self._pruner is None else self._pruner.kept
 
     def protect(self, mechanism: ClientLevelMechanism) -> None:
         """What clips and noises the sums of this run; of the plan that the strategy was made for."""
@@ -195,9 +195,9 @@ class QuantizedFedAvg(FedAvg):
         broadcast: Broadcast,
         *,
         task: str = wire.TRAIN,
-    ) -> Total:
+    ) -> RoundAggregate:
         """Check and fold replies as they come. Whatever fails a check leaves no trace but its reason."""
-        total = Total(broadcast.kept(self.layout, round).layout)
+        total = RoundAggregate(broadcast.kept(self.layout, round).layout)
         waiting = set(cohort)
         for message in replies:
             client = roster.identity_of(message.metadata.src_node_id)
@@ -230,7 +230,7 @@ class QuantizedFedAvg(FedAvg):
     # pragma: no mutate start
     def fold(
         self,
-        total: Total,
+        total: RoundAggregate,
         client: str,
         update: Mapping[str, bytes],
         weight: float,
@@ -250,12 +250,12 @@ class QuantizedFedAvg(FedAvg):
             raise RuntimeError("no clip norm for this round: nothing is added without one; call protect() first")
         add_clipped(total, update, clip_norm=clip_norm, codec=self.codec, round=round, base=base)
 
-    def settle(self, total: Total, broadcast: Broadcast) -> Total:
+    def settle(self, total: RoundAggregate, broadcast: Broadcast) -> RoundAggregate:
         """The round complete: what had to wait for all of its updates is done now, in the server's own process."""
         self._aggregation.settle(total, broadcast.limit)
         return total
 
-    def finish(self, total: Total, *, round: int = 0) -> np.ndarray:
+    def finish(self, total: RoundAggregate, *, round: int = 0) -> np.ndarray:
         """Pseudo-gradient: minus the weighted mean update, float32, shape (layout.size,).
 
         Where whole clients are protected: minus the clipped, noised sum over the public size of a cohort.
@@ -302,7 +302,7 @@ class QuantizedFedAvg(FedAvg):
         """Who was asked, and who has surely read the broadcast of the round, whether the round counts or not."""
         self._broadcaster.note(round, asked, answered)
 
-    def step(self, round: int, master: np.ndarray, total: Total) -> np.ndarray:
+    def step(self, round: int, master: np.ndarray, total: RoundAggregate) -> np.ndarray:
         """The next master, and a note of whose update counted: their next request says so."""
         stepped = self.prune(round, self.apply(master, self.finish(total, round=round)))
         self._aggregation.note(total)
@@ -340,10 +340,10 @@ class QuantizedFedAvg(FedAvg):
             return self._guest.ask(wire.TRAIN, server_round, arrays, messages)
         if self._flower is None:
             self._flower = self._meet(grid)
-        roster, dealer = self._flower
+        roster, sampler = self._flower
         size = max(1, int(self.fraction_train * len(roster.nodes) + 1e-9))
         self._master = self.layout.flatten(arrays_of(arrays))
-        self._asked = dealer.cohort(server_round, size)
+        self._asked = sampler.cohort(server_round, size)
         self._broadcast = self.broadcast(self._master, server_round, self._asked)
         return self.messages(server_round, self._broadcast, self.last_accepted(self._asked), roster)
 
@@ -377,7 +377,7 @@ class QuantizedFedAvg(FedAvg):
             return super().aggregate_evaluate(server_round, replies)
         return self._guest.aggregate_evaluate(server_round, replies)
 
-    def _meet(self, grid: Any) -> tuple[Roster, Dealer]:
+    def _meet(self, grid: Any) -> tuple[Roster, CyclicSampler]:
         """Nodes that are not there yet are waited for, as many as a round needs; then all are greeted."""
         if self.client_level is not None and self.client_level.sampling != "deal":
             raise ValueError("secret cohorts under Flower's own loop, which deals them; use fedq.server.run_rounds")
@@ -398,7 +398,7 @@ class QuantizedFedAvg(FedAvg):
             timeout=self.timeout,
             private=self.private or self.client_level is not None,
         )
-        return roster, Dealer(list(roster.nodes), seed=self.seed)
+        return roster, CyclicSampler(list(roster.nodes), seed=self.seed)
 
 
 # pragma: no mutate block

@@ -19,15 +19,15 @@ from fedq.core.seeding import seeded
 from fedq.data import Examples
 from fedq.per_example import left_to_opacus
 from fedq.privacy import DPSGD, DPEvidence, DPPlan, Ledger, RandomSource, SpendContext
-from fedq.privacy.suitable import device_of, refuse_mixing
+from fedq.privacy.model_validation import device_of, refuse_mixing
 from fedq.quant import register_grad_samplers
 from fedq.training.arrays import load_vector, read_vector
-from fedq.training.front import divided
+from fedq.training.augmentation import Views
+from fedq.training.frozen_features import divided
 from fedq.training.hardware import Hardware
 from fedq.training.objectives import LOSSES, METRICS, Metric
 from fedq.training.pruned import Pruned, pruned_in, zero_gradients, zero_weights
 from fedq.training.step import Step
-from fedq.training.views import Views
 
 _EVALUATION_BATCH = 1000
 

@@ -176,13 +176,13 @@ def _size(name: str, files: Files) -> Row:
 
 def _speed(name: str, files: Files, effort: Effort) -> Iterator[Row]:
     sessions = {kind: session(path) for kind, path in (("int8", files.int8), ("float32", files.float32))}
-    dearest = ", ".join(f"{share:.0%} {op}" for op, share in Int8Model(files.int8).profile(_batch(64))[:3])
+    slowest = ", ".join(f"{share:.0%} {op}" for op, share in Int8Model(files.int8).profile(_batch(64))[:3])
     for size in BATCHES:
         seconds = paced(sessions, {"input": _batch(size)}, effort)
         ms = {kind: 1e3 * taken for kind, taken in seconds.items()}
         words = (
             f"onnxruntime's float32 {name} over its int8, batch {size}, one thread, all graph optimisations on both "
-            f"sides; int8 spends {dearest} (batch 64)"
+            f"sides; int8 spends {slowest} (batch 64)"
         )
         yield Row(f"int8_speedup_{name}_batch{size}", ms["int8"], ms["float32"], "ms", "reference/ours", words)
 

@@ -22,7 +22,7 @@ from fedq.app import node as node_module
 from fedq.app.acceptance import failures_since
 from fedq.config import Config, ConfigError, compose, network
 from fedq.config.compose import _walk
-from fedq.experiment import Owner, build
+from fedq.experiment import Site, build
 from fedq.experiment.binding import check_paths
 from fedq.flower import private as flower
 from fedq.flower import wire
@@ -119,7 +119,7 @@ def test_a_handshake_opens_no_data(table, tmp_path):
 
 def test_what_fails_on_the_data_costs_as_much_as_an_answer_and_says_the_same(table, tmp_path):
     path, choose = table
-    experiment = build(compose(TABLE, overlay=tmp_path / "conf"), owner=Owner("2", path))
+    experiment = build(compose(TABLE, overlay=tmp_path / "conf"), owner=Site("2", path))
     layout, weights = experiment.layout, experiment.initial
     replies, epsilons = [], []
     for number, question in enumerate([*QUESTIONS[:6], {"target": "outcome", "classes": ["no", "yes"]}]):
@@ -236,7 +236,7 @@ def test_no_key_of_an_experiment_brings_a_path_over_the_network(key, tmp_path):
     opened = []
     sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
     with suppress(ConfigError):
-        build(compose(["quant=int8", "clients=4", "model=linear", override]), owner=Owner("2"))
+        build(compose(["quant=int8", "clients=4", "model=linear", override]), owner=Site("2"))
     assert str(trap) not in opened
 
 
@@ -246,7 +246,7 @@ def test_the_file_of_calibration_is_not_opened_by_a_client(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     words = ["quant=int8", "quant.activations=dynamic", "clients=4", "model=mlp"]
     config = compose([*words, f"quant.calibration={tmp_path / 'pipe'}"])  # as an app's own YAML might say
-    assert build(config, owner=Owner("2")).quantized is not None
+    assert build(config, owner=Site("2")).quantized is not None
 
 
 def loads(path: str, vocabulary: Path | None = None, words: "os.PathLike[str] | None" = None, size: int = 3): ...

@@ -12,7 +12,7 @@ from fedq.experiment import build
 from fedq.runtime.local import in_process
 from fedq.server import Roster
 from fedq.server.roster import TooFewClientsError
-from fedq.server.total import Rejected
+from fedq.server.round_aggregate import Rejected
 
 USUAL = ["rounds=4", "model.hidden=[8]", "quant=off", "train.epochs=null", "train.steps=1"]
 PRIVATE = [*USUAL, "privacy=example", "privacy.target_epsilon=8", "privacy.accountant=rdp"]

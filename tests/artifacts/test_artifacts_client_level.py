@@ -25,7 +25,7 @@ from fedq.runtime.forecast import forecast, held_by_server
 from fedq.runtime.local import in_process
 from fedq.server.loop import Round, Scores
 from fedq.server.roster import BudgetSpentError
-from fedq.server.total import Traffic
+from fedq.server.round_aggregate import Traffic
 
 WORDS = ["clients=6", "rounds=2", "fraction=0.5", "model.hidden=[8]", "quant=off", "codec=int8", "train.epochs=null"]
 WORDS += ["train.steps=1", "privacy.accountant=rdp"]

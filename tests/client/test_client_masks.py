@@ -7,7 +7,7 @@ import pytest
 import xxhash
 
 from fedq import codec
-from fedq.codec import Float32, Int8, Kept, MalformedUpdate
+from fedq.codec import Float32, Int8, MalformedUpdate, MaskedLayout
 from fedq.core.randomness import generator, key64
 from fedq.flower import wire
 
@@ -15,7 +15,7 @@ from fedq.flower import wire
 @pytest.fixture
 def kept(trainer):
     """Every fourth weight of the first layer: 120 of 480."""
-    return Kept(trainer.layout, masked(trainer.layout, 0))
+    return MaskedLayout(trainer.layout, masked(trainer.layout, 0))
 
 
 def masked(layout, first):
@@ -115,7 +115,7 @@ def test_a_mask_that_is_not_as_it_should_be_is_refused(make_client, ask_kept, ke
 
 
 def test_weights_under_another_mask_are_refused(make_client, ask_kept, trainer, kept):
-    other = Kept(trainer.layout, masked(trainer.layout, 1))
+    other = MaskedLayout(trainer.layout, masked(trainer.layout, 1))
     with pytest.raises(MalformedUpdate, match=r"^layout: "):
         make_client(shard=locked_shard).train(ask_kept(1, kept, mask=other.packet(1)))
 

@@ -13,7 +13,7 @@ from fedq.experiment import build
 from fedq.flower import wire
 from fedq.flower.grid import InProcessGrid
 from fedq.flower.private import serialized
-from fedq.server import Dealer, Rules, run_rounds, say_hello
+from fedq.server import CyclicSampler, Rules, run_rounds, say_hello
 from fedq.server.link import counted
 from fedq.server.loop import Scores
 from fedq.server.meter import Meter
@@ -110,7 +110,7 @@ def tapped_run(folder, data, *overrides, model=plain, rounds=2):
     log = []
     run_rounds(
         strategy=strategy,
-        dealer=Dealer(list(roster.nodes), seed=0),
+        sampler=CyclicSampler(list(roster.nodes), seed=0),
         master=experiment.initial,
         gather=gather,
         score=lambda round, master: Scores(),

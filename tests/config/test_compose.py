@@ -27,7 +27,7 @@ def test_a_mistyped_key_is_named_with_its_neighbour():
 
 
 def test_a_key_without_its_group_finds_the_group():
-    assert "privacy.target_epsilon" in refused("target_epsilon=1")["target_epsilon"].mend
+    assert "privacy.target_epsilon" in refused("target_epsilon=1")["target_epsilon"].fix
 
 
 def test_an_unknown_choice_lists_the_choices():
@@ -38,7 +38,7 @@ def test_an_unknown_choice_lists_the_choices():
 def test_every_mistake_is_reported_at_once():
     found = refused("nosuch.key=1", "rounds=abc", "privacy=nosuch", "codec.blok=3")
     assert set(found) == {"nosuch.key", "rounds", "privacy", "codec.blok"}
-    assert "codec.block" in found["codec.blok"].mend
+    assert "codec.block" in found["codec.blok"].fix
 
 
 def test_what_must_be_set_is_asked_for():

@@ -1,4 +1,4 @@
-"""Which options go together where whole clients are protected, each refusal with its mend."""
+"""Which options go together where whole clients are protected, each refusal with its fix."""
 
 import pytest
 
@@ -62,13 +62,13 @@ REFUSED = {
 def test_what_makes_no_sense_is_refused_with_its_mend(overrides, key):
     problem = found(*overrides)[key]
     assert problem.rule
-    assert problem.mend
+    assert problem.fix
 
 
 def test_why_changes_are_refused_is_said():
     (problem,) = found(*CLIENT, "downlink.kind=delta", "downlink.name=int8").values()
     assert "would tell the others of another's update" in problem.rule
-    assert problem.mend == "Use downlink.kind=weights"
+    assert problem.fix == "Use downlink.kind=weights"
 
 
 def test_changes_may_be_sent_where_examples_are_protected():

@@ -31,7 +31,7 @@ def test_one_round_after_the_last_pruned_weight_is_enough(overrides):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "key", "mend"),
+    ("overrides", "key", "fix"),
     [
         (["quant.sparsity_begin=0.6"], "quant.sparsity_begin", "Use quant.sparsity_begin=0.1"),
         (["quant.sparsity_begin=0.7"], "quant.sparsity_begin", "Use quant.sparsity_begin=0.1"),
@@ -43,15 +43,15 @@ def test_one_round_after_the_last_pruned_weight_is_enough(overrides):
         (["quant.sparsity=0"], "quant.sparsity", "Try quant.sparsity"),
     ],
 )
-def test_what_cannot_be_pruned_so_is_refused_with_a_mend(overrides, key, mend):
+def test_what_cannot_be_pruned_so_is_refused_with_a_mend(overrides, key, fix):
     (problem,) = found(*overrides)
     assert problem.key == key
-    assert mend in problem.mend
+    assert fix in problem.fix
 
 
 def test_a_schedule_without_a_sparsity_does_nothing_and_is_refused():
     (problem,) = problems(compose(["quant=int8", "quant.sparsity_end=0.5"]))
-    assert (problem.key, problem.mend) == ("quant.sparsity_end", "Add quant.sparsity=0.9")
+    assert (problem.key, problem.fix) == ("quant.sparsity_end", "Add quant.sparsity=0.9")
 
 
 def test_a_sparsity_without_quantization_is_refused():

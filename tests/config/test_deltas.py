@@ -11,7 +11,7 @@ def told(*overrides):
 
 
 @pytest.mark.parametrize(
-    ("nominal", "delta", "mend"),
+    ("nominal", "delta", "fix"),
     [
         (10, "1e-3", None),
         (100, "1e-3", None),
@@ -21,14 +21,14 @@ def told(*overrides):
         (1_000_000, "1.1e-7", "1e-07"),
     ],
 )
-def test_a_delta_of_examples_is_at_most_a_tenth_of_one_over_their_public_number(nominal, delta, mend):
+def test_a_delta_of_examples_is_at_most_a_tenth_of_one_over_their_public_number(nominal, delta, fix):
     words = ["privacy=example", "privacy.sample_rate=0.1", f"privacy.nominal_examples={nominal}"]
     found = told(*words, f"privacy.target_delta={delta}")
-    assert len(found) == (mend is not None)
-    if mend is not None:
+    assert len(found) == (fix is not None)
+    if fix is not None:
         assert f"must be at most 1 / (10 x {nominal})" in found[0]
-        assert found[0].endswith(f"Use privacy.target_delta={mend}")
-        assert told(*words, f"privacy.target_delta={mend}") == []
+        assert found[0].endswith(f"Use privacy.target_delta={fix}")
+        assert told(*words, f"privacy.target_delta={fix}") == []
 
 
 @pytest.mark.parametrize(("clients", "delta", "fits"), [(100, "1e-3", True), (101, "1e-3", False), (2, "1e-2", False)])

@@ -17,8 +17,8 @@ def test_a_deployment_does_not_believe_what_clients_say_of_their_examples():
     """A client's weight was the number in its own reply, up to a million."""
     (problem,) = problems(compose(DEPLOYED))
     assert problem.key == "strategy.weighting"
-    assert "strategy.weighting=equal" in problem.mend
-    assert "strategy.weights={NAME: N, ...}" in problem.mend
+    assert "strategy.weighting=equal" in problem.fix
+    assert "strategy.weights={NAME: N, ...}" in problem.fix
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ import pytest
 
 from fedq.codec import CODECS
 from fedq.codec.options import ROUNDINGS
-from fedq.config import Config, compose, problems, public, rules, views
+from fedq.config import Config, compose, problems, public, rules
+from fedq.config import augmentation as views
 from fedq.data import PARTITIONERS
 from fedq.privacy import ACCOUNTANTS
 from fedq.training import AUGMENTATIONS, LOSSES, METRICS
@@ -53,7 +54,7 @@ def test_dp_sgd_computes_in_float32_in_one_place_and_uncompiled(override):
     key = override.partition("=")[0]
     (problem,) = problems(compose(private(override)))
     assert problem.key == key
-    assert problem.mend.endswith(", or privacy=off")
+    assert problem.fix.endswith(", or privacy=off")
     assert keys(override) == []
 
 
@@ -115,7 +116,7 @@ def test_several_rules_are_reported_at_once_with_value_rule_and_mend():
     assert {p.key for p in found} == {"fraction", "privacy.target_epsilon", "quant.activations"}
     observed = next(p for p in found if p.key == "quant.activations")
     assert "not covered by DP-SGD" in observed.rule
-    assert "fixed or learned" in observed.mend
+    assert "fixed or learned" in observed.fix
 
 
 def test_weights_that_are_rounded_at_random_do_not_go_with_dp_sgd():
@@ -317,13 +318,13 @@ def test_clients_have_the_names_that_they_are_given():
 
 
 @pytest.mark.parametrize(
-    ("names", "mend"),
+    ("names", "fix"),
     [("[a]", "Use clients=1"), ("[a,b,c]", "Use clients=3"), ("[a,a]", "Use clients=1")],
 )
-def test_there_is_one_different_name_for_each_client(names, mend):
+def test_there_is_one_different_name_for_each_client(names, fix):
     (problem,) = problems(compose(["clients=2", f"names={names}"]))
     assert (problem.key, problem.rule) == ("names", "must be 2 different names, one for each client")
-    assert mend in problem.mend
+    assert fix in problem.fix
 
 
 @pytest.mark.parametrize(
@@ -351,7 +352,7 @@ def test_names_are_keys_of_random_numbers_and_so_part_of_the_experiment():
 
 
 @pytest.mark.parametrize(
-    ("runtime", "override", "mend"),
+    ("runtime", "override", "fix"),
     [
         ("ray", "runtime.workers=2", "runtime=local"),
         ("deployment", "runtime.workers=2", "runtime=local"),
@@ -364,11 +365,11 @@ def test_names_are_keys_of_random_numbers_and_so_part_of_the_experiment():
         ("local", "runtime.timeout=10", "runtime=deployment"),
     ],
 )
-def test_an_option_of_another_runtime_is_refused(runtime, override, mend):
+def test_an_option_of_another_runtime_is_refused(runtime, override, fix):
     (problem,) = problems(compose([f"runtime={runtime}", "strategy.weighting=equal", override]))
     assert problem.key == override.partition("=")[0]
     assert problem.rule == f"runtime={runtime} has no such option"
-    assert mend in problem.mend
+    assert fix in problem.fix
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ def test_layers_that_are_skipped_already_stay_in_the_advice():
 def test_where_little_is_lost_there_is_nothing_to_try():
     seen = found(replace(HIDDEN, own_error=0.004))
     assert remedies(seen, ABOUT) == []
-    assert summary(seen, ABOUT) == "No layer loses much: hidden most, 0.4 % of its output. There is nothing to mend."
+    assert summary(seen, ABOUT) == "No layer loses much: hidden most, 0.4 % of its output. There is nothing to fix."
 
 
 def test_the_table_fits_100_columns_and_marks_the_worst():

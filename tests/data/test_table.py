@@ -48,8 +48,8 @@ def test_line_numbers_count_line_breaks_within_quotes(write):
         ("a,b,a\n1,2,3\n", "names column 'a' twice"),
         ("a,b\n1,2\n1\n", "line 3: 1 cells where the header names 2 columns"),
         ("a,b\n1,2,3\n", r"line 2: 3 cells .*set data.delimiter \(now ','\)"),
-        ('a,b\n1,"2\n', "line 2: unexpected end of data; mend the quotes"),
-        ('a,b\n1,"2"3\n', "line 2: .*expected after.*; mend the quotes"),
+        ('a,b\n1,"2\n', "line 2: unexpected end of data; fix the quotes"),
+        ('a,b\n1,"2"3\n', "line 2: .*expected after.*; fix the quotes"),
         (b"a,b\n1,\xff\n", "not UTF-8 text .*save it as UTF-8"),
     ],
 )
@@ -79,23 +79,23 @@ def test_unknown_column_is_answered_with_the_nearest(write):
 def test_cell_without_value_is_named(write, cell):
     table = read_table(write(f"a,b\n1,2\n3,{cell}\n"))
     with pytest.raises(ValueError, match=r"line 3, column 'b': the cell .*fill it in or delete the row"):
-        table.numbers("b", mend="")
+        table.numbers("b", fix="")
 
 
 @pytest.mark.parametrize("cell", ["inf", "-inf", "1e39", "-1e400"])
 def test_number_that_float32_cannot_hold_is_named(write, cell):
     table = read_table(write(f"a\n1\n{cell}\n"))
     with pytest.raises(ValueError, match=rf"line 3, column 'a': '{cell}' is no finite float32"):
-        table.numbers("a", mend="")
+        table.numbers("a", fix="")
 
 
 @pytest.mark.parametrize("cell", ["red", "1_000", "1,5", "0x10"])
 def test_text_among_numbers_is_named_with_the_mend(write, cell):
     table = read_table(write(f"a;b\n1;2\n{cell};2\n"), delimiter=";")
     with pytest.raises(ValueError, match=rf"line 3, column 'a': '{cell}' is not a number; do this"):
-        table.numbers("a", mend="do this")
+        table.numbers("a", fix="do this")
 
 
 def test_numbers_are_read_in_all_usual_spellings(write):
     table = read_table(write("a\n1\n-2.5\n+3e2\n.5\n"))
-    assert table.numbers("a", mend="").tolist() == [1, -2.5, 300, 0.5]
+    assert table.numbers("a", fix="").tolist() == [1, -2.5, 300, 0.5]

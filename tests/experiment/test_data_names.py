@@ -9,7 +9,7 @@ import pytest
 import fedq
 from fedq.config import ConfigError, compose
 from fedq.data import Dataset, Examples
-from fedq.experiment import SERVER, Owner, build
+from fedq.experiment import SERVER, Site, build
 from fedq.experiment.ledgers import data_name, ledger_name
 from fedq.privacy import Ledger, epsilon
 
@@ -76,11 +76,11 @@ def test_a_server_that_holds_no_shard_and_a_run_without_privacy_go_by_the_config
 
 def test_a_client_on_its_own_machine_names_them_before_it_opens_them():
     config = compose(PRIVATE)
-    built = build(config, data=arrays(), owner=Owner("1"))
-    assert built.data_name == ledger_name(built.config, Owner("1"))
-    own = Owner("1", Path("/own/data"))
+    built = build(config, data=arrays(), owner=Site("1"))
+    assert built.data_name == ledger_name(built.config, Site("1"))
+    own = Site("1", Path("/own/data"))
     assert ledger_name(config, own) == own.data_name
-    assert ledger_name(config, Owner("1")) != ledger_name(compose([*WORDS, "seed=1"]), Owner("1"))
+    assert ledger_name(config, Site("1")) != ledger_name(compose([*WORDS, "seed=1"]), Site("1"))
 
 
 # --- over one folder of ledgers --------------------------------------------------------------------------------

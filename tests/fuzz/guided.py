@@ -109,7 +109,7 @@ def _corpus(seeds):
 
 
 def _case_of(data: bytes):
-    """What an input means. Magic, layout, length and checksum are mended: by chance nothing would come past them."""
+    """What an input means. Magic, layout, length and checksum are fixed: by chance nothing would come past them."""
     from tests.fuzz.mutate import sealed
     from tests.fuzz.oracle import Case
     from tests.fuzz.seeds import BASE, LAYOUTS, accumulators

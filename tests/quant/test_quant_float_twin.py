@@ -10,7 +10,7 @@ from torch import nn
 
 from fedq.models import transformer
 from fedq.quant import ExportError, Int8Model, quantize
-from fedq.quant.float_twin import export_float32, float_base, float_twin
+from fedq.quant.float_reference import export_float32, float_base, float_twin
 from fedq.quant.swap import LAYERS
 
 SHAPES = {

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from fedq.quant import export_onnx, quantize
-from fedq.quant.float_twin import float_twin
+from fedq.quant.float_reference import float_twin
 from fedq.quant.inspection import histogram, inspect
 from fedq.quant.swap import spell_out
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from quant_models import Untraceable, mlp, tanh_cnn
 
-from fedq.quant import ExportError, Int8Model, export_onnx, pace, quantize
+from fedq.quant import ExportError, Int8Model, export_onnx, quantize
+from fedq.quant import latency as pace
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from fedq.codec import Int8, Layout, Segment
 from fedq.core.randomness import generator
 from fedq.flower import wire
 from fedq.flower.grid import InProcessGrid
-from fedq.server import Broadcast, Dealer, Outcome, QuantizedFedAvg, Rules, Total, run_rounds, say_hello
+from fedq.server import Broadcast, CyclicSampler, Outcome, QuantizedFedAvg, RoundAggregate, Rules, run_rounds, say_hello
 from fedq.server.link import counted
 from fedq.server.loop import Round, Scores
 from fedq.server.meter import Meter
@@ -169,7 +169,7 @@ def run(
     greater_is_better: bool = True,
     due: Callable[[int], bool] = lambda round: True,
     strategy: QuantizedFedAvg | None = None,
-    dealer: Sampler | None = None,
+    sampler: Sampler | None = None,
     ema: float | None = None,
     **options: Any,
 ) -> Ran:
@@ -183,7 +183,7 @@ def run(
         exchange, grid.get_node_ids(), version=VERSION, formats=codec.FORMATS, layout=LAYOUT.digest, timeout=1
     )
 
-    def gather(round: int, broadcast: Broadcast, accepted: Mapping[str, int]) -> Total:
+    def gather(round: int, broadcast: Broadcast, accepted: Mapping[str, int]) -> RoundAggregate:
         replies = exchange(strategy.messages(round, broadcast, accepted, roster), 1)
         total = strategy.collect(round, replies, list(accepted), roster, broadcast)
         total.traffic.add(grid.meter.take())
@@ -192,7 +192,7 @@ def run(
     seen: list[Round] = []
     outcome = run_rounds(
         strategy=strategy,
-        dealer=dealer or Dealer(list(roster.nodes), seed=strategy.seed),
+        sampler=sampler or CyclicSampler(list(roster.nodes), seed=strategy.seed),
         master=START,
         gather=gather,
         score=score,

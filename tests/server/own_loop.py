@@ -6,7 +6,7 @@ import numpy as np
 
 from fedq.experiment import Experiment
 from fedq.runtime.local import in_process
-from fedq.server import Dealer, Rules, run_rounds
+from fedq.server import CyclicSampler, Rules, run_rounds
 from fedq.server.loop import Scores
 
 
@@ -17,7 +17,7 @@ def trained(experiment: Experiment, folder: Path, *, cohort: int) -> np.ndarray:
     roster, hello = link.meet()
     outcome = run_rounds(
         strategy=strategy,
-        dealer=Dealer(list(roster.nodes), seed=experiment.config.seed),
+        sampler=CyclicSampler(list(roster.nodes), seed=experiment.config.seed),
         master=experiment.initial,
         gather=link.gather,
         score=lambda round, master: Scores(),

@@ -11,7 +11,7 @@ from own_loop import trained
 from fedq.app import client_app
 from fedq.core.randomness import generator, key64
 from fedq.flower.grid import InProcessGrid
-from fedq.server import Dealer
+from fedq.server import CyclicSampler
 from fedq.server.strategy import arrays_of
 
 ROUNDS = 4
@@ -81,7 +81,9 @@ def test_under_flowers_own_loop_the_bits_are_the_same(experiment, tmp_path, over
     cohort = max(1, int(ours.config.fraction * 6))
     expected = trained(ours, tmp_path / "own", cohort=cohort)
     assert ours.layout.flatten(arrays_of(theirs.arrays)).tobytes() == expected.tobytes()
-    asked = {name for round in range(1, ROUNDS + 1) for name in Dealer(ours.identities, seed=0).cohort(round, cohort)}
+    asked = {
+        name for round in range(1, ROUNDS + 1) for name in CyclicSampler(ours.identities, seed=0).cohort(round, cohort)
+    }
     assert set(clients) == set(ours.identities) >= asked
 
 

@@ -9,7 +9,7 @@ from fedq.server import Downlink
 from fedq.server.aggregation import Aggregation
 from fedq.server.bounding import MedianPull, NormBound
 from fedq.server.robust import Median, TrimmedMean
-from fedq.server.total import Accepted, Total
+from fedq.server.round_aggregate import Accepted, RoundAggregate
 
 BASE = b"b" * 16
 CLIENTS = [str(i) for i in range(6)]
@@ -30,7 +30,7 @@ def packet_of(name, factor=1.0):
 
 
 def share(rule, clients, factors):
-    total, made = Total(LAYOUT), aggregation(rule)
+    total, made = RoundAggregate(LAYOUT), aggregation(rule)
     for name in clients:
         update = {"update": packet_of(name, factors.get(name, 1.0))}
         made.add(total, name, update, 10.0 + int(name), round=1, base=BASE, limit=made.limit())
@@ -49,9 +49,9 @@ def test_shares_of_worker_processes_in_any_order_give_the_bits_of_one(name):
     rule, factors = RULES[name], {"2": 1000.0}
     whole = mean(rule, share(rule, CLIENTS, factors))
     for split in (CLIENTS[:1], CLIENTS[::-2], CLIENTS[3:]):
-        merged, others = Total(LAYOUT), [c for c in CLIENTS if c not in split]
+        merged, others = RoundAggregate(LAYOUT), [c for c in CLIENTS if c not in split]
         for part in (split, others):
-            merged.merge(Total.from_bytes(share(rule, part, factors).to_bytes(), LAYOUT))
+            merged.merge(RoundAggregate.from_bytes(share(rule, part, factors).to_bytes(), LAYOUT))
         assert mean(rule, merged) == whole
     assert "2" in whole[1] or name == "trimmed mean, no bound"
 
@@ -63,14 +63,14 @@ def test_without_a_bound_the_packet_goes_straight_into_the_sums():
 
 @pytest.mark.parametrize("name", RULES)
 def test_a_packet_that_does_not_decode_changes_nothing(name):
-    total, made = Total(LAYOUT), aggregation(RULES[name])
+    total, made = RoundAggregate(LAYOUT), aggregation(RULES[name])
     with pytest.raises(MalformedUpdate, match="base"):
         made.add(total, "1", {"update": packet_of("1")}, 1.0, round=1, base=b"c" * 16, limit=made.limit())
-    assert total == Total(LAYOUT)
+    assert total == RoundAggregate(LAYOUT)
 
 
 def test_a_weight_that_the_sums_cannot_take_is_refused_before_the_update_is_held():
-    total, made = Total(LAYOUT), aggregation(RULES["first round"])
+    total, made = RoundAggregate(LAYOUT), aggregation(RULES["first round"])
     with pytest.raises(MalformedUpdate, match="weight"):
         made.add(total, "1", {"update": packet_of("1")}, 1e-30, round=1, base=BASE, limit=None)
     assert total.held == []
@@ -88,7 +88,7 @@ def test_an_update_that_the_sums_cannot_take_is_rejected_when_the_round_is_compl
 def test_a_shortened_update_adds_what_the_limit_says():
     """By hand: lengths 1, 1 and 1000, weights 1; the third adds 2 of its 1000."""
     direction = update_of("0", 1) / np.linalg.norm(update_of("0", 1))
-    total, made = Total(LAYOUT), Aggregation(Float32(), bound=MedianPull(2.0))
+    total, made = RoundAggregate(LAYOUT), Aggregation(Float32(), bound=MedianPull(2.0))
     for name, length in (("0", 1), ("1", 1), ("2", 1000)):
         packet = encode(np.float32(length * direction), "float32", layout=LAYOUT, kind="delta", round=1, base=BASE)
         made.add(total, name, {"update": packet}, 1.0, round=1, base=BASE, limit=None)

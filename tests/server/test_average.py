@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from hand_made import LAYOUT, run
 
-from fedq.codec import Kept
+from fedq.codec import MaskedLayout
 from fedq.server.average import MovingAverage
 from fedq.server.loop import Scores
 
-WHOLE = Kept(LAYOUT)
+WHOLE = MaskedLayout(LAYOUT)
 
 
 def models(count):
@@ -47,7 +47,7 @@ def test_what_is_pruned_is_0_in_the_average_too():
     first, second = models(2)
     average = MovingAverage(0.9)
     average.after(first, WHOLE)
-    found = average.after(second, Kept(LAYOUT, mask))
+    found = average.after(second, MaskedLayout(LAYOUT, mask))
     assert found[0] == 0.0
     np.testing.assert_allclose(found[1:], ((first + second) / 2)[1:], rtol=1e-5, atol=1e-6)
 

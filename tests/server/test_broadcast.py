@@ -196,7 +196,7 @@ def test_a_model_that_rests_is_reached(lossy):
 
 
 def test_what_deltas_lose_does_not_add_up():
-    """However many rounds, a client is off by half a level of the last delta, which the next one mends."""
+    """However many rounds, a client is off by half a level of the last delta, which the next one fixes."""
     federation = Federation(Downlink(Int8(block=64, feedback=True), "delta"))
     federation.send("a")
     for _ in range(40):

@@ -12,7 +12,7 @@ from fedq.flower import private as flower
 from fedq.flower import wire
 from fedq.server.node_names import NodeNames, fingerprint, fingerprint_of_node, read_node_names
 from fedq.server.roster import LinkLostError, grid_exchange
-from fedq.server.total import Rejected
+from fedq.server.round_aggregate import Rejected
 from tests.server.test_roster import A, B, SlowGrid, gather, hello, met, requests  # noqa: F401  (a fixture)
 
 pytestmark = pytest.mark.hostile

@@ -14,7 +14,7 @@ from fedq.flower import private as flower
 from fedq.flower import wire
 from fedq.server import QuantizedFedAvg
 from fedq.server.roster import Roster
-from fedq.server.total import Accepted, Rejected
+from fedq.server.round_aggregate import Accepted, Rejected
 
 HONEST = ("0", "1", "3")
 NUMBERS = {"num_examples": 12, "loss": 0.5}

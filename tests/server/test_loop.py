@@ -6,7 +6,7 @@ from hand_made import START, run
 
 from fedq.flower import wire
 from fedq.server.loop import Rules, Score, Scores, _Best
-from fedq.server.total import Traffic
+from fedq.server.round_aggregate import Traffic
 
 
 def refusing(reason, *, until=99):

@@ -14,7 +14,7 @@ from fedq.flower import private as flower
 from fedq.flower import wire
 from fedq.flower.private import serialized
 from fedq.runtime.local import in_process
-from fedq.server import Dealer, Rules, run_rounds
+from fedq.server import CyclicSampler, Rules, run_rounds
 from fedq.server.loop import Scores
 from fedq.server.meter import Meter
 
@@ -168,7 +168,7 @@ def traffic_of_a_run(folder, data, *overrides):
     rounds = []
     run_rounds(
         strategy=strategy,
-        dealer=Dealer(list(roster.nodes), seed=0),
+        sampler=CyclicSampler(list(roster.nodes), seed=0),
         master=experiment.initial,
         gather=link.gather,
         score=lambda round, master: Scores(),

@@ -6,9 +6,9 @@ import torch
 from hand_made import CODEC, LAYOUT, START
 
 from fedq import codec
-from fedq.codec import Accumulator, Int8, Kept, Layout, Segment, Sign
+from fedq.codec import Accumulator, Int8, Layout, MaskedLayout, Segment, Sign
 from fedq.flower import wire
-from fedq.server import Broadcast, Downlink, Pruning, QuantizedFedAvg, Total
+from fedq.server import Broadcast, Downlink, Pruning, QuantizedFedAvg, RoundAggregate
 from fedq.server.pruning import Pruner, prune, zeros
 
 PRUNING = Pruning(("weight",), 0.9, begin=2, end=6)
@@ -160,7 +160,7 @@ def strategy(**options):
 def summed(strategy, value):
     """What a round brings of one client whose update is `value` everywhere that is kept."""
     layout = strategy.kept.layout
-    total = Total(layout, {wire.UPDATE: Accumulator(layout)})
+    total = RoundAggregate(layout, {wire.UPDATE: Accumulator(layout)})
     total.sums[wire.UPDATE].add_vector(np.full(layout.size, value, np.float32))
     return total
 
@@ -241,4 +241,4 @@ def test_another_app_s_clients_know_no_masks():
 def test_a_dense_strategy_tells_no_sparsity():
     assert QuantizedFedAvg(LAYOUT, CODEC).sparsity is None
     assert QuantizedFedAvg(LAYOUT, CODEC).settled
-    assert Kept(LAYOUT).mask is None
+    assert MaskedLayout(LAYOUT).mask is None

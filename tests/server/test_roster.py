@@ -6,11 +6,11 @@ from flwr.common.constant import ErrorCode
 
 from fedq.flower import private as flower
 from fedq.flower import wire
-from fedq.server import Dealer, Roster, say_hello
+from fedq.server import CyclicSampler, Roster, say_hello
 from fedq.server import roster as roster_module
 from fedq.server.node_names import NodeNames
-from fedq.server.roster import BudgetSpentError, Desk, TooFewClientsError, grid_exchange, wait_for_clients
-from fedq.server.total import Rejected
+from fedq.server.roster import BudgetSpentError, Handshake, TooFewClientsError, grid_exchange, wait_for_clients
+from fedq.server.round_aggregate import Rejected
 
 LAYOUT = bytes(range(16))
 GOOD = wire.Hello("7", "1", (1,), LAYOUT)
@@ -109,10 +109,10 @@ def test_whoever_is_silent_is_named():
 
 @pytest.mark.parametrize("name", ["9" * 5000, "", "\x1b[2J", "a\nb", "x" * 65])
 def test_a_name_that_would_break_sorting_or_a_terminal_is_refused(name):
-    """5,000 digits are no number to Python, and the dealer sorts names by the number in them."""
+    """5,000 digits are no number to Python, and the sampler sorts names by the number in them."""
     roster = met([hello(identity=name), hello()])
     assert roster.refused == [Rejected("1", "wrong_type")]
-    assert Dealer(list(roster.nodes), seed=0).cohort(1, 1) == ["7"]
+    assert CyclicSampler(list(roster.nodes), seed=0).cohort(1, 1) == ["7"]
 
 
 def test_every_refusal_has_a_meaning_written_down():
@@ -166,7 +166,7 @@ def test_a_roster_knows_nobody_by_default():
 
 
 class Federation:
-    """Nodes that appear, stay silent or are mended at a second of its own clock, which only waiting moves.
+    """Nodes that appear, stay silent or are fixed at a second of its own clock, which only waiting moves.
 
     `answers`: node -> [(from this second on, what it answers)]; None is silence. A node is there from its first second.
     """
@@ -204,7 +204,7 @@ def gather(monkeypatch):
     def gather(answers, *, expected=("a", "b"), wait=300.0, enough=None, **known):
         federation = Federation(answers)
         monkeypatch.setattr(roster_module, "time", federation)
-        desk = Desk(version="1", formats=(1,), layout=LAYOUT, **({"names": NodeNames(trusted=True)} | known))
+        desk = Handshake(version="1", formats=(1,), layout=LAYOUT, **({"names": NodeNames(trusted=True)} | known))
         count = len(expected) if enough is None else enough
         try:
             federation.roster = wait_for_clients(
@@ -250,19 +250,19 @@ def test_who_is_missing_is_named_once_a_minute(gather):
 
 
 def test_a_node_that_was_refused_and_then_mended_is_let_in(gather):
-    mended = gather({901: [(0, A)], 22: [(0, hello(identity="b", version="0.9")), (20, B)]})
-    assert mended.roster.nodes == {"a": 901, "b": 22}
-    assert mended.roster.refused == []
-    assert 60 <= mended.now <= 61
-    at, text = mended.told[0]
+    fixed = gather({901: [(0, A)], 22: [(0, hello(identity="b", version="0.9")), (20, B)]})
+    assert fixed.roster.nodes == {"a": 901, "b": 22}
+    assert fixed.roster.refused == []
+    assert 60 <= fixed.now <= 61
+    at, text = fixed.told[0]
     assert at == 0
     assert text == "b is refused, version: a client of another version of fedq"
 
 
 def test_a_node_that_was_let_in_is_not_asked_again(gather):
-    mended = gather({901: [(0, A)], 22: [(0, hello(identity="b", layout=b"")), (100, B)]})
-    assert [node for _, node in mended.greeted].count(901) == 1
-    assert [at // 60 for at, node in mended.greeted if node == 22] == [0, 1, 2]  # once a minute
+    fixed = gather({901: [(0, A)], 22: [(0, hello(identity="b", layout=b"")), (100, B)]})
+    assert [node for _, node in fixed.greeted].count(901) == 1
+    assert [at // 60 for at, node in fixed.greeted if node == 22] == [0, 1, 2]  # once a minute
 
 
 def test_a_node_that_was_silent_is_asked_again(gather):

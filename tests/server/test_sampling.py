@@ -6,14 +6,14 @@ from itertools import product
 
 import pytest
 
-from fedq.server import Dealer
+from fedq.server import CyclicSampler
 
 SIZES = [(n, m) for n in (1, 2, 3, 5, 7, 10, 12) for m in range(1, n + 1)]
 
 
 def cohorts(clients, size, rounds, *, seed=0):
-    dealer = Dealer([str(i) for i in range(clients)], seed=seed)
-    return [dealer.cohort(round, size) for round in range(1, rounds + 1)]
+    sampler = CyclicSampler([str(i) for i in range(clients)], seed=seed)
+    return [sampler.cohort(round, size) for round in range(1, rounds + 1)]
 
 
 @pytest.mark.parametrize(("clients", "size"), SIZES)
@@ -45,13 +45,16 @@ def test_ten_of_a_hundred_for_a_hundred_rounds_is_ten_times_each():
 def test_the_order_of_the_names_does_not_matter():
     names = [str(i) for i in range(11)] + ["north", "south"]
     shuffled = random.Random(1).sample(names, len(names))
-    first, second = Dealer(names, seed=4), Dealer(shuffled, seed=4)
+    first, second = CyclicSampler(names, seed=4), CyclicSampler(shuffled, seed=4)
     assert [first.cohort(r, 4) for r in range(1, 20)] == [second.cohort(r, 4) for r in range(1, 20)]
 
 
 def test_a_round_can_be_asked_for_again():
     """A resumed run starts in the middle."""
-    assert Dealer("abcdefg", seed=2).cohort(9, 3) == [Dealer("abcdefg", seed=2).cohort(r, 3) for r in range(1, 10)][-1]
+    assert (
+        CyclicSampler("abcdefg", seed=2).cohort(9, 3)
+        == [CyclicSampler("abcdefg", seed=2).cohort(r, 3) for r in range(1, 10)][-1]
+    )
 
 
 def test_seeds_deal_differently():
@@ -65,10 +68,10 @@ def test_every_pair_of_clients_meets():
 
 
 def test_a_cohort_is_in_the_order_of_the_numbers_in_the_names():
-    assert Dealer(["10", "9", "x", "2"], seed=0).cohort(1, 4) == ["2", "9", "10", "x"]
+    assert CyclicSampler(["10", "9", "x", "2"], seed=0).cohort(1, 4) == ["2", "9", "10", "x"]
 
 
 @pytest.mark.parametrize("size", [0, 4, -1])
 def test_a_cohort_larger_than_the_roster_or_empty_is_refused(size):
     with pytest.raises(ValueError, match=rf"cohort of {size} among 3 clients: must be 1 to all of them"):
-        Dealer("abc", seed=0).cohort(1, size)
+        CyclicSampler("abc", seed=0).cohort(1, size)

@@ -9,7 +9,7 @@ from hand_made import CODEC, LAYOUT, START, VERSION, forged, instead, run, updat
 
 from fedq.codec import Accumulator, Float32
 from fedq.privacy import ClientLevelMechanism, ClientLevelPlan, Ledger, SecureRandom, SeededRandom
-from fedq.server import Broadcast, Dealer, Downlink, QuantizedFedAvg, Total
+from fedq.server import Broadcast, CyclicSampler, Downlink, QuantizedFedAvg, RoundAggregate
 from fedq.server.sampling import SecretPoisson
 
 PLAN = ClientLevelPlan(1.0, 0.5, cohort=4, clients=4, charges=2)
@@ -83,7 +83,7 @@ def test_the_exact_sums_of_neighbours_differ_by_no_more_than_the_clip(protected)
     strategy, _ = protected(codec=Float32())
     sums = []
     for clients in (CLIENTS, ("0", "1", "3")):
-        total = Total(LAYOUT)
+        total = RoundAggregate(LAYOUT)
         for name in clients:
             update = update_of(name, 1) * np.float32(1000 if name == "2" else 0.001)
             folded(strategy, total, update)
@@ -101,7 +101,7 @@ def folded(strategy, total, update, clip_norm=0.5):
 
 def test_short_updates_are_summed_as_they_came_and_divided_by_the_public_cohort(protected):
     strategy, _ = protected(random=Silent(0), codec=Float32())
-    total, plain = Total(LAYOUT), Accumulator(LAYOUT)
+    total, plain = RoundAggregate(LAYOUT), Accumulator(LAYOUT)
     for name in CLIENTS[:3]:
         update = update_of(name, 1) * np.float32(0.01)
         folded(strategy, total, update)
@@ -144,21 +144,21 @@ def test_examples_do_not_weigh(protected):
 
 def test_shares_of_a_cohort_merge_to_the_same_bits_with_their_counts(protected):
     strategy, _ = protected(codec=Float32())
-    whole, shares = Total(LAYOUT), [Total(LAYOUT), Total(LAYOUT)]
+    whole, shares = RoundAggregate(LAYOUT), [RoundAggregate(LAYOUT), RoundAggregate(LAYOUT)]
     for i, name in enumerate(CLIENTS):
         update = update_of(name, 1) * np.float32(0.01 if name == "3" else 1.0)
         folded(strategy, whole, update)
         folded(strategy, shares[i % 2], update)
-    merged = Total(LAYOUT)
+    merged = RoundAggregate(LAYOUT)
     for share in shares:
-        merged.merge(Total.from_bytes(share.to_bytes(), LAYOUT))
+        merged.merge(RoundAggregate.from_bytes(share.to_bytes(), LAYOUT))
     assert merged.to_bytes() == whole.to_bytes()
     assert (merged.clip_norm, merged.within) == (0.5, 1)
 
 
 def test_shares_under_two_clips_are_not_one_sum(protected):
     strategy, _ = protected()
-    one, other = Total(LAYOUT), Total(LAYOUT)
+    one, other = RoundAggregate(LAYOUT), RoundAggregate(LAYOUT)
     folded(strategy, one, update_of("0", 1))
     folded(strategy, other, update_of("1", 1), clip_norm=0.25)
     with pytest.raises(RuntimeError, match=r"clipped to 0\.5 and to 0\.25"):
@@ -175,9 +175,9 @@ def test_the_round_s_clip_reaches_workers_and_no_client(protected):
 def test_without_the_mechanism_no_update_is_added_and_no_step_taken():
     strategy = QuantizedFedAvg(LAYOUT, CODEC, client_level=PLAN)
     with pytest.raises(RuntimeError, match="no clip norm for this round"):
-        folded(strategy, Total(LAYOUT), update_of("0", 1), clip_norm=None)
+        folded(strategy, RoundAggregate(LAYOUT), update_of("0", 1), clip_norm=None)
     with pytest.raises(RuntimeError, match="protected by no mechanism"):
-        strategy.step(1, START, Total(LAYOUT))
+        strategy.step(1, START, RoundAggregate(LAYOUT))
 
 
 def test_a_mechanism_of_another_plan_is_refused(protected, tmp_path):
@@ -219,11 +219,11 @@ def test_a_rate_that_leaves_nothing_to_chance_is_refused(rate):
 
 
 def test_a_round_that_asks_nobody_goes_on(protected):
-    class Nobody(Dealer):
+    class Nobody(CyclicSampler):
         def cohort(self, round, size):
             return []
 
-    asked_none, ledger = ran(protected, rounds=2, dealer=Nobody(CLIENTS, seed=0), random=SecureRandom())
+    asked_none, ledger = ran(protected, rounds=2, sampler=Nobody(CLIENTS, seed=0), random=SecureRandom())
     assert [round.status for round in asked_none.rounds] == ["initial", "ok", "ok"]
     assert len(ledger.rows()) == 2
 

@@ -7,8 +7,8 @@ from hand_made import CODEC, LAYOUT, START, examples_of, instead, run, update_of
 
 from fedq import codec
 from fedq.codec import Accumulator
-from fedq.server import QuantizedFedAvg, Total
-from fedq.server.total import Accepted
+from fedq.server import QuantizedFedAvg, RoundAggregate
+from fedq.server.round_aggregate import Accepted
 
 GRADIENTS = [update_of(name, 1) for name in "012"]
 
@@ -67,7 +67,7 @@ def test_a_step_leaves_its_arguments_and_earlier_masters_alone():
 
 
 def test_pseudo_gradient_is_minus_the_mean_update():
-    total = Total(LAYOUT, {"update": Accumulator(LAYOUT)})
+    total = RoundAggregate(LAYOUT, {"update": Accumulator(LAYOUT)})
     total.sums["update"].add_vector(np.full(LAYOUT.size, 1.0, np.float32), 3)
     total.sums["update"].add_vector(np.full(LAYOUT.size, -2.0, np.float32), 1)
     assert set(QuantizedFedAvg(LAYOUT, CODEC).finish(total).tolist()) == {-(3 * 1.0 - 2.0) / 4}
@@ -111,7 +111,7 @@ def test_rounding_of_the_broadcast_does_not_add_up():
 
 def test_only_the_updates_that_counted_are_remembered():
     strategy = QuantizedFedAvg(LAYOUT, CODEC)
-    total = Total(LAYOUT, accepted=[Accepted("1", 1.0, 0.1)])
+    total = RoundAggregate(LAYOUT, accepted=[Accepted("1", 1.0, 0.1)])
     total.sums["update"] = codec.Accumulator(LAYOUT)
     total.sums["update"].add_vector(np.ones(LAYOUT.size, np.float32), 1.0)
     strategy.step(3, START, total)

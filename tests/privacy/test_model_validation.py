@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from fedq.privacy import Declined, admit, refuse_cross_example_layers, refuse_mixing
-from fedq.privacy.suitable import check_unchanged, untrained_state
+from fedq.privacy.model_validation import check_unchanged, untrained_state
 
 
 class Centred(nn.Module):

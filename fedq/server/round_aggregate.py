@@ -61,7 +61,7 @@ class Traffic:
 
 
 @dataclass
-class Total:
+class RoundAggregate:
     """The state that `fold` adds to and `finish` closes."""
 
     layout: Layout
@@ -111,7 +111,7 @@ class Total:
         told = [(a.right, a.wrong) for a in self.accepted if a.right is not None and a.wrong is not None]
         return sum(right for right, _ in told), sum(wrong for _, wrong in told), len(told)
 
-    def merge(self, other: "Total") -> None:
+    def merge(self, other: "RoundAggregate") -> None:
         """Add what another share of the cohort brought; `other` stays as it is."""
         for name, total in other.sums.items():
             self.sums.setdefault(name, Accumulator(self.layout)).merge(total)
@@ -144,7 +144,7 @@ class Total:
         return b"".join([struct.pack("<I", len(head)), head, *sums.values(), *(data for _, _, data in held)])
 
     @classmethod
-    def from_bytes(cls, data: bytes, layout: Layout) -> "Total":
+    def from_bytes(cls, data: bytes, layout: Layout) -> "RoundAggregate":
         (length,) = struct.unpack_from("<I", data)
         head = json.loads(data[4 : 4 + length])
         sums, at = {}, 4 + length

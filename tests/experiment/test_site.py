@@ -9,7 +9,7 @@ import torch
 from fedq import codec
 from fedq.config import ConfigError, compose
 from fedq.data import write_shard
-from fedq.experiment import SERVER, Owner, build
+from fedq.experiment import SERVER, Site, build
 from fedq.flower import wire
 
 USUAL = ["clients=4", "partition=dirichlet", "model.hidden=[12]", "train.epochs=1", "quant=off", "privacy=off"]
@@ -54,14 +54,14 @@ def problems_of(config, owner=None):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_client_on_its_own_shard_has_the_layout_of_the_simulated_one(kind, tmp_path):
     simulated = build(config_of(*KINDS[kind]))
-    own = build(simulated.config, owner=Owner("2", shard_of(simulated, "2", tmp_path)))
+    own = build(simulated.config, owner=Site("2", shard_of(simulated, "2", tmp_path)))
     assert own.layout.digest == simulated.layout.digest
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_client_on_its_own_shard_sends_the_bits_of_the_simulated_one(kind, tmp_path):
     simulated = build(config_of(*KINDS[kind]))
-    own = build(simulated.config, owner=Owner("2", shard_of(simulated, "2", tmp_path)))
+    own = build(simulated.config, owner=Site("2", shard_of(simulated, "2", tmp_path)))
     start = simulated.initial.copy()
     theirs = first_update(simulated, "2", start, tmp_path / "simulated")
     assert first_update(own, "2", start, tmp_path / "own") == theirs
@@ -69,7 +69,7 @@ def test_a_client_on_its_own_shard_sends_the_bits_of_the_simulated_one(kind, tmp
 
 def test_the_shard_of_another_client_gives_another_update(tmp_path):
     simulated = build(config_of())
-    own = build(simulated.config, owner=Owner("2", shard_of(simulated, "3", tmp_path)))
+    own = build(simulated.config, owner=Site("2", shard_of(simulated, "3", tmp_path)))
     start = simulated.initial.copy()
     theirs = first_update(simulated, "2", start, tmp_path / "simulated")
     assert first_update(own, "2", start, tmp_path / "own") != theirs
@@ -77,7 +77,7 @@ def test_the_shard_of_another_client_gives_another_update(tmp_path):
 
 def test_an_owner_deals_nothing_and_keeps_all_that_is_its_own(tmp_path):
     simulated = build(config_of())
-    own = build(simulated.config, owner=Owner("2", shard_of(simulated, "2", tmp_path)))
+    own = build(simulated.config, owner=Site("2", shard_of(simulated, "2", tmp_path)))
     assert {name: len(indices) for name, indices in own.shards.items()} == {"2": len(simulated.shards["2"])}
 
 
@@ -85,30 +85,30 @@ def test_a_shard_of_one_class_still_has_an_output_for_each(tmp_path):
     simulated = build(config_of())
     zeros = np.flatnonzero(simulated.dataset.train.targets == 0)
     write_shard(tmp_path / "zeros.shard.npz", simulated.dataset.train[zeros], simulated.dataset)
-    own = build(simulated.config, owner=Owner("0", tmp_path / "zeros.shard.npz"))
+    own = build(simulated.config, owner=Site("0", tmp_path / "zeros.shard.npz"))
     assert own.layout.digest == simulated.layout.digest
 
 
 def test_a_shard_that_is_not_there_is_reported_by_its_path(tmp_path):
     path = tmp_path / "gone.shard.npz"
-    assert str(path) in problems_of(config_of(), Owner("0", path))["data.path"]
+    assert str(path) in problems_of(config_of(), Site("0", path))["data.path"]
 
 
 def test_a_shard_scaled_by_a_statistic_of_private_data_is_refused_under_dp(tmp_path):
     simulated = build(config_of())
     path = tmp_path / "fitted.shard.npz"
     write_shard(path, simulated.dataset.train[:50], replace(simulated.dataset, fitted_on_private_data=True))
-    assert "data.standardize" in problems_of(config_of(*KINDS["private"]), Owner("0", path))
+    assert "data.standardize" in problems_of(config_of(*KINDS["private"]), Site("0", path))
 
 
 def test_an_owner_s_examples_have_one_name_in_its_ledger_whatever_the_server_asks(tmp_path):
     path = shard_of(build(config_of()), "2", tmp_path)
     asked = (config_of("seed=0"), config_of("seed=1"), config_of("partition=iid"))
-    assert len({build(config, owner=Owner("2", path)).data_name for config in asked}) == 1
+    assert len({build(config, owner=Site("2", path)).data_name for config in asked}) == 1
 
 
 def test_the_examples_of_two_places_have_two_names(tmp_path):
-    assert Owner("2", tmp_path / "a").data_name != Owner("2", tmp_path / "b").data_name
+    assert Site("2", tmp_path / "a").data_name != Site("2", tmp_path / "b").data_name
 
 
 # --- where a client's data lie is never told by the network --------------------------------------------
@@ -130,21 +130,21 @@ def csv_without(*keys):
 
 def test_a_path_from_the_network_is_not_opened_by_a_client_without_one_of_its_own(tmp_path):
     config = compose([*CSV, f"data.path={table(tmp_path / 'server.csv')}"])
-    assert "a path that came over the network is not opened" in problems_of(config, Owner("0"))["data.path"]
+    assert "a path that came over the network is not opened" in problems_of(config, Site("0"))["data.path"]
 
 
 def test_a_client_opens_its_own_path_and_not_the_network_s(tmp_path):
     config = compose([*CSV, f"data.path={table(tmp_path / 'other.csv', rows=30)}"])
-    assert len(build(config, owner=Owner("0", table(tmp_path / "own.csv", rows=8))).dataset.train) == 8
+    assert len(build(config, owner=Site("0", table(tmp_path / "own.csv", rows=8))).dataset.train) == 8
 
 
 def test_a_loader_that_takes_no_path_cannot_open_a_client_s_own(tmp_path):
-    assert "digits takes no such argument" in problems_of(config_of(), Owner("0", tmp_path / "own.csv"))["data.path"]
+    assert "digits takes no such argument" in problems_of(config_of(), Site("0", tmp_path / "own.csv"))["data.path"]
 
 
 def test_a_client_without_a_path_takes_its_part_of_data_that_everybody_has():
     simulated = build(config_of())
-    assert build(simulated.config, owner=Owner("*")).shards["2"].tolist() == simulated.shards["2"].tolist()
+    assert build(simulated.config, owner=Site("*")).shards["2"].tolist() == simulated.shards["2"].tolist()
 
 
 # --- the server ----------------------------------------------------------------------------------------
@@ -174,44 +174,44 @@ def test_the_server_may_have_fewer_examples_than_clients():
 
 def test_a_table_of_one_client_needs_the_classes_named(tmp_path):
     config = compose([*csv_without("data.classes"), "data.path=x.csv"])
-    assert "Name them all, in one order" in problems_of(config, Owner("0", table(tmp_path / "own.csv")))["data.classes"]
+    assert "Name them all, in one order" in problems_of(config, Site("0", table(tmp_path / "own.csv")))["data.classes"]
 
 
 @pytest.mark.parametrize("more", [["data.standardize=true"], []])
 def test_a_table_of_one_client_is_not_scaled_by_a_mean_of_its_own(more, tmp_path):
     config = compose([*csv_without("data.standardize"), "data.path=x.csv", *more])
-    assert "a mean of its own" in problems_of(config, Owner("0", table(tmp_path / "own.csv")))["data.standardize"]
+    assert "a mean of its own" in problems_of(config, Site("0", table(tmp_path / "own.csv")))["data.standardize"]
 
 
 def test_both_are_reported_at_once(tmp_path):
     config = compose([*csv_without("data.standardize", "data.classes"), "data.path=x.csv"])
-    assert {"data.standardize", "data.classes"} <= set(problems_of(config, Owner("0", table(tmp_path / "own.csv"))))
+    assert {"data.standardize", "data.classes"} <= set(problems_of(config, Site("0", table(tmp_path / "own.csv"))))
 
 
 def test_a_regression_needs_no_classes(tmp_path):
     (tmp_path / "own.csv").write_text("age,weight\n1,2.5\n2,3.5\n3,4\n")
     words = [*csv_without("data.classes", "data.target"), "data.path=x.csv", "data.target=weight"]
     words += ["data.task=regression", "train.loss=mse", "train.metric=r2"]
-    assert len(build(compose(words), owner=Owner("0", tmp_path / "own.csv")).dataset.train) == 3
+    assert len(build(compose(words), owner=Site("0", tmp_path / "own.csv")).dataset.train) == 3
 
 
 @pytest.mark.parametrize("more", [[], ["data.test_fraction=0.5", "data.validation_fraction=0.25"]])
 def test_all_rows_of_a_table_of_one_client_are_trained_on(more, tmp_path):
     config = compose([*CSV, "data.path=x.csv", *more])
-    data = build(config, owner=Owner("0", table(tmp_path / "own.csv"))).dataset
+    data = build(config, owner=Site("0", table(tmp_path / "own.csv"))).dataset
     assert (sorted(data.train.inputs[:, 0].tolist()), data.validation, data.test) == (list(range(12)), None, None)
 
 
 def test_two_owners_number_their_labels_alike(tmp_path):
     config = compose([*CSV, "data.path=x.csv"])
     well, sick = table(tmp_path / "well.csv", labels=["no"]), table(tmp_path / "sick.csv", labels=["yes"])
-    targets = [set(build(config, owner=Owner("0", path)).dataset.train.targets.tolist()) for path in (well, sick)]
+    targets = [set(build(config, owner=Site("0", path)).dataset.train.targets.tolist()) for path in (well, sick)]
     assert targets == [{0}, {1}]
 
 
 def test_a_table_of_one_client_gives_the_layout_of_the_whole_one(tmp_path):
     config = compose([*CSV, f"data.path={table(tmp_path / 'whole.csv', rows=40)}"])
-    own = build(config, owner=Owner("0", table(tmp_path / "own.csv", labels=["yes"])))
+    own = build(config, owner=Site("0", table(tmp_path / "own.csv", labels=["yes"])))
     assert own.layout.digest == build(config).layout.digest
 
 

@@ -13,12 +13,12 @@ from fedq.codec.layout import Layout, Segment
 _NAME = ".kept"
 
 
-class Kept:
+class MaskedLayout:
     """What a mask leaves of a layout. Without a mask: everything, and nothing is copied.
 
     >>> mask = np.ones(256, bool)
     >>> mask[1:] = False
-    >>> kept = Kept(Layout([Segment("w", (16, 16))]), mask)
+    >>> kept = MaskedLayout(Layout([Segment("w", (16, 16))]), mask)
     >>> kept.gather(np.arange(7, 263, dtype=np.float32)).tolist(), kept.layout.size
     ([7.0], 1)
     >>> kept.scatter(np.array([5], np.float32)).sum()
@@ -65,6 +65,6 @@ class Kept:
         return b"" if self.mask is None else masks.write(self.mask, self.whole, round=round)
 
     @classmethod
-    def from_packet(cls, data: bytes, whole: Layout, *, round: int) -> "Kept":
+    def from_packet(cls, data: bytes, whole: Layout, *, round: int) -> "MaskedLayout":
         """What `packet` was made of; MalformedUpdate for any other bytes."""
         return cls(whole, masks.read(data, whole, round=round) if data else None)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedq.quant.float_twin import export_float32
+from fedq.quant.float_reference import export_float32
 from fedq.quant.int8_model import Int8Model
 
 BATCH = 64
@@ -25,7 +25,7 @@ class Pace:
     """Speed of the int8 model over that of the float32 one, and where the int8 model's time goes."""
 
     speedup: float
-    profile: dict[str, float]  # operator -> share of the kernels' time, the dearest first
+    profile: dict[str, float]  # operator -> share of the kernels' time, the slowest first
 
 
 def measure(model: nn.Module, int8: str | os.PathLike[str], inputs: np.ndarray) -> Pace:

@@ -13,7 +13,7 @@ from fedq.models import scatter_linear
 from fedq.privacy import DPPlan, Ledger, SeededRandom, SpendContext
 from fedq.quant import quantize
 from fedq.training import PrivateFit, Recipe, Trainer, Views, layout_of, read_vector
-from fedq.training.front import divided
+from fedq.training.frozen_features import divided
 
 SHAPE = (1, 8, 8)
 RECIPE = Recipe(batch_size=16, optimizer="SGD", lr=0.1, rounds=2, steps=6)

@@ -16,6 +16,6 @@ def views_problems(config: Config) -> Iterator[Problem]:
 
 
 def idle_views(config: Config) -> tuple[Sequence[str], bool, str, str]:
-    """Options that do nothing beside others: (keys, whether they apply, why not, the mend)."""
+    """Options that do nothing beside others: (keys, whether they apply, why not, the fix)."""
     rule = "privacy.augmentations=1 is the image alone, so it would do nothing"
     return ("privacy.augment",), config.privacy.augmentations > 1, rule, "Add privacy.augmentations=4"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 @dataclass(frozen=True)
-class Owner:
+class Site:
     """`identity`: the client whose machine it is, None for the server. `data`: where its own examples lie.
 
     `budget`: the largest epsilon that the owner lets its data spend, over all runs, at `delta` or less.
@@ -25,4 +25,4 @@ class Owner:
         return f"own#{hashlib.sha256(str(self.data and self.data.resolve()).encode()).hexdigest()[:16]}"
 
 
-SERVER = Owner(None)
+SERVER = Site(None)

@@ -12,7 +12,7 @@ from torch.nn import functional
 from fedq import models
 from fedq.per_example import recorded
 from fedq.privacy import DPSGD, DPPlan, SeededRandom, SpendContext, dpsgd
-from fedq.privacy.alike import aligned_products, alike, in_parts, rows_at_once
+from fedq.privacy.batch_invariance import aligned_products, alike, in_parts, rows_at_once
 from fedq.quant import quantize, register_grad_samplers, spell_out
 
 SHAPE = (1, 28, 28)
@@ -295,7 +295,7 @@ def test_what_is_not_finite_counts_as_different():
 
 @pytest.mark.parametrize("aligned", [True, False])
 def test_rows_of_odd_length_need_alignment(aligned):
-    """What the mend is for: may pass without it on machines whose kernels do not look at addresses."""
+    """What the fix is for: may pass without it on machines whose kernels do not look at addresses."""
     layer, x = nn.Linear(3969, 10), torch.randn((1, 3969)).expand(48, 3969).contiguous()
     with torch.no_grad(), aligned_products() if aligned else nullcontext():
         y = layer(x)

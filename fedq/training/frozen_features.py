@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from fedq.core.seeding import seeded
 from fedq.privacy import refuse_mixing
-from fedq.privacy.alike import aligned_products, in_parts
-from fedq.privacy.suitable import device_of
+from fedq.privacy.batch_invariance import aligned_products, in_parts
+from fedq.privacy.model_validation import device_of
 
 _AT_ONCE = 100  # examples: the maps of more do not fit a processor's cache
 _MOST_BYTES = 2 * 2**30  # of outputs that are kept; what comes later is computed each time
 
 
-class Front:
+class FrozenFeatures:
     """Leading layers without anything that is trained, and their outputs for inputs that come again.
 
     Inputs are known by a digest of their values, so it does not matter who holds them or whether they were copied.
@@ -56,7 +56,7 @@ class Front:
         return outputs
 
 
-def divided(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[Front | None, nn.Module]:
+def divided(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[FrozenFeatures | None, nn.Module]:
     """The front of a plain sequence and the rest of it, which share its modules; or None and the model as it is.
 
     A front that holds no weights is none: computing it again is cheaper than keeping what it made. Neither is one whose
@@ -72,7 +72,7 @@ def divided(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[Front | Non
     front, rest = (nn.Sequential(OrderedDict(part)) for part in (layers[:leading], layers[leading:]))
     if not layers[leading:] or not any(True for _ in front.parameters()) or not _settled(front, input_shape):
         return None, model
-    return Front(front, input_shape), rest
+    return FrozenFeatures(front, input_shape), rest
 
 
 def _fixed(module: nn.Module) -> bool:

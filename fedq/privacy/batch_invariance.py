@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 from fedq.per_example import ALIGNED, Recorder, averaged
 from fedq.privacy.clipping import made_of
 from fedq.privacy.draws import KeystreamDraws, MadeUpWords
-from fedq.privacy.suitable import device_of
+from fedq.privacy.model_validation import device_of
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
