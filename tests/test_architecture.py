@@ -19,7 +19,7 @@ FLOORS = [
     {"experiment"},
     {"client", "server"},
     {"training", "results", "flower"},
-    {"quant", "privacy", "codec", "data", "models"},
+    {"quant", "privacy", "codec", "data", "models", "algorithms"},
     {"per_example", "core"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
@@ -27,6 +27,7 @@ READS_CONFIG = {"cli", "runtime", "app", "artifacts", "audit", "experiment"}
 FORBIDDEN = {
     "codec": {"torch", "flwr", "hydra", "omegaconf", "opacus"},
     "data": {"flwr", "hydra", "omegaconf", "opacus"},
+    "algorithms": {"flwr", "hydra", "omegaconf", "opacus"},
     "models": {"flwr", "hydra", "omegaconf", "opacus"},
     "quant": {"flwr", "hydra", "omegaconf"},
     "privacy": {"flwr", "hydra", "omegaconf"},

@@ -27,7 +27,7 @@ from fedq.experiment import SERVER, Experiment, build
 from fedq.flower import private as flower
 from fedq.results import Result, RoundRow, events, new_run_folder
 from fedq.results.result import INSECURE_LINK
-from fedq.server import GridLink, QuantizedFedAvg, Roster
+from fedq.server import GridLink, Roster, Strategy
 from fedq.server.link import Replied, nobody
 from fedq.server.node_names import FILE as NODE_NAMES
 from fedq.server.node_names import NodeNames, fingerprint_of_node, read_node_names
@@ -144,7 +144,7 @@ def _too_few(error: Exception, simulated: bool) -> bool:
 
 def link(
     experiment: Experiment,
-    strategy: QuantizedFedAvg,
+    strategy: Strategy,
     grid: Any,
     *,
     tell: Callable[[str], None],

@@ -24,10 +24,11 @@ from fedq.privacy import (
 from fedq.results import Result, RoundRow
 from fedq.server import Roster, RoundAggregate, Rules, run_rounds
 from fedq.server.broadcast import Broadcast
+from fedq.server.client_level import ClientLevelSum
 from fedq.server.loop import Score, Scores
 from fedq.server.roster import BudgetSpentError, TooFewClientsError, too_few
 from fedq.server.round_aggregate import Rejected, Traffic
-from fedq.server.strategy import QuantizedFedAvg
+from fedq.server.strategy import Strategy
 
 
 class Link(Protocol):
@@ -49,7 +50,7 @@ class Link(Protocol):
 
 def serve(
     experiment: Experiment,
-    strategy: QuantizedFedAvg,
+    strategy: Strategy,
     link: Link,
     *,
     folder: Path,
@@ -76,7 +77,8 @@ def serve(
     judge = _Judge(experiment, strategy, link, roster)
     draws, kept = sampler(config, plan, list(roster.nodes)), None
     if plan is not None:
-        strategy.protect(mechanism)
+        assert isinstance(strategy.aggregation, ClientLevelSum)  # what the plan makes of it
+        strategy.aggregation.protect(mechanism)
         kept = ServerFiles(home, folder.name, draws.source, mechanism.ledger, before)
     with Delivery(experiment, folder, watch, clients=clients, server=kept) as delivery:
         outcome = run_rounds(
@@ -89,7 +91,7 @@ def serve(
             rules=Rules(
                 rounds=config.rounds,
                 cohort=cohort,
-                min_clients=strategy.min_clients,
+                min_clients=strategy.terms.min_clients,
                 due=lambda round: public.evaluation_due(config, round),
                 keep=config.strategy.keep,
                 greater_is_better=experiment.trainer.metric.greater_is_better,
@@ -122,7 +124,7 @@ def _protection(
 class _Judge:
     """Scores a flat model: on the server's test set, or else by asking the clients, never under DP."""
 
-    def __init__(self, experiment: Experiment, strategy: QuantizedFedAvg, link: Link, roster: Roster) -> None:
+    def __init__(self, experiment: Experiment, strategy: Strategy, link: Link, roster: Roster) -> None:
         self._experiment, self._strategy, self._link, self._roster = experiment, strategy, link, roster
 
     def __call__(self, round: int, master: np.ndarray) -> Scores:

@@ -312,7 +312,7 @@ def gather_evidence(
         ledgers_verified=verified,
         decisions=decisions,
         reply_fields_checked=bool(fields),
-        nonpublic_reply_fields=sorted(set(fields) - wire.PUBLIC_FIELDS),
+        nonpublic_reply_fields=sorted(set(fields) - wire.public_fields(p.name for p in experiment.algorithm.uplink)),
         data_fitted_on_private=experiment.dataset.fitted_on_private_data,
         activation_ranges_observed=experiment.quantized is not None and experiment.quantized.ranges == "observed",
         delta=experiment.plan.delta,

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 
 from fedq import codec as packets
+from fedq.algorithms import Algorithm, FedAvg, State
 from fedq.client.state import ClientState, note_declined
-from fedq.core.randomness import generator, key64
+from fedq.client.task import LocalTask
+from fedq.core.randomness import generator
 from fedq.data import Examples
 from fedq.data.split import held_out_by_content, trained_on
 from fedq.flower import wire
@@ -68,6 +70,7 @@ class Client:
     seed: int
     keeps_weights: bool = False  # what it was sent last, since the server sends changes
     privacy: Privacy | None = None
+    algorithm: Algorithm = field(default_factory=FedAvg)
     # May decline a round before anything of it is done.
     on_training: Callable[[int], None] = field(default_factory=lambda: accept_round, init=False, repr=False)
     _held: np.ndarray | None = field(default=None, init=False, repr=False)
@@ -93,37 +96,38 @@ class Client:
             if request.round < self.state.round:  # delivered again, late: its residual would replace a newer one
                 raise wire.MalformedReply("round", f"round {request.round} after round {self.state.round}")
             kept, weights = self._received(request)
+            received = self._beside(request, kept, packets.digest(kept.gather(weights)))
             private = self._admit(request, paid)
             trained_on, _ = self._parts(request.holdout)
-            fitted = self.trainer.fit(  # under DP the spend is written, and noise is added, in here
-                weights,
-                trained_on,
-                round=request.round,
-                batches=generator(self.seed, "batches", request.round, self.identity),
-                torch_seed=key64(self.seed, "torch", request.round, self.identity),
-                private=private,
-                kept=kept.mask,
-            )
             before = self.state.residual(request.accepted) if self.codec.feedback else None
-            update = fitted.vector - weights if before is None else fitted.vector - weights + before
-            sent = kept.gather(update)  # what was lost of a weight that is pruned since is lost for good
-            packet = packets.encode(  # post-processing: costs no epsilon
-                sent,
+            task = LocalTask(
+                self.trainer,
                 self.codec,
-                layout=kept.layout,
-                kind="delta",
-                round=request.round,
-                base=packets.digest(kept.gather(weights)),
-                key=key64(self.seed, "update", request.round, self.identity),
+                weights,
+                received,
+                trained_on,
+                kept,
+                request.round,
+                self.seed,
+                self.identity,
+                private,
+                before,
             )
-            if self.codec.feedback or self.keeps_weights:
-                after = kept.scatter(sent - packets.decode(packet, kept.layout)) if self.codec.feedback else None
-                self.state.commit(request.round, before, after, weights if self.keeps_weights else None)
-            self.state.log(_line(request.round, fitted.num_examples, fitted.loss, len(packet)))
+            state = self.state.algorithm(request.accepted) or self.algorithm.client_state(weights.size)
+            # Under DP `fit` writes the spend and adds the noise; all that follows is post-processing.
+            new_state = self.algorithm.client_update(task, state)
+            fitted = task.fitted
+            if fitted is None or set(task.sent) != {packet.name for packet in self.algorithm.uplink}:
+                raise RuntimeError("the algorithm's client_update must call fit, and send every packet of its uplink")
+            if self.codec.feedback or self.keeps_weights or new_state:
+                weights_sent = weights if self.keeps_weights else None
+                self.state.commit(request.round, before, task.lost, weights_sent, algorithm=(state, new_state))
+            packet_bytes = sum(map(len, task.sent.values()))
+            self.state.log(_line(request.round, fitted.num_examples, fitted.loss, packet_bytes))
             if fitted.evidence is not None:
                 self.state.note_evidence(request.round, fitted.evidence)
-                return wire.Reply(request.round, {wire.UPDATE: packet})
-            return wire.Reply(request.round, {wire.UPDATE: packet}, fitted.num_examples, fitted.loss)
+                return wire.Reply(request.round, task.sent)
+            return wire.Reply(request.round, task.sent, fitted.num_examples, fitted.loss)
 
     def check_account(self) -> None:
         """Declined or LedgerError where this client cannot take part in even one round; said before the first."""
@@ -171,7 +175,9 @@ class Client:
 
     def _received(self, request: wire.Request) -> tuple[packets.MaskedLayout, np.ndarray]:
         """Which weights are kept, and all weights: as they came, or what this client holds and the changes since."""
-        layout, told = self.trainer.layout, wire.model_of(request.packets)
+        layout = self.trainer.layout
+        model = {name: data for name, data in request.packets.items() if name not in self.algorithm.downlink}
+        told = wire.model_of(model)
         kept = packets.MaskedLayout.from_packet(wire.mask_of(request.packets), layout, round=request.round)
         if isinstance(told, bytes):
             values = packets.decode(told, kept.layout, round=request.round, kind="weights")
@@ -186,6 +192,15 @@ class Client:
             base = packets.digest(weights)
             weights = weights + packets.decode(delta, layout, round=round, base=base, kind="delta")
         return kept, weights
+
+    def _beside(self, request: wire.Request, kept: packets.MaskedLayout, base: bytes) -> State:
+        """What the algorithm's server sent beside the model, decoded; MalformedUpdate where it is not all there."""
+        if not set(self.algorithm.downlink) <= set(request.packets):
+            raise wire.MalformedReply("missing_key", f"a request brings {', '.join(self.algorithm.downlink)} too")
+        return {
+            name: kept.scatter(packets.decode(request.packets[name], kept.layout, round=request.round, base=base))
+            for name in self.algorithm.downlink
+        }
 
     def _parts(self, holdout: float) -> tuple[Examples, Examples]:
         """The examples to train on and those to evaluate on: the same cut in every round of a run."""

@@ -1,6 +1,7 @@
-"""What compression lost of one client's update, while the server's verdict is out. Knows vectors only."""
+"""What a client keeps of its last round: two versions, until the server says which one counts."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -21,4 +22,19 @@ class Residual:
         """What was lost so far, given the last round in which the server accepted an update of this client."""
         if accepted > self.round:  # of a state that was restored: what was lost since is not known, and counted already
             return None
+        return self.after if accepted == self.round else self.before
+
+
+@dataclass(frozen=True)
+class AlgorithmState:
+    """The named vectors of a federated algorithm, such as a control variate, in the same two versions."""
+
+    round: int = -1
+    before: Mapping[str, np.ndarray] = field(default_factory=dict)
+    after: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def counted(self, accepted: int) -> Mapping[str, np.ndarray]:
+        """The state to go on from; empty where it is not known, or at the start."""
+        if accepted > self.round:
+            return {}
         return self.after if accepted == self.round else self.before

@@ -7,7 +7,7 @@ that serves the client in every round. Where each message meets a new process (a
 import datetime
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -16,12 +16,13 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from fedq.client.residual import Residual
+from fedq.client.residual import AlgorithmState, Residual
 from fedq.core.durable import PRIVATE_FILE, append_to_private, make_private_folder, write_bytes
 from fedq.privacy import DPEvidence
 
 EVIDENCE, LOG, STATE, DECLINED = "evidence.jsonl", "log.txt", "state.npz", "declined.log"
 _VERSION = 2
+_BEFORE, _AFTER = "algorithm.before.", "algorithm.after."
 
 
 def note_declined(folder: Path, run: str, why: str) -> None:
@@ -47,6 +48,7 @@ class ClientState:
         self.folder, self._durable = folder, durable
         self.owner: tuple[Path, str] | None = None  # where the owner looks for refusals of every run, this run's name
         self._residual = Residual()
+        self._algorithm = AlgorithmState()
         self._weights: np.ndarray | None = None
 
     @contextmanager
@@ -77,15 +79,31 @@ class ClientState:
         """What was lost so far, given the last round in which the server accepted an update of this client."""
         return self._residual.counted(accepted)
 
+    def algorithm(self, accepted: int) -> Mapping[str, np.ndarray]:
+        """The algorithm's state to go on from, given the same; empty at the start."""
+        return self._algorithm.counted(accepted)
+
     def commit(
-        self, round: int, before: np.ndarray | None, after: np.ndarray | None, weights: np.ndarray | None = None
+        self,
+        round: int,
+        before: np.ndarray | None,
+        after: np.ndarray | None,
+        weights: np.ndarray | None = None,
+        *,
+        algorithm: tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]] = ({}, {}),
     ) -> None:
-        """Keep both outcomes of the update that is about to leave, and the weights that it is against."""
+        """Keep both outcomes of the update that is about to leave, and the weights that it is against.
+
+        `algorithm`: the state of the algorithm before and after, in the same two versions.
+        """
         self._residual, self._weights = Residual(round, before, after), weights
+        self._algorithm = AlgorithmState(round, *algorithm)
         if self._durable:
             assert self.folder is not None
             file = io.BytesIO()
             parts: dict[str, Any] = {"before": before, "after": after, "weights": weights}
+            parts |= {_BEFORE + name: value for name, value in algorithm[0].items()}
+            parts |= {_AFTER + name: value for name, value in algorithm[1].items()}
             parts = {name: value for name, value in parts.items() if value is not None}
             np.savez(file, version=np.int64(_VERSION), round=np.int64(round), **parts)
             write_bytes(self.folder / STATE, file.getvalue(), mode=PRIVATE_FILE)
@@ -110,6 +128,7 @@ class ClientState:
                 version = int(file["version"])
                 self._residual = Residual(int(file["round"]), file.get("before"), file.get("after"))
                 self._weights = file.get("weights")
+                self._algorithm = AlgorithmState(self._residual.round, _named(file, _BEFORE), _named(file, _AFTER))
         except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile, NotImplementedError) as error:
             raise StateError(
                 f"{path}: not a client's state ({error}); move it away to start without what was lost so far"
@@ -121,3 +140,7 @@ class ClientState:
         assert self.folder is not None
         with append_to_private(self.folder / name) as file:
             file.write(line.rstrip("\n") + "\n")
+
+
+def _named(file: Any, prefix: str) -> dict[str, np.ndarray]:
+    return {name.removeprefix(prefix): file[name] for name in file.files if name.startswith(prefix)}

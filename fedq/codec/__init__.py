@@ -2,7 +2,7 @@
 
 from fedq.codec.accumulator import Accumulator
 from fedq.codec.codec import Codec
-from fedq.codec.codecs import CODECS, as_codec, with_feedback
+from fedq.codec.codecs import CODECS, FINE, as_codec, fine_codec, with_feedback
 from fedq.codec.float16 import Float16
 from fedq.codec.float32 import Float32
 from fedq.codec.header import VERSION, Header, Kind, codec_of
@@ -21,6 +21,7 @@ FORMATS = (VERSION,)  # packet format versions that this fedq reads
 
 __all__ = [
     "CODECS",
+    "FINE",
     "FORMATS",
     "REASONS",
     "Accumulator",
@@ -45,6 +46,7 @@ __all__ = [
     "decode",
     "digest",
     "encode",
+    "fine_codec",
     "packed_size",
     "peek",
     "with_feedback",

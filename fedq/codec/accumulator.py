@@ -114,6 +114,10 @@ class Accumulator:
         """Add a vector that is already decoded; checked and summed as `add` does."""
         self._add(self.layout.check(vector), checked_weight(weight))
 
+    def check_vector(self, vector: NDArray[np.float32], weight: float = 1.0) -> None:
+        """MalformedUpdate where `add_vector` would refuse the same; changes nothing."""
+        self._fitting_with(largest_magnitude(self.layout.check(vector)), checked_weight(weight))
+
     def settle(self) -> None:
         """Add what waits to be added with later packets; `mean`, `merge` and `to_bytes` do so by themselves."""
         self._waiting.settle(self._settled)
@@ -191,6 +195,12 @@ class Accumulator:
 
     def _count_in(self, largest: float, weight: float) -> None:
         """Everything that can fail comes first: a refused contribution changes nothing."""
+        self._bound = self._fitting_with(largest, weight)
+        self._count += 1
+        self._total_weight += Fraction(weight)
+
+    def _fitting_with(self, largest: float, weight: float) -> int:
+        """The bound with one more contribution of this largest |value|."""
         if not isfinite(largest):
             raise MalformedUpdate("nonfinite", "NaN or infinity among the values; encode refuses these")
         if largest * weight >= LARGEST_VALUE:
@@ -198,9 +208,7 @@ class Accumulator:
                 "overflow", f"weight {weight:g} times value {largest:g}: must be below 2^21; lower weights"
             )
         # Rounding is monotonic, and half to even in both: this is exactly the largest |steps|.
-        self._bound = self._fitting(round(largest * (weight * GRID)), 1)
-        self._count += 1
-        self._total_weight += Fraction(weight)
+        return self._fitting(round(largest * (weight * GRID)), 1)
 
     @property
     def _sums(self) -> NDArray[np.int64]:

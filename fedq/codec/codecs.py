@@ -39,6 +39,15 @@ def as_codec(codec: Codec | str) -> Codec:
     return codec
 
 
+# Codecs that can carry a vector by itself; the others carry changes that build on each other.
+FINE = ("float32", "float16", "int8", "int4")
+
+
+def fine_codec(codec: Codec) -> Codec:
+    """The same codec without error feedback where it can carry a vector by itself, else int8."""
+    return with_feedback(codec, False) if codec.name in FINE else Int8()
+
+
 def with_feedback(codec: Codec, feedback: bool) -> Codec:
     """The same codec with error feedback on or off; float32 loses nothing, and stays as it is."""
     return (

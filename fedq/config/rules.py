@@ -102,6 +102,7 @@ BOUNDS: dict[str, tuple[float, float, bool, bool]] = {
 
 _LATER = (
     (None, "names"),
+    (None, "algorithm"),
     ("train", "autocast"),
     ("strategy", "ema"),
     *(("privacy", key) for key in ("augmentations", "augment")),

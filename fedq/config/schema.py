@@ -189,6 +189,9 @@ class Config:
     )
     model: dict[str, Any] = option({}, "_target_: a callable that returns an nn.Module; other keys: its arguments")
     data: dict[str, Any] = option({}, "_target_: a callable that returns the data; other keys: its arguments")
+    algorithm: dict[str, Any] = option(
+        {"name": "fedavg"}, "name: fedavg, fedprox or scaffold; other keys: its options, e.g. algorithm.mu"
+    )
     partition: Partition = field(default_factory=Partition)
     train: Train = field(default_factory=Train)
     quant: Quant = field(default_factory=Quant)
@@ -207,6 +210,7 @@ class Config:
 GROUPS = (
     "model",
     "data",
+    "algorithm",
     "partition",
     "train",
     "quant",
@@ -220,6 +224,7 @@ GROUPS = (
 OPEN = (
     "model",
     "data",
+    "algorithm",
     "train.optimizer_options",
     "privacy.budgets",
     "strategy.server_options",

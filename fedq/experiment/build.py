@@ -11,6 +11,7 @@ from fedq.config import Config, ConfigError, Problem, problems, public, rules
 from fedq.config.client_level import protects_examples
 from fedq.config.robustness import unstated_weights
 from fedq.data import Dataset
+from fedq.experiment.algorithm import algorithm_of
 from fedq.experiment.binding import check_paths, imported, problem
 from fedq.experiment.client_level import check_all_averaged, client_level_plan
 from fedq.experiment.data import deal, load_data
@@ -77,11 +78,21 @@ def build(
         check_ledgers(config, name, found)
     codec = _codec(config, "codec", found)
     downlink = _downlink(config, codec, found)
+    algorithm = algorithm_of(config, found)
     plans = _plans(config, owner, found) if not found else {}
     client_plan = _checked_client_plan(config, found) if not found else None
     if net is not None:
         check_all_averaged(config, layout_of(net), found)
-    if found or dataset is None or net is None or shards is None or name is None or codec is None or downlink is None:
+    if (
+        found
+        or dataset is None
+        or net is None
+        or shards is None
+        or name is None
+        or codec is None
+        or downlink is None
+        or algorithm is None
+    ):
         raise ConfigError(found)
     layout = layout_of(net)
     trainer = Trainer(net, layout, _recipe(config), hardware, input_shape=dataset.input_shape)
@@ -97,6 +108,7 @@ def build(
         plans,
         name,
         client_plan,
+        algorithm,
     )
 
 

@@ -1,6 +1,6 @@
 """The parts that one config stands for. Knows the rooms below; not how a config becomes parts."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -9,19 +9,20 @@ import numpy as np
 import torch
 
 from fedq import __version__
+from fedq.algorithms import Algorithm, FedAvg
 from fedq.client import Client, ClientState, Privacy
 from fedq.codec import Codec, Layout
-from fedq.codec.accumulator import LARGEST_WEIGHT
 from fedq.config import Config, public
 from fedq.config.pruning import pruning_rounds
 from fedq.core.compiler import without_compiler
 from fedq.core.randomness import key64
 from fedq.data import Dataset
-from fedq.experiment.bounds import aggregate_of, bound_of, weights_of_clients
+from fedq.experiment.aggregation import aggregation_of
 from fedq.experiment.ledgers import Account, ledger_file
 from fedq.privacy import ClientLevelPlan
 from fedq.quant import QuantReport
-from fedq.server import Downlink, Pruning, QuantizedFedAvg
+from fedq.server import Downlink, Pruning, Strategy, Terms
+from fedq.server.optimizer import ServerOptimizer
 from fedq.training import Trainer
 
 
@@ -39,7 +40,8 @@ class Experiment:
     quantized: QuantReport | None
     plans: dict[str, Any]  # client -> DPPlan; {} when privacy is off
     data_name: str  # names the examples in ledgers
-    client_plan: ClientLevelPlan | None = None  # what the server does for whole clients
+    client_plan: ClientLevelPlan | None = None  # client-level DP at the server
+    algorithm: Algorithm = field(default_factory=FedAvg)
 
     @cached_property
     def plan(self) -> Any:
@@ -82,28 +84,28 @@ class Experiment:
             return None
         return Pruning(weights_of(self.quantized), sparsity, *pruning_rounds(self.config))
 
-    def strategy(self) -> QuantizedFedAvg:
-        c = self.config.strategy
-        return QuantizedFedAvg(
+    def strategy(self) -> Strategy:
+        """The server's side, as it is before the first round."""
+        statistics = self.layout.slices(lambda segment: segment.name in self.trainer.statistics)
+        terms = Terms(
+            seed=self.config.seed,
+            # Under client-level DP each round takes its noised step, however many answered.
+            min_clients=self.config.strategy.min_clients if self.client_plan is None else 0,
+            clients=len(self.identities),
+            private=self.plan is not None,
+            holdout=self.holdout,
+            timeout=self.config.runtime.timeout,
+            version=__version__,
+        )
+        return Strategy(
             self.layout,
             self.codec,
+            algorithm=self.algorithm,
             downlink=self.downlink,
-            optimizer=self._server_optimizer,
-            private=self.plan is not None,
-            weighting=c.weighting,
-            max_weight=c.max_weight or LARGEST_WEIGHT,
-            weights=weights_of_clients(self),
-            bound=bound_of(self),
-            aggregate=aggregate_of(self),
-            statistics=self.trainer.statistics,
-            fraction=self.config.fraction,
-            min_clients=c.min_clients if self.client_plan is None else 0,  # else each round takes its noised step
-            seed=self.config.seed,
-            timeout=self.config.runtime.timeout,
-            holdout=self.holdout,
-            version=__version__,
+            optimizer=ServerOptimizer(self._server_optimizer, statistics),
+            aggregation=aggregation_of(self),
             pruning=self.pruning,
-            client_level=self.client_plan,
+            terms=terms,
         )
 
     def _server_optimizer(self, parameters: list[torch.Tensor]) -> torch.optim.Optimizer:
@@ -134,6 +136,7 @@ class Experiment:
             seed=self.config.seed,
             keeps_weights=self.downlink.kind == "delta",
             privacy=self._privacy(identity, folder, run, account),
+            algorithm=self.algorithm,
         )
 
     @property

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -88,6 +89,7 @@ class DPSGD:
         pruned: Mapping[nn.Parameter, Tensor] | None = None,
         augment: Augment | None = None,
         views: int = 1,
+        correct: Callable[[], None] | None = None,
     ) -> DPEvidence:
         """Train `model` in place by `plan.steps` noised steps; Declined or LedgerError come before any.
 
@@ -97,100 +99,148 @@ class DPSGD:
         weights that the server sends are. `augment` makes of inputs (n, ...) `views` of each, one example's after the
         other, by that example and chance alone: their mean gradient is the example's, and is clipped as one. Its second
         argument, shape (n, ...) -> float64 in [0, 1), is the chance. Layers that draw, as dropout does, and `augment`
-        get random numbers from keystreams of their own, never from torch's generator.
+        get random numbers from keystreams of their own, never from torch's generator. `correct` is called between the
+        noise and each step: it may change the gradients by public or noised values alone.
         """
-        plan, pruned = self.plan, pruned or {}
         if len(inputs) != len(targets):
             raise ValueError(f"{len(inputs)} inputs and {len(targets)} targets: must be as many")
         if views < 1 or (augment is None and views > 1):
             raise ValueError(f"views={views}: must be 1 or more, and 1 without `augment`")
         if max_batch < 1:
             raise ValueError(f"max_batch={max_batch}: must be 1 or more")
-        refuse_cross_example_layers(model)
-        refuse_mixing(model, tuple(inputs.shape[1:]), inputs.dtype)
-        check_loss_sums(model, loss, inputs, targets)
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        if not parameters:
-            raise ValueError("the model has no trainable parameter: there is nothing for DP-SGD to train")
-        untrained = untrained_state(model)
-        optimizer = make_optimizer(parameters)
-        device = device_of(model)
-        at_once = rows_at_once(plan.divisor, plan.sample_rate, max(1, max_batch // views))
-        whole = plan.noise == "discrete"  # sums of whole numbers; those of floats depend on the whole batch anyhow
-        bounded_sum = clip_and_round if whole else clip_and_sum
-
+        fit = _Fit(model, inputs, targets, loss, pruned or {}, augment, views, correct)
         with recorded(model) as recorder:
-            layers_draw = _made_up_passes(recorder, loss, inputs, targets, device)
-            if not alike(
-                recorder,
-                loss,
-                inputs,
-                targets,
-                size=at_once,
-                clip_norm=plan.clip_norm,
-                pruned=pruned,
-                views=views,
-                by_seed_alone=not whole,
-            ):
-                warnings.warn(_ONE_AT_A_TIME, stacklevel=2)
-                at_once = 1
-            # All that can refuse has had its say. The spend is on disk before the first noised step: a crash
-            # from here on has paid for more than it got.
-            row_id = self.paid
-            if row_id is None:
-                spend = plan.spend(context, noise_source=self.random.source)
-                row_id = self.ledger.spend(spend, guard=budget_guard(plan))
-            shared = GlobalGenerators(device)
-            masks, of_views = self.random.stream(MASKS), self.random.stream(VIEWS)
-            draws = KeystreamDraws(masks)
-            steps_noised = 0
-            for _ in range(plan.steps):
-                drawn = np.flatnonzero(self.random.bernoulli(plan.sample_rate, len(inputs)))
-                total = torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float64)
-                for part, count in in_parts(drawn, at_once, padded=whole):
-                    chunk = torch.from_numpy(part)
-                    seen = inputs[chunk] if augment is None else augment(inputs[chunk], _uniforms(of_views, part))
-                    wanted = targets[chunk].repeat_interleave(views, 0).to(device)
-                    with aligned_products(), draws.of(part) if layers_draw else nullcontext():
-                        loss(model(seen.to(device)), wanted).backward()  # type: ignore[no-untyped-call]
-                    # Averaged before the clip: however many views, an example has one bounded share.
-                    shares = averaged(recorder.take(len(seen)), views)
-                    total += bounded_sum(shares, parameters, plan.clip_norm, pruned, count=count)
-                # Every step is noised, that of an empty batch too: skipping one would tell that it was empty.
-                noised = _noised(total, plan, self.random)
-                steps_noised += 1
-                _set_gradients(parameters, noised / plan.divisor)
-                # Noise is on every value, also where nothing is trained; what is dropped of it is post-processing.
-                for parameter, zeros in pruned.items():
-                    if parameter.grad is not None:
-                        parameter.grad.masked_fill_(zeros, 0.0)
-                with without_compiler():
-                    optimizer.step()
-                for parameter in parameters:
-                    parameter.grad = None
-                with torch.no_grad():
-                    for parameter, zeros in pruned.items():
-                        parameter.masked_fill_(zeros, 0.0)
-        check_unchanged(model, untrained)
+            optimizer = self._check(fit, recorder, make_optimizer, max_batch)
+            row_id = self._charge(context)
+            self._noised_steps(fit, recorder, optimizer)
+        return DPEvidence(
+            noise_source=self.random.source,
+            steps_noised=fit.steps_noised,
+            clip_norm=self.plan.clip_norm,
+            noise_multiplier=self.plan.noise_multiplier,
+            sample_rate=self.plan.sample_rate,
+            mechanism=self.plan.mechanism_name,
+            spend_row_id=row_id,
+            noised_scalars=sum(p.numel() for p in fit.parameters),
+            secret_bits=fit.secret_bits,
+        )
+
+    def _check(
+        self,
+        fit: "_Fit",
+        recorder: Recorder,
+        make_optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer],
+        max_batch: int,
+    ) -> torch.optim.Optimizer:
+        """Refuse what cannot be trained under DP, on made-up batches; nothing is spent yet. The optimizer."""
+        plan, model = self.plan, fit.model
+        refuse_cross_example_layers(model)
+        refuse_mixing(model, tuple(fit.inputs.shape[1:]), fit.inputs.dtype)
+        check_loss_sums(model, fit.loss, fit.inputs, fit.targets)
+        if not fit.parameters:
+            raise ValueError("the model has no trainable parameter: there is nothing for DP-SGD to train")
+        fit.untrained = untrained_state(model)
+        optimizer = make_optimizer(fit.parameters)
+        fit.layers_draw = _made_up_passes(recorder, fit.loss, fit.inputs, fit.targets, fit.device)
+        fit.at_once = rows_at_once(plan.divisor, plan.sample_rate, max(1, max_batch // fit.views))
+        if not alike(
+            recorder,
+            fit.loss,
+            fit.inputs,
+            fit.targets,
+            size=fit.at_once,
+            clip_norm=plan.clip_norm,
+            pruned=fit.pruned,
+            views=fit.views,
+            by_seed_alone=plan.noise != "discrete",
+        ):
+            warnings.warn(_ONE_AT_A_TIME, stacklevel=3)
+            fit.at_once = 1
+        return optimizer
+
+    def _charge(self, context: SpendContext) -> int:
+        """Put the spend on disk, before the first noised step: a crash from here on has paid for more than it got."""
+        if self.paid is not None:
+            return self.paid
+        spend = self.plan.spend(context, noise_source=self.random.source)
+        return self.ledger.spend(spend, guard=budget_guard(self.plan))
+
+    def _noised_steps(self, fit: "_Fit", recorder: Recorder, optimizer: torch.optim.Optimizer) -> None:
+        """`plan.steps` steps, each on its own Poisson batch. An empty batch too is noised: skipping it would tell."""
+        plan = self.plan
+        shared = GlobalGenerators(fit.device)
+        masks, of_views = self.random.stream(MASKS), self.random.stream(VIEWS)
+        draws = KeystreamDraws(masks)
+        for _ in range(plan.steps):
+            drawn = np.flatnonzero(self.random.bernoulli(plan.sample_rate, len(fit.inputs)))
+            total = self._clipped_sum(fit, recorder, drawn, draws, of_views)
+            noised = _noised(total, plan, self.random)
+            fit.steps_noised += 1
+            _set_gradients(fit.parameters, noised / plan.divisor)
+            if fit.correct is not None:  # of public or noised values: post-processing
+                fit.correct()
+            # Noise is on every value, also where nothing is trained; what is dropped of it is post-processing.
+            for parameter, zeros in fit.pruned.items():
+                if parameter.grad is not None:
+                    parameter.grad.masked_fill_(zeros, 0.0)
+            with without_compiler():
+                optimizer.step()
+            for parameter in fit.parameters:
+                parameter.grad = None
+            with torch.no_grad():
+                for parameter, zeros in fit.pruned.items():
+                    parameter.masked_fill_(zeros, 0.0)
+        check_unchanged(fit.model, fit.untrained)
         if used := shared.used():
             raise ValueError(
                 f"the model drew from {used[0]}'s own generator, whose state is no secret of this client's"
             )
-        return DPEvidence(
-            noise_source=self.random.source,
-            steps_noised=steps_noised,
-            clip_norm=plan.clip_norm,
-            noise_multiplier=plan.noise_multiplier,
-            sample_rate=plan.sample_rate,
-            mechanism=plan.mechanism_name,
-            spend_row_id=row_id,
-            noised_scalars=sum(p.numel() for p in parameters),
-            secret_bits={
-                **dict.fromkeys((BATCHES, NOISE), self.random.secret_bits),
-                **({MASKS: masks.secret_bits} if layers_draw else {}),
-                **({} if augment is None else {VIEWS: of_views.secret_bits}),
-            },
-        )
+        fit.secret_bits = dict.fromkeys((BATCHES, NOISE), self.random.secret_bits)
+        fit.secret_bits |= {MASKS: masks.secret_bits} if fit.layers_draw else {}
+        fit.secret_bits |= {} if fit.augment is None else {VIEWS: of_views.secret_bits}
+
+    def _clipped_sum(
+        self, fit: "_Fit", recorder: Recorder, drawn: np.ndarray, draws: KeystreamDraws, of_views: RandomSource
+    ) -> Tensor:
+        """The sum of the clipped gradients of the examples `drawn`, float64, shape (trained scalars,)."""
+        whole = self.plan.noise == "discrete"  # sums of integers; sums of floats depend on the whole batch anyhow
+        bounded_sum = clip_and_round if whole else clip_and_sum
+        total = torch.zeros(sum(p.numel() for p in fit.parameters), dtype=torch.float64)
+        for part, count in in_parts(drawn, fit.at_once, padded=whole):
+            chunk = torch.from_numpy(part)
+            seen = fit.inputs[chunk]
+            if fit.augment is not None:
+                seen = fit.augment(seen, _uniforms(of_views, part))
+            wanted = fit.targets[chunk].repeat_interleave(fit.views, 0).to(fit.device)
+            with aligned_products(), draws.of(part) if fit.layers_draw else nullcontext():
+                fit.loss(fit.model(seen.to(fit.device)), wanted).backward()  # type: ignore[no-untyped-call]
+            # Averaged before the clip: however many views, an example has one bounded share.
+            shares = averaged(recorder.take(len(seen)), fit.views)
+            total += bounded_sum(shares, fit.parameters, self.plan.clip_norm, fit.pruned, count=count)
+        return total
+
+
+@dataclass
+class _Fit:
+    """One fit: what it was given, and what its checks found."""
+
+    model: nn.Module
+    inputs: Tensor
+    targets: Tensor
+    loss: Callable[[Tensor, Tensor], Tensor]
+    pruned: Mapping[nn.Parameter, Tensor]
+    augment: Augment | None
+    views: int
+    correct: Callable[[], None] | None
+    untrained: Any = None  # what a fit must leave as it is
+    at_once: int = 1  # examples whose gradients are held at once: public
+    layers_draw: bool = False
+    steps_noised: int = 0
+    secret_bits: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.device = device_of(self.model)
 
 
 def _uniforms(source: RandomSource, examples: np.ndarray) -> Callable[[tuple[int, ...]], np.ndarray]:

@@ -1,7 +1,7 @@
 """What a run will cost, before it starts: its messages rehearsed with updates of noise. Trains nothing."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -126,7 +126,7 @@ def _client_level(experiment: Experiment) -> ClientLevelForecast | None:
 def _rehearse(experiment: Experiment) -> Traffic:
     config, strategy = experiment.config, experiment.strategy()
     meter = Meter(experiment.layout)
-    updates = [_update(experiment, experiment.layout)]  # the last one is what clients send
+    updates = [_packets(experiment, experiment.layout)]  # the last one is what clients send
     grid = InProcessGrid(_silent_clients(experiment, updates), config.clients)
     exchange = counted(grid_exchange(grid), meter)
     roster = Roster(dict(zip(experiment.identities, grid.contexts, strict=True)))
@@ -139,14 +139,15 @@ def _rehearse(experiment: Experiment) -> Traffic:
         if round:
             cohort = sampler.cohort(round, public.cohort_size(config))
             stands_alone = strategy.downlink.kind == "weights"
-            broadcast = snapshot if stands_alone else strategy.broadcast(experiment.initial, round, cohort)
+            alike = stands_alone and not experiment.algorithm.downlink
+            broadcast = snapshot if alike else strategy.broadcast(experiment.initial, round, cohort)
             _send(exchange, strategy.messages(round, broadcast, {c: last[c] for c in cohort}, roster))
             strategy.note(round, cohort, cohort)
             last.update(dict.fromkeys(cohort, round))
             if not strategy.settled:  # which weights of which layers go is not known yet; how many is
                 strategy.prune(round, experiment.initial)
                 snapshot = strategy.snapshot(experiment.initial, round)
-                updates.append(_update(experiment, strategy.kept.layout))
+                updates.append(_packets(experiment, strategy.kept.layout))
         if experiment.counts_after(round) or (
             experiment.accuracy_source == "clients" and public.evaluation_due(config, round)
         ):
@@ -168,12 +169,15 @@ def _send(exchange: Exchange, messages: list[Message]) -> None:
         pass
 
 
-def _update(experiment: Experiment, layout: codec.Layout) -> bytes:
+def _packets(experiment: Experiment, layout: codec.Layout) -> dict[str, bytes]:
+    """What a client sends in a round: packets of noise, as long as real ones."""
+    uplink = experiment.algorithm.uplink
     noise = np.random.default_rng(0).normal(size=layout.size).astype(np.float32)
-    return codec.encode(noise, experiment.codec, layout=layout)
+    codecs = {p.name: experiment.codec if p.name == wire.UPDATE else codec.fine_codec(experiment.codec) for p in uplink}
+    return {name: codec.encode(noise, used, layout=layout) for name, used in codecs.items()}
 
 
-def _silent_clients(experiment: Experiment, updates: Sequence[bytes]) -> ClientApp:
+def _silent_clients(experiment: Experiment, updates: Sequence[Mapping[str, bytes]]) -> ClientApp:
     """Clients whose replies have the size of real ones (with codec.entropy about that) and no content."""
     app = ClientApp()
     private = experiment.plan is not None
@@ -190,7 +194,7 @@ def _silent_clients(experiment: Experiment, updates: Sequence[bytes]) -> ClientA
     @app.train()
     def train(message: Message, context: Context) -> Message:
         round, size = wire.read_request(message.content).round, sizes[name_of(context)][0]
-        update = {wire.UPDATE: updates[-1]}
+        update = updates[-1]
         reply = wire.Reply(round, update) if private else wire.Reply(round, update, size, 0.0)
         return Message(wire.write_reply(reply), reply_to=message)
 

@@ -9,14 +9,12 @@ from fedq.app import client_app
 from fedq.client import Client
 from fedq.experiment import Experiment, client_folder
 from fedq.flower.grid import InProcessGrid
-from fedq.server import GridLink, QuantizedFedAvg, Roster, say_hello
+from fedq.server import GridLink, Roster, Strategy, say_hello
 from fedq.server.link import Replied, nobody
 from fedq.server.roster import Exchange
 
 
-def in_process(
-    experiment: Experiment, strategy: QuantizedFedAvg, folder: Path, *, replied: Replied = nobody
-) -> GridLink:
+def in_process(experiment: Experiment, strategy: Strategy, folder: Path, *, replied: Replied = nobody) -> GridLink:
     """A link to all clients of the experiment, each with its own folder below the run's."""
     clients: dict[str, Client] = {}  # one for each name, so that its residual lives through the run
     names = experiment.identities
@@ -36,7 +34,7 @@ def in_process(
             version=__version__,
             formats=codec.FORMATS,
             layout=strategy.layout.digest,
-            timeout=strategy.timeout,
+            timeout=strategy.terms.timeout,
         )
 
     # Node ids follow the order of the names, so every worker knows them without being told.

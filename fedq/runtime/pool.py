@@ -21,7 +21,7 @@ from fedq.server import Broadcast, Roster, RoundAggregate
 from fedq.server.link import Replied, nobody
 from fedq.server.roster import LinkLostError
 from fedq.server.round_aggregate import Traffic
-from fedq.server.strategy import QuantizedFedAvg
+from fedq.server.strategy import Strategy
 
 
 class WorkerDiedError(LinkLostError):
@@ -37,7 +37,7 @@ class Pool:
     def __init__(
         self,
         experiment: Experiment,
-        strategy: QuantizedFedAvg,
+        strategy: Strategy,
         folder: Path,
         *,
         workers: int,

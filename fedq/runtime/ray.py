@@ -18,7 +18,7 @@ from fedq.client import Client
 from fedq.config import Problem, compose
 from fedq.experiment import Experiment, build, client_folder
 from fedq.flower import private as flower
-from fedq.server import GridLink, QuantizedFedAvg
+from fedq.server import GridLink, Strategy
 from fedq.server.link import Replied
 from fedq.server.node_names import NodeNames
 from fedq.training.numerics import use_one_thread
@@ -66,7 +66,7 @@ def _experiment(overrides: tuple[str, ...], overlay: str | None) -> Experiment:
 
 @contextmanager
 def ray_link(
-    experiment: Experiment, strategy: QuantizedFedAvg, folder: Path, *, replied: Replied, tell: Callable[[str], None]
+    experiment: Experiment, strategy: Strategy, folder: Path, *, replied: Replied, tell: Callable[[str], None]
 ) -> Iterator[GridLink]:
     """A running engine with one node for each client."""
     config = experiment.config

@@ -18,7 +18,7 @@ from fedq.runtime.deployment import deploy
 from fedq.runtime.local import in_process
 from fedq.runtime.pool import Pool
 from fedq.runtime.watch import Watch, headline
-from fedq.server.strategy import QuantizedFedAvg
+from fedq.server.strategy import Strategy
 from fedq.training.numerics import one_thread
 
 OUTPUTS = "outputs"
@@ -87,7 +87,7 @@ def execute(
 
 
 @contextmanager
-def _link(experiment: Experiment, strategy: QuantizedFedAvg, folder: Path, display: Display) -> Iterator[Link]:
+def _link(experiment: Experiment, strategy: Strategy, folder: Path, display: Display) -> Iterator[Link]:
     runtime, replied = experiment.config.runtime, display.replies
     if runtime.name == "ray":
         with ray.ray_link(experiment, strategy, folder, replied=replied, tell=display.note) as link:

@@ -23,7 +23,6 @@ NO_WEIGHTS = ("topk", "randk", "sign")
 FIRST = packets.Int4(rotate=True)
 # Of an uplink whose codec is too coarse for weights, or which was told nothing of the downlink.
 FALLBACK = "int8"
-FINE = ("float32", "float16", "int8", "int4")
 
 
 @dataclass(frozen=True)
@@ -49,9 +48,7 @@ class Downlink:
 
 def downlink_for(uplink: packets.Codec) -> Downlink:
     """The same codec both ways where it is fine enough for weights, else int8."""
-    if uplink.name not in FINE:
-        return Downlink(packets.as_codec(FALLBACK))
-    return Downlink(packets.with_feedback(uplink, False))
+    return Downlink(packets.fine_codec(uplink))
 
 
 @dataclass(frozen=True)
@@ -63,15 +60,14 @@ class Broadcast:
     deltas: tuple[bytes, ...] = ()  # packets of changes, the newest last
     behind: Mapping[str, int] = field(default_factory=dict)  # client -> how many of the last deltas it needs
     mask: bytes = b""  # a packet that says which values `whole` holds; none: all
-    clip_norm: float | None = (
-        None  # of the updates that come back, where whole clients are protected; told to no client
-    )
-    limit: float | None = None  # of an update's reach, see `bounding`; None: none, or not known yet; told to no client
+    beside: Mapping[str, bytes] = field(default_factory=dict)  # name -> packet of the algorithm, the same for all
+    limits: Mapping[str, float] = field(default_factory=dict)  # see `Aggregation.limits`; told to no client
 
     def packets(self, client: str) -> dict[str, bytes]:
         """Name -> packet, for one client."""
         missing = self.behind.get(client, 0)
-        return wire.name_deltas(self.deltas[-missing:]) if missing else {wire.MODEL: self.whole, **self._masks}
+        model = wire.name_deltas(self.deltas[-missing:]) if missing else {wire.MODEL: self.whole, **self._masks}
+        return {**model, **self.beside}
 
     def kept(self, layout: Layout, round: int) -> MaskedLayout:
         """What is sent of the model's layout, both ways, in the round that it was made for."""
@@ -79,20 +75,22 @@ class Broadcast:
 
     def head(self) -> dict[str, Any]:
         """All but the packets, as JSON takes it: for a worker process."""
-        return {"base": self.base.hex(), "behind": dict(self.behind), "clip_norm": self.clip_norm, "limit": self.limit}
+        beside = list(self.beside)
+        return {"base": self.base.hex(), "behind": dict(self.behind), "beside": beside, "limits": dict(self.limits)}
 
     def blobs(self) -> dict[str, bytes]:
         """The packets."""
-        return {wire.MODEL: self.whole, **self._masks, **wire.name_deltas(self.deltas)}
+        return {wire.MODEL: self.whole, **self._masks, **wire.name_deltas(self.deltas), **self.beside}
 
     @classmethod
     def from_frame(cls, head: Mapping[str, Any], blobs: Mapping[str, bytes]) -> "Broadcast":
         """What `head` and `blobs` were made of."""
-        deltas = {name: packet for name, packet in blobs.items() if name not in (wire.MODEL, wire.MASK)}
+        beside = {name: blobs[name] for name in head["beside"]}
+        deltas = {n: packet for n, packet in blobs.items() if n not in (wire.MODEL, wire.MASK) and n not in beside}
         told = wire.model_of(deltas) if deltas else []
         assert isinstance(told, list)  # wire.MODEL was left out
         base, mask = bytes.fromhex(head["base"]), wire.mask_of(blobs)
-        return cls(base, blobs[wire.MODEL], tuple(told), head["behind"], mask, head["clip_norm"], head["limit"])
+        return cls(base, blobs[wire.MODEL], tuple(told), head["behind"], mask, beside, head["limits"])
 
     @property
     def _masks(self) -> dict[str, bytes]:
@@ -104,7 +102,7 @@ class Broadcaster:
 
     def __init__(self, layout: packets.Layout, downlink: Downlink, *, seed: int) -> None:
         self._layout, self._downlink, self._seed = layout, downlink, seed
-        fine = downlink.codec.name in FINE
+        fine = downlink.codec.name in packets.FINE
         self._first = packets.with_feedback(downlink.codec, False) if fine else FIRST
         self._held: np.ndarray | None = None  # what a client holds that has read the last broadcast
         self._since = 0  # round of what the first of `_deltas` is against
@@ -143,6 +141,16 @@ class Broadcaster:
         packet = self._packet(kept.gather(master), codec, round, "weights", layout=kept.layout)
         return Broadcast(packets.digest(packets.decode(packet, kept.layout)), packet, mask=kept.packet(round))
 
+    def beside(
+        self, vectors: Mapping[str, np.ndarray], round: int, base: bytes, kept: packets.MaskedLayout | None = None
+    ) -> dict[str, bytes]:
+        """A packet of each vector of an algorithm, which goes to all clients beside the model of digest `base`."""
+        kept, codec = kept or packets.MaskedLayout(self._layout), packets.fine_codec(self._downlink.codec)
+        return {
+            name: self._packet(kept.gather(vector), codec, round, "weights", base, kept.layout, name)
+            for name, vector in vectors.items()
+        }
+
     def note(self, round: int, asked: Iterable[str], answered: Iterable[str]) -> None:
         """Who answered, and so has read what was sent. What the others of those asked have read nobody knows."""
         for client in asked:
@@ -170,8 +178,9 @@ class Broadcaster:
         kind: packets.Kind,
         base: bytes = b"",
         layout: packets.Layout | None = None,
+        name: str = "broadcast",
     ) -> bytes:
-        layout, key = layout or self._layout, key64(self._seed, "broadcast", round)
+        layout, key = layout or self._layout, key64(self._seed, name, round)
         options: dict[str, Any] = {"layout": layout, "kind": kind, "round": round, "base": base, "key": key}
         try:
             return packets.encode(vector, codec, **options)

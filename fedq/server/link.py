@@ -10,7 +10,7 @@ from fedq.server.broadcast import Broadcast
 from fedq.server.meter import Meter
 from fedq.server.roster import Exchange, Roster, grid_exchange
 from fedq.server.round_aggregate import RoundAggregate, Traffic
-from fedq.server.strategy import QuantizedFedAvg
+from fedq.server.strategy import Strategy
 
 Replied = Callable[[int, int], None]  # told after each reply: how many came, how many are expected
 
@@ -27,7 +27,7 @@ class GridLink:
 
     def __init__(
         self,
-        strategy: QuantizedFedAvg,
+        strategy: Strategy,
         grid: Any,
         greet: Callable[[Exchange], Roster],
         *,
@@ -56,7 +56,7 @@ class GridLink:
     ) -> RoundAggregate:
         strategy = self._strategy
         messages = strategy.messages(round, broadcast, accepted, self._roster, task=task)
-        replies = self._told(self._exchange(messages, strategy.timeout), len(messages))
+        replies = self._told(self._exchange(messages, strategy.terms.timeout), len(messages))
         total = strategy.collect(round, replies, list(accepted), self._roster, broadcast, task=task)
         total.traffic.add(self._meter.take())
         return total

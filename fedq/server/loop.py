@@ -17,7 +17,7 @@ from fedq.server.broadcast import Broadcast
 from fedq.server.roster import LinkLostError
 from fedq.server.round_aggregate import Rejected, RoundAggregate, Traffic
 from fedq.server.sampling import Sampler
-from fedq.server.strategy import QuantizedFedAvg
+from fedq.server.strategy import Strategy
 
 # Refusals that come before a client's ledger is written. `ledger` may come after: where its head could not be written
 # the row stands, and the code does not tell.
@@ -97,7 +97,7 @@ class Outcome:
 
 def run_rounds(
     *,
-    strategy: QuantizedFedAvg,
+    strategy: Strategy,
     sampler: Sampler,
     master: np.ndarray,
     gather: Gather,

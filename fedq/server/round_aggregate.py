@@ -37,9 +37,9 @@ class Held:
     """Checked packets of one client that are aggregated once the round is complete."""
 
     client: str
-    update: Mapping[str, bytes]  # name -> packet
+    packets: Mapping[str, bytes]  # name -> packet
     weight: float
-    reach: float  # what a bound compares: see `bounding`
+    reaches: Mapping[str, float]  # name -> what a bound compares: see `bounding`
 
 
 @dataclass
@@ -73,14 +73,16 @@ class RoundAggregate:
     within: int = 0  # updates that were no longer than that
     held: list[Held] = field(default_factory=list)  # of accepted clients, until `settle`
     aggregates: dict[str, NDArray[np.float32]] = field(default_factory=dict)  # packet name -> aggregate of all updates
-    reaches: list[tuple[str, float]] = field(default_factory=list)  # (client, reach) before its update was shortened
+    # Packet name -> (client, reach) of each packet, before it was shortened.
+    reaches: dict[str, list[tuple[str, float]]] = field(default_factory=dict)
     clipped: list[str] = field(default_factory=list)  # clients whose update was shortened
     capped: list[str] = field(default_factory=list)  # clients whose claimed weight was too large
 
-    def note_reach(self, client: str, reach: float, limit: float) -> None:
-        """Of an update that was aggregated under this limit."""
-        self.reaches.append((client, reach))
-        if reach > limit:
+    def note_reaches(self, client: str, reaches: Mapping[str, float], limits: Mapping[str, float]) -> None:
+        """Of packets that were aggregated under these limits."""
+        for name, reach in reaches.items():
+            self.reaches.setdefault(name, []).append((client, reach))
+        if any(reach > limits[name] for name, reach in reaches.items()):
             self.clipped = sorted([*self.clipped, client])
 
     def reject(self, rejected: Rejected) -> None:
@@ -120,14 +122,15 @@ class RoundAggregate:
         self.traffic.add(other.traffic)
         self.note_clip(other.clip_norm, other.within)
         self.held = sorted([*self.held, *other.held], key=lambda held: held.client)
-        self.reaches = sorted([*self.reaches, *other.reaches])
+        for name, reaches in other.reaches.items():
+            self.reaches[name] = sorted([*self.reaches.get(name, []), *reaches])
         self.clipped = sorted([*self.clipped, *other.clipped])
         self.capped = sorted([*self.capped, *other.capped])
 
     def to_bytes(self) -> bytes:
         """All of it but `aggregates`, which are made where all shares are."""
         sums = {name: total.to_bytes() for name, total in sorted(self.sums.items())}
-        held = [(one, name, data) for one in self.held for name, data in sorted(one.update.items())]
+        held = [(one, name, data) for one in self.held for name, data in sorted(one.packets.items())]
         head = json.dumps(
             {
                 "accepted": [asdict(a) for a in self.accepted],
@@ -135,7 +138,7 @@ class RoundAggregate:
                 "traffic": asdict(self.traffic),
                 "clip": [self.clip_norm, self.within],
                 "sums": [[name, len(data)] for name, data in sums.items()],
-                "held": [[one.client, one.weight, one.reach, name, len(data)] for one, name, data in held],
+                "held": [[one.client, one.weight, one.reaches, name, len(data)] for one, name, data in held],
                 "reaches": self.reaches,
                 "clipped": self.clipped,
                 "capped": self.capped,
@@ -151,9 +154,10 @@ class RoundAggregate:
         for name, size in head["sums"]:
             sums[name] = Accumulator.from_bytes(data[at : at + size], layout)
             at += size
-        packets: dict[tuple[str, float, float], dict[str, bytes]] = {}
-        for client, weight, reach, name, size in head["held"]:
-            packets.setdefault((client, weight, reach), {})[name] = data[at : at + size]
+        held: dict[str, Held] = {}
+        for client, weight, reaches, name, size in head["held"]:
+            packets = held[client].packets if client in held else {}
+            held[client] = Held(client, {**packets, name: data[at : at + size]}, weight, reaches)
             at += size
         return cls(
             layout,
@@ -163,8 +167,8 @@ class RoundAggregate:
             Traffic(**head["traffic"]),
             clip_norm=head["clip"][0],
             within=head["clip"][1],
-            held=[Held(client, update, weight, reach) for (client, weight, reach), update in packets.items()],
-            reaches=[(client, reach) for client, reach in head["reaches"]],
+            held=list(held.values()),
+            reaches={name: [(client, reach) for client, reach in found] for name, found in head["reaches"].items()},
             clipped=head["clipped"],
             capped=head["capped"],
         )

@@ -23,6 +23,7 @@ from fedq.privacy.model_validation import device_of, refuse_mixing
 from fedq.quant import register_grad_samplers
 from fedq.training.arrays import load_vector, read_vector
 from fedq.training.augmentation import Views
+from fedq.training.correction import Corrected, Correction
 from fedq.training.frozen_features import divided
 from fedq.training.hardware import Hardware
 from fedq.training.objectives import LOSSES, METRICS, Metric
@@ -55,6 +56,11 @@ class Recipe:
         progress = min(1.0, (round - 1) / self.rounds)
         factor = {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}
         return self.lr * factor[self.schedule]
+
+    def num_steps(self, examples: int) -> int:
+        """Optimizer steps of a round without DP, on so many examples."""
+        batches = math.ceil(examples / min(self.batch_size, examples))
+        return self.steps or math.ceil((self.epochs or 1.0) * batches)
 
     def make_optimizer(self, parameters: Any, round: int) -> torch.optim.Optimizer:
         kind = getattr(torch.optim, self.optimizer)
@@ -94,6 +100,7 @@ class Trainer:
     """Fits and evaluates `model` (float or quantization-aware) by `recipe`, on `hardware`; arrays go in and out.
 
     `input_shape`: of one example; with it, what leading layers that nothing trains make of a shard is computed once.
+    `mechanism`: what trains under DP; an audit gives its own.
     """
 
     def __init__(
@@ -104,9 +111,11 @@ class Trainer:
         hardware: Hardware | None = None,
         *,
         input_shape: tuple[int, ...] | None = None,
+        mechanism: type[DPSGD] = DPSGD,
     ) -> None:
         self.hardware = hardware or Hardware()
         self.model, self.layout, self.recipe = model.to(self.hardware.device), layout, recipe
+        self.mechanism = mechanism
         self.metric: Metric = METRICS[recipe.metric]
         self._loss = LOSSES[recipe.loss]
         self._front, self._learner = (None, model) if input_shape is None else divided(model, input_shape)
@@ -133,30 +142,36 @@ class Trainer:
         torch_seed: int,
         private: PrivateFit | None = None,
         kept: np.ndarray | None = None,
+        correction: Correction | None = None,
     ) -> Fitted:
         """Train from `weights` (float32, shape (layout.size,)) on the shard; the weights themselves are not changed.
 
         `batches` orders the examples and `torch_seed` seeds layers that draw, such as dropout. Under DP neither
         is used: batches, masks and views come from secret keystreams, since masks that others can search for tie every
         example's gradient to who comes before it. The spend is on disk before the first step. `kept`: bool of the same
-        shape; weights where it is False begin and end as exactly 0.0, whatever the optimizer.
+        shape; weights where it is False begin and end as exactly 0.0, whatever the optimizer. `correction`: from the
+        flat weights, a tensor of the same shape, to what is added to the gradient of each step: after clipping, and
+        under DP after the noise.
         """
         self.load(weights)
+        correct = None if correction is None else Corrected(self.model, self.layout, correction)
         pruned = pruned_in(self.model, self.layout, kept)
         self.model.train()
         self.model.to(memory_format=self._format if private is None else self._private_format())  # type: ignore[call-overload]
         if private is not None:
-            return self._fit_privately(examples, private, round, pruned)
+            return self._fit_privately(examples, private, round, pruned, correct)
         with seeded(torch_seed, *self.hardware.devices):
             inputs, targets = torch.from_numpy(self._seen(examples.inputs)), torch.from_numpy(examples.targets)
-            loss = self._descend(inputs, targets, round, batches, pruned)
+            loss = self._descend(inputs, targets, round, batches, pruned, correct)
         return Fitted(read_vector(self.model, self.layout), len(examples), loss)
 
-    def _fit_privately(self, examples: Examples, private: PrivateFit, round: int, pruned: Pruned) -> Fitted:
+    def _fit_privately(
+        self, examples: Examples, private: PrivateFit, round: int, pruned: Pruned, correct: Corrected | None
+    ) -> Fitted:
         views = self.recipe.views
         # Views are drawn anew in each step, so a fixed front has to see every one of them.
         learner, seen = (self._learner, self._seen(examples.inputs)) if views is None else (self.model, examples.inputs)
-        mechanism = DPSGD(private.plan, random=private.random, ledger=private.ledger, paid=private.paid)
+        mechanism = self.mechanism(private.plan, random=private.random, ledger=private.ledger, paid=private.paid)
         evidence = mechanism.run(
             learner,
             torch.from_numpy(seen),
@@ -165,6 +180,7 @@ class Trainer:
             make_optimizer=lambda parameters: self.recipe.make_optimizer(parameters, round),
             context=private.context,
             pruned=pruned,
+            correct=correct,
             augment=None if views is None else views.of,
             views=1 if views is None else views.count,
         )
@@ -220,7 +236,13 @@ class Trainer:
                 tensor.copy_(self._at_start[name])
 
     def _descend(
-        self, inputs: torch.Tensor, targets: torch.Tensor, round: int, batches: np.random.Generator, pruned: Pruned
+        self,
+        inputs: torch.Tensor,
+        targets: torch.Tensor,
+        round: int,
+        batches: np.random.Generator,
+        pruned: Pruned,
+        correct: Corrected | None,
     ) -> float:
         optimizer = self.recipe.make_optimizer(self.model.parameters(), round)
         losses: list[tuple[int, torch.Tensor]] = []
@@ -231,6 +253,9 @@ class Trainer:
             zero_gradients(pruned)
             if self.recipe.clip_grad is not None:
                 nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_grad)
+            if correct is not None:
+                correct()
+                zero_gradients(pruned)
             with without_compiler():
                 optimizer.step()
             zero_weights(pruned)
@@ -258,8 +283,7 @@ def score(outputs: torch.Tensor, examples: Examples, loss: Any, metric: Metric) 
 
 def _batches(examples: int, recipe: Recipe, random: np.random.Generator) -> Iterator[np.ndarray]:
     """Batches without replacement, a new order in each epoch, for the recipe's number of epochs or steps."""
-    size = min(recipe.batch_size, examples)
-    steps = recipe.steps or math.ceil((recipe.epochs or 1.0) * math.ceil(examples / size))
+    size, steps = min(recipe.batch_size, examples), recipe.num_steps(examples)
     while steps > 0:
         order = random.permutation(examples)
         for start in range(0, examples, size):

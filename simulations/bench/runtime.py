@@ -22,7 +22,7 @@ from fedq.codec import Float32, Layout, Segment
 from fedq.experiment import Experiment
 from fedq.flower import wire
 from fedq.runtime.local import in_process
-from fedq.server import QuantizedFedAvg
+from fedq.server import Strategy, Terms
 from fedq.training.numerics import one_thread
 from simulations.bench.ray_engine import RayEngine
 from simulations.bench.row import PeerAbsentError, Row
@@ -96,7 +96,7 @@ class _Rounds:
 
     def __init__(self, layout: Layout, *, tasks: int, rounds: int) -> None:
         self.tasks, self._repeated = tasks, range(rounds)
-        strategy = QuantizedFedAvg(layout, Float32(), version=__version__)
+        strategy = Strategy(layout, Float32(), terms=Terms(version=__version__))
         weights = np.random.default_rng(0).normal(size=layout.size).astype(np.float32)
         names = [str(i) for i in range(tasks)]
         self.broadcast = strategy.broadcast(weights, _ROUND, names)

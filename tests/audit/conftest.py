@@ -1,15 +1,13 @@
 """A small client to audit, with or without a bug planted."""
 
 from dataclasses import replace
-from unittest.mock import patch
 
 import pytest
 import torch
 
 from fedq.audit import workplace
 from fedq.data import digits
-from fedq.privacy import DPPlan
-from fedq.training import trainer as training
+from fedq.privacy import DPSGD, DPPlan
 from tests.audit.bugs import Bug
 from tests.audit.planted import Setting, subject_of
 
@@ -45,15 +43,10 @@ def folder():
 @pytest.fixture
 def make_subject(folder):
     """A subject with the given parts in place of fedq's own, and another model or noise."""
-    stack = []
 
     def make(*, mechanism=None, model="mlp", noise="discrete", sample_rate=1.0, **parts):
-        if mechanism is not None:
-            stack.append(patch.object(training, "DPSGD", mechanism))
-            stack[-1].start()
-        subject = subject_of(Setting(model=model), Bug(calibrate=lambda **asked: 1.5), folder)
+        bug = Bug(calibrate=lambda **asked: 1.5, mechanism=mechanism or DPSGD)
+        subject = subject_of(Setting(model=model), bug, folder)
         return replace(subject, plan=replace(PLAN, noise=noise, sample_rate=sample_rate), **parts)
 
-    yield make
-    for planted in stack:
-        planted.stop()
+    return make

@@ -1,10 +1,7 @@
 """Subjects to audit: a model of some kind under some noise, with a bug planted or with none."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from unittest.mock import patch
 
 import torch
 from torch import nn
@@ -15,7 +12,6 @@ from fedq.codec import Int8
 from fedq.privacy import DPPlan
 from fedq.quant import register_grad_samplers, spell_out
 from fedq.training import Recipe, Trainer, Views, layout_of, read_vector
-from fedq.training import trainer as training
 from tests.audit.bugs import NONE, Bug, Observer
 
 ROUNDS = 2
@@ -78,7 +74,7 @@ def subject_of(setting: Setting, bug: Bug, folder: Path) -> Subject:
     recipe = Recipe(batch_size=8, optimizer="SGD", lr=0.1, rounds=1, steps=2, views=views)
     return Subject(
         setting.plan(bug.calibrate),
-        Trainer(model, layout, recipe, input_shape=(1, 8, 8)),
+        Trainer(model, layout, recipe, input_shape=(1, 8, 8), mechanism=bug.mechanism),
         Int8(),
         read_vector(model, layout),
         bug.make_random,
@@ -88,18 +84,10 @@ def subject_of(setting: Setting, bug: Bug, folder: Path) -> Subject:
     )
 
 
-@contextmanager
-def planted(bug: Bug) -> Iterator[None]:
-    """While it lasts, the bug's mechanism stands in the place of fedq's."""
-    with patch.object(training, "DPSGD", bug.mechanism):
-        yield
-
-
 def audited(setting: Setting, bug: Bug, examples, folder: Path, *, seed: int, effort: Effort) -> Audit:
     """One whole audit of a subject."""
-    with planted(bug):
-        subject = subject_of(setting, bug, folder)
-        checks, _ = audit_subject(subject, examples, effort, rounds=ROUNDS, first_seed=seed, tell=lambda text: None)
+    subject = subject_of(setting, bug, folder)
+    checks, _ = audit_subject(subject, examples, effort, rounds=ROUNDS, first_seed=seed, tell=lambda text: None)
     return Audit("test", checks)
 
 
@@ -109,4 +97,4 @@ def applies(bug: Bug, setting: Setting) -> bool:
     return sampled and (bug.model is None or bug.model == setting.model)
 
 
-__all__ = ["NONE", "ROUNDS", "SETTINGS", "Setting", "applies", "audited", "model_of", "planted", "subject_of"]
+__all__ = ["NONE", "ROUNDS", "SETTINGS", "Setting", "applies", "audited", "model_of", "subject_of"]

@@ -97,7 +97,7 @@ def tapped_run(folder, data, *overrides, model=plain, rounds=2):
     roster = say_hello(
         exchange,
         grid.get_node_ids(),
-        version=strategy.version,
+        version=strategy.terms.version,
         formats=codec.FORMATS,
         layout=strategy.layout.digest,
         timeout=1,

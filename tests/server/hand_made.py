@@ -1,4 +1,4 @@
-"""A federation small enough to reckon by hand: clients that send a drawn update, liars, a network that reorders."""
+"""A federation small enough to compute by hand: clients that send a drawn update, liars, a network that reorders."""
 
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,17 +15,62 @@ from fedq.codec import Int8, Layout, Segment
 from fedq.core.randomness import generator
 from fedq.flower import wire
 from fedq.flower.grid import InProcessGrid
-from fedq.server import Broadcast, CyclicSampler, Outcome, QuantizedFedAvg, RoundAggregate, Rules, run_rounds, say_hello
+from fedq.server import (
+    Broadcast,
+    CyclicSampler,
+    Outcome,
+    RoundAggregate,
+    Rules,
+    Strategy,
+    Terms,
+    run_rounds,
+    say_hello,
+)
+from fedq.server.aggregation import Averaging
+from fedq.server.bounding import MedianPull
+from fedq.server.client_level import ClientLevelSum
 from fedq.server.link import counted
 from fedq.server.loop import Round, Scores
 from fedq.server.meter import Meter
+from fedq.server.optimizer import ServerOptimizer, sgd
 from fedq.server.roster import grid_exchange
 from fedq.server.sampling import Sampler
+from fedq.server.weighing import Weighing
 
 LAYOUT = Layout([Segment("weight", (20, 16)), Segment("bias", (4,))])  # 320 values as int8, 4 as float32
 CODEC = Int8(block=64, rounding="stochastic")
 START = generator(0, "start").normal(size=LAYOUT.size).astype(np.float32)
 VERSION = "1"
+
+
+def make_strategy(
+    uplink: Any = CODEC,
+    *,
+    optimizer: Any = sgd,
+    weighting: str = "examples",
+    bound: Any = MedianPull,
+    aggregate: Any = None,
+    client_level: Any = None,
+    private: bool = False,
+    min_clients: int = 1,
+    max_weight: float = 2.0**20,
+    **parts: Any,
+) -> Strategy:
+    """A strategy over LAYOUT from flat options, named as the config names them."""
+    weighing = Weighing(weighting == "examples" and not private and aggregate is None, max_weight)
+    aggregation = (
+        Averaging(uplink, weighing=weighing, bound=bound, aggregate=aggregate)
+        if client_level is None
+        else ClientLevelSum(uplink, client_level)
+    )
+    return Strategy(
+        LAYOUT,
+        uplink,
+        optimizer=ServerOptimizer(optimizer),
+        aggregation=aggregation,
+        terms=Terms(min_clients=min_clients, private=private, timeout=1.0, version=VERSION),
+        **parts,
+    )
 
 
 @dataclass(frozen=True)
@@ -168,15 +213,15 @@ def run(
     keep: str = "last",
     greater_is_better: bool = True,
     due: Callable[[int], bool] = lambda round: True,
-    strategy: QuantizedFedAvg | None = None,
+    strategy: Strategy | None = None,
     sampler: Sampler | None = None,
     ema: float | None = None,
     **options: Any,
 ) -> Ran:
-    """Some rounds of `QuantizedFedAvg(**options)`, or of the given strategy, over hand-made clients."""
-    strategy = strategy or QuantizedFedAvg(LAYOUT, CODEC, version=VERSION, **options)
+    """Some rounds of `make_strategy(**options)`, or of the given strategy, over hand-made clients."""
+    strategy = strategy or make_strategy(**options)
     requests: list[tuple[str, wire.Request]] = []
-    app = client_app(clients, lies or {}, requests, private=strategy.private)
+    app = client_app(clients, lies or {}, requests, private=strategy.terms.private)
     grid = Network(app, clients, deliver)
     exchange = counted(grid_exchange(grid), grid.meter)
     roster = say_hello(
@@ -192,7 +237,7 @@ def run(
     seen: list[Round] = []
     outcome = run_rounds(
         strategy=strategy,
-        sampler=sampler or CyclicSampler(list(roster.nodes), seed=strategy.seed),
+        sampler=sampler or CyclicSampler(list(roster.nodes), seed=strategy.terms.seed),
         master=START,
         gather=gather,
         score=score,

@@ -11,8 +11,8 @@ from own_loop import trained
 from fedq.app import client_app
 from fedq.core.randomness import generator, key64
 from fedq.flower.grid import InProcessGrid
-from fedq.server import CyclicSampler
-from fedq.server.strategy import arrays_of
+from fedq.server import CyclicSampler, FlowerLoop
+from fedq.server.flower_loop import arrays_of
 
 ROUNDS = 4
 
@@ -77,7 +77,9 @@ def test_under_flowers_own_loop_the_bits_are_the_same(experiment, tmp_path, over
 
     strategy = ours.strategy()
     grid = grid_of(client_app(client_of), ours)
-    theirs = strategy.start(grid, record_of(ours.layout, ours.initial), num_rounds=ROUNDS)
+    theirs = FlowerLoop(strategy, fraction=ours.config.fraction).start(
+        grid, record_of(ours.layout, ours.initial), num_rounds=ROUNDS
+    )
     cohort = max(1, int(ours.config.fraction * 6))
     expected = trained(ours, tmp_path / "own", cohort=cohort)
     assert ours.layout.flatten(arrays_of(theirs.arrays)).tobytes() == expected.tobytes()
@@ -107,7 +109,9 @@ def test_a_hostile_reply_does_not_end_flowers_loop(experiment, tmp_path):
         return reply
 
     strategy = ours.strategy()
-    result = strategy.start(grid_of(app, ours), record_of(ours.layout, ours.initial), num_rounds=2)
+    result = FlowerLoop(strategy, fraction=ours.config.fraction).start(
+        grid_of(app, ours), record_of(ours.layout, ours.initial), num_rounds=2
+    )
     assert [dict(metrics) for metrics in result.train_metrics_clientapp.values()] == [{"clients": 5, "lost": 1}] * 2
     assert np.isfinite(ours.layout.flatten(arrays_of(result.arrays))).all()
 
@@ -128,5 +132,5 @@ def test_too_few_replies_leave_the_model_to_flower_as_it_was(experiment, tmp_pat
         seen[round] = ours.layout.flatten(arrays_of(arrays)).tobytes()
 
     grid, start = grid_of(app, ours), record_of(ours.layout, ours.initial)
-    strategy.start(grid, start, num_rounds=1, evaluate_fn=look)
+    FlowerLoop(strategy, fraction=ours.config.fraction).start(grid, start, num_rounds=1, evaluate_fn=look)
     assert seen == {0: ours.initial.tobytes(), 1: ours.initial.tobytes()}

@@ -6,7 +6,7 @@ from hand_made import CODEC, LAYOUT, START, instead, run, update_of
 
 from fedq.codec import Float16, Float32, MalformedUpdate, encode
 from fedq.server import Downlink
-from fedq.server.aggregation import Aggregation
+from fedq.server.aggregation import Averaging
 from fedq.server.bounding import MedianPull, NormBound
 from fedq.server.robust import Median, TrimmedMean
 from fedq.server.round_aggregate import Accepted, RoundAggregate
@@ -22,7 +22,7 @@ RULES = {
 
 
 def aggregation(rule):
-    return Aggregation(CODEC, bound=rule["bound"]() if "bound" in rule else None, aggregate=rule.get("aggregate"))
+    return Averaging(CODEC, bound=rule.get("bound"), aggregate=rule.get("aggregate"))
 
 
 def packet_of(name, factor=1.0):
@@ -33,15 +33,15 @@ def share(rule, clients, factors):
     total, made = RoundAggregate(LAYOUT), aggregation(rule)
     for name in clients:
         update = {"update": packet_of(name, factors.get(name, 1.0))}
-        made.add(total, name, update, 10.0 + int(name), round=1, base=BASE, limit=made.limit())
+        made.add(total, name, update, 10.0 + int(name), round=1, base=BASE, limits=made.limits())
         total.accepted.append(Accepted(name, 1.0))
     return total
 
 
 def mean(rule, total):
     made = aggregation(rule)
-    made.settle(total, made.limit())
-    return made.mean(total, "update").tobytes(), total.clipped, sorted(total.reaches)
+    made.settle(total, made.limits())
+    return made.mean(total, "update", round=1).tobytes(), total.clipped, sorted(total.reaches.get("update", []))
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -58,21 +58,21 @@ def test_shares_of_worker_processes_in_any_order_give_the_bits_of_one(name):
 
 def test_without_a_bound_the_packet_goes_straight_into_the_sums():
     total = share({}, CLIENTS, {})
-    assert (total.held, total.reaches, total.sums["update"].count) == ([], [], 6)
+    assert (total.held, total.reaches, total.sums["update"].count) == ([], {}, 6)
 
 
 @pytest.mark.parametrize("name", RULES)
 def test_a_packet_that_does_not_decode_changes_nothing(name):
     total, made = RoundAggregate(LAYOUT), aggregation(RULES[name])
     with pytest.raises(MalformedUpdate, match="base"):
-        made.add(total, "1", {"update": packet_of("1")}, 1.0, round=1, base=b"c" * 16, limit=made.limit())
+        made.add(total, "1", {"update": packet_of("1")}, 1.0, round=1, base=b"c" * 16, limits=made.limits())
     assert total == RoundAggregate(LAYOUT)
 
 
 def test_a_weight_that_the_sums_cannot_take_is_refused_before_the_update_is_held():
     total, made = RoundAggregate(LAYOUT), aggregation(RULES["first round"])
     with pytest.raises(MalformedUpdate, match="weight"):
-        made.add(total, "1", {"update": packet_of("1")}, 1e-30, round=1, base=BASE, limit=None)
+        made.add(total, "1", {"update": packet_of("1")}, 1e-30, round=1, base=BASE, limits={})
     assert total.held == []
 
 
@@ -80,7 +80,7 @@ def test_an_update_that_the_sums_cannot_take_is_rejected_when_the_round_is_compl
     """Only where most of the updates are so: the bound is theirs."""
     total = share(RULES["first round"], CLIENTS, dict.fromkeys(CLIENTS[1:], 1e6))
     made = aggregation(RULES["first round"])
-    made.settle(total, None)
+    made.settle(total, {})
     assert [a.client for a in total.accepted] == ["0"]
     assert total.reasons == {"packet_overflow": 5}
 
@@ -88,11 +88,11 @@ def test_an_update_that_the_sums_cannot_take_is_rejected_when_the_round_is_compl
 def test_a_shortened_update_adds_what_the_limit_says():
     """By hand: lengths 1, 1 and 1000, weights 1; the third adds 2 of its 1000."""
     direction = update_of("0", 1) / np.linalg.norm(update_of("0", 1))
-    total, made = RoundAggregate(LAYOUT), Aggregation(Float32(), bound=MedianPull(2.0))
+    total, made = RoundAggregate(LAYOUT), Averaging(Float32(), bound=MedianPull)
     for name, length in (("0", 1), ("1", 1), ("2", 1000)):
         packet = encode(np.float32(length * direction), "float32", layout=LAYOUT, kind="delta", round=1, base=BASE)
-        made.add(total, name, {"update": packet}, 1.0, round=1, base=BASE, limit=None)
-    made.settle(total, None)
+        made.add(total, name, {"update": packet}, 1.0, round=1, base=BASE, limits={})
+    made.settle(total, {})
     np.testing.assert_allclose(made.mean(total, "update"), direction * (1 + 1 + 2) / 3, rtol=1e-5, atol=1e-7)
     assert total.clipped == ["2"]
 

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from hand_made import LAYOUT, START, update_of
+from hand_made import LAYOUT, START, make_strategy, update_of
 
 from fedq import codec
 from fedq.codec import Float16, Float32, Int2, Int4, Int8, RandK, Sign, TopK
@@ -141,7 +141,7 @@ def test_strangers_get_the_exact_weights_and_nobody_else_begins_anew():
 
 
 def test_where_nobody_is_known_to_hold_anything_all_begins_anew():
-    strategy = QuantizedFedAvg(LAYOUT, downlink=DELTA)
+    strategy = make_strategy(downlink=DELTA)
     master = np.ones(LAYOUT.size, np.float32)
     strategy.broadcast(master, 1, ["a"])
     strategy.note(1, ["a"], [])
@@ -151,7 +151,7 @@ def test_where_nobody_is_known_to_hold_anything_all_begins_anew():
 
 
 def test_changes_in_a_fine_codec_begin_from_weights_in_it():
-    strategy = QuantizedFedAvg(LAYOUT, downlink=Downlink(Float32(), "delta"))
+    strategy = make_strategy(downlink=Downlink(Float32(), "delta"))
     broadcast = strategy.broadcast(np.ones(LAYOUT.size, np.float32), 1, ["a"])
     assert codec.peek(broadcast.whole).codec == "float32"
 
@@ -215,15 +215,6 @@ def test_a_snapshot_is_int8_weights_and_changes_nothing_of_what_clients_hold():
     assert one.send("a") == other.send("a")
 
 
-def test_a_run_that_begins_again_knows_nobody():
-    strategy = QuantizedFedAvg(LAYOUT, Sign(), downlink=DELTA)
-    strategy.broadcast(START, 1, ["a"])
-    strategy.note(1, ["a"], ["a"])
-    assert strategy.broadcast(START, 2, ["a"]).deltas
-    strategy.begin(LAYOUT, [])
-    assert strategy.broadcast(START, 1, ["a"]).deltas == ()
-
-
 # --- which codec carries what ---------------------------------------------------------------------------
 
 
@@ -266,7 +257,7 @@ def test_under_a_coarse_codec_of_the_update_the_model_travels_as_int8(coarse):
 
 
 def test_clients_of_another_app_are_sent_weights_only():
-    with pytest.raises(ValueError, match=r"^downlink\.kind=delta needs a layout: .*; use weights"):
+    with pytest.raises(ValueError, match=r"^downlink\.kind=delta: another app.*; use weights"):
         QuantizedFedAvg(downlink=DELTA)
 
 

@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.common.constant import ErrorCode
-from hand_made import CODEC, LAYOUT, START, Told, forged, instead, run, update_of, with_records
+from hand_made import LAYOUT, START, Told, forged, instead, make_strategy, run, update_of, with_records
 
 from fedq.codec import REASONS, Float32, Layout, Segment
 from fedq.flower import private as flower
 from fedq.flower import wire
-from fedq.server import QuantizedFedAvg
 from fedq.server.roster import Roster
 from fedq.server.round_aggregate import Accepted, Rejected
 
@@ -227,7 +226,7 @@ ROSTER = Roster({"a": 11, "b": 12, "c": 13})
 def collected(replies, cohort=("b", "a"), task=wire.EVALUATE, **options):
     """What becomes of (node, content) pairs in round 3."""
     flower.enter()
-    strategy = QuantizedFedAvg(LAYOUT, CODEC, **options)
+    strategy = make_strategy(**options)
     messages = [
         Message(content, reply_to=Message(RecordDict(), dst_node_id=node, message_type=task))
         for node, content in replies

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from hand_made import CODEC, LAYOUT, START
+from hand_made import LAYOUT, START, make_strategy
 
 from fedq import codec
 from fedq.codec import Accumulator, Int8, Layout, MaskedLayout, Segment, Sign
 from fedq.flower import wire
-from fedq.server import Broadcast, Downlink, Pruning, QuantizedFedAvg, RoundAggregate
+from fedq.server import Broadcast, Downlink, Pruning, RoundAggregate
 from fedq.server.pruning import Pruner, prune, zeros
 
 PRUNING = Pruning(("weight",), 0.9, begin=2, end=6)
@@ -154,7 +154,7 @@ def test_the_zeros_of_a_delivered_model_are_counted():
 
 
 def strategy(**options):
-    return QuantizedFedAvg(LAYOUT, CODEC, downlink=Downlink(Int8()), pruning=PRUNING, **options)
+    return make_strategy(downlink=Downlink(Int8()), pruning=PRUNING, **options)
 
 
 def summed(strategy, value):
@@ -166,13 +166,13 @@ def summed(strategy, value):
 
 
 def test_a_dense_strategy_sends_no_mask():
-    broadcast = QuantizedFedAvg(LAYOUT, CODEC).broadcast(START, 1, ["a"])
+    broadcast = make_strategy().broadcast(START, 1, ["a"])
     assert set(broadcast.packets("a")) == {wire.MODEL}
     assert broadcast.kept(LAYOUT, 1).layout is LAYOUT
 
 
 def test_until_pruning_begins_packets_are_those_of_a_dense_run():
-    dense = QuantizedFedAvg(LAYOUT, CODEC, downlink=Downlink(Int8()))
+    dense = make_strategy(downlink=Downlink(Int8()))
     assert strategy().broadcast(START, 1, ["a"]) == dense.broadcast(START, 1, ["a"])
 
 
@@ -212,17 +212,10 @@ def test_no_server_optimizer_revives_a_pruned_weight(optimizer):
     assert (gone.sum(), pruning.sparsity, pruning.settled) == (288, 0.9, True)
 
 
-def test_a_second_run_begins_dense():
-    pruning = strategy()
-    pruning.step(6, START, summed(pruning, 0.0))
-    pruning.begin(LAYOUT, ())
-    assert pruning.sparsity == 0.0
-
-
 def test_the_mean_update_has_the_shape_of_the_model():
     pruning = strategy()
     pruning.step(6, START, summed(pruning, 0.0))
-    mean = pruning.finish(summed(pruning, 2.0))
+    mean = pruning.kept.scatter(pruning.aggregation.mean(summed(pruning, 2.0), wire.UPDATE, round=7))
     assert mean.shape == (LAYOUT.size,)
     assert np.array_equal(mean == 0, ~pruning.kept.mask)
 
@@ -230,15 +223,10 @@ def test_the_mean_update_has_the_shape_of_the_model():
 def test_changes_cannot_be_sent_of_a_pruned_model():
     delta = Downlink(Sign(block=256, rotate=True, feedback=True), "delta")
     with pytest.raises(ValueError, match="use weights"):
-        QuantizedFedAvg(LAYOUT, CODEC, downlink=delta, pruning=PRUNING)
-
-
-def test_another_app_s_clients_know_no_masks():
-    with pytest.raises(ValueError, match="pruning needs a layout"):
-        QuantizedFedAvg(pruning=PRUNING)
+        make_strategy(downlink=delta, pruning=PRUNING)
 
 
 def test_a_dense_strategy_tells_no_sparsity():
-    assert QuantizedFedAvg(LAYOUT, CODEC).sparsity is None
-    assert QuantizedFedAvg(LAYOUT, CODEC).settled
+    assert make_strategy().sparsity is None
+    assert make_strategy().settled
     assert MaskedLayout(LAYOUT).mask is None

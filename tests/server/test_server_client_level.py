@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord
-from hand_made import CODEC, LAYOUT, START, VERSION, forged, instead, run, update_of
+from hand_made import CODEC, LAYOUT, START, forged, instead, make_strategy, run, update_of
 
 from fedq.codec import Accumulator, Float32
 from fedq.privacy import ClientLevelMechanism, ClientLevelPlan, Ledger, SecureRandom, SeededRandom
-from fedq.server import Broadcast, CyclicSampler, Downlink, QuantizedFedAvg, RoundAggregate
+from fedq.server import Broadcast, CyclicSampler, Downlink, FlowerLoop, RoundAggregate
 from fedq.server.sampling import SecretPoisson
 
 PLAN = ClientLevelPlan(1.0, 0.5, cohort=4, clients=4, charges=2)
@@ -32,12 +32,12 @@ def protected(tmp_path):
     made = []
 
     def make(plan=PLAN, *, random=None, codec=CODEC):
-        strategy = QuantizedFedAvg(LAYOUT, codec, version=VERSION, client_level=plan, min_clients=0)
+        strategy = make_strategy(codec, client_level=plan, min_clients=0)
         folder = tmp_path / str(len(made))
         made.append(strategy)
         noise = random or SeededRandom(5)
         ledger = Ledger(folder / "ledger")
-        strategy.protect(
+        strategy.aggregation.protect(
             ClientLevelMechanism(
                 plan, ledger=ledger.path, evidence=folder / "evidence", random=noise, data="drawn", run="run"
             )
@@ -58,8 +58,8 @@ def ran(protected, lies=None, *, rounds=1, plan=PLAN, random=None, **options):
 
 
 def test_changes_which_only_some_are_sent_do_not_go_with_whole_clients():
-    with pytest.raises(ValueError, match=r"downlink\.kind=delta with client_level: .*; use weights"):
-        QuantizedFedAvg(LAYOUT, CODEC, downlink=Downlink(Float32(), "delta"), client_level=PLAN, min_clients=0)
+    with pytest.raises(ValueError, match=r"downlink\.kind=delta with client-level DP.*; use weights"):
+        make_strategy(downlink=Downlink(Float32(), "delta"), client_level=PLAN, min_clients=0)
 
 
 HUGE = {
@@ -95,8 +95,8 @@ def folded(strategy, total, update, clip_norm=0.5):
     from fedq.codec import encode
 
     packet = encode(update, strategy.codec, layout=LAYOUT, round=1, base=b"b" * 16)
-    broadcast = Broadcast(b"b" * 16, clip_norm=clip_norm)
-    strategy.fold(total, "0", {"update": packet}, 7.0, round=1, broadcast=broadcast)
+    limits = {} if clip_norm is None else {"update": clip_norm}
+    strategy.aggregation.add(total, "0", {"update": packet}, 7.0, round=1, base=b"b" * 16, limits=limits)
 
 
 def test_short_updates_are_summed_as_they_came_and_divided_by_the_public_cohort(protected):
@@ -106,8 +106,8 @@ def test_short_updates_are_summed_as_they_came_and_divided_by_the_public_cohort(
         update = update_of(name, 1) * np.float32(0.01)
         folded(strategy, total, update)
         plain.add_vector(update)
-    step = strategy.finish(total, round=1)
-    np.testing.assert_allclose(-step, plain.mean().astype(np.float64) * 3 / 4, rtol=1e-6, atol=1e-9)
+    step = strategy.aggregation.mean(total, "update", round=1)
+    np.testing.assert_allclose(step, plain.mean().astype(np.float64) * 3 / 4, rtol=1e-6, atol=1e-9)
 
 
 def test_a_reply_that_fails_a_check_counts_as_zero(protected):
@@ -168,15 +168,15 @@ def test_shares_under_two_clips_are_not_one_sum(protected):
 def test_the_round_s_clip_reaches_workers_and_no_client(protected):
     strategy, _ = protected()
     broadcast = strategy.broadcast(START, 1, CLIENTS)
-    assert Broadcast.from_frame(broadcast.head(), broadcast.blobs()).clip_norm == 0.5
+    assert Broadcast.from_frame(broadcast.head(), broadcast.blobs()).limits == {"update": 0.5}
     assert set(broadcast.packets("0")) == {"model"}
 
 
 def test_without_the_mechanism_no_update_is_added_and_no_step_taken():
-    strategy = QuantizedFedAvg(LAYOUT, CODEC, client_level=PLAN)
+    strategy = make_strategy(client_level=PLAN)
     with pytest.raises(RuntimeError, match="no clip norm for this round"):
         folded(strategy, RoundAggregate(LAYOUT), update_of("0", 1), clip_norm=None)
-    with pytest.raises(RuntimeError, match="protected by no mechanism"):
+    with pytest.raises(RuntimeError, match="no mechanism yet"):
         strategy.step(1, START, RoundAggregate(LAYOUT))
 
 
@@ -187,12 +187,7 @@ def test_a_mechanism_of_another_plan_is_refused(protected, tmp_path):
         other, ledger=tmp_path / "l", evidence=tmp_path / "e", random=SecureRandom(), data="d", run="r"
     )
     with pytest.raises(ValueError, match=r"noise_multiplier=0\.5"):
-        strategy.protect(weaker)
-
-
-def test_another_app_s_clients_are_not_promised_anything():
-    with pytest.raises(ValueError, match="client_level needs a layout"):
-        QuantizedFedAvg(client_level=PLAN)
+        strategy.aggregation.protect(weaker)
 
 
 def test_secret_cohorts_have_the_rate_they_claim_and_are_never_the_same_twice():
@@ -231,8 +226,8 @@ def test_a_round_that_asks_nobody_goes_on(protected):
 @pytest.mark.hostile
 def test_flower_s_own_loop_skips_no_round_of_whole_clients():
     """A round that is skipped where fewer than min_clients answer tells everybody how many did."""
-    strategy = QuantizedFedAvg(LAYOUT, CODEC, client_level=PLAN)
+    strategy = make_strategy(client_level=PLAN)
     with pytest.raises(
         ValueError, match=r"client_level with min_clients=1: a round that is skipped .*use min_clients=0"
     ):
-        strategy.configure_train(1, ArrayRecord(), ConfigRecord(), grid=None)
+        FlowerLoop(strategy).configure_train(1, ArrayRecord(), ConfigRecord(), grid=None)

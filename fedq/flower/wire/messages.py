@@ -6,7 +6,7 @@ Nothing from the wire is trusted: `read_*` checks every key, type and range, and
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,6 +48,11 @@ PUBLIC_FIELDS = frozenset(
         f"{_REFUSAL}.identity",
     }
 )
+
+
+def public_fields(packets: Iterable[str]) -> frozenset[str]:
+    """The same where an algorithm sends these packets: its own are computed from noised weights and public values."""
+    return PUBLIC_FIELDS | {f"{PACKETS}.{name}" for name in packets}
 
 
 @dataclass(frozen=True)

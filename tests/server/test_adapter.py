@@ -17,7 +17,7 @@ from fedq import codec
 from fedq.codec import Int8, Layout, Segment
 from fedq.flower import wire
 from fedq.server import QuantizedFedAvg
-from fedq.server.guest import layout_of_record
+from fedq.server.adapter import layout_of_record
 
 BODY = 72  # where the values of a packet begin, after its header
 
@@ -182,13 +182,9 @@ def test_a_tensor_that_is_not_finite_is_named():
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"private": True}, "private=True needs a layout"),
-        ({"fraction": 0.5}, "use fraction_train=0.5"),
         ({"seed": 2**64}, "seed="),
-        ({"layout": 0.5}, "must be a fedq.codec.Layout"),
         ({"codec": "int9"}, "did you mean int8"),
-        ({"layout": Layout.flat(3), "fraction_train": 0.5}, "fraction_train: with a layout"),
-        ({"layout": Layout.flat(3), "feedback": True}, "feedback: with a layout"),
+        ({"weighting": "size"}, "must be examples or equal"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options, match):

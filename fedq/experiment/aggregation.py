@@ -4,14 +4,35 @@ import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from fedq.codec.accumulator import LARGEST_WEIGHT
 from fedq.data.split import trained_on
+from fedq.server.aggregation import Aggregation, Averaging
 from fedq.server.bounding import MULTIPLE_OF_NOISE, Bound, MedianBound, NormBound
+from fedq.server.client_level import ClientLevelSum
 from fedq.server.robust import AGGREGATES, Aggregate
+from fedq.server.weighing import Weighing
 
 if TYPE_CHECKING:
     from fedq.experiment.experiment import Experiment
 
 _FINE = ("float32", "float16", "int8")  # codecs whose rounding makes an update hardly longer
+
+
+def aggregation_of(experiment: "Experiment") -> Aggregation:
+    """How the server aggregates: by weight or with a robust aggregate, or under client-level DP a noised sum."""
+    options = experiment.config.strategy
+    if experiment.client_plan is not None:
+        return ClientLevelSum(experiment.codec, experiment.client_plan)
+    aggregate = aggregate_of(experiment)
+    all_count_the_same = experiment.plan is not None or aggregate is not None or options.weighting != "examples"
+    weights = {} if all_count_the_same else weights_of_clients(experiment)
+    return Averaging(
+        experiment.codec,
+        experiment.algorithm.uplink,
+        weighing=Weighing(not all_count_the_same, options.max_weight or LARGEST_WEIGHT, weights),
+        bound=bound_of(experiment),
+        aggregate=aggregate,
+    )
 
 
 def bound_of(experiment: "Experiment") -> Callable[[], Bound] | None:

@@ -7,7 +7,7 @@ import pytest
 from fedq.codec import decode
 from fedq.config import ConfigError, compose
 from fedq.experiment import SERVER, build
-from fedq.experiment.bounds import aggregate_of, bound_of, weights_of_clients
+from fedq.experiment.aggregation import aggregate_of, bound_of, weights_of_clients
 from fedq.flower import wire
 from fedq.server.bounding import MULTIPLE, MULTIPLE_OF_NOISE
 from fedq.server.robust import Median, TrimmedMean
@@ -44,8 +44,8 @@ def request_of(strategy, experiment, name):
 def test_no_claim_of_a_client_changes_its_weight():
     """It was the number in the reply."""
     experiment = built()
-    weighing = experiment.strategy().weighing
-    assert weighing.of("2", 10**6) == weighing.of("2", 1) == (len(experiment.shards["2"]), False)
+    weighing = experiment.strategy().aggregation
+    assert weighing.weight_of("2", 10**6) == weighing.weight_of("2", 1) == (len(experiment.shards["2"]), False)
 
 
 def test_what_the_config_states_comes_before_what_was_dealt():
@@ -57,7 +57,7 @@ def test_the_server_of_a_deployment_asks_for_weights_however_the_run_was_started
     """`flwr run` does not set runtime=deployment."""
     with pytest.raises(ConfigError, match="nobody can check how many examples"):
         built(owner=SERVER)
-    assert built("strategy.weighting=equal", owner=SERVER).strategy().weighing.of("0", 10**6) == (1.0, False)
+    assert built("strategy.weighting=equal", owner=SERVER).strategy().aggregation.weight_of("0", 10**6) == (1.0, False)
 
 
 def test_without_privacy_the_bound_is_a_multiple_of_the_median_and_follows_the_learning_rate():
