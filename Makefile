@@ -6,21 +6,28 @@ RUN_STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 LOCK := pyproject.toml constraints.txt
 
-.PHONY: demo test test-slow test-hostile test-all check fuzz mutants bench tables lock clean
+# Tests run on all cores; one numerical thread in each process, so that they do not fight for them.
+PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+
+.PHONY: demo test test-unit test-slow test-hostile test-all check fuzz mutants bench tables lock clean
 
 demo: $(RUN_STAMP)
 	$(BIN)/fedq run experiment=demo
 
 test: $(DEV_STAMP)
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+# What needs no process, network or export: under a minute.
+test-unit: $(DEV_STAMP)
+	$(PYTEST) -m "not slow and not processes"
 
 # Real SuperLinks and SuperNodes, Ray, real data: minutes.
 test-slow: $(DEV_STAMP)
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 # Attacks on privacy, wire, server and audit, each of which once worked.
 test-hostile: $(DEV_STAMP)
-	$(BIN)/python -m pytest -m hostile
+	$(PYTEST) -m hostile
 
 test-all: test test-slow test-hostile fuzz
 
@@ -28,7 +35,7 @@ check: $(DEV_STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest tests/test_architecture.py tests/config
+	$(PYTEST) tests/test_architecture.py
 
 # The codec reads 100,000 mutations of valid packets, then what atheris finds in a minute.
 fuzz: $(DEV_STAMP)

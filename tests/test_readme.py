@@ -62,6 +62,7 @@ def test_the_example_of_an_own_model_and_data_runs_as_it_stands(elsewhere):
     assert by_name.int8_ops
 
 
+@pytest.mark.slow
 def test_the_example_with_objects_runs_as_it_stands(elsewhere):
     (block,) = [b for b in blocks("python") if "model=Net" in b]
     names = {}
@@ -69,6 +70,7 @@ def test_the_example_with_objects_runs_as_it_stands(elsewhere):
     assert names["result"].rounds == 10
 
 
+@pytest.mark.slow
 def test_the_python_example_runs_as_it_stands(elsewhere):
     (block,) = [b for b in blocks("python") if "fedq.load" in b]
     names = {}

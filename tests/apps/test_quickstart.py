@@ -105,6 +105,7 @@ def test_with_the_float32_codec_the_app_trains_the_model_of_flowers_fedavg(tmp_p
         assert np.abs(ours[name].numpy() - theirs[name].numpy()).max() < 1e-6
 
 
+@pytest.mark.slow
 def test_with_int8_the_app_learns_as_well(plain, int8):
     """360 test examples: 2 points are 7 of them."""
     assert plain.accuracy > 0.9

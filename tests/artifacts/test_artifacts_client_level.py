@@ -153,6 +153,7 @@ def test_a_client_that_was_asked_more_often_than_accounted_is_seen(judged):
     assert "one client counted in 2 rounds, the noise is for 1" in reasons
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [CLIENT, [*CLIENT, "privacy.client_clipping=adaptive"], SECRET], ids=" ".join)
 def test_the_same_bits_come_from_one_and_two_workers_with_seeded_noise_which_is_not_private(tmp_path, words):
     one, two = run(tmp_path, *words, *SEEDED), run(tmp_path, *words, *SEEDED, "runtime.workers=2")

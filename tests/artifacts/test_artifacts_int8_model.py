@@ -27,6 +27,7 @@ def left(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
+@pytest.mark.slow
 def test_the_file_is_measured_as_it_lies_there(experiment, tmp_path):
     found = deliver_int8(experiment, tmp_path / "model.onnx")
     test = experiment.dataset.test
@@ -53,6 +54,7 @@ def test_a_file_with_other_answers_is_an_error_and_the_old_file_stays(experiment
     assert (tmp_path / "model.onnx").read_bytes() == b"of the run"
 
 
+@pytest.mark.slow
 def test_a_run_whose_int8_model_answers_otherwise_has_failed_and_keeps_what_was_trained(tmp_path, monkeypatch):
     class Broken(Int8Model):
         def __call__(self, inputs):
@@ -67,6 +69,7 @@ def test_a_run_whose_int8_model_answers_otherwise_has_failed_and_keeps_what_was_
     assert not (result.folder / "model.onnx").exists()
 
 
+@pytest.mark.slow
 def test_without_classes_the_outputs_must_be_the_fake_quant_model_s(tmp_path, monkeypatch):
     class Shifted(Int8Model):
         """By 2 % of the outputs' spread."""

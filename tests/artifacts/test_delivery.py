@@ -278,6 +278,7 @@ def test_a_server_that_sees_no_file_still_tells_which_codes_came(tmp_path):
 # --- the speed of the int8 model ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_quantized_run_tells_how_fast_its_int8_model_is_here(tmp_path):
     _, result = served(tmp_path / "int8", "quant=int8", "quant.weight_range=63", "rounds=1")
     assert result.int8_speedup > 0

@@ -26,6 +26,7 @@ def files(folder: Path) -> list[str]:
     return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
 
 
+@pytest.mark.slow
 @pytest.mark.hostile
 def test_every_file_of_a_private_run_is_classified_in_its_folder(run):
     """A run folder once said nowhere that `log.txt` holds the size of a shard."""

@@ -31,6 +31,7 @@ def test_each_canary_adds_one_clip_norm_along_a_direction_of_its_own(make_subjec
     assert moves @ moves.T == pytest.approx(np.eye(5), abs=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mu", "epsilon"), [(0.268, 1.0), (0.719, 3.0), (1.666, 8.0)])
 def test_the_bound_is_below_the_claim_at_one_three_and_eight(make_subject, mu, epsilon):
     subject = exactly(make_subject(), mu)
@@ -42,6 +43,7 @@ def test_the_bound_is_below_the_claim_at_one_three_and_eight(make_subject, mu, e
     assert check.p_value > 0.01
 
 
+@pytest.mark.slow
 def test_one_run_of_the_client_reaches_half_of_epsilon_eight(make_subject):
     subject = exactly(make_subject(), 1.666)
     seen = white_box_run(subject, canaries=16_384, rounds=1, rng=np.random.default_rng(1))

@@ -13,6 +13,7 @@ def seen(subject, examples):
     return shares_check(subject, examples, rng=np.random.default_rng(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["mlp", "dropout", "views", "front"])
 def test_shares_of_the_right_mechanism_add_up_to_the_last_bit_of_float32(make_subject, examples, model, monkeypatch):
     monkeypatch.setattr(hostile_weights, "ATTACKED", 1)

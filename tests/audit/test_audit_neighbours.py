@@ -30,6 +30,7 @@ def test_ten_thousand_pairs_of_neighbours_are_told_apart_by_nothing(make_subject
     assert {check.p_value for check in checks_of(make_subject(), examples, 10_000).values()} == {1.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["dropout", "views", "front"])
 @pytest.mark.parametrize("noise", ["discrete", "gaussian"])
 def test_models_that_draw_are_judged_by_their_sums_too(make_subject, examples, model, noise):
@@ -39,6 +40,7 @@ def test_models_that_draw_are_judged_by_their_sums_too(make_subject, examples, m
     assert float(found["sensitivity"].seen.split("largest move ")[1].split()[0]) > 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.hostile
 @pytest.mark.parametrize("model", ["dropout", "mlp"])
 def test_a_clip_that_is_a_tenth_too_long_is_seen_in_models_that_draw_too(make_subject, examples, model):

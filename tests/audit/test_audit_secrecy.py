@@ -24,6 +24,7 @@ def of_bug(bug, examples, folder):
     return found(subject_of(SETTINGS["discrete"], bug, folder), examples)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_the_right_mechanism_draws_from_its_source_alone(setting, examples, folder):
     checks = found(subject_of(SETTINGS[setting], bugs.NONE, folder), examples)
@@ -32,6 +33,7 @@ def test_the_right_mechanism_draws_from_its_source_alone(setting, examples, fold
     assert checks["coins"].p_value > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.hostile
 @pytest.mark.parametrize(
     ("bug", "check"),

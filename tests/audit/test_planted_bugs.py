@@ -23,6 +23,7 @@ def test_every_bug_of_the_list_is_planted():
     assert (len(OLD), len(NEW)) == (11, 18)
 
 
+@pytest.mark.slow
 @pytest.mark.hostile
 @pytest.mark.parametrize("bug", FEW)
 def test_a_planted_bug_is_found(examples, folder, bug):

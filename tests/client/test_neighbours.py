@@ -33,6 +33,7 @@ def trainer():
     return Trainer(model, layout_of(model), Recipe(batch_size=2, optimizer="SGD", lr=0.1, rounds=1, steps=1))
 
 
+@pytest.mark.slow
 def test_a_thousand_neighbours_cannot_be_told_apart_by_anything_public(trainer, tmp_path, monkeypatch):
     """Shards of n and n - 1: rate, divisor, steps and noise as spent; fields, length and weight as sent."""
     random = np.random.default_rng(0)

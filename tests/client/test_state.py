@@ -254,6 +254,7 @@ def client_process(folder):
     return process
 
 
+@pytest.mark.slow
 def test_a_message_that_is_delivered_again_waits_until_the_first_is_served(tmp_path):
     with client_process(tmp_path) as first:
         assert first.stdout.readline() == b"holds\n"

@@ -41,6 +41,7 @@ def by_numpy(monkeypatch):
     assert jit.kernels(10**9) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", EVERY_CODEC, ids=str)
 def test_packets_and_vectors_are_the_same_to_the_bit(codec, compiled, vector, monkeypatch):
     packet = encode(vector, codec, layout=LAYOUT, key=11)
@@ -82,6 +83,7 @@ def test_what_cannot_be_carried_is_refused_alike(codec, value, compiled, vector,
     assert told() == by_kernels
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", [c for c in EVERY_CODEC if c.name not in ("float32", "float16") and not c.entropy])
 def test_every_signed_mutation_is_refused_or_read_alike(codec, compiled, vector, rng, monkeypatch):
     packet = encode(vector, codec, layout=LAYOUT)

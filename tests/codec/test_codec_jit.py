@@ -104,6 +104,7 @@ def test_without_numba_there_are_no_kernels_and_one_line_says_why(fresh, monkeyp
     assert "numba" in caplog.text
 
 
+@pytest.mark.slow
 def test_processes_that_start_cold_at_once_share_one_cache(tmp_path):
     pytest.importorskip("numba")
     processes = [run(PROGRAM, NUMBA_CACHE_DIR=tmp_path) for _ in range(3)]

@@ -92,6 +92,7 @@ UNBIASED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", UNBIASED)
 def test_the_mean_over_many_packets_is_the_vector(codec, rng):
     """Sparse, skewed and smooth values, 300 of them: blocks of 256 and 128 where the codec rotates.

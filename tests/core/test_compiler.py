@@ -51,6 +51,7 @@ def test_a_client_that_trains_without_privacy_never_loads_the_compiler():
     assert loaded == ["8 []"]
 
 
+@pytest.mark.slow
 def test_without_it_torch_does_load_the_compiler():
     """Else there would be nothing to keep out, and this module could go."""
     loaded = fresh("""
@@ -61,6 +62,7 @@ def test_without_it_torch_does_load_the_compiler():
     assert loaded == ["True"]
 
 
+@pytest.mark.slow
 def test_a_compiled_model_trains_after_a_step_without_the_compiler():
     """The optimizer was made, and stepped, beside a stand-in; then a user compiles for real."""
     values = fresh("""
@@ -92,6 +94,7 @@ def test_a_compiled_model_trains_after_a_step_without_the_compiler():
     assert values == ["[-0.5, -0.5] False False", "[-1.5, -1.5] 1 type"]
 
 
+@pytest.mark.slow
 def test_a_step_inside_a_compiled_function_is_left_alone_by_the_compiler():
     values = fresh("""
         import torch
@@ -126,6 +129,7 @@ def test_inside_another_use_nothing_changes_hands():
     assert values == ["True", "True", "False"]
 
 
+@pytest.mark.slow
 def test_an_error_inside_leaves_no_stand_in_behind():
     values = fresh("""
         import sys, torch
@@ -184,6 +188,7 @@ def with_and_without():
     return [fresh(f"WITHOUT = {without}\n{textwrap.dedent(OPTIMIZERS)}") for without in (False, True)]
 
 
+@pytest.mark.slow
 def test_every_optimizer_of_torch_steps_to_the_same_bits_without_the_compiler(with_and_without):
     plain, without = with_and_without
     assert len(plain) > 10

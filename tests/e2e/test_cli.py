@@ -69,6 +69,7 @@ def test_the_forecast_is_what_the_run_then_sends(workplace):
         assert told.epsilon == real.epsilon
 
 
+@pytest.mark.slow
 def test_a_forecast_trains_nothing_and_makes_no_folder(workplace):
     done = fedq_run(*SMALL, "--dry-run")
     assert done.returncode == 0
@@ -165,6 +166,7 @@ def test_version():
     assert done.stdout == f"fedq {fedq.__version__}\n"
 
 
+@pytest.mark.slow
 def test_a_sweep_runs_every_combination(workplace):
     done = fedq_run("-m", *SMALL, "rounds=1", "seed=1,2", "codec=float32,int8", timeout=120)
     assert done.returncode == 0, done.stderr
@@ -182,6 +184,7 @@ def test_a_sweep_with_one_bad_value_starts_nothing(workplace):
     assert not Path("outputs").exists()
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_is_done_and_ends_with_130(workplace):
     arguments = [*COMMAND, "run", *SMALL[:-1], "rounds=100000", "runtime.workers=2"]
     run = subprocess.Popen(
@@ -222,6 +225,7 @@ def wait_for_rows(folder, count):
     raise TimeoutError("the run did not get under way")
 
 
+@pytest.mark.slow
 def test_a_terminal_sees_rows_as_rounds_end(workplace):
     outer, inner = pty.openpty()
     run = subprocess.Popen(
@@ -246,6 +250,7 @@ def test_a_terminal_sees_rows_as_rounds_end(workplace):
         assert words in shown
 
 
+@pytest.mark.slow
 def test_a_script_without_a_main_guard_may_use_workers(workplace):
     script = workplace / "script.py"
     script.write_text(

@@ -44,12 +44,14 @@ def test_a_right_run_has_no_finding_and_a_score_before_and_after_int8(run):
     assert found["left_out"] == []
 
 
+@pytest.mark.slow
 def test_a_run_s_config_file_is_audited_without_its_model(run):
     page = fedq_says(run.folder / "config.yaml", *QUICK, "--repeats", "20")
     for words in ("nothing found", "proves no privacy", "20 runs with one canary or none", "not looked at: membership"):
         assert words in page
 
 
+@pytest.mark.slow
 def test_views_of_examples_change_no_draw_and_no_message():
     page = fedq_says(*DP, "privacy.augmentations=2", *QUICK)
     assert "control flow" in page
@@ -61,12 +63,14 @@ def test_noise_of_the_server_is_not_called_none():
     assert "privacy=client: the noise is the server's" in fedq_says(*words, *QUICK, status=2)
 
 
+@pytest.mark.slow
 def test_seeded_noise_is_a_finding_and_the_status_says_so():
     page = fedq_says(*DP, "privacy.noise=seeded", *QUICK, status=1)
     assert "the mechanism is not what it claims to be" in page
     assert "noise fresh: it is not so" in page
 
 
+@pytest.mark.slow
 def test_a_ledger_that_was_touched_is_a_finding(run, tmp_path):
     import shutil
     import sqlite3
@@ -118,6 +122,7 @@ def load():
 """
 
 
+@pytest.mark.slow
 def test_a_scaler_that_a_loader_fitted_and_does_not_own_up_to_is_a_finding(tmp_path):
     (tmp_path / "audited_loader.py").write_text(LOADER)
     words = [*DP, "model=linear", "data._target_=audited_loader.load", "data.nominal_examples=300"]

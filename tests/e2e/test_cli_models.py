@@ -33,6 +33,7 @@ def fedq_says(*arguments, status=0):
     return answer.stdout if status == 0 else " ".join(answer.stderr.split())
 
 
+@pytest.mark.slow
 def test_an_export_is_the_run_s_own_file_again(run):
     again = Path("again.onnx")
     page = fedq_says("export", run.folder, "--output", again)
@@ -41,6 +42,7 @@ def test_an_export_is_the_run_s_own_file_again(run):
         assert words in page
 
 
+@pytest.mark.slow
 def test_an_export_puts_a_lost_file_back(run, tmp_path):
     folder = Path(shutil.copytree(run.folder, tmp_path / "copy"))
     (folder / "model.onnx").unlink()
@@ -80,6 +82,7 @@ def test_a_float_run_has_nothing_to_show(command):
     assert "quant=off" in fedq_says(command, made("quant=off"), status=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["export", "inspect"])
 def test_objects_of_python_cannot_be_rebuilt(command):
     from torch import nn
@@ -91,6 +94,7 @@ def test_objects_of_python_cannot_be_rebuilt(command):
     assert "fedq.quant.export_onnx" in fedq_says(command, folder, status=2)
 
 
+@pytest.mark.slow
 def test_data_that_are_gone_are_named():
     rows = "\n".join(f"{i % 7},{i % 3},{'yes' if i % 2 else 'no'}" for i in range(120))
     Path("table.csv").write_text(f"a,b,label\n{rows}\n")
@@ -123,6 +127,7 @@ def test_json_is_one_object(run):
     assert told["loses_most"]["layer"] in ("hidden1", "output")
 
 
+@pytest.mark.slow
 def test_under_dp_it_is_said_whose_data_were_looked_at():
     private = ["privacy=example", "train.epochs=null", "train.steps=1", "privacy.accountant=rdp"]
     folder = made("quant=int8", *private)

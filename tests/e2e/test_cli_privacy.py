@@ -61,6 +61,7 @@ def test_a_client_that_spent_more_than_its_own_budget_makes_the_run_not_private(
     assert any("client 0: epsilon" in reason and "beyond its own budget 0.5" in reason for reason in reasons)
 
 
+@pytest.mark.slow
 def test_a_run_that_no_budget_allows_ends_before_its_first_round_with_a_status_of_its_own(tmp_path):
     words = [*WORDS, "privacy.target_epsilon=1", "privacy.ledger=ledgers", "partition=iid"]
     assert "in ledgers" not in fedq_says("run", *words, "--dry-run")
@@ -77,6 +78,7 @@ def test_a_run_that_no_budget_allows_ends_before_its_first_round_with_a_status_o
     assert all(len(Ledger(path).rows()) == 3 for path in (tmp_path / "ledgers").glob("*/ledger.sqlite"))
 
 
+@pytest.mark.slow
 def test_one_client_without_budget_is_left_out_and_the_others_go_on(tmp_path):
     words = [*WORDS, "privacy.ledger=ledgers", "partition=iid", "privacy.target_epsilon=8"]
     fedq_says("run", *words, "privacy.budgets.0=1", "rounds=1")
@@ -138,6 +140,7 @@ def test_a_ledger_that_does_not_check_out_ends_with_status_1_until_a_person_deci
     assert "Put the right file back" in fedq_says("privacy", "ledger", path, status=1)
 
 
+@pytest.mark.slow
 def test_a_run_over_a_ledger_that_was_reset_and_accepted_is_not_private_and_its_statement_says_so(tmp_path):
     words = [*WORDS, "privacy.ledger=ledgers", "partition=iid", "privacy.target_epsilon=8"]
     assert fedq.run(words, progress=False).private
@@ -161,6 +164,7 @@ def test_a_folder_without_a_ledger_is_named(tmp_path):
 # --- fedq privacy plan -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_plan_shows_the_noise_of_the_run_and_of_others(tmp_path):
     from fedq.experiment import build
 
@@ -238,6 +242,7 @@ def test_floating_point_noise_is_stated_as_a_caveat(tmp_path):
     assert "exact integers" not in said
 
 
+@pytest.mark.slow
 def test_whole_clients_are_stated_as_what_a_trusted_server_gives_them(tmp_path):
     words = ["rounds=3", "clients=4", "model.hidden=[16]", "train.steps=2", "train.epochs=null"]
     client = fedq.run([*words, "privacy=client", "privacy.client_target_epsilon=8"], progress=False)
@@ -322,12 +327,14 @@ def test_clients_under_other_names_are_another_deal(tmp_path):
         assert "examples dealt anew would be spent twice" in fedq_says("run", *words, f"names={names}", status=2)
 
 
+@pytest.mark.slow
 def test_whole_clients_have_a_plan_too():
     said = fedq_says("privacy", "plan", "privacy=client", "clients=100", "privacy.client_target_epsilon=3")
     assert "added by the server" in said
     assert "for each client" in " ".join(said.split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "told"),
     [

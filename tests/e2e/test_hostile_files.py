@@ -71,6 +71,7 @@ TARGETS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("reader", "target", "group"),
     [(reader, "a shell", group) for reader in BUILDERS for group in ("data", "model")]
@@ -107,6 +108,7 @@ DEFAULT = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["audit", "privacy plan"])
 @pytest.mark.parametrize("words", [["experiment=default"], [], ["data=mine", "privacy=example"]])
 def test_a_folder_of_choices_runs_nothing(command, words, tmp_path):
@@ -185,6 +187,7 @@ def test_a_file_of_this_machine_that_a_config_names_is_said(run):
     assert "reads data.path=/etc/hostname, as the config says" in fedq_says("inspect", run, status=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("reader", "status"), [("audit RUN", 1), ("privacy statement RUN", 2)])
 def test_a_ledger_that_is_a_named_pipe_hangs_nobody(reader, status, run):
     for ledger in run.glob("clients/*/ledger.sqlite"):
@@ -202,6 +205,7 @@ def hot_journal(ledger, victim):
     ledger.with_name(f"{ledger.name}-journal").write_bytes(header + named)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command", [["audit", "RUN", *QUICK], ["privacy", "statement", "RUN"], ["privacy", "ledger", "RUN"]]
 )
@@ -247,6 +251,7 @@ OWN = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("allow", ["own_module", "own_module.Net"])
 def test_a_module_that_is_allowed_is_imported_from_the_current_folder(allow, tmp_path):
     (tmp_path / "own_module.py").write_text(textwrap.dedent(OWN))

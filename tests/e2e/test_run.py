@@ -63,6 +63,7 @@ def test_the_result_is_measured_and_adds_up(workplace):
     assert told["int8_model_bytes"] == (result.folder / "model.onnx").stat().st_size
 
 
+@pytest.mark.slow
 def test_the_int8_model_loads_as_a_callable_with_the_measured_accuracy(workplace):
     import mine
 
@@ -90,6 +91,7 @@ ONE_BIT = ["codec=sign", "codec.rotate=true", "codec.block=256", "codec.feedback
 CHANGES = ["downlink.name=sign", "downlink.rotate=true", "downlink.block=256", "downlink.kind=delta"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "way",
     [
@@ -165,6 +167,7 @@ def test_objects_cannot_cross_to_workers(workplace):
         run("clients=4", "runtime.workers=2", model=mine.Net, data=mine.digits)
 
 
+@pytest.mark.slow
 def test_regression_learns_and_is_scored_by_its_metric(workplace):
     overrides = [
         "model=linear",

@@ -38,6 +38,7 @@ def zeros(result):
     return {name: int((array == 0).sum()) for name, array in result.arrays.items() if array.ndim == 2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("privacy", [[], DP], ids=["plain", "private"])
 def test_the_delivered_model_has_the_sparsity_that_was_asked_for(tmp_path, privacy):
     """Pruning from round 0 to 3 of 5: 1 - (2/3)^3 and 1 - (1/3)^3 of it after rounds 1 and 2."""
@@ -51,6 +52,7 @@ def test_the_delivered_model_has_the_sparsity_that_was_asked_for(tmp_path, priva
     assert result.clients_lost == 0
 
 
+@pytest.mark.slow
 def test_packets_shrink_as_weights_go(tmp_path):
     rows = run(tmp_path).history
     assert rows[5].bytes_up < 0.33 * rows[1].bytes_up  # messages of this small model are mostly not packets
@@ -58,6 +60,7 @@ def test_packets_shrink_as_weights_go(tmp_path):
     assert rows[5].float32_bytes_down == rows[1].float32_bytes_down
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [[], ["codec.feedback=true", "codec.rounding=stochastic"]], ids=["plain", "feedback"])
 def test_one_and_two_workers_give_the_same_bits(tmp_path, more):
     one, two = (run(tmp_path / str(n), f"runtime.workers={n}", *more) for n in (1, 2))
@@ -68,6 +71,7 @@ def test_one_and_two_workers_give_the_same_bits(tmp_path, more):
     ]
 
 
+@pytest.mark.slow
 def test_a_server_with_momentum_delivers_the_sparsity_too(tmp_path):
     assert sum(zeros(run(tmp_path, "strategy=fedavgm")).values()) == ZEROS
 
@@ -77,12 +81,14 @@ def test_the_best_model_is_the_best_of_the_sparse_ones(tmp_path):
     assert sum(zeros(result).values()) == ZEROS
 
 
+@pytest.mark.slow
 def test_a_dense_run_tells_no_sparsity(tmp_path):
     result = run(tmp_path, "quant.sparsity=null", "rounds=1")
     assert result.sparsity is None
     assert {row.sparsity for row in result.history} == {None}
 
 
+@pytest.mark.slow
 def test_the_forecast_counts_the_packets_of_each_round(tmp_path):
     from fedq.config import compose
     from fedq.experiment import build

@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SOURCE = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow
 def test_a_built_wheel_runs_the_demo_from_another_folder(tmp_path):
     wheels, home, elsewhere = tmp_path / "wheels", tmp_path / "site", tmp_path / "elsewhere"
     elsewhere.mkdir()

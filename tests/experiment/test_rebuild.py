@@ -25,6 +25,7 @@ def run(tmp_path_factory):
     return fedq.run([*WORDS, *private, "quant.activations=learned"], root=root, progress=False)
 
 
+@pytest.mark.slow
 def test_the_rebuilt_model_is_the_delivered_one(run):
     experiment = finished_run(run.folder).experiment()
     arrays = state_arrays(experiment.trainer.model)

@@ -96,6 +96,7 @@ def test_grids_of_the_front_are_fixed_whatever_the_others_are(ranges):
     assert report["scattering.low2.down"].input == "[0, 0.4301] fixed"
 
 
+@pytest.mark.slow
 def test_the_int8_file_answers_as_the_quantized_model(images, tmp_path):
     torch.manual_seed(0)
     model = scatter_linear((1, 28, 28), 10)

@@ -171,6 +171,7 @@ def test_a_run_of_the_app_installs_nothing_anew(app):
     assert json.loads(project["tool"]["flwr"]["app"]["config"]["overrides"]) == []
 
 
+@pytest.mark.slow
 def test_flower_s_bundle_holds_the_app_s_files_and_nothing_of_its_runs(app):
     from flwr.cli.build import build_fab_from_disk
     from flwr.cli.config_utils import load_and_validate
@@ -206,6 +207,7 @@ def test_the_app_s_experiment_runs_where_none_is_named(app):
     assert compose(["~experiment"], overlay=overlay).name == "run"
 
 
+@pytest.mark.slow
 def test_two_rounds_from_the_command_line(app):
     done = command("run", "rounds=2", cwd=app)
     assert done.returncode == 0, done.stderr
@@ -227,6 +229,7 @@ def test_a_forecast_and_a_sweep_take_the_app_s_experiment(app):
     assert len(list(app.glob("outputs/*/*my-hospital*/result.json"))) == 2
 
 
+@pytest.mark.slow
 def test_two_rounds_with_privacy_by_one_word_in_the_file(app):
     file = app / "conf" / "experiment" / "default.yaml"
     text = file.read_text()
@@ -246,6 +249,7 @@ def test_workers_find_the_app_and_give_the_same_bits(app):
         assert np.array_equal(array, two.arrays[name])
 
 
+@pytest.mark.slow
 def test_the_experiment_as_it_ships_is_quick_and_good(app):
     result = run()
     assert result.accuracy > 0.9

@@ -80,6 +80,7 @@ def test_the_codes_are_a_closed_set():
         Declined("example 7 is NaN")
 
 
+@pytest.mark.slow
 @pytest.mark.hostile
 def test_a_ledger_of_a_thousand_slightly_different_runs_is_checked_whole_and_composes_none_of_them_exactly(
     tmp_path, monkeypatch

@@ -165,6 +165,7 @@ def test_the_count_and_the_sum_together_cost_what_z_says():
     assert math.isnan(sum_multiplier(2.0, 1.0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantile", [0.2, 0.5, 0.8])
 @pytest.mark.parametrize("first", [0.05, 20.0])
 def test_the_clip_finds_the_quantile_of_the_norms(tmp_path, quantile, first):

@@ -78,6 +78,7 @@ def outputs_of(model: nn.Module, inputs: Tensor) -> np.ndarray:
         return model(inputs).numpy()
 
 
+@pytest.mark.slow
 def test_top_1_agrees_with_the_fake_quantized_model(trained: Trained):
     expected = outputs_of(trained.model, trained.inputs).argmax(axis=1)
     assert (expected == trained.targets.numpy()).mean() > 0.8, "agreement of a poor model would prove little"
@@ -299,6 +300,7 @@ DELIVERED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, i
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"weights": 4}, {"weights": 2}], ids=["int8", "int4", "ternary"])
 @pytest.mark.parametrize("name", DELIVERED)
 def test_every_supported_layer_is_delivered_on_integers(name: str, options: dict[str, int], tmp_path: Path):
@@ -330,6 +332,7 @@ def test_four_bits_of_activations_keep_to_sixteen_levels(make: Callable[[], nn.M
     np.testing.assert_allclose(got, outputs_of(model, inputs), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_product_of_a_users_own_names_its_module_and_line(tmp_path: Path):
     class Own(nn.Module):
         def __init__(self) -> None:

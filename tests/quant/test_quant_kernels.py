@@ -108,6 +108,7 @@ print(jit.kernels(0) is not None)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("least", "environment", "told"),
     [(10**9, {}, "False"), (10, {}, "True"), (10, {"FEDQ_JIT": "0"}, "False")],

@@ -73,6 +73,7 @@ def convolution(channels: int, outputs: int, kernel: int | tuple[int, int], **op
 # Whole models
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cnn", "cnn_wide", "resnet8_gn", "mlp"])
 def test_a_model_s_outputs_are_the_same_bits_with_passes(name: str, exported: Exported):
     torch.manual_seed(0)
@@ -82,6 +83,7 @@ def test_a_model_s_outputs_are_the_same_bits_with_passes(name: str, exported: Ex
         assert np.array_equal(plain, fast)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "more"), [("cnn", 1400), ("cnn_wide", 1400), ("resnet8_gn", 1800), ("transformer", 0)]
 )
@@ -115,6 +117,7 @@ def test_a_tanh_between_grids_becomes_a_table_and_pools_first(exported: Exported
     assert Int8Model(files.fast).float_ops.keys() == {"QuantizeLinear", "Tanh"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pool", [nn.MaxPool2d(3, stride=2, padding=1), nn.MaxPool2d(2, dilation=2, ceil_mode=True)])
 def test_any_max_pooling_may_come_first(pool: nn.Module, exported: Exported):
     files = exported(nn.Sequential(nn.Conv2d(4, 8, 3), nn.Tanh(), pool, nn.Conv2d(8, 4, 1)), (4, 13, 13))
@@ -183,6 +186,7 @@ def test_a_tanh_whose_levels_are_not_certain_stays(step: float, out_step: float)
 # Convolutions of few channels
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("channels", "kernel", "options", "side"),
     [
@@ -210,6 +214,7 @@ def test_few_channels_are_convolved_in_blocks(channels, kernel, options, side, e
         assert np.array_equal(plain, fast)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"weights": 4}, {"weights": 2}])
 def test_packed_weights_are_convolved_in_blocks_too(options, exported: Exported):
     files = exported(convolution(1, 32, 5), (1, 16, 16), **options)
@@ -219,6 +224,7 @@ def test_packed_weights_are_convolved_in_blocks_too(options, exported: Exported)
     assert Int8Model(files.fast).int8_ops["QLinearConv"] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("channels", "outputs", "kernel", "options"),
     [
@@ -238,6 +244,7 @@ def test_other_convolutions_stay(channels, outputs, kernel, options, exported: E
 # GroupNorm
 
 
+@pytest.mark.slow
 def test_scale_and_shift_of_a_group_norm_are_one_operator(exported: Exported):
     files = exported(with_random_norms(Residual()), (1, 8, 8))
     assert files.ops()["BatchNormalization"] == 1
@@ -307,6 +314,7 @@ def test_linear_layers_on_tokens_are_products_of_matrices(exported: Exported):
         assert np.abs(plain - fast).mean() <= 1e-5 * np.abs(plain).mean()
 
 
+@pytest.mark.slow
 def test_the_transformer_has_the_same_outputs_but_for_rounding(exported: Exported):
     torch.manual_seed(0)
     files = exported(models.transformer((1, 28, 28), 10), (1, 28, 28))

@@ -435,6 +435,7 @@ def test_the_report_warns_of_weights_that_can_saturate(weight_range: int, portab
     assert ("can saturate on x86 without VNNI" in str(report)) is not portable
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranges", ["fixed", "learned", "observed"])
 def test_the_whole_model_is_one_graph_to_torch_compile(ranges: str):
     torch.manual_seed(0)

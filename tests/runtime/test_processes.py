@@ -84,6 +84,7 @@ CHILD = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("apart", [False, True], ids=["in its session", "in a session of its own"])
 @pytest.mark.parametrize("deaf", [False, True], ids=["obedient", "deaf"])
 def test_children_are_gone_too(processes, start, apart, deaf):

@@ -90,6 +90,7 @@ def test_a_callable_named_on_the_command_line_travels_as_a_file_and_never_as_an_
     assert there(bundle).model == {"_target_": "torch.nn.Linear", "in_features": 64, "out_features": 10}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [

@@ -93,7 +93,7 @@ def test_a_shortened_update_adds_what_the_limit_says():
         packet = encode(np.float32(length * direction), "float32", layout=LAYOUT, kind="delta", round=1, base=BASE)
         made.add(total, name, {"update": packet}, 1.0, round=1, base=BASE, limits={})
     made.settle(total, {})
-    np.testing.assert_allclose(made.mean(total, "update"), direction * (1 + 1 + 2) / 3, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(made.mean(total, "update", round=1), direction * (1 + 1 + 2) / 3, rtol=1e-5, atol=1e-7)
     assert total.clipped == ["2"]
 
 

@@ -22,6 +22,7 @@ def lost(attack, *overrides):
     return 100 * (without_the_hostile_client(*overrides, *lie.overrides) - (found or 0.0))
 
 
+@pytest.mark.slow
 @pytest.mark.hostile
 @pytest.mark.parametrize("attack", ["scaling", "huge weight, long update"])
 def test_by_default_neither_length_nor_weight_makes_the_model_one_client_s_own(attack):
@@ -29,6 +30,7 @@ def test_by_default_neither_length_nor_weight_makes_the_model_one_client_s_own(a
     assert lost(attack, *SHORT) <= 3
 
 
+@pytest.mark.slow
 @pytest.mark.hostile
 def test_without_the_bound_the_same_attack_does_cost_the_model():
     """Else the test above would not see that there is a bound."""

@@ -193,6 +193,7 @@ def test_all_sparse_kernels_compute_the_product_of_the_dense_one():
         assert np.array_equal(product(), expected), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", [(3.0, 1.0, 10), (5.27, 0.1, 1200), (0.7, 0.01, 300)])
 def test_the_bench_s_own_reference_for_epsilon_is_that_of_dp_accounting(setting):
     """Where that is not installed, the row compares with this one."""

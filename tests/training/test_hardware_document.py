@@ -34,6 +34,7 @@ def test_the_quantized_model_trains_and_goes_on_training_in_parallel(capsys):
     assert parallel < quantized
 
 
+@pytest.mark.slow
 def test_the_model_is_federated_and_delivered_in_int8(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names, _ = run_blocks(4)
