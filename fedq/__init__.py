@@ -15,16 +15,18 @@ __version__ = "0.1.0"
 _LAZY = {
     "ConfigError": "fedq.config",
     "QuantizedFedAvg": "fedq.server",
+    "Observer": "fedq.runtime",
     "Result": "fedq.results",
     "codec": "",
     "data": "",
     "load": "fedq.artifacts.loading",
     "quantize": "fedq.quant",
     "quantized_mod": "fedq.client.mod",
-    "run": "fedq.runtime",
+    "run": "fedq.console.live",
 }
 __all__ = [
     "ConfigError",
+    "Observer",
     "QuantizedFedAvg",
     "Result",
     "__version__",
@@ -41,9 +43,10 @@ if TYPE_CHECKING:
     from fedq.artifacts.loading import load
     from fedq.client.mod import quantized_mod
     from fedq.config import ConfigError
+    from fedq.console.live import run
     from fedq.quant import quantize
     from fedq.results import Result
-    from fedq.runtime import run
+    from fedq.runtime import Observer
     from fedq.server import QuantizedFedAvg
 
 

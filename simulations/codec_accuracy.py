@@ -194,7 +194,7 @@ def main() -> None:
         replace_table(DOCUMENT, f"codec_accuracy_{setting}", table(codecs))
         print(f"{setting}: {COST[setting]}\n\n{table(codecs)}\n")
     if len(found) == len(SETTINGS):
-        replace_table(ROOT / "README.md", "codec_highlights", highlights(found))
+        replace_table(ROOT / "docs" / "results.md", "codec_highlights", highlights(found))
         plot(found)
 
 

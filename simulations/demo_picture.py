@@ -1,6 +1,6 @@
-"""The demo's own last screen and its curves, as README.md shows them.
+"""The demo's own last screen and its curves, as docs/results.md shows them.
 
-python -m simulations.demo_picture     runs the demo once, writes the screen into README.md and docs/images/demo.png
+python -m simulations.demo_picture     runs the demo once, writes docs/results.md and docs/images/demo.png
 """
 
 import io
@@ -23,7 +23,7 @@ def main() -> None:
     table = final_table(result, known_costs(result, [RESULTS]), overrides=OVERRIDES)
     Console(file=screen, width=100, highlight=False, color_system=None).print(table)
     text = "\n".join(line.rstrip() for line in screen.getvalue().strip("\n").splitlines())
-    replace_table(ROOT / "README.md", "demo_run", f"```text\n{text}\n```")
+    replace_table(ROOT / "docs" / "results.md", "demo_run", f"```text\n{text}\n```")
     save_curves(result, ROOT / "docs" / "images" / "demo.png")
     print(text)
 

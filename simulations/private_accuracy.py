@@ -127,7 +127,7 @@ def main() -> None:
     if asked == list(BUDGETS):
         text = table(found)
         replace_table(DOCUMENT, "private_accuracy", text)
-        replace_table(ROOT / "README.md", "private_highlights", highlights(found))
+        replace_table(ROOT / "docs" / "results.md", "private_highlights", highlights(found))
         plot(found)
         print(text)
 

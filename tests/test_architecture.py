@@ -12,10 +12,11 @@ PACKAGE = Path(__file__).resolve().parents[1] / "fedq"
 FLOORS = [
     {"cli"},
     {"new"},
+    {"console"},
     {"runtime"},
     {"app"},
     {"audit"},
-    {"artifacts", "console"},
+    {"artifacts"},
     {"experiment"},
     {"client", "server"},
     {"training", "results", "flower"},

@@ -1,4 +1,4 @@
-"""What README.md shows is what happens: its examples run, its commands compose, its tables are the results'."""
+"""What README.md and the guides show is what happens: examples run, commands compose, tables are the results'."""
 
 import re
 import shlex
@@ -13,16 +13,18 @@ from fedq.console import read_table
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text()
+GUIDES = ("README.md", "docs/running.md", "docs/your-model-and-data.md", "docs/extending.md")
+TEXT = "\n".join((ROOT / name).read_text() for name in GUIDES)
+TABLES = {"demo_ablation": "README.md", "fashion_mnist": "docs/results.md"}
 
 
 def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+    return re.findall(rf"```{language}\n(.*?)```", TEXT, re.DOTALL)
 
 
 def commands():
     lines = "\n".join(blocks("bash")).splitlines()
-    return [line.partition("#")[0].strip() for line in lines if line.startswith("fedq run")]
+    return list(dict.fromkeys(line.partition("#")[0].strip() for line in lines if line.startswith("fedq run")))
 
 
 def words(command):
@@ -72,23 +74,32 @@ def test_the_example_with_objects_runs_as_it_stands(elsewhere):
 
 @pytest.mark.slow
 def test_the_python_example_runs_as_it_stands(elsewhere):
-    (block,) = [b for b in blocks("python") if "fedq.load" in b]
-    names = {}
-    exec(block, names)
+    for block in [b for b in blocks("python") if "fedq.load" in b]:
+        names = {}
+        exec(block, names)
     outputs = names["model"](names["test"].inputs)
     assert np.mean(outputs.argmax(1) == names["test"].targets) > 0.93
 
 
-@pytest.mark.parametrize("recipe", ["demo_ablation", "fashion_mnist"])
+@pytest.mark.parametrize("recipe", TABLES)
 def test_the_tables_are_those_of_the_committed_results(recipe, monkeypatch, tmp_path, capsys):
     import importlib
 
     from simulations import recipe as recipes
 
     module = importlib.import_module(f"simulations.{recipe}")
-    (tmp_path / "README.md").write_text(README)
+    path = TABLES[recipe]
+    (tmp_path / path).parent.mkdir(exist_ok=True)
+    (tmp_path / path).write_text((ROOT / path).read_text())
     monkeypatch.setattr(module, "ROOT", tmp_path)
     monkeypatch.setattr(sys, "argv", ["recipe", "--table"])
     assert recipes.RESULTS.exists()
     module.main()
-    assert read_table(tmp_path / "README.md", recipe) == read_table(ROOT / "README.md", recipe)
+    assert read_table(tmp_path / path, recipe) == read_table(ROOT / path, recipe)
+
+
+def test_the_readme_is_short_and_every_link_leads_somewhere():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#: ]+)(?:#[^)]*)?\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"

@@ -147,10 +147,11 @@ def rehearse(
         if others:
             refuse_text(f"--clients {clients} {others[0]}: say the same twice, or one of them alone")
         overrides = [*(o for o in overrides if not o.startswith("clients=")), f"clients={clients}"]
+    from fedq.console.live import LiveView
     from fedq.runtime.rehearsal import rehearsal
 
     config = _config(overrides, _overlay([]))
-    _run(lambda: rehearsal(config, overrides, say=typer.echo), overrides)
+    _run(lambda: rehearsal(config, overrides, say=typer.echo, observers=[LiveView(notes_to_log=True)]), overrides)
 
 
 @app.command(short_help="Make a Flower app of your own: fedq new DIR.")
@@ -279,16 +280,18 @@ def _sweep_job(node: Any, overlay: Path | None) -> "tuple[list[str], Result]":
 
 
 def _execution(experiment: "Experiment") -> "Start":
+    from fedq.console.live import LiveView
     from fedq.runtime import execute
 
     folder = _chosen_folder()
-    return lambda: execute(experiment, folder=folder)
+    return lambda: execute(experiment, folder=folder, observers=[LiveView()])
 
 
 def _deployed(config: "Config", overrides: Sequence[str]) -> "Start":
+    from fedq.console.live import LiveView
     from fedq.runtime import deploy
 
-    return lambda: deploy(config, overrides)
+    return lambda: deploy(config, overrides, observers=[LiveView(notes_to_log=True)])
 
 
 def _print_sweep(runs: "list[tuple[list[str], Result]]") -> None:

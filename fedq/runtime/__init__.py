@@ -1,7 +1,20 @@
-"""How the two apps are run. Knows processes, folders and the terminal; not how a round works."""
+"""How the two apps are run. Knows processes and folders; not terminals, and not how a round works."""
 
 from fedq.runtime.deployment import DeploymentError, deploy
 from fedq.runtime.forecast import forecast
-from fedq.runtime.start import built, check, execute, run
+from fedq.runtime.observers import Observer, Observers, RunStart
+from fedq.runtime.start import OUTPUTS, built, check, execute, run_observed
 
-__all__ = ["DeploymentError", "built", "check", "deploy", "execute", "forecast", "run"]
+__all__ = [
+    "OUTPUTS",
+    "DeploymentError",
+    "Observer",
+    "Observers",
+    "RunStart",
+    "built",
+    "check",
+    "deploy",
+    "execute",
+    "forecast",
+    "run_observed",
+]

@@ -9,19 +9,16 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from fedq.config import Config, ConfigError, problems
-from fedq.config.client_level import epsilon_budget
-from fedq.console import Display
 from fedq.results import Result, RoundRow, events
 from fedq.results.result import from_json
 from fedq.runtime.connection import Connection, find
+from fedq.runtime.observers import Observer, Observers, RunStart
 from fedq.runtime.stage import Staged, app_here, run_config, say_insecure, stage
-from fedq.runtime.watch import Watch, headline
 from fedq.server.roster import BudgetSpentError
 
 
@@ -46,7 +43,7 @@ class Followed:
 _KEPT_LINES = 30
 
 
-def deploy(config: Config, overrides: Sequence[str] | None = None, *, progress: bool = True) -> Result:
+def deploy(config: Config, overrides: Sequence[str] | None = None, *, observers: Sequence[Observer] = ()) -> Result:
     """Run the experiment on the config's SuperLink connection and follow it; its files stay with the server.
 
     `overrides`: as they were typed, Hydra's own settings too, none of which may travel. Raises `ConfigError` before
@@ -59,35 +56,15 @@ def deploy(config: Config, overrides: Sequence[str] | None = None, *, progress: 
         connection = find(config.runtime.connection, insecure=config.runtime.insecure)
         if not connection.secure:
             say_insecure(staged)
-        with display_of(config, connection, progress=progress) as display:
-            note = noted(display)
+        watchers = Observers(observers)
+        with watchers.watching(RunStart.of(config, None, where=connection.address)) as end:
 
             def placed(told: Followed) -> None:
                 stop = f"flwr stop {told.run} {connection.name}"
-                note(f"run {told.run}, in {told.folder} on {told.host}; Ctrl-C ends this view, {stop} the run")
+                where = f"run {told.run}, in {told.folder} on {told.host}"
+                watchers.on_note(f"{where}; Ctrl-C ends this view, {stop} the run")
 
-            told = submit(staged, connection, Watch(display), note=note, placed=placed)
-    return result_of(told)
-
-
-def noted(display: Display) -> Callable[[str], None]:
-    """Where a note goes: above the live table, or to a log where there is no terminal."""
-    if sys.stderr.isatty():
-        return display.note
-    return lambda text: print(f"fedq: {text}", file=sys.stderr, flush=True)
-
-
-@contextmanager
-def display_of(config: Config, connection: Connection, *, progress: bool) -> Iterator[Display]:
-    with Display(
-        config.name,
-        rounds=config.rounds,
-        detail=f"{headline(config)}, on {connection.address}",
-        epsilon_budget=epsilon_budget(config),
-        metric=config.train.metric,
-        enabled=progress,
-    ) as display:
-        yield display
+            return end(result_of(submit(staged, connection, watchers.on_round, note=watchers.on_note, placed=placed)))
 
 
 def submit(

@@ -28,11 +28,11 @@ from fedq.experiment.ledgers import LEDGER
 from fedq.results import Result, new_run_folder, read_result
 from fedq.runtime.connection import Connection
 from fedq.runtime.credentials import write_certificates, write_node_key
-from fedq.runtime.deployment import DeploymentError, Followed, display_of, flower_command, noted, submit
+from fedq.runtime.deployment import DeploymentError, Followed, flower_command, result_of, submit
+from fedq.runtime.observers import Observer, Observers, RunStart
 from fedq.runtime.processes import Processes, tail
 from fedq.runtime.stage import Staged, app_here, stage
 from fedq.runtime.start import OUTPUTS, built
-from fedq.runtime.watch import Watch
 from fedq.server.node_names import FILE as NODE_NAMES
 
 CONNECTION = "rehearsal"
@@ -46,7 +46,7 @@ def rehearsal(
     *,
     say: Callable[[str], object] = lambda text: None,
     root: str | Path = OUTPUTS,
-    progress: bool = True,
+    observers: Sequence[Observer] = (),
 ) -> Result:
     """Deploy the experiment here and return its result, with the run folder collected under `root`.
 
@@ -69,12 +69,13 @@ def rehearsal(
     with tempfile.TemporaryDirectory(prefix="fedq-rehearsal-") as scratch:
         place = Path(scratch)
         staged = stage(words, config, app=app_here(), into=place / "submitter")
+        watchers = Observers(observers)
         with Processes(place.name, environment(place)) as processes:
             stand = Stand(place, processes, say)
             stand.start_superlink()
             for number, identity in enumerate(experiment.identities):
                 stand.start_supernode(number, identity, experiment)
-            told = stand.run(config, staged, progress=progress)
+            told = stand.run(config, staged, watchers)
         return _collected(experiment, place, told, root)
 
 
@@ -162,22 +163,24 @@ class Stand:
     def submitter(self) -> dict[str, str]:
         return {"FLWR_HOME": str(self.place / "submitter" / "flwr")}
 
-    def run(self, config: Config, staged: Staged, *, progress: bool) -> Followed:
+    def run(self, config: Config, staged: Staged, watchers: Observers) -> Followed:
         """Whoever asks for the run: one command, and the rounds as they come."""
         for port in self._ports:
             self._await(port)
         connection = Connection(CONNECTION, self.address)
         environment = self.processes.environment(self.submitter)
-        with display_of(config, connection, progress=progress) as display:
+        with watchers.watching(RunStart.of(config, None, where=connection.address)) as end:
             try:
-                return submit(
+                told = submit(
                     staged,
                     connection,
-                    Watch(display),
-                    note=noted(display),
+                    watchers.on_round,
+                    note=watchers.on_note,
                     environment=environment,
                     said=lambda command: self._show("submitter", command, {}),
                 )
+                end(result_of(told))
+                return told
             except DeploymentError as error:
                 logs = [self.server / "superlink.log", *sorted(self.place.glob("clients/*/supernode.log"))]
                 words = "\n".join(f"--- {log.relative_to(self.place)}\n{tail(log)}" for log in logs[:4])

@@ -8,45 +8,33 @@ from typing import Any
 from fedq.app.serving import Link, serve
 from fedq.artifacts.delivery import ClientFiles
 from fedq.config import Config, ConfigError, compose, own_conf
-from fedq.config.client_level import epsilon_budget
 from fedq.config.config_file import write_config
-from fedq.console import Display
 from fedq.experiment import Experiment, build
 from fedq.results import Result, new_run_folder
 from fedq.runtime import ray
 from fedq.runtime.deployment import deploy
 from fedq.runtime.local import in_process
+from fedq.runtime.observers import Observer, Observers, RunStart
 from fedq.runtime.pool import Pool
-from fedq.runtime.watch import Watch, headline
 from fedq.server.strategy import Strategy
 from fedq.training.numerics import one_thread
 
 OUTPUTS = "outputs"
 
 
-def run(
+def run_observed(
     overrides: Sequence[str] = (),
     *,
     model: Any = None,
     data: Any = None,
     root: str | Path = OUTPUTS,
-    progress: bool = True,
+    observers: Sequence[Observer] = (),
 ) -> Result:
-    """Run one experiment and return its result; raises `ConfigError` before anything starts.
-
-    `overrides` are those of `fedq run`. `model` (a class or function that returns an `nn.Module`) and `data` (a
-    function, or what it returns) may be objects of the calling script or notebook. Files go under `root`.
-    The live display is shown only where there is a terminal.
-
-    >>> import fedq, tempfile
-    >>> result = fedq.run(["rounds=1", "clients=2"], root=tempfile.mkdtemp(), progress=False)
-    >>> result.accuracy_source, result.rounds
-    ('server_test', 1)
-    """
+    """`fedq.run` without a live view of its own."""
     config = compose(overrides, overlay=own_conf())
     if config.runtime.name == "deployment" and model is None and data is None:
-        return deploy(config, progress=progress)
-    return execute(built(config, model=model, data=data), root=root, progress=progress)
+        return deploy(config, observers=observers)
+    return execute(built(config, model=model, data=data), root=root, observers=observers)
 
 
 def check(overrides: Sequence[str], *, model: Any = None, data: Any = None, overlay: Path | None = None) -> Experiment:
@@ -62,35 +50,35 @@ def built(config: Config, *, model: Any = None, data: Any = None) -> Experiment:
 
 
 def execute(
-    experiment: Experiment, *, root: str | Path = OUTPUTS, progress: bool = True, folder: Path | None = None
+    experiment: Experiment,
+    *,
+    root: str | Path = OUTPUTS,
+    observers: Sequence[Observer] = (),
+    folder: Path | None = None,
 ) -> Result:
     """Run a built experiment."""
-    config = experiment.config
+    config, watchers = experiment.config, Observers(observers)
     home = folder or new_run_folder(root, config.name)
     write_config(config, home / "config.yaml")
     strategy = experiment.strategy()
-    display = Display(
-        config.name,
-        rounds=config.rounds,
-        detail=headline(config),
-        epsilon_budget=epsilon_budget(config),
-        metric=config.train.metric,
-        enabled=progress,
-    )
-    with one_thread(), display, _link(experiment, strategy, home, display) as link:
+    with (
+        one_thread(),
+        watchers.watching(RunStart.of(config, home)) as end,
+        _link(experiment, strategy, home, watchers) as link,
+    ):
         if experiment.quantized is not None and not experiment.quantized.portable:
-            display.note(
+            watchers.on_note(
                 "quant.weight_range above 63: x86 without VNNI saturates such sums; the accuracy is this CPU's"
             )
         clients = ClientFiles(home / "clients", home.name)
-        return serve(experiment, strategy, link, folder=home, watch=Watch(display), clients=clients)
+        return end(serve(experiment, strategy, link, folder=home, watch=watchers.on_round, clients=clients))
 
 
 @contextmanager
-def _link(experiment: Experiment, strategy: Strategy, folder: Path, display: Display) -> Iterator[Link]:
-    runtime, replied = experiment.config.runtime, display.replies
+def _link(experiment: Experiment, strategy: Strategy, folder: Path, watchers: Observers) -> Iterator[Link]:
+    runtime, replied = experiment.config.runtime, watchers.on_replies
     if runtime.name == "ray":
-        with ray.ray_link(experiment, strategy, folder, replied=replied, tell=display.note) as link:
+        with ray.ray_link(experiment, strategy, folder, replied=replied, tell=watchers.on_note) as link:
             yield link
         return
     workers = min(runtime.workers, experiment.config.clients)

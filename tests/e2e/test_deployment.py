@@ -94,9 +94,7 @@ def test_a_rehearsal_gives_the_bits_of_a_local_run_and_leaves_nothing_behind(tmp
 )
 def test_a_deployment_s_server_answers_for_whole_clients(tmp_path, monkeypatch, words):
     monkeypatch.chdir(tmp_path)
-    rehearsed = rehearsal(
-        compose(["experiment=demo", "clients=2", "fraction=0.5", "rounds=4", *words]), root="nodes", progress=False
-    )
+    rehearsed = rehearsal(compose(["experiment=demo", "clients=2", "fraction=0.5", "rounds=4", *words]), root="nodes")
     assert (rehearsed.private, rehearsed.privacy_reasons) == (True, [])
     assert rehearsed.client_level["private"]
     assert len(Ledger(rehearsed.folder / "server" / "ledger.sqlite", access="read").rows()) == 4
@@ -117,7 +115,7 @@ def test_one_experiment_gives_the_same_bits_on_every_runtime(tmp_path, monkeypat
     # In a process of its own: Ray leaves children to Python's garbage collector, which complains.
     subprocess.run([*CLI, "run", *words, "runtime=ray"], env=environment(), check=True, capture_output=True)
     ray = read_result(next((tmp_path / "outputs").glob("*/*")))
-    nodes = rehearsal(compose(words), root="nodes", progress=False)
+    nodes = rehearsal(compose(words), root="nodes")
     assert bits(two) == bits(local)
     assert bits(ray) == bits(local)
     assert bits(nodes) == bits(local)
@@ -132,7 +130,7 @@ def test_clients_evaluate_alike_on_every_runtime_where_the_server_has_no_test_se
     words += ["strategy.weighting=equal"]
     local = fedq.run(words, root="local", progress=False)
     assert local.accuracy_source == "clients"
-    nodes = rehearsal(compose(words), root="nodes", progress=False)
+    nodes = rehearsal(compose(words), root="nodes")
     assert bits(nodes) == bits(local)
     assert nodes.accuracy == local.accuracy
 
@@ -141,7 +139,7 @@ def test_clients_evaluate_alike_on_every_runtime_where_the_server_has_no_test_se
 def test_under_dp_each_ledger_is_on_its_client_s_disk_and_adds_up(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ["experiment=demo", "clients=3", "rounds=3", "fraction=0.67"]
-    result = rehearsal(compose(words), root="out", progress=False)
+    result = rehearsal(compose(words), root="out")
     assert result.private, result.privacy_reasons
     assert result.epsilon_of == "ledgers"  # which the rehearsal brought together; its server saw none
     assert set(result.reply_fields) <= wire.PUBLIC_FIELDS

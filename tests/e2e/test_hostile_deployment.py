@@ -47,7 +47,7 @@ def hostile(app):  # noqa: F811
 
 
 def test_a_reply_that_nobody_can_read_costs_its_node_alone(hostile):
-    result = rehearsal(compose(["model._target_=hostile.Garbage", *WORDS]), root="out", progress=False)
+    result = rehearsal(compose(["model._target_=hostile.Garbage", *WORDS]), root="out")
     assert (result.status, result.rounds) == ("finished", 2)
     assert [row.accepted for row in result.history[1:]] == [["0", "2"]] * 2
     assert [row.rejected for row in result.history[1:]] == [[{"client": "1", "reason": "unreadable"}]] * 2
@@ -56,7 +56,7 @@ def test_a_reply_that_nobody_can_read_costs_its_node_alone(hostile):
 def test_a_refusal_in_another_s_name_ends_no_run(hostile):
     waits = ["runtime.wait=60", "runtime.min_available=2"]
     config = compose(["model._target_=hostile.Impostor", *WORDS, "runtime=deployment", *waits])
-    result = rehearsal(config, root="out", progress=False)
+    result = rehearsal(config, root="out")
     assert (result.status, result.rounds) == ("finished", 2)
     assert [row.accepted for row in result.history[1:]] == [["0", "1"]] * 2
     assert "node_key" in result.history[0].reasons

@@ -1,4 +1,4 @@
-"""An algorithm with two packets at the server: both are checked, bounded and summed, or the reply counts for nothing."""
+"""An algorithm with two packets at the server: both are checked, bounded and summed, or none is."""
 
 import numpy as np
 import pytest
