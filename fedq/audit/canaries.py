@@ -30,7 +30,7 @@ def canary_subject(subject: Subject, canaries: int) -> tuple[Subject, Examples]:
     nn.init.zeros_(model.weight)
     layout = layout_of(model)
     recipe = Recipe(1, "SGD", 1e-3, 1, steps=subject.plan.steps, loss="l1", metric="mae")
-    trainer = Trainer(model, layout, recipe)
+    trainer = Trainer(model, layout, recipe, mechanism=subject.trainer.mechanism)
     signs = _hadamard(_SIGNS)
     which = np.arange(width * _SIGNS)[:canaries]
     inputs = np.zeros((canaries, width), np.float32)

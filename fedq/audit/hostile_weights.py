@@ -92,7 +92,7 @@ def _attacked(subject: Subject, rng: np.random.Generator) -> tuple[Subject, Exam
     own = replace(
         subject,
         plan=replace(subject.plan, nominal_examples=max(1, round(_EXPECTED / rate))),
-        trainer=Trainer(model, layout, recipe),
+        trainer=Trainer(model, layout, recipe, mechanism=subject.trainer.mechanism),
         weights=read_vector(model, layout),
         prepare=lambda examples: examples,
     )

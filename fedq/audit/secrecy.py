@@ -85,7 +85,7 @@ def _batches(subject: Subject) -> np.ndarray:
     own = replace(
         subject,
         plan=replace(subject.plan, steps=steps, nominal_examples=COINS),
-        trainer=Trainer(model, layout, recipe),
+        trainer=Trainer(model, layout, recipe, mechanism=subject.trainer.mechanism),
         weights=read_vector(model, layout),
         prepare=lambda examples: examples,
     )

@@ -109,6 +109,11 @@ class DPSGD:
         if max_batch < 1:
             raise ValueError(f"max_batch={max_batch}: must be 1 or more")
         fit = _Fit(model, inputs, targets, loss, pruned or {}, augment, views, correct)
+        refuse_cross_example_layers(model)
+        refuse_mixing(model, tuple(inputs.shape[1:]), inputs.dtype)
+        check_loss_sums(model, loss, inputs, targets)
+        if not fit.parameters:
+            raise ValueError("the model has no trainable parameter: there is nothing for DP-SGD to train")
         with recorded(model) as recorder:
             optimizer = self._check(fit, recorder, make_optimizer, max_batch)
             row_id = self._charge(context)
@@ -133,13 +138,8 @@ class DPSGD:
         max_batch: int,
     ) -> torch.optim.Optimizer:
         """Refuse what cannot be trained under DP, on made-up batches; nothing is spent yet. The optimizer."""
-        plan, model = self.plan, fit.model
-        refuse_cross_example_layers(model)
-        refuse_mixing(model, tuple(fit.inputs.shape[1:]), fit.inputs.dtype)
-        check_loss_sums(model, fit.loss, fit.inputs, fit.targets)
-        if not fit.parameters:
-            raise ValueError("the model has no trainable parameter: there is nothing for DP-SGD to train")
-        fit.untrained = untrained_state(model)
+        plan = self.plan
+        fit.untrained = untrained_state(fit.model)
         optimizer = make_optimizer(fit.parameters)
         fit.layers_draw = _made_up_passes(recorder, fit.loss, fit.inputs, fit.targets, fit.device)
         fit.at_once = rows_at_once(plan.divisor, plan.sample_rate, max(1, max_batch // fit.views))
