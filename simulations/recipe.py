@@ -21,9 +21,12 @@ RESULTS = ROOT / "simulations" / "results"
 # What cannot change a figure of a local run: display, plots, command line, and what only other runtimes execute.
 IDLE = (
     "results/",
+    "console/",
+    "audit/",
     "new/",
     "cli/",
-    "loading.py",
+    "artifacts/loading.py",
+    "artifacts/statement.py",
     "app/bundle.py",
     "app/host.py",
     "app/node.py",
@@ -38,8 +41,12 @@ IDLE = (
     "runtime/ray.py",
     "runtime/rehearsal.py",
     "runtime/stage.py",
-    "server/guest.py",
-    "wire/guest.py",
+    "runtime/observers.py",
+    "runtime/headline.py",
+    "server/adapter.py",
+    "server/flower_loop.py",
+    "flower/grid.py",
+    "flower/wire/foreign.py",
 )
 
 

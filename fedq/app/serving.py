@@ -107,7 +107,7 @@ def serve(
 def _protection(
     experiment: Experiment, plan: ClientLevelPlan, folder: Path
 ) -> tuple[ClientLevelMechanism, Path, list[AnyMechanism]]:
-    """The mechanism for whole clients, the folder of its files, and what earlier runs spent of one client.
+    """The mechanism for each client as a whole, the folder of its files, and what earlier runs spent of one client.
 
     BudgetSpentError where not all of this run fits into what they left.
     """

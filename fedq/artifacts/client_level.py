@@ -1,4 +1,4 @@
-"""What a run says of whole clients: its rows without what no noise covers, the server's own log, the verdict.
+"""The artifacts of client-level DP: rows without what no noise covers, the server's own log, the verdict.
 Knows experiments, the server's ledger and evidence; not messages, nor what clients keep.
 """
 
@@ -59,7 +59,7 @@ class ServerRecord:
         self._asked: Counter[str] = Counter()
 
     def accounted(self, row: RoundRow, what: Round) -> RoundRow:
-        """The row with what whole clients have spent by now, where it says nothing of single examples."""
+        """The row with the epsilon of client-level DP so far, where it has none of example-level DP."""
         if what.number:
             self._rounds.append(what)
             self._asked.update(what.asked)
@@ -115,7 +115,7 @@ def _whole(row: RoundRow, said: dict[str, Any]) -> RoundRow:
 
 
 def with_client_level(privacy: dict[str, Any], said: dict[str, Any]) -> dict[str, Any]:
-    """The privacy fields of a result, with what is said of whole clients; private where all of it holds."""
+    """The privacy fields of a result, with what is said of client-level DP; private where all of it holds."""
     if privacy["epsilon"] is None:
         return {
             "epsilon": said["epsilon"],
@@ -128,7 +128,7 @@ def with_client_level(privacy: dict[str, Any], said: dict[str, Any]) -> dict[str
     return {
         **privacy,
         "private": privacy["private"] and said["private"],
-        "privacy_reasons": [*privacy["privacy_reasons"], *(f"whole clients: {why}" for why in said["reasons"])],
+        "privacy_reasons": [*privacy["privacy_reasons"], *(f"client-level DP: {why}" for why in said["reasons"])],
         "client_level": said,
     }
 

@@ -23,7 +23,7 @@ ENOUGH = 1000  # examples for a share to mean something; of fewer, one may diffe
 # mean distance from their mean. Where the two largest are closer than that, either answer is right; where no classes
 # are told apart, outputs may differ by as much on average.
 ROUNDING = 0.01
-DEAREST = 8  # operators whose share of the int8 model's time is told
+SLOWEST = 8  # operators whose share of the int8 model's time is told
 
 
 def deliver_int8(experiment: Experiment, path: Path) -> dict[str, Any]:
@@ -117,7 +117,7 @@ def _pace(experiment: Experiment, model: nn.Module, path: Path) -> dict[str, Any
         pace = measure(model, path, inputs)
     except ExportError:
         return {}
-    slowest = {kind: round(share, 4) for kind, share in list(pace.profile.items())[:DEAREST]}
+    slowest = {kind: round(share, 4) for kind, share in list(pace.profile.items())[:SLOWEST]}
     return {"speedup": float(f"{pace.speedup:.4g}"), "profile": slowest}
 
 

@@ -84,7 +84,7 @@ def statement_of(run: Path) -> dict[str, Any]:
     if not protects_examples(config):
         return {**head, **of_whole_clients(config, result, run)}
     whole = [f"{item}: {said}" for item, said in of_whole_clients(config, result, run).items() if isinstance(said, str)]
-    return {**head, **_of_examples(config, result, run), **({"whole clients": whole} if result.client_level else {})}
+    return {**head, **_of_examples(config, result, run), **({"client-level DP": whole} if result.client_level else {})}
 
 
 def _of_examples(config: Config, result: Result, run: Path) -> dict[str, Any]:
@@ -120,7 +120,7 @@ def _of_examples(config: Config, result: Result, run: Path) -> dict[str, Any]:
 
 
 def of_whole_clients(config: Config, result: Result, run: Path) -> dict[str, Any]:
-    """The items that differ where the server, which is trusted, protects whole clients; {} where it does not."""
+    """The items that differ under client-level DP, where the server is trusted; {} without it."""
     said = result.client_level
     if not said:
         return {}
@@ -192,7 +192,7 @@ def _epsilon(rows: Sequence[Row], config: Config) -> float:
 
 
 def _noise_of(spends: Sequence[Spend], config: Config) -> str:
-    """Of the sum of whole clients' updates."""
+    """Of the sum of all clients' updates."""
     kinds = {spend.mechanism for spend in spends} or {GAUSSIAN if config.privacy.noise == "gaussian" else DISCRETE}
     return " and ".join(_SUM_NOISE[kind] for kind in sorted(kinds))
 

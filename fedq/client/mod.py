@@ -23,7 +23,7 @@ def quantized_mod(message: Message, context: Context, call_next: ClientAppCallab
     """
     if not wire.is_guest_request(message.content):
         return call_next(message, context)
-    request = wire.read_guest_request(message.content)
+    request = wire.read_foreign_request(message.content)
     layout, codec = packets.Layout.from_bytes(request.layout), packets.codec_of(request.codec, request.options)
     if wire.MODEL not in request.packets:
         raise wire.MalformedReply("missing_key", f"no {wire.MODEL} packet in the request")
@@ -37,7 +37,7 @@ def quantized_mod(message: Message, context: Context, call_next: ClientAppCallab
     # Against what the app was handed, so that a cast to its dtype is not taken for training.
     update = trained - _vector(handed, layout)
     packet = _packed(update, weights, layout, codec, request, context)
-    reply.content = wire.write_guest_reply(wire.Reply(request.round, {wire.UPDATE: packet}), reply.content)
+    reply.content = wire.write_foreign_reply(wire.Reply(request.round, {wire.UPDATE: packet}), reply.content)
     return reply
 
 
@@ -82,7 +82,7 @@ def _packed(
     weights: np.ndarray,
     layout: packets.Layout,
     codec: packets.Codec,
-    request: wire.GuestRequest,
+    request: wire.ForeignRequest,
     context: Context,
 ) -> bytes:
     """The packet of an update, with what earlier packets lost where the server asks for error feedback."""

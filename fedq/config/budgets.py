@@ -63,7 +63,7 @@ def evaluation_problems(config: Config) -> Iterator[Problem]:
         yield Problem("evaluate", "dp", rule, "Use evaluate=server, or privacy=example")
         return
     if protects_clients(config):
-        rule = "the noise on a client's counts hides one example, and whole clients are protected too (privacy=both)"
+        rule = "the noise on a client's counts hides one example, and client-level DP is on too (privacy=both)"
         yield Problem("evaluate", "dp", rule, "Use evaluate=server or off, or privacy=example")
     if config.train.metric != "accuracy":
         rule = f"noisy counts are of right and wrong answers, and the metric is {config.train.metric}"

@@ -1,4 +1,4 @@
-"""What privacy protects, and the rules about whole clients. Knows the schema; not noise, ledgers or the server."""
+"""What privacy protects, and the rules about client-level DP. Knows the schema; not noise, ledgers or the server."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
@@ -47,7 +47,7 @@ def client_level_problems(config: Config) -> Iterator[Problem]:
         return
     p = config.privacy
     if p.client_target_epsilon is None and p.client_noise_multiplier is None:
-        rule = "with whole clients protected, a budget or a noise multiplier must be set"
+        rule = "under client-level DP, a budget or a noise multiplier must be set"
         yield Problem("privacy.client_target_epsilon", None, rule, "Use privacy.client_target_epsilon=8")
     yield from deltas.delta_problems(
         "privacy.client_target_delta", p.client_target_delta, protected=config.clients, of="client"

@@ -36,7 +36,7 @@ def compose(overrides: Sequence[str] = (), *, overlay: Path | None = None) -> Co
     Raises `ConfigError` with every unknown key, unknown choice and mistyped value, each with the nearest name.
     """
     wanted = [_open_key(o) for o in overrides]
-    added = [p for o in wanted if (p := _stranger(o)) is not None]
+    added = [p for o in wanted if (p := _unknown_key(o)) is not None]
     try:
         config = _compose(wanted, overlay)
         if added:
@@ -46,7 +46,7 @@ def compose(overrides: Sequence[str] = (), *, overlay: Path | None = None) -> Co
     except _refusals() as error:
         # Each override is tried on top of the app's default, so a default that fails by itself comes first.
         found = [p for o in _default(overrides, overlay) if (p := _problem(o, overlay)) is not None]
-        found = found or [p for o in wanted if (p := _stranger(o) or _problem(o, overlay)) is not None]
+        found = found or [p for o in wanted if (p := _unknown_key(o) or _problem(o, overlay)) is not None]
         raise ConfigError(
             found or [Problem("overrides", list(overrides), str(error), "See fedq run --help")]
         ) from error
@@ -131,7 +131,7 @@ def _open_key(override: str) -> str:
     return f"++{override}" if opens else override
 
 
-def _stranger(override: str) -> Problem | None:
+def _unknown_key(override: str) -> Problem | None:
     """`+foo=1`: Hydra would take any key behind a plus, and fedq would pass over it in silence."""
     key, sign, value = override.partition("=")
     key = key.lstrip("+").partition("@")[0]
@@ -159,7 +159,7 @@ def _problem(override: str, overlay: Path | None) -> Problem | None:
             if value in choices:  # a file of the user's own: all that is known, since the value does not tell
                 told = " ".join(f"{error} {error.__cause__ or ''}".split()).rstrip(".")
                 plain = override.startswith(key)
-                fix = f"Mend the file {key}/{value}.yaml" if plain else f"Use {key}={value}"
+                fix = f"Fix the file {key}/{value}.yaml" if plain else f"Use {key}={value}"
                 return Problem(key, value, told, fix)
             return Problem(key, value, f"no such choice; there are {', '.join(choices)}", _nearest(value, choices))
         if key not in (known := known_keys()):

@@ -38,7 +38,7 @@ def forecast_table(forecast: Forecast, *, held: Sequence[tuple[str, str]] = ()) 
         table.add_row("", "", noise)
     if whole is not None:
         table.add_row(
-            "epsilon", spent(whole.epsilon), f"at delta {whole.delta:g}, for whole clients; trusts the server"
+            "epsilon", spent(whole.epsilon), f"at delta {whole.delta:g}, for each client as a whole; trusts the server"
         )
         counted = f"rate {whole.sample_rate:.4g}, {plural(whole.rounds, 'round')} count against one client"
         table.add_row("", "", f"noise multiplier {whole.noise_multiplier:.4g}, {counted}")

@@ -20,7 +20,7 @@ EVIDENCE, REPLIES = "evidence.jsonl", "replies.jsonl"
 
 
 def client_level_plan(config: Config) -> ClientLevelPlan | None:
-    """Noise by the most rounds that count against one client; None where whole clients are not protected.
+    """Noise by the most rounds that count against one client; None where client-level DP is off.
 
     ValueError where the noise that was asked for costs more than the budget.
     """

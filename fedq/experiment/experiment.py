@@ -69,7 +69,7 @@ class Experiment:
 
     @property
     def claims_privacy(self) -> bool:
-        """Whether examples are protected by their clients, or whole clients by the server."""
+        """Whether clients protect their examples, or the server each client."""
         return self.plan is not None or self.client_plan is not None
 
     def counts_after(self, round: int) -> bool:

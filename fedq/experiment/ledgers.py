@@ -39,7 +39,7 @@ def ledger_file(config: Config, folder: Path, identity: str) -> Path:
 
 
 def server_ledger_file(config: Config, home: Path) -> Path:
-    """The ledger of whole clients, of a server whose own files lie in `home`."""
+    """The ledger of client-level DP, of a server whose own files lie in `home`."""
     return Path(config.privacy.ledger) / SERVER_LEDGER if config.privacy.ledger else home / LEDGER
 
 

@@ -44,7 +44,7 @@ def make_model(config: Config, factory: Any, given: Any, dataset: Dataset, found
         return None
     bad = [name for name, p in net.state_dict().items() if p.is_floating_point() and not torch.isfinite(p).all()]
     if bad:
-        found.append(Problem("model", bad[0], "holds NaN or infinite values at the start", "Mend its initialisation"))
+        found.append(Problem("model", bad[0], "holds NaN or infinite values at the start", "Fix its initialisation"))
         return None
     if protects_examples(config):
         try:

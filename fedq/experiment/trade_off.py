@@ -15,7 +15,7 @@ from fedq.results.accounts import PlanRow
 def trade_off(config: Config, budgets: Sequence[float]) -> list[PlanRow]:
     """The noise that each budget needs, in half as many rounds as the config's, in as many, and in twice as many.
 
-    Of examples, or of whole clients where those alone are protected.
+    Of example-level DP, or of client-level DP where only that is on.
     """
     p = config.privacy
     own = p.target_epsilon if protects_examples(config) else p.client_target_epsilon

@@ -1,4 +1,4 @@
-"""Make an app's directory from the templates, or refuse with `value: rule. Mend` before anything is written."""
+"""Make an app's directory from the templates, or refuse with `value: rule. Fix` before anything is written."""
 
 import os
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Differential privacy: noise, accounting, the ledger, admission, DP-SGD, whole clients, and the verdicts.
+"""Differential privacy: noise, accounting, the ledger, admission, DP-SGD, client-level DP, and the verdicts.
 Knows models, tensors and its ledger file; not quantization, codecs, messages, servers or configuration files.
 """
 

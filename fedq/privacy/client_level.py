@@ -1,4 +1,4 @@
-"""Differential privacy of whole clients, given by a server that they trust: clip, sum, noise, one spend a round.
+"""Differential privacy at the client level, by a server that they trust: clip, sum, noise, one spend a round.
 Knows vectors and public numbers; not packets, messages, models or who the clients are.
 
 Neighbours (zero-out): two runs that are alike but that in one of them every update of one client counts as zero.

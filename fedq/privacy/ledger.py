@@ -125,10 +125,10 @@ class Ledger:
             try:
                 rows, identity, head = self._whole(connection)
                 check_same_data(self.path, rows, spend.data)
-                strangers = {row.spend.noise_source for row in rows} - {spend.noise_source}
-                if strangers:
+                others = {row.spend.noise_source for row in rows} - {spend.noise_source}
+                if others:
                     raise LedgerError(
-                        f"{self.path}: holds spends with {strangers.pop()} noise, this one has "
+                        f"{self.path}: holds spends with {others.pop()} noise, this one has "
                         f"{spend.noise_source} noise: give seeded runs a ledger of their own"
                     )
                 if guard is not None:

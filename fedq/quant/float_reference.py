@@ -16,13 +16,13 @@ from fedq.quant.layers import QuantizedLayer
 from fedq.quant.swap import AbsorbedReLU
 
 
-def float_twin(model: nn.Module) -> nn.Module:
+def float_reference(model: nn.Module) -> nn.Module:
     """A deep copy with the same float weights, whose layers are torch's own again and which has no grid.
 
     Its keys are those of the model before `quantize`. The model itself is untouched.
     """
-    twin = copy.deepcopy(model)
-    for module in list(twin.modules()):
+    reference = copy.deepcopy(model)
+    for module in list(reference.modules()):
         if isinstance(module, AbsorbedReLU):
             module.__class__ = nn.ReLU  # type: ignore[assignment]  # whose own attributes it has kept
         elif isinstance(module, QuantizedLayer):
@@ -34,7 +34,7 @@ def float_twin(model: nn.Module) -> nn.Module:
         for name, child in list(module.named_children()):
             if isinstance(child, Grid):
                 delattr(module, name)
-    return twin
+    return reference
 
 
 def float_base(kind: type[nn.Module]) -> type[nn.Module]:
@@ -42,7 +42,7 @@ def float_base(kind: type[nn.Module]) -> type[nn.Module]:
     for base in kind.__mro__:
         if base.__module__.startswith("torch.nn.") and base is not nn.Module:
             return base
-    raise TypeError(f"{kind.__name__}: derives from no layer of torch.nn, so it has no float twin")
+    raise TypeError(f"{kind.__name__}: derives from no layer of torch.nn, so it has no float reference model")
 
 
 def export_float32(
@@ -52,9 +52,11 @@ def export_float32(
     *,
     input_dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Write the float twin of `model`, as torch exports it; `input_shape`: of one example, the batch stays dynamic.
+    """Write the float reference model of `model`, as torch exports it; the batch size stays dynamic.
+
+    `input_shape`: of one example.
 
     ExportError where it cannot be captured.
     """
-    proto = captured(float_twin(model).cpu().eval(), input_shape, input_dtype)
+    proto = captured(float_reference(model).cpu().eval(), input_shape, input_dtype)
     Path(path).write_bytes(proto.SerializeToString(deterministic=True))

@@ -1,7 +1,7 @@
-"""Look inside a quantized model: integers, ranges, and where it leaves its float twin. Knows torch and layers.
+"""Look inside a quantized model: integers, ranges, and where it differs from its float reference model.
 
-Knows no data and no files. The float twin is the same model with weights unrounded and grids taken away; a grid from 0
-leaves a ReLU behind, whose work it did. Every grid counts at the layer that holds it.
+Knows torch and layers; no data and no files. The float reference model is the same model with unrounded weights and
+without grids; a grid from 0 is replaced by the ReLU whose work it did. Every grid counts at the layer that holds it.
 """
 
 import copy
@@ -50,7 +50,7 @@ class GridView:
 
 @dataclass(frozen=True)
 class LayerView:
-    """One layer with weights. Errors are norms of differences over norms of the float twin's output."""
+    """One layer with weights. Errors are norms of differences over norms of the float reference model's output."""
 
     name: str
     kind: str
@@ -171,7 +171,7 @@ class _Errors:
     own: _Gap = field(default_factory=_Gap)
     weights: _Gap = field(default_factory=_Gap)
     total: _Gap = field(default_factory=_Gap)
-    kept: list[Tensor] = field(default_factory=list)  # the float twin's outputs, call by call, of one batch
+    kept: list[Tensor] = field(default_factory=list)  # the float reference model's outputs, call by call, of one batch
 
 
 class _Probed(QuantizedLayer):
@@ -226,7 +226,7 @@ class _Bench:
                 layer.register_forward_hook(self._float_called)
 
     def compare(self, inputs: Tensor) -> None:
-        """One batch through the float twin, in which each layer is also tried alone, then through the whole."""
+        """One batch through the float reference model, each layer also alone, then through the quantized model."""
         self._turn(on=False)
         self.phase = "float"
         self.model(inputs)

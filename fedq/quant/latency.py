@@ -1,4 +1,4 @@
-"""How fast the int8 model is beside its float32 twin, here and now. Knows two files' kernels; not the report."""
+"""Latency of the int8 model and of its float32 reference model, measured in turns on this machine."""
 
 import os
 import statistics
@@ -29,7 +29,7 @@ class Pace:
 
 
 def measure(model: nn.Module, int8: str | os.PathLike[str], inputs: np.ndarray) -> Pace:
-    """Time the file `int8` of `model` against the float32 file of its twin: one thread, batches of 64, in turns.
+    """Time the file `int8` of `model` against the float32 file of its reference: one thread, batches of 64, in turns.
 
     `inputs`: some examples, repeated or cut to a batch. ExportError where there is no float32 file.
     """

@@ -55,7 +55,7 @@ class Result:
     privacy_unit: str | None = None  # what epsilon protects, e.g. "one example of one client"
     private: bool = False  # computed from evidence elsewhere; never from the config
     privacy_reasons: list[str] = field(default_factory=list)  # why not private
-    client_level: dict[str, Any] = field(default_factory=dict)  # of whole clients; {}: nothing is claimed of them
+    client_level: dict[str, Any] = field(default_factory=dict)  # of client-level DP; {}: none is claimed
     reply_fields: list[str] = field(default_factory=list)  # "record.key" of everything that clients sent
     quantized: list[str] = field(default_factory=list)  # layer by layer: what became int8, what stayed float and why
 

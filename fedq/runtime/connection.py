@@ -34,9 +34,9 @@ def find(name: str | None, *, insecure: bool = False) -> Connection:
     except FileNotFoundError:
         known = {}
     except (OSError, ValueError) as error:
-        raise ConfigError([Problem(key, name, f"{path} cannot be read: {error}", "Mend the file")]) from None
+        raise ConfigError([Problem(key, name, f"{path} cannot be read: {error}", "Fix the file")]) from None
     if not isinstance(known, dict):
-        raise ConfigError([Problem(key, name, f"{path}: superlink must be a table", "Mend the file")])
+        raise ConfigError([Problem(key, name, f"{path}: superlink must be a table", "Fix the file")])
     names = sorted(n for n, value in known.items() if isinstance(value, dict))
     fix = f"docs/deploy.md shows one; {path} knows {', '.join(names) or 'none'}"
     chosen = name or known.get("default")
@@ -52,7 +52,7 @@ def find(name: str | None, *, insecure: bool = False) -> Connection:
     certificates = values.get("root-certificates")
     if certificates and not (Path(str(certificates)).is_absolute() and Path(str(certificates)).is_file()):
         rule = f"its root-certificates {certificates} are not there, or no absolute path"
-        raise ConfigError([Problem(key, chosen, rule, f"Mend {path}")])
+        raise ConfigError([Problem(key, chosen, rule, f"Fix {path}")])
     marked = values.get("insecure") is True
     secure = bool(certificates) and not marked
     if not secure and not insecure:
@@ -61,7 +61,7 @@ def find(name: str | None, *, insecure: bool = False) -> Connection:
         raise ConfigError([Problem(key, chosen, rule, hint)])
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal():
-        raise ConfigError([Problem(key, chosen, f"its address {address} is not HOST:PORT", f"Mend {path}")])
+        raise ConfigError([Problem(key, chosen, f"its address {address} is not HOST:PORT", f"Fix {path}")])
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE).close()
     except (OSError, ValueError) as error:  # a host that is no name raises UnicodeError

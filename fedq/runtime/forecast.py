@@ -89,7 +89,7 @@ def held(experiment: Experiment) -> Held | None:
 
 
 def held_by_server(experiment: Experiment) -> Held | None:
-    """The same of whole clients, by the server's ledger; all of the run is refused where it does not fit."""
+    """The same of client-level DP, by the server's ledger; all of the run is refused where it does not fit."""
     plan, config = experiment.client_plan, experiment.config
     if plan is None or config.privacy.ledger is None:
         return None

@@ -102,7 +102,7 @@ def _bundle(folder: Path) -> bytes:
         return flower.bundle(folder)
     except ValueError as error:
         rule = f"Flower makes no bundle of it: {' '.join(str(error).split())}"
-        fix = "Mend its pyproject.toml; `fedq new DIR` makes an app that works"
+        fix = "Fix its pyproject.toml; `fedq new DIR` makes an app that works"
         raise ConfigError([Problem("app", folder.name, rule.rstrip("."), fix)]) from None
 
 

@@ -129,7 +129,7 @@ class QuantizedFedAvg(FedAvg):
         layout, accepted = strategy.layout.to_bytes(), strategy.last_accepted(list(self._roster.nodes))
         for message in asked:
             node = str(message.metadata.dst_node_id)
-            request = wire.GuestRequest(
+            request = wire.ForeignRequest(
                 round=round,
                 accepted=accepted[node] if self.codec.feedback and task == wire.TRAIN else None,
                 seed=self.terms.seed,
@@ -140,16 +140,16 @@ class QuantizedFedAvg(FedAvg):
                 packets=self._broadcast.packets(node),
                 whole=whole,
             )
-            message.content = wire.write_guest_request(request, message.content)
+            message.content = wire.write_foreign_request(request, message.content)
         return asked
 
     def read(self, message: Message, round: int, task: str) -> wire.Reply:
         """The packet and the weight of a reply; what the app said beside them is kept for its metrics."""
         content, key = message.content, self.weighted_by_key
         if task == wire.TRAIN:
-            reply = wire.read_guest_reply(content, round=round, packets=frozenset({wire.UPDATE}), weighted_by=key)
+            reply = wire.read_foreign_reply(content, round=round, packets=frozenset({wire.UPDATE}), weighted_by=key)
         else:
-            reply = wire.read_guest_metrics(content, round=round, weighted_by=key)
+            reply = wire.read_foreign_metrics(content, round=round, weighted_by=key)
         self._said[str(message.metadata.src_node_id)] = wire.user_records(content)
         return reply
 

@@ -174,7 +174,7 @@ def run_rounds(
                 outcome.status = "ended"
                 outcome.reason = f"round {number}: every client has spent its privacy budget, or cannot keep its ledger"
                 break
-    except Declined as declined:  # another run has spent meanwhile from the ledger of whole clients
+    except Declined as declined:  # another run has spent from the server's ledger meanwhile
         outcome.status, outcome.reason = "ended", f"after round {outcome.rounds}: {declined}"
     except (LinkLostError, LedgerError) as error:
         outcome.status, outcome.reason = "failed", f"after round {outcome.rounds}: {error}"

@@ -33,9 +33,9 @@ class Roster:
 
     def keep(self, expected: Iterable[str]) -> None:
         """Refuse whoever the experiment does not know by name."""
-        strangers = set(self.nodes) - set(expected)
-        self.refused += [Rejected(name, "unknown_node") for name in sorted(strangers)]
-        for name in strangers:
+        unknown = set(self.nodes) - set(expected)
+        self.refused += [Rejected(name, "unknown_node") for name in sorted(unknown)]
+        for name in unknown:
             del self._by_node[self.nodes.pop(name)]
             self.keys.pop(name, None)
 
@@ -248,7 +248,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _present(desk: Handshake, expected: Sequence[str]) -> int:
-    """A stranger is no client of the experiment, whatever name it gives."""
+    """An unknown client is none of the experiment, whatever name it gives."""
     return sum(name in desk.found for name in expected)
 
 

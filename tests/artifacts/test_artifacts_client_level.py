@@ -1,4 +1,4 @@
-"""Runs that protect whole clients: what their files say, and that each lost piece of evidence is missed."""
+"""Runs that protect client-level DP: what their files say, and that each lost piece of evidence is missed."""
 
 import json
 import shutil
@@ -194,7 +194,7 @@ def test_both_guarantees_are_stated_and_the_run_is_private_where_both_hold(tmp_p
 def test_both_where_one_does_not_hold_is_not_private(tmp_path):
     result = run(tmp_path, *BOTH, "privacy.client_target_epsilon=30")
     assert not result.private
-    assert [why for why in result.privacy_reasons if why.startswith("whole clients: epsilon")]
+    assert [why for why in result.privacy_reasons if why.startswith("client-level DP: epsilon")]
 
 
 def test_a_client_whose_code_fails_costs_no_round(tmp_path):

@@ -32,7 +32,7 @@ def context():
 def asked(round=3, *, accepted=None, model="float32", used="float32", vector=VECTOR, layout=LAYOUT, **changes):
     """A request of the server: the model in one codec, and the codec of the update."""
     update = codec.as_codec(used)
-    usual = wire.GuestRequest(
+    usual = wire.ForeignRequest(
         round=round,
         accepted=accepted,
         seed=0,
@@ -48,7 +48,7 @@ def asked(round=3, *, accepted=None, model="float32", used="float32", vector=VEC
 
 def message_of(request, task="train"):
     user = RecordDict({"arrays": ArrayRecord(), "config": ConfigRecord({"server-round": request.round})})
-    return Message(wire.write_guest_request(request, user), dst_node_id=9, message_type=task)
+    return Message(wire.write_foreign_request(request, user), dst_node_id=9, message_type=task)
 
 
 def app_that(answers):

@@ -1,4 +1,4 @@
-"""Which options go together where whole clients are protected, each refusal with its fix."""
+"""Which options go together where client-level DP is on, each refusal with its fix."""
 
 import pytest
 

@@ -253,7 +253,7 @@ def test_whole_clients_are_stated_as_what_a_trusted_server_gives_them(tmp_path):
     both = fedq.run([*words, "privacy=both", "privacy.client_target_epsilon=8"], progress=False)
     said = json.loads(fedq_says("privacy", "statement", both.folder, "--json"))
     assert "one training example" in said["unit"]
-    assert any("central model" in item for item in said["whole clients"])
+    assert any("central model" in item for item in said["client-level DP"])
 
 
 def test_a_run_without_privacy_has_no_statement(tmp_path):

@@ -106,5 +106,5 @@ def test_what_cannot_be_evaluated_is_refused(words, message):
 
 def test_noisy_counts_do_not_hide_whole_clients():
     words = [*DP, "privacy=both", "privacy.client_target_epsilon=8"]
-    with pytest.raises(fedq.ConfigError, match="whole clients are protected too"):
+    with pytest.raises(fedq.ConfigError, match="client-level DP is on too"):
         check([w for w in words if w != "privacy=example"])

@@ -69,9 +69,9 @@ def test_a_request_that_brings_neither_weights_nor_all_changes_is_refused(names)
 
 @pytest.mark.parametrize("accepted", [None, -1, 41])
 def test_a_request_to_another_app_s_client_comes_back_with_the_codec_of_the_update(accepted):
-    request = wire.GuestRequest(42, accepted, 0, b"layout", "arrays", "sign", bytes(8), {"model": PACKET})
-    content = wire.write_guest_request(request, RecordDict({"arrays": ArrayRecord(), "config": ConfigRecord()}))
-    assert wire.read_guest_request(over_a_network(content)) == request
+    request = wire.ForeignRequest(42, accepted, 0, b"layout", "arrays", "sign", bytes(8), {"model": PACKET})
+    content = wire.write_foreign_request(request, RecordDict({"arrays": ArrayRecord(), "config": ConfigRecord()}))
+    assert wire.read_foreign_request(over_a_network(content)) == request
 
 
 def test_a_reply_comes_back():

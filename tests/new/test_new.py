@@ -288,5 +288,5 @@ def test_the_scales_fit_the_data(app):
 @pytest.mark.parametrize("damage", ["x: [\n", "- override /modl: mine\n"])
 def test_a_damaged_config_of_the_app_is_named(app, file, damage):
     (app / "conf" / file).write_text(damage)
-    with pytest.raises(ConfigError, match=r"experiment=default: .*Mend the file"):
+    with pytest.raises(ConfigError, match=r"experiment=default: .*Fix the file"):
         compose(["rounds=2"], overlay=app / "conf")

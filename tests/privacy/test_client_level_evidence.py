@@ -1,4 +1,4 @@
-"""The verdict on whole clients: true with every piece there; each piece taken away turns it false and is named."""
+"""The verdict on client-level DP: true with every piece there; each piece taken away turns it false and is named."""
 
 import math
 import re

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from fedq.quant import export_onnx, quantize
-from fedq.quant.float_reference import float_twin
+from fedq.quant.float_reference import float_reference
 from fedq.quant.inspection import histogram, inspect
 from fedq.quant.swap import spell_out
 
@@ -132,7 +132,7 @@ def test_the_float_twin_is_the_one_that_speed_is_measured_against():
     model, numbers = Sequence(), torch.randint(12, (6, 5)).float()
     quantize(model, weights=4)
     with torch.no_grad():
-        expected, got = float_twin(model).eval()(numbers), model.eval()(numbers)
+        expected, got = float_reference(model).eval()(numbers), model.eval()(numbers)
     last = inspect(model, numbers).layers[-1]
     assert last.error == pytest.approx(float((got - expected).norm() / expected.norm()), rel=1e-3)
 

@@ -116,7 +116,7 @@ def test_the_key_default_is_no_connection(home, listener):
 @pytest.mark.parametrize("content", [b"[superlink\n", b"\xff\xfe\x00", b"a = \n"])
 def test_a_damaged_file_is_named(home, content):
     (home / "config.toml").write_bytes(content)
-    with pytest.raises(ConfigError, match=r"config\.toml cannot be read.*Mend the file"):
+    with pytest.raises(ConfigError, match=r"config\.toml cannot be read.*Fix the file"):
         find("mine")
 
 

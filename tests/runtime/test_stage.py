@@ -222,7 +222,7 @@ def test_a_bundle_over_10_mb_is_refused(app, tmp_path):
 def test_a_project_name_that_flower_refuses_is_reported(app, tmp_path):
     path = app / "pyproject.toml"
     path.write_text(path.read_text().replace('name = "clinics"', 'name = "my_app"'))
-    with pytest.raises(ConfigError, match=r"Flower makes no bundle of it.*name.*Mend its pyproject\.toml"):
+    with pytest.raises(ConfigError, match=r"Flower makes no bundle of it.*name.*Fix its pyproject\.toml"):
         staged([], tmp_path, app=app)
 
 

@@ -11,7 +11,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp.strategy import FedAvg
-from guest_app import FLOATS, NODES, STATE, App, examples_of, forged, run, trained, update_of
+from foreign_app import FLOATS, NODES, STATE, App, examples_of, forged, run, trained, update_of
 
 from fedq import codec
 from fedq.codec import Int8, Layout, Segment

@@ -1,4 +1,4 @@
-"""Which weights go, when, and that none comes back; all on vectors small enough to reckon by hand."""
+"""Which weights go, when, and that none comes back; all on vectors small enough to compute by hand."""
 
 import numpy as np
 import pytest

@@ -1,17 +1,17 @@
 """The only owner of record keys: requests and replies <-> Flower's `RecordDict`. Knows no arrays, models or policy."""
 
 from fedq.flower.wire.checks import REJECTIONS, UNREADABLE, MalformedReply, reason_of
-from fedq.flower.wire.guest import (
-    GuestRequest,
+from fedq.flower.wire.foreign import (
+    ForeignRequest,
     Residual,
     is_guest_request,
-    read_guest_metrics,
-    read_guest_reply,
-    read_guest_request,
+    read_foreign_metrics,
+    read_foreign_reply,
+    read_foreign_request,
     read_residual,
     user_records,
-    write_guest_reply,
-    write_guest_request,
+    write_foreign_reply,
+    write_foreign_request,
     write_residual,
 )
 from fedq.flower.wire.messages import (
@@ -57,7 +57,7 @@ __all__ = [
     "TRAIN",
     "UNREADABLE",
     "UPDATE",
-    "GuestRequest",
+    "ForeignRequest",
     "Hello",
     "MalformedReply",
     "Refusal",
@@ -72,9 +72,9 @@ __all__ = [
     "name_deltas",
     "packets_of",
     "public_fields",
-    "read_guest_metrics",
-    "read_guest_reply",
-    "read_guest_request",
+    "read_foreign_metrics",
+    "read_foreign_reply",
+    "read_foreign_request",
     "read_hello",
     "read_reply",
     "read_request",
@@ -82,8 +82,8 @@ __all__ = [
     "reason_of",
     "user_records",
     "with_packets",
-    "write_guest_reply",
-    "write_guest_request",
+    "write_foreign_reply",
+    "write_foreign_request",
     "write_hello",
     "write_refusal",
     "write_reply",

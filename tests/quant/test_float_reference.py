@@ -1,4 +1,4 @@
-"""The float twin is the model as it was before `quantize`; its file computes the same in float32."""
+"""The float reference model is the model as it was before `quantize`; its file computes the same in float32."""
 
 import copy
 
@@ -10,7 +10,7 @@ from torch import nn
 
 from fedq.models import transformer
 from fedq.quant import ExportError, Int8Model, quantize
-from fedq.quant.float_reference import export_float32, float_base, float_twin
+from fedq.quant.float_reference import export_float32, float_base, float_reference
 from fedq.quant.swap import LAYERS
 
 SHAPES = {
@@ -32,7 +32,7 @@ def test_the_twin_has_the_outputs_and_the_keys_of_the_model_before_quantization(
     outputs, keys = model(inputs), list(model.state_dict())
     classes = [type(module) for module in model.modules()]
     quantize(model, ranges=ranges)
-    twin = float_twin(model).eval()
+    twin = float_reference(model).eval()
     assert torch.equal(twin(inputs), outputs)
     assert list(twin.state_dict()) == keys
     assert [type(module) for module in twin.modules()] == classes
@@ -55,7 +55,7 @@ def test_layers_of_sequences_are_torch_s_again():
     model, tokens = Reader().eval(), torch.randint(0, 20, (5, 6))
     outputs, keys = model(tokens), list(model.state_dict())
     quantize(model)
-    twin = float_twin(model).eval()
+    twin = float_reference(model).eval()
     assert torch.equal(twin(tokens), outputs)
     assert list(twin.state_dict()) == keys
 
@@ -67,7 +67,7 @@ def test_attention_is_torch_s_again():
     outputs = model(inputs)
     keys = list(model.state_dict())
     quantize(model)
-    twin = float_twin(model).eval()
+    twin = float_reference(model).eval()
     assert torch.equal(twin(inputs), outputs)
     assert list(twin.state_dict()) == keys
 
@@ -76,7 +76,7 @@ def test_the_quantized_model_is_untouched():
     model = tanh_cnn()
     quantize(model, ranges="learned")
     before, inputs = copy.deepcopy(model), torch.randn(2, 1, 28, 28)
-    float_twin(model)
+    float_reference(model)
     assert list(model.state_dict()) == list(before.state_dict())
     assert torch.equal(model(inputs), before(inputs))
 
@@ -84,7 +84,7 @@ def test_the_quantized_model_is_untouched():
 def test_a_twin_can_be_quantized_again():
     model = mlp()
     quantize(model)
-    inputs, twin = torch.randn(4, 64), float_twin(model)
+    inputs, twin = torch.randn(4, 64), float_reference(model)
     quantize(twin)
     assert torch.equal(twin(inputs), model(inputs))
 

@@ -20,7 +20,7 @@ _MEND = "fedq packet; add mods=[quantized_mod] to this ClientApp"
 
 
 @dataclass(frozen=True)
-class GuestRequest:
+class ForeignRequest:
     """What the mod needs to know beside the user's own records."""
 
     round: int
@@ -44,7 +44,7 @@ class Residual:
     after: bytes
 
 
-def write_guest_request(request: GuestRequest, user: RecordDict) -> RecordDict:
+def write_foreign_request(request: ForeignRequest, user: RecordDict) -> RecordDict:
     """The user's records with our request in place of their arrays."""
     values: dict[str, Any] = {
         "round": request.round,
@@ -72,7 +72,7 @@ def is_guest_request(content: RecordDict) -> bool:
     return _GUEST in content
 
 
-def read_guest_request(content: RecordDict) -> GuestRequest:
+def read_foreign_request(content: RecordDict) -> ForeignRequest:
     records = records_in(_ours(content), {_GUEST: ConfigRecord, PACKETS: ConfigRecord})
     record = records[_GUEST]
     check_keys(record, {"round", "seed", "layout", "arrays", "codec", "options"}, optional={"accepted"})
@@ -82,7 +82,7 @@ def read_guest_request(content: RecordDict) -> GuestRequest:
     whole = content.get(arrays)
     if not isinstance(whole, ArrayRecord) or _SIGN not in whole:
         raise MalformedReply("missing_key", f"no arrays under {arrays!r}")
-    return GuestRequest(
+    return ForeignRequest(
         round,
         typed(record, "accepted", int) if "accepted" in record else None,
         typed(record, "seed", int),
@@ -95,14 +95,14 @@ def read_guest_request(content: RecordDict) -> GuestRequest:
     )
 
 
-def write_guest_reply(reply: Reply, user: RecordDict) -> RecordDict:
+def write_foreign_reply(reply: Reply, user: RecordDict) -> RecordDict:
     """The user's records with our packets in place of their arrays."""
     kept = {name: record for name, record in user_records(user).items() if not isinstance(record, ArrayRecord)}
     ours = {REPLY: ConfigRecord({"round": reply.round}), PACKETS: ConfigRecord(dict(reply.packets))}
     return RecordDict({**kept, **ours})
 
 
-def read_guest_reply(content: RecordDict, *, round: int, packets: frozenset[str], weighted_by: str) -> Reply:
+def read_foreign_reply(content: RecordDict, *, round: int, packets: frozenset[str], weighted_by: str) -> Reply:
     """The packets and the weight of a train reply."""
     if content.array_records:
         if PACKETS in content:
@@ -112,11 +112,11 @@ def read_guest_reply(content: RecordDict, *, round: int, packets: frozenset[str]
     check_keys(records[REPLY], {"round"})
     check_same_round(records[REPLY], round)
     check_keys(records[PACKETS], set(packets))
-    told = read_guest_metrics(content, round=round, weighted_by=weighted_by)
+    told = read_foreign_metrics(content, round=round, weighted_by=weighted_by)
     return Reply(round, packets_in(records[PACKETS]), told.num_examples)
 
 
-def read_guest_metrics(content: RecordDict, *, round: int, weighted_by: str) -> Reply:
+def read_foreign_metrics(content: RecordDict, *, round: int, weighted_by: str) -> Reply:
     """The weight of a reply: a number in its one MetricRecord, under the key that the app gives FedAvg."""
     found = list(content.metric_records.values())
     if len(found) != 1 or weighted_by not in found[0]:

@@ -1,4 +1,4 @@
-"""An app of a Flower user, small enough to reckon by hand: it adds a drawn update to the arrays that it gets."""
+"""An app of a Flower user, small enough to compute by hand: it adds a drawn update to the arrays that it gets."""
 
 import struct
 from collections.abc import Callable, Iterable, Mapping
