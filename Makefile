@@ -17,9 +17,9 @@ demo: $(RUN_STAMP)
 test: $(DEV_STAMP)
 	$(PYTEST)
 
-# What needs no process, network or export: under a minute.
+# What needs no whole federation, other process or export: under a minute.
 test-unit: $(DEV_STAMP)
-	$(PYTEST) -m "not slow and not processes"
+	$(PYTEST) -m "not slow and not integration"
 
 # Real SuperLinks and SuperNodes, Ray, real data: minutes.
 test-slow: $(DEV_STAMP)

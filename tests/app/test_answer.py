@@ -20,7 +20,6 @@ SECRET = "/srv/patients/record-41.csv"
 
 @pytest.fixture
 def client(tmp_path):
-    torch.set_num_threads(1)
     model = nn.Sequential(nn.Linear(3, 2))
     trainer = Trainer(model, layout_of(model), Recipe(batch_size=2, optimizer="SGD", lr=0.1, rounds=9, steps=1))
     examples = Examples(torch.eye(4, 3).numpy(), torch.tensor([0, 1, 0, 1]).numpy())

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from flwr.app import Context, Message, RecordDict
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -39,7 +38,6 @@ TABLE = [*PRIVATE, "data=outcomes"]
 
 @pytest.fixture(autouse=True)
 def _flower(tmp_path, monkeypatch):
-    torch.set_num_threads(1)
     flower.enter()
     monkeypatch.setenv("FEDQ_HOME", str(tmp_path / "home"))
     node_module._experiment.cache_clear()

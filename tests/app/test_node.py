@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 from flwr.app import Context, Message, RecordDict
 
 from fedq.app import client as app
@@ -29,7 +28,6 @@ PRIVATE = ["clients=4", "quant=off", "privacy=example", "privacy.noise_multiplie
 
 @pytest.fixture(autouse=True)
 def _flower(tmp_path, monkeypatch):
-    torch.set_num_threads(1)
     flower.enter()
     monkeypatch.setenv("FEDQ_HOME", str(tmp_path / "home"))
 

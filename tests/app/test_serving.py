@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import pytest
-import torch
 
 from fedq.app.serving import serve
 from fedq.artifacts.delivery import ClientFiles
@@ -34,7 +33,6 @@ class Link:
 @pytest.fixture
 def served(tmp_path):
     def served(overrides, *, come):
-        torch.set_num_threads(1)
         experiment = build(compose(overrides))
         strategy = experiment.strategy()
         link = Link(experiment, strategy, tmp_path, come=come)
@@ -82,7 +80,6 @@ def test_where_nobody_came_nothing_begins(served):
 
 
 def test_a_client_whom_the_experiment_does_not_know_takes_no_part(tmp_path):
-    torch.set_num_threads(1)
     experiment = build(compose([*USUAL, "clients=3"]))
     strategy = experiment.strategy()
     link = Link(experiment, strategy, tmp_path, come=list("012"))

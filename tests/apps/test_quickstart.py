@@ -24,11 +24,6 @@ SOURCE = Path(__file__).resolve().parents[2]
 CLIENTS = 4
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
-
-
 class MeasuringGrid(InProcessGrid):
     """The grid of this process; keeps the serialized length of every message by its task and direction."""
 

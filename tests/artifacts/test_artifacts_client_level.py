@@ -231,7 +231,6 @@ def test_a_ledger_that_cannot_be_written_ends_the_run_with_the_model_of_the_roun
         if row.round == 1:
             (tmp_path / "run" / "server" / "ledger.sqlite").write_bytes(b"damaged")
 
-    torch.set_num_threads(1)
     experiment = build(compose(CLIENT))
     strategy, folder = experiment.strategy(), tmp_path / "run"
     folder.mkdir()
@@ -261,7 +260,6 @@ def test_the_report_names_both_guarantees(tmp_path, capsys):
 
 def test_a_run_that_is_stopped_after_a_spend_counts_it(tmp_path):
     """The model is evaluated after the step: stopped there, the round did not end, and what it spent is told."""
-    torch.set_num_threads(1)
     experiment = build(compose(CLIENT))
     strategy, folder = experiment.strategy(), tmp_path / "run"
     folder.mkdir()

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 
 import fedq
 from fedq.artifacts import int8_model as int8_delivery
@@ -17,7 +16,6 @@ WORDS = ["clients=2", "rounds=1", "model.hidden=[8]", "quant=int8"]
 
 @pytest.fixture(scope="module")
 def experiment():
-    torch.set_num_threads(1)
     made = build(compose(WORDS))
     made.trainer.load(made.initial)
     return made

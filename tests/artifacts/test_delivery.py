@@ -6,7 +6,6 @@ import sqlite3
 from dataclasses import replace
 
 import pytest
-import torch
 from torch import nn
 
 from fedq.app.serving import serve
@@ -23,7 +22,6 @@ WORDS += ["privacy.target_epsilon=8", "privacy.accountant=rdp", "train.epochs=nu
 
 def served(folder, *overrides, with_files=True, model=None):
     """A whole run over clients of this process, whose server sees their files or does not."""
-    torch.set_num_threads(1)
     experiment = build(compose([*WORDS, *overrides]), model=model)
     strategy = experiment.strategy()
     folder.mkdir()

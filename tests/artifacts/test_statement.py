@@ -3,7 +3,6 @@
 import json
 
 import pytest
-import torch
 
 from fedq.app.serving import serve
 from fedq.artifacts.delivery import epsilon_after
@@ -21,7 +20,6 @@ WORDS += ["privacy.accountant=rdp", "train.epochs=null", "train.steps=2"]
 
 def deployed(folder, *overrides):
     """A run folder as a deployment's server leaves it: no client's file is in it."""
-    torch.set_num_threads(1)
     config = compose([*WORDS, *overrides])
     experiment = build(config)
     strategy = experiment.strategy()

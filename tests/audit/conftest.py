@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import pytest
-import torch
 
 from fedq.audit import workplace
 from fedq.data import digits
@@ -22,11 +21,6 @@ PLAN = DPPlan(
     delta=1e-5,
     noise="discrete",
 )
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -16,11 +16,6 @@ from fedq.flower import wire
 from fedq.training import Recipe, Trainer, layout_of, read_vector
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
-
-
 @pytest.fixture
 def examples() -> Examples:
     random = np.random.default_rng(5)

@@ -28,7 +28,6 @@ PLAN = DPPlan(
 @pytest.fixture
 def trainer():
     torch.manual_seed(0)
-    torch.set_num_threads(1)
     model = nn.Sequential(nn.Linear(3, 2))
     return Trainer(model, layout_of(model), Recipe(batch_size=2, optimizer="SGD", lr=0.1, rounds=1, steps=1))
 

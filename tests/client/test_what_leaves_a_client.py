@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 from flwr.app import Message
 from torch import nn
 
@@ -67,11 +66,6 @@ class Talkative(nn.Module):
         if self.training and len(inputs) != 2:  # not where made-up pairs of examples probe it
             raise ValueError(f"cannot train on {PATH}: {VALUE}")
         return self.layers(inputs)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
 from fedq import codec
 from fedq.config import ConfigError, compose
@@ -18,11 +17,6 @@ KINDS = {
     "int8": ["codec=int8", "quant=int8"],
     "private": ["codec=int8", "privacy=example", "privacy.noise=seeded", "privacy.noise_multiplier=1", "rounds=2"],
 }
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
 
 
 def config_of(*overrides):

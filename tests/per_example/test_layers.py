@@ -12,11 +12,6 @@ sizes = st.integers(1, 5)
 few = settings(max_examples=40, deadline=None)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    torch.set_num_threads(1)
-
-
 def loss_of(outputs: Tensor) -> Tensor:
     """Sums over examples; of every output another function."""
     weights = torch.arange(1, outputs[0].numel() + 1, dtype=outputs.dtype).view(outputs[0].shape)

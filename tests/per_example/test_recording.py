@@ -14,8 +14,7 @@ from fedq.per_example import Dense, Outer, left_to_opacus, recorded
 
 
 @pytest.fixture(autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
+def _seed():
     torch.manual_seed(0)
 
 

@@ -9,11 +9,6 @@ from torch import nn
 from fedq.privacy import DPPlan, Ledger, SpendContext
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
-
-
 @pytest.fixture
 def ledger(tmp_path: Path) -> Ledger:
     return Ledger(tmp_path / "ledger.sqlite")

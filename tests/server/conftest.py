@@ -1,15 +1,9 @@
 """Real clients on real data, small."""
 
 import pytest
-import torch
 
 from fedq.config import compose
 from fedq.experiment import build
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -9,14 +9,6 @@ from fedq.data import Examples
 from fedq.quant import quantize
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def images() -> Examples:
     random = np.random.default_rng(3)

@@ -25,11 +25,6 @@ class Blur(torch.optim.SGD):
                 parameter.add_(1.0)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
-
-
 @pytest.fixture
 def examples():
     inputs = np.random.default_rng(5).normal(size=(40, 30)).astype(np.float32)
