@@ -146,7 +146,7 @@ class Strategy:
     max_update_norm: Any = option(  # a number or a word
         "auto",
         "longest update, longer ones are scaled down: a number (L2 norm), off, or auto (twice the median of the last "
-        "rounds; under DP-SGD also what its public numbers allow)",
+        "rounds; under DP-SGD 1.25 times, and never beyond what its public numbers allow)",
     )
     aggregate: str = option(
         "mean", "mean (weighted), or where some clients may lie: median, trimmed_mean (of each coordinate, unweighted)"
