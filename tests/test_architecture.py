@@ -1,6 +1,7 @@
 """The rules of the house: imports point down, the bottom rooms stay light, private names stay in one file."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -152,3 +153,32 @@ def test_the_repository_is_itself_a_flower_app():
     names = zipfile.ZipFile(io.BytesIO(flower.bundle(PACKAGE.parent))).namelist()
     assert "conf/experiment/demo.yaml" in names
     assert not [name for name in names if name.endswith(".py")]
+
+
+# Private words -> what the field says. Whole words, in any case.
+OLD_WORDS = {
+    "mend": "fix",
+    "mends": "fixes",
+    "mended": "fixed",
+    "dearest": "slowest",
+    "reckon": "compute",
+    "reckoned": "computed",
+    "dealer": "sampler",
+    "desk": "handshake",
+    "guest": "foreign app",
+    "stranger": "unknown client",
+    "twin": "reference model",
+    "whole clients": "client-level DP",
+}
+
+
+def test_the_field_s_words_are_used():
+    root = PACKAGE.parent
+    pages = [path for path in (root / "docs").glob("*.md") if path.name != "mutants.md"]
+    found = []
+    for path in [*files(), *(root / "conf").rglob("*.yaml"), *pages, root / "README.md"]:
+        for number, line in enumerate(path.read_text().splitlines(), start=1):
+            for old in OLD_WORDS:
+                if re.search(rf"\b{old}\b", line, re.IGNORECASE) and "fedq.guest" not in line:
+                    found.append(f"{path.relative_to(root)}:{number}: say {OLD_WORDS[old]!r}, not {old!r}")
+    assert not found, "\n".join(found)

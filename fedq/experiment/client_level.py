@@ -1,4 +1,4 @@
-"""Whole clients protected by the server: the plan that a config stands for, its mechanism, who is asked, its files.
+"""Client-level DP by the server: the plan that a config stands for, its mechanism, who is asked, its files.
 Knows the config and the privacy room; not rounds or messages.
 """
 

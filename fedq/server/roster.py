@@ -167,15 +167,15 @@ def say_hello(
     private: bool = False,
 ) -> Roster:
     """Ask every node who it is; refuse one that is silent, or speaks another version, packet format or model."""
-    desk = Handshake(version=version, formats=formats, layout=layout, private=private)
-    desk.ask(exchange, node_ids, timeout)
-    return desk.roster()
+    handshake = Handshake(version=version, formats=formats, layout=layout, private=private)
+    handshake.ask(exchange, node_ids, timeout)
+    return handshake.roster()
 
 
 def wait_for_clients(
     exchange: Exchange,
     node_ids: Callable[[], Iterable[int]],
-    desk: Handshake,
+    handshake: Handshake,
     *,
     expected: Sequence[str],
     wait: float,
@@ -196,34 +196,36 @@ def wait_for_clients(
         left = wait - (time.monotonic() - begun)
         if asked:
             patience = max(_LEAST, min(_MINUTE, left))
-            for refusal in desk.ask(exchange, asked, patience, done=lambda: desk.found.keys() >= set(expected)):
+            for refusal in handshake.ask(
+                exchange, asked, patience, done=lambda: handshake.found.keys() >= set(expected)
+            ):
                 tell(f"{refusal.client} is refused, {refusal.reason}: {_meaning(refusal.reason)}")
             settled.update(asked)
-        missing = [name for name in expected if name not in desk.found]
+        missing = [name for name in expected if name not in handshake.found]
         if not missing:
-            return desk.roster()
-        lacking = enough - len(expected) + len(desk.refused(expected, _DECISIONS, shown=True))
+            return handshake.roster()
+        lacking = enough - len(expected) + len(handshake.refused(expected, _DECISIONS, shown=True))
         if lacking > 0:
-            text = f"too few clients can come, {enough} needed; {_count(desk, expected)} answered"
-            raise too_few(f"{text}{_refusals(desk.roster().refused)}", desk.roster().refused, lacking=lacking)
+            text = f"too few clients can come, {enough} needed; {_count(handshake, expected)} answered"
+            raise too_few(f"{text}{_refusals(handshake.roster().refused)}", handshake.roster().refused, lacking=lacking)
         left = wait - (time.monotonic() - begun)
         if left <= 0:
             break
         if time.monotonic() - told >= _MINUTE:
             told = time.monotonic()
-            settled = set(desk.found.values())
-            tell(f"waiting for {_some(missing)}, {left:.0f} s more; {_count(desk, expected)} have answered")
+            settled = set(handshake.found.values())
+            tell(f"waiting for {_some(missing)}, {left:.0f} s more; {_count(handshake, expected)} have answered")
         time.sleep(min(1.0, left))
-    refused = desk.refused(expected)
+    refused = handshake.refused(expected)
     absent = [name for name in missing if name not in {r.client for r in refused}]
-    came = f"{_count(desk, expected)} answered"
+    came = f"{_count(handshake, expected)} answered"
     text = f"{_some(absent)} did not come within runtime.wait={wait:g} s; {came}" if absent else came
-    if _present(desk, expected) < enough:
-        everybody = desk.roster().refused
-        lacking = enough - _present(desk, expected)
+    if _present(handshake, expected) < enough:
+        everybody = handshake.roster().refused
+        lacking = enough - _present(handshake, expected)
         raise too_few(f"{text}{_refusals(everybody)}", everybody, lacking=lacking)
     tell(f"going on without them: {text}{_refusals(refused)}")
-    return desk.roster()
+    return handshake.roster()
 
 
 _MINUTE = 60.0  # seconds
@@ -247,13 +249,13 @@ def _some(names: Sequence[str]) -> str:
     return f"client{'s' * (len(names) > 1)} {', '.join(names[:10])}{more}"
 
 
-def _present(desk: Handshake, expected: Sequence[str]) -> int:
+def _present(handshake: Handshake, expected: Sequence[str]) -> int:
     """An unknown client is none of the experiment, whatever name it gives."""
-    return sum(name in desk.found for name in expected)
+    return sum(name in handshake.found for name in expected)
 
 
-def _count(desk: Handshake, expected: Sequence[str]) -> str:
-    return f"{_present(desk, expected)} of {len(expected)}"
+def _count(handshake: Handshake, expected: Sequence[str]) -> str:
+    return f"{_present(handshake, expected)} of {len(expected)}"
 
 
 def _mismatch(hello: wire.Hello, version: str, formats: tuple[int, ...], layouts: Collection[bytes]) -> str | None:
