@@ -14,7 +14,7 @@ from statistics import fmean
 from typing import Any
 
 from fedq.console import markdown_table, replace_table
-from simulations.recipe import ROOT, interval, last_rounds, outcomes
+from simulations.recipe import ROOT, interval, last_rounds, outcomes, paired
 
 SEEDS = range(3)
 TARGET = 0.85
@@ -88,15 +88,6 @@ HIGHLIGHTS = (
 )
 
 
-def runs(setting: str) -> dict[str, list[str]]:
-    """Label -> overrides; a seed's runs stand together, so that a table that is cut off holds whole pairs."""
-    return {
-        f"{setting}{number}-seed{seed}": [f"experiment={setting}", *overrides, f"seed={seed}"]
-        for seed in SEEDS
-        for number, overrides in enumerate(SETTINGS[setting].values())
-    }
-
-
 def bytes_to(result: Mapping[str, Any], target: float) -> int | None:
     """Bytes of all rounds until the accuracy is first seen at the target; None if it never is."""
     spent = 0
@@ -109,7 +100,9 @@ def bytes_to(result: Mapping[str, Any], target: float) -> int | None:
 
 def found_in(setting: str, *, run: bool = True) -> dict[str, list[dict[str, Any]]]:
     """Codec -> its results, one for each seed; what is missing is run, or with `run=False` an error."""
-    kept = outcomes("codec_accuracy", runs(setting), run=run)
+    kept = outcomes(
+        "codec_accuracy", paired(setting, SETTINGS[setting].values(), SEEDS, [f"experiment={setting}"]), run=run
+    )
     return {
         name: [kept[f"{setting}{number}-seed{seed}"] for seed in SEEDS] for number, name in enumerate(SETTINGS[setting])
     }

@@ -10,24 +10,15 @@ initialisation; the figure is the mean accuracy of the last 5 rounds.
 from statistics import fmean
 
 from fedq.console import markdown_table, replace_table
-from simulations.recipe import ROOT, interval, last_rounds, outcomes
+from simulations.recipe import ROOT, interval, last_rounds, outcomes, paired
 
 SEEDS = range(3)
 SETTINGS = {"float32 FedAvg": [], "W8A8 QAT, int8 both ways": ["quant=int8", "codec=int8"]}
 COMMON = ["experiment=fashion_mnist", "strategy.evaluate_every=10"]
 
 
-def runs() -> dict[str, list[str]]:
-    """Label -> overrides; pairs stand together, so that a run that is cut off leaves whole pairs."""
-    return {
-        f"setting{number}-seed{seed}": [*COMMON, *overrides, f"seed={seed}"]
-        for seed in SEEDS
-        for number, overrides in enumerate(SETTINGS.values())
-    }
-
-
 def main() -> None:
-    found = outcomes("fashion_mnist", runs())
+    found = outcomes("fashion_mnist", paired("setting", SETTINGS.values(), SEEDS, COMMON))
     scores = [[last_rounds(found[f"setting{n}-seed{s}"]) for s in SEEDS] for n in range(len(SETTINGS))]
     rows = []
     for number, name in enumerate(SETTINGS):

@@ -23,7 +23,7 @@ from fedq.console import markdown_table, replace_table
 from fedq.data import fashion_mnist
 from fedq.models import cnn
 from fedq.quant import with_fixed_ranges
-from simulations.recipe import ROOT, interval, last_rounds, outcomes
+from simulations.recipe import ROOT, interval, last_rounds, outcomes, paired
 
 SEEDS = range(3)
 DOCUMENT = ROOT / "docs" / "quantization.md"
@@ -52,15 +52,6 @@ SETTINGS: dict[str, dict[str, list[str]]] = {
 }
 
 
-def runs(table: str) -> dict[str, list[str]]:
-    """Label -> overrides; a seed's runs stand together, so that a table that is cut off holds whole pairs."""
-    return {
-        f"{table}{number}-seed{seed}": [*overrides, f"seed={seed}"]
-        for seed in SEEDS
-        for number, overrides in enumerate(SETTINGS[table].values())
-    }
-
-
 def after_training(result: fedq.Result) -> dict[str, Any]:
     """Test accuracy of a float32 run's model, quantized after the training by the largest values it meets."""
     if result.quantized:
@@ -81,7 +72,11 @@ def after_training(result: fedq.Result) -> dict[str, Any]:
 
 def found_in(table: str) -> dict[str, list[dict[str, Any]]]:
     """Setting -> its results, one for each seed; what is missing is run."""
-    kept = outcomes("quant_accuracy", runs(table), also=after_training if table == "bits" else None)
+    kept = outcomes(
+        "quant_accuracy",
+        paired(table, SETTINGS[table].values(), SEEDS),
+        also=after_training if table == "bits" else None,
+    )
     return {
         name: [kept[f"{table}{number}-seed{seed}"] for seed in SEEDS] for number, name in enumerate(SETTINGS[table])
     }

@@ -8,7 +8,7 @@ import hashlib
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -118,3 +118,17 @@ def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, 
 
     spread = np.std(values, ddof=1) / len(values) ** 0.5
     return float(np.mean(values)), float(stats.t.ppf((1 + confidence) / 2, len(values) - 1) * spread)
+
+
+def paired(
+    label: str, settings: Iterable[Sequence[str]], seeds: Iterable[int], common: Sequence[str] = ()
+) -> dict[str, list[str]]:
+    """Label and number of a setting, and seed -> overrides. A seed's runs stand together, so that a table that is cut
+    off holds whole pairs.
+    """
+    numbered = list(enumerate(settings))
+    return {
+        f"{label}{number}-seed{seed}": [*common, *overrides, f"seed={seed}"]
+        for seed in seeds
+        for number, overrides in numbered
+    }
