@@ -12,12 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedq.core.packet_names import UPDATE
+
+__all__ = ["UPDATE", "Algorithm", "Correction", "State", "Task", "Uplink", "Vector"]
+
 Vector = NDArray[np.float32]
 State = Mapping[str, Vector]
 # From the current weights, shape (size,), to what is added to the gradient of a local step, of the same shape.
 Correction = Callable[[Tensor], Tensor]
-
-UPDATE = "update"  # the packet that every algorithm sends: local weights minus global weights
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,7 @@ class FedProx(FedAvg):
 
     def client_update(self, task: Task, state: State) -> State:
         """Train with the gradient of the proximal term, mu * (w - w_global), added to each step's gradient."""
-        start: list[torch.Tensor] = []
-
-        def proximal(weights: torch.Tensor) -> torch.Tensor:
-            if not start:
-                start.append(torch.from_numpy(task.weights).to(weights))
-            return self.mu * (weights - start[0])
-
-        task.send(UPDATE, task.fit(proximal) - task.weights)
+        start = torch.from_numpy(task.weights)
+        trained = task.fit(lambda weights: self.mu * (weights - start.to(weights)))
+        task.send(UPDATE, trained - task.weights)
         return state

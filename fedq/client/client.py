@@ -96,22 +96,24 @@ class Client:
             if request.round < self.state.round:  # delivered again, late: its residual would replace a newer one
                 raise wire.MalformedReply("round", f"round {request.round} after round {self.state.round}")
             kept, weights = self._received(request)
-            received = self._beside(request, kept, packets.digest(kept.gather(weights)))
+            base = packets.digest(kept.gather(weights))
+            received = self._beside(request, kept, base)
             private = self._admit(request, paid)
             trained_on, _ = self._parts(request.holdout)
             before = self.state.residual(request.accepted) if self.codec.feedback else None
             task = LocalTask(
-                self.trainer,
-                self.codec,
-                weights,
-                received,
-                trained_on,
-                kept,
-                request.round,
-                self.seed,
-                self.identity,
-                private,
-                before,
+                trainer=self.trainer,
+                codec=self.codec,
+                weights=weights,
+                received=received,
+                examples=trained_on,
+                masked=kept,
+                base=base,
+                round=request.round,
+                seed=self.seed,
+                identity=self.identity,
+                private=private,
+                residual=before,
             )
             state = self.state.algorithm(request.accepted) or self.algorithm.client_state(weights.size)
             # Under DP `fit` writes the spend and adds the noise; all that follows is post-processing.

@@ -16,13 +16,14 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from fedq.client.residual import AlgorithmState, Residual
+from fedq.client.residual import Residual, Versions
 from fedq.core.durable import PRIVATE_FILE, append_to_private, make_private_folder, write_bytes
 from fedq.privacy import DPEvidence
 
 EVIDENCE, LOG, STATE, DECLINED = "evidence.jsonl", "log.txt", "state.npz", "declined.log"
 _VERSION = 2
 _BEFORE, _AFTER = "algorithm.before.", "algorithm.after."
+Vectors = Mapping[str, np.ndarray]  # the named vectors of a federated algorithm, such as a control variate
 
 
 def note_declined(folder: Path, run: str, why: str) -> None:
@@ -48,7 +49,7 @@ class ClientState:
         self.folder, self._durable = folder, durable
         self.owner: tuple[Path, str] | None = None  # where the owner looks for refusals of every run, this run's name
         self._residual = Residual()
-        self._algorithm = AlgorithmState()
+        self._algorithm = Versions[Vectors]()
         self._weights: np.ndarray | None = None
 
     @contextmanager
@@ -79,9 +80,9 @@ class ClientState:
         """What was lost so far, given the last round in which the server accepted an update of this client."""
         return self._residual.counted(accepted)
 
-    def algorithm(self, accepted: int) -> Mapping[str, np.ndarray]:
+    def algorithm(self, accepted: int) -> Vectors:
         """The algorithm's state to go on from, given the same; empty at the start."""
-        return self._algorithm.counted(accepted)
+        return self._algorithm.counted(accepted) or {}
 
     def commit(
         self,
@@ -90,14 +91,14 @@ class ClientState:
         after: np.ndarray | None,
         weights: np.ndarray | None = None,
         *,
-        algorithm: tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]] = ({}, {}),
+        algorithm: tuple[Vectors, Vectors] = ({}, {}),
     ) -> None:
         """Keep both outcomes of the update that is about to leave, and the weights that it is against.
 
         `algorithm`: the state of the algorithm before and after, in the same two versions.
         """
         self._residual, self._weights = Residual(round, before, after), weights
-        self._algorithm = AlgorithmState(round, *algorithm)
+        self._algorithm = Versions(round, *algorithm)
         if self._durable:
             assert self.folder is not None
             file = io.BytesIO()
@@ -128,7 +129,7 @@ class ClientState:
                 version = int(file["version"])
                 self._residual = Residual(int(file["round"]), file.get("before"), file.get("after"))
                 self._weights = file.get("weights")
-                self._algorithm = AlgorithmState(self._residual.round, _named(file, _BEFORE), _named(file, _AFTER))
+                self._algorithm = Versions(self._residual.round, _named(file, _BEFORE), _named(file, _AFTER))
         except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile, NotImplementedError) as error:
             raise StateError(
                 f"{path}: not a client's state ({error}); move it away to start without what was lost so far"

@@ -6,7 +6,7 @@ Depends on the trainer and the codec; does not know Flower, files or which algor
 from dataclasses import dataclass, field
 
 from fedq import codec as packets
-from fedq.algorithms import UPDATE, Correction, State, Vector
+from fedq.algorithms import Correction, State, Vector
 from fedq.core.randomness import generator, key64
 from fedq.data import Examples
 from fedq.training import Fitted, PrivateFit, Trainer
@@ -25,6 +25,7 @@ class LocalTask:
     received: State
     examples: Examples
     masked: packets.MaskedLayout
+    base: bytes  # digest of the weights as they were sent
     round: int
     seed: int
     identity: str
@@ -35,7 +36,6 @@ class LocalTask:
     fitted: Fitted | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        self._base = packets.digest(self.masked.gather(self.weights))
         self._batches = generator(self.seed, "batches", self.round, self.identity)
 
     @property
@@ -63,7 +63,7 @@ class LocalTask:
 
     def send(self, name: str, vector: Vector) -> None:
         """Encode a packet of the reply: `vector`, float32, shape (layout.size,), and what earlier updates lost."""
-        codec = self.codec if name == UPDATE else packets.fine_codec(self.codec)
+        codec = packets.packet_codec(name, self.codec)
         if codec.feedback and self.residual is not None:
             vector = vector + self.residual
         sent = self.masked.gather(vector)  # what was lost of a weight that is pruned since is lost for good
@@ -73,7 +73,7 @@ class LocalTask:
             layout=self.masked.layout,
             kind="delta",
             round=self.round,
-            base=self._base,
+            base=self.base,
             key=key64(self.seed, name, self.round, self.identity),
         )
         if codec.feedback:

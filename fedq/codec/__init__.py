@@ -2,7 +2,7 @@
 
 from fedq.codec.accumulator import Accumulator
 from fedq.codec.codec import Codec
-from fedq.codec.codecs import CODECS, FINE, as_codec, fine_codec, with_feedback
+from fedq.codec.codecs import CODECS, FINE, as_codec, fine_codec, packet_codec, with_feedback
 from fedq.codec.float16 import Float16
 from fedq.codec.float32 import Float32
 from fedq.codec.header import VERSION, Header, Kind, codec_of
@@ -48,6 +48,7 @@ __all__ = [
     "encode",
     "fine_codec",
     "packed_size",
+    "packet_codec",
     "peek",
     "with_feedback",
 ]

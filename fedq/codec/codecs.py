@@ -13,6 +13,7 @@ from fedq.codec.int8 import Int8
 from fedq.codec.randk import RandK
 from fedq.codec.sign import Sign
 from fedq.codec.topk import TopK
+from fedq.core.packet_names import UPDATE
 
 CODECS: dict[str, type[Codec]] = {
     "float32": Float32,
@@ -46,6 +47,11 @@ FINE = ("float32", "float16", "int8", "int4")
 def fine_codec(codec: Codec) -> Codec:
     """The same codec without error feedback where it can carry a vector by itself, else int8."""
     return with_feedback(codec, False) if codec.name in FINE else Int8()
+
+
+def packet_codec(name: str, codec: Codec) -> Codec:
+    """The codec of one packet of a reply: the update's own, and `fine_codec` of it for any other packet."""
+    return codec if name == UPDATE else fine_codec(codec)
 
 
 def with_feedback(codec: Codec, feedback: bool) -> Codec:

@@ -14,7 +14,8 @@ class LiveView(Observer):
     """One row a round in a terminal. Without one it is silent, but for notes where `notes_to_log` is True."""
 
     def __init__(self, *, notes_to_log: bool = False) -> None:
-        self._notes_to_log, self._display = notes_to_log, None  # type: tuple[bool, Display | None]
+        self._notes_to_log = notes_to_log
+        self._display: Display | None = None
 
     def on_run_start(self, run: RunStart) -> None:
         self._display = Display(

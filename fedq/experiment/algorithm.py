@@ -1,11 +1,11 @@
 """The algorithm that a config names, with its options. Reports what does not go together before any work starts."""
 
-import inspect
 from difflib import get_close_matches
 
 from fedq.algorithms import ALGORITHMS, UPDATE, Algorithm
 from fedq.config import Config, Problem
 from fedq.config.client_level import protects_clients
+from fedq.experiment.binding import bound, rule_and_fix, told
 
 
 def algorithm_of(config: Config, found: list[Problem]) -> Algorithm | None:
@@ -17,22 +17,16 @@ def algorithm_of(config: Config, found: list[Problem]) -> Algorithm | None:
         fix = f"Use algorithm={near[0] if near else 'fedavg'}"
         found.append(Problem("algorithm.name", name, f"must be one of {', '.join(ALGORITHMS)}", fix))
         return None
-    kind = ALGORITHMS[name]
-    accepted = inspect.signature(kind).parameters
-    for option in options:
-        if option not in accepted:
-            has = f"it has {', '.join(accepted)}" if accepted else "it has none"
-            rule = f"algorithm={name} has no such option; {has}"
-            found.append(Problem(f"algorithm.{option}", options[option], rule, "Leave it out"))
-    if set(options) - set(accepted):
+    kind, known = ALGORITHMS[name], len(found)
+    options = bound(kind, options, "algorithm", found)
+    if len(found) > known:
         return None
     try:
         algorithm = kind(**options)
     except (TypeError, ValueError) as error:
-        rule, _, fix = str(error).partition("; ")
-        key = f"algorithm.{rule.partition('=')[0]}" if "=" in rule else "algorithm"
-        rule = rule.partition(": ")[2] or rule
-        found.append(Problem(key, options.get(key.rpartition(".")[2]), rule, fix[:1].upper() + fix[1:]))
+        option = str(error).partition("=")[0]
+        key, (rule, fix) = f"algorithm.{option}" if option in options else "algorithm", rule_and_fix(error)
+        found.append(Problem(key, options.get(option, name), rule or told(error), fix))
         return None
     _check_together(config, name, algorithm, found)
     return algorithm

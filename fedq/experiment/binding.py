@@ -100,3 +100,9 @@ def problem(error: BaseException, *, key: str, value: Any, fix: str) -> Problem:
 def told(error: BaseException) -> str:
     """The text of an error, for the middle of a sentence."""
     return (str(error).strip() or type(error).__name__).rstrip(".")
+
+
+def rule_and_fix(error: BaseException) -> tuple[str, str]:
+    """Of a text `name=value: rule; fix`."""
+    rule, _, fix = str(error).partition(": ")[2].partition("; ")
+    return rule, fix[:1].upper() + fix[1:] if fix.startswith(("try ", "use ")) else fix

@@ -12,7 +12,7 @@ from fedq.config.client_level import protects_examples
 from fedq.config.robustness import unstated_weights
 from fedq.data import Dataset
 from fedq.experiment.algorithm import algorithm_of
-from fedq.experiment.binding import check_paths, imported, problem
+from fedq.experiment.binding import check_paths, imported, problem, rule_and_fix
 from fedq.experiment.client_level import check_all_averaged, client_level_plan
 from fedq.experiment.data import deal, load_data
 from fedq.experiment.experiment import Experiment, weights_of
@@ -181,7 +181,7 @@ def _codec(config: Config, group: Literal["codec", "downlink"], found: list[Prob
         return kind(**{name: getattr(options, name) for name in accepted})
     except ValueError as error:
         name = str(error).partition("=")[0].removeprefix("codec.")
-        key, (rule, fix) = f"{group}.{name}", _rule_and_mend(error)
+        key, (rule, fix) = f"{group}.{name}", rule_and_fix(error)
         if all(problem.key != key for problem in found):  # the rules report what is out of bounds
             found.append(Problem(key, getattr(options, name), rule, fix.replace("Try ", f"Try {key}=")))
         return None
@@ -202,14 +202,8 @@ def _downlink(config: Config, codec: Codec | None, found: list[Problem]) -> Down
     try:
         return Downlink(with_feedback(own, kind == "delta"), kind)
     except ValueError as error:
-        found.append(Problem("downlink.name", config.downlink.name, *_rule_and_mend(error)))
+        found.append(Problem("downlink.name", config.downlink.name, *rule_and_fix(error)))
         return None
-
-
-def _rule_and_mend(error: ValueError) -> tuple[str, str]:
-    """Of a text `name=value: rule; fix`."""
-    rule, _, fix = str(error).partition(": ")[2].partition("; ")
-    return rule, fix[:1].upper() + fix[1:] if fix.startswith(("try ", "use ")) else fix
 
 
 def _plans(config: Config, owner: Site | None, found: list[Problem]) -> dict[str, Any]:

@@ -14,7 +14,6 @@ import warnings
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -232,7 +231,7 @@ class _Fit:
     augment: Augment | None
     views: int
     correct: Callable[[], None] | None
-    untrained: Any = None  # what a fit must leave as it is
+    untrained: dict[str, Tensor] = field(default_factory=dict)  # what a fit must leave as it is
     at_once: int = 1  # examples whose gradients are held at once: public
     layers_draw: bool = False
     steps_noised: int = 0

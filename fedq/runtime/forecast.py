@@ -171,9 +171,8 @@ def _send(exchange: Exchange, messages: list[Message]) -> None:
 
 def _packets(experiment: Experiment, layout: codec.Layout) -> dict[str, bytes]:
     """What a client sends in a round: packets of noise, as long as real ones."""
-    uplink = experiment.algorithm.uplink
     noise = np.random.default_rng(0).normal(size=layout.size).astype(np.float32)
-    codecs = {p.name: experiment.codec if p.name == wire.UPDATE else codec.fine_codec(experiment.codec) for p in uplink}
+    codecs = {packet.name: codec.packet_codec(packet.name, experiment.codec) for packet in experiment.algorithm.uplink}
     return {name: codec.encode(noise, used, layout=layout) for name, used in codecs.items()}
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedq.algorithms import UPDATE, Uplink
-from fedq.codec import Accumulator, Codec, MalformedUpdate, decode, fine_codec
+from fedq.codec import Accumulator, Codec, MalformedUpdate, decode, packet_codec
 from fedq.codec.accumulator import checked_weight
 from fedq.privacy import l2_norm
 from fedq.server.bounding import Bound, MedianBound, shortened
@@ -75,7 +75,7 @@ class Averaging:
         bound: Callable[[], Bound] | None = None,
         aggregate: Aggregate | None = None,
     ) -> None:
-        self._codecs = {packet.name: codec if packet.name == UPDATE else fine_codec(codec) for packet in uplink}
+        self._codecs = {packet.name: packet_codec(packet.name, codec) for packet in uplink}
         self._plain = {packet.name for packet in uplink if not packet.weighted}
         self._weighing, self._aggregate = weighing or Weighing(), aggregate
         # Of other packets no public length is known: each has a bound of its own, by the median.
@@ -106,8 +106,7 @@ class Averaging:
         if not self._bounds and self._aggregate is None and len(packets) == 1:
             for name, data in packets.items():
                 sums = total.sums.setdefault(name, Accumulator(total.layout))
-                own = 1.0 if name in self._plain else weight
-                sums.add(data, own, round=round, base=base, kind="delta", codec=self._codecs[name])
+                sums.add(data, self._own(name, weight), round=round, base=base, kind="delta", codec=self._codecs[name])
             return
         vectors = {
             name: decode(data, total.layout, round=round, base=base, kind="delta", codec=self._codecs[name])
@@ -156,19 +155,21 @@ class Averaging:
             bound.note([reach for _, reach in sorted(total.reaches.get(name, []))])
 
     def _reach(self, name: str, vector: NDArray[np.float32], weight: float, round: int) -> float:
-        own = 1.0 if name in self._plain else weight
-        return self._bounds[name].reach(math.sqrt(l2_norm(vector) ** 2), own, round)
+        own = self._own(name, weight)
+        return self._bounds[name].reach(l2_norm(vector), own, round)
 
     def _sum(self, total: RoundAggregate, held: Held, vectors: Vectors, limits: Limits) -> None:
         short = {
             name: shortened(vector, reach=held.reaches.get(name, 0.0), limit=limits.get(name, math.inf))
             for name, vector in vectors.items()
         }
-        for name in short:  # all or none: the first sum must not keep what the second refuses
-            total.sums.setdefault(name, Accumulator(total.layout)).check_vector(short[name], self._own(name, held))
+        sums = {name: total.sums.setdefault(name, Accumulator(total.layout)) for name in short}
+        for name in list(short)[1:]:  # all or none: the first sum must not keep what another refuses
+            sums[name].check_vector(short[name], self._own(name, held.weight))
         for name, vector in short.items():
-            total.sums[name].add_vector(vector, self._own(name, held))
+            sums[name].add_vector(vector, self._own(name, held.weight))
         total.note_reaches(held.client, held.reaches, limits)
 
-    def _own(self, name: str, held: Held) -> float:
-        return 1.0 if name in self._plain else held.weight
+    def _own(self, name: str, weight: float) -> float:
+        """The weight of one packet of a client of this weight."""
+        return 1.0 if name in self._plain else weight

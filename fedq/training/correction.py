@@ -1,13 +1,10 @@
 """Adds an algorithm's correction to the gradients of a local step. Depends on a model and its layout."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
+from fedq.algorithms import Correction
 from fedq.codec import Layout
-
-Correction = Callable[[Tensor], Tensor]  # flat weights, shape (size,) -> what is added to the gradient, same shape
 
 
 class Corrected:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from fedq.algorithms import Correction
 from fedq.codec import Layout
 from fedq.core.compiler import without_compiler
 from fedq.core.seeding import seeded
@@ -23,7 +24,7 @@ from fedq.privacy.model_validation import device_of, refuse_mixing
 from fedq.quant import register_grad_samplers
 from fedq.training.arrays import load_vector, read_vector
 from fedq.training.augmentation import Views
-from fedq.training.correction import Corrected, Correction
+from fedq.training.correction import Corrected
 from fedq.training.frozen_features import divided
 from fedq.training.hardware import Hardware
 from fedq.training.objectives import LOSSES, METRICS, Metric

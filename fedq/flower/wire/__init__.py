@@ -1,5 +1,6 @@
 """The only owner of record keys: requests and replies <-> Flower's `RecordDict`. Knows no arrays, models or policy."""
 
+from fedq.core.packet_names import UPDATE
 from fedq.flower.wire.checks import REJECTIONS, UNREADABLE, MalformedReply, reason_of
 from fedq.flower.wire.foreign import (
     ForeignRequest,
@@ -23,7 +24,6 @@ from fedq.flower.wire.messages import (
     PUBLIC_FIELDS,
     REFUSALS,
     TRAIN,
-    UPDATE,
     Hello,
     Refusal,
     Reply,

@@ -16,7 +16,7 @@ from fedq.flower.wire.checks import MalformedReply, check_keys, check_same_round
 from fedq.flower.wire.messages import PACKETS, REPLY, Reply
 
 _OURS, _GUEST, _RESIDUAL, _SIGN = "fedq.", "fedq.guest", "fedq.residual", "fedq.packet"
-_MEND = "fedq packet; add mods=[quantized_mod] to this ClientApp"
+_HINT = "fedq packet; add mods=[quantized_mod] to this ClientApp"
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def write_foreign_request(request: ForeignRequest, user: RecordDict) -> RecordDi
     }
     if request.accepted is not None:
         values["accepted"] = request.accepted
-    sign = Array("uint8", (1,), _MEND, b"\0")
+    sign = Array("uint8", (1,), _HINT, b"\0")
     return RecordDict(
         {
             **user,

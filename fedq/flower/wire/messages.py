@@ -12,13 +12,14 @@ from typing import Any
 
 from flwr.app import ConfigRecord, MetricRecord, RecordDict
 
+from fedq.core.packet_names import UPDATE
 from fedq.flower.wire.checks import MalformedReply, check_keys, check_same_round, number, packets_in, records_in, typed
 
 HELLO = "query.hello"
 TRAIN = "train"
 EVALUATE = "evaluate"
 
-MODEL, MASK, UPDATE, _DELTA = "model", "mask", "update", "delta."
+MODEL, MASK, _DELTA = "model", "mask", "delta."
 
 _HELLO, _REQUEST, REPLY = "fedq.hello", "fedq.request", "fedq.reply"
 PACKETS, _METRICS, _COUNTS, _REFUSAL = "fedq.packets", "fedq.metrics", "fedq.counts", "fedq.refusal"
