@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 import fedq
-from fedq.config import ConfigError, compose
+from fedq.config import ConfigError
 from fedq.data import Dataset, Examples
 from fedq.experiment import SERVER, Site, build
 from fedq.experiment.ledgers import data_name, ledger_name
 from fedq.privacy import Ledger, epsilon
+from tests.quick import compose
 
 WORDS = ["clients=3", "partition=iid", "model=linear", "train.epochs=null", "train.steps=2", "rounds=1"]
 PRIVATE = [*WORDS, "privacy=example", "privacy.nominal_examples=40", "privacy.sample_rate=0.5"]

@@ -2,11 +2,11 @@
 
 import pytest
 
-from fedq.config import compose
 from fedq.experiment import build
 from fedq.experiment.ledgers import ledger_file
 from fedq.privacy import Ledger
 from fedq.runtime.forecast import held
+from tests.quick import compose
 
 WORDS = ["experiment=demo", "clients=3", "rounds=2"]
 
