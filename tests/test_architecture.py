@@ -123,14 +123,17 @@ def loaded_by(statement):
     return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
 
 
+@pytest.mark.integration
 def test_importing_the_codec_loads_neither_torch_nor_flower():
     assert not loaded_by("import fedq.codec") & {"torch", "flwr", "hydra", "opacus", "onnx"}
 
 
+@pytest.mark.integration
 def test_importing_fedq_and_its_command_line_loads_nothing_heavy():
     assert not loaded_by("import fedq, fedq.cli") & {"torch", "flwr", "hydra", "numpy", "matplotlib"}
 
 
+@pytest.mark.integration
 def test_a_run_without_privacy_does_not_load_opacus():
     assert not loaded_by("import fedq.runtime") & {"opacus", "onnx", "onnxruntime", "sklearn", "matplotlib"}
 
@@ -144,6 +147,7 @@ def test_the_version_is_the_same_in_both_places():
     assert project["project"]["version"] == fedq.__version__
 
 
+@pytest.mark.integration
 def test_the_repository_is_itself_a_flower_app():
     import io
     import zipfile

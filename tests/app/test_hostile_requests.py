@@ -98,6 +98,7 @@ QUESTIONS = [
 ]
 
 
+@pytest.mark.integration
 def test_a_handshake_answers_the_same_whatever_is_asked_about_the_data(table, tmp_path):
     """`client_error` came exactly when somebody held a value: every question was answered, and nothing was noted."""
     path, choose = table
@@ -116,6 +117,7 @@ def test_a_handshake_opens_no_data(table, tmp_path):
     assert str(path) not in opened
 
 
+@pytest.mark.integration
 def test_what_fails_on_the_data_costs_as_much_as_an_answer_and_says_the_same(table, tmp_path):
     path, choose = table
     experiment = build(compose(TABLE, overlay=tmp_path / "conf"), owner=Site("2", path))
@@ -224,6 +226,7 @@ def test_an_owner_without_any_limit_is_warned(tmp_path, capfd):
 TEXTS = [key for key, _, kind in _walk(Config, "") if kind not in ("int", "float", "bool")]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("key", TEXTS)
 def test_no_key_of_an_experiment_brings_a_path_over_the_network(key, tmp_path):
     """Either the key may not travel, or a path is no value of it, or nothing that is built of it opens the path."""

@@ -14,6 +14,8 @@ from fedq.server.roster import TooFewClientsError
 from fedq.server.round_aggregate import Rejected
 from tests.quick import compose
 
+pytestmark = pytest.mark.integration
+
 USUAL = ["rounds=4", "model.hidden=[8]", "quant=off", "train.epochs=null", "train.steps=1"]
 PRIVATE = [*USUAL, "privacy=example", "privacy.target_epsilon=8", "privacy.accountant=rdp"]
 

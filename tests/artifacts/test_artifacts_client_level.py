@@ -28,6 +28,8 @@ from fedq.server.roster import BudgetSpentError
 from fedq.server.round_aggregate import Traffic
 from tests.quick import compose
 
+pytestmark = pytest.mark.integration
+
 WORDS = ["clients=6", "rounds=2", "fraction=0.5", "model.hidden=[8]", "quant=off", "codec=int8", "train.epochs=null"]
 WORDS += ["train.steps=1", "privacy.accountant=rdp"]
 CLIENT, BOTH = [*WORDS, "privacy=client"], [*WORDS, "privacy=both"]

@@ -11,6 +11,8 @@ from fedq.experiment import build
 from fedq.quant import ExportError, Int8Model
 from tests.quick import compose
 
+pytestmark = pytest.mark.integration
+
 WORDS = ["clients=2", "rounds=1", "model.hidden=[8]", "quant=int8"]
 
 

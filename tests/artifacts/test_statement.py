@@ -14,6 +14,8 @@ from fedq.results import read_result
 from fedq.runtime.local import in_process
 from tests.quick import compose
 
+pytestmark = pytest.mark.integration
+
 WORDS = ["clients=2", "rounds=2", "model.hidden=[8]", "quant=off", "privacy=example", "privacy.target_epsilon=8"]
 WORDS += ["privacy.accountant=rdp", "train.epochs=null", "train.steps=2"]
 

@@ -18,6 +18,8 @@ from fedq.server.meter import Meter
 from fedq.server.roster import grid_exchange
 from tests.quick import compose
 
+pytestmark = pytest.mark.integration
+
 PATH, VALUE = "/srv/patients/record-41.csv", "glucose=187.5"
 DP = [
     "privacy.nominal_examples=100",

@@ -14,6 +14,8 @@ from fedq.results import write_model
 from fedq.training import state_arrays
 from tests.quick import compose
 
+pytestmark = pytest.mark.integration
+
 WORDS = ["rounds=1", "clients=2", "model.hidden=[8]", "quant=int8"]
 
 

@@ -22,6 +22,7 @@ def good():
     return Case("packet", encode(np.linspace(-1, 1, 256, dtype=np.float32), "int8", layout=LAYOUT), LAYOUT)
 
 
+@pytest.mark.integration
 def test_mutations_give_known_reasons_or_what_the_packet_declares():
     tally = campaign.run(range(1200), seed=5)
     assert tally.violations == []

@@ -205,6 +205,7 @@ def test_every_kind_of_layer_is_looked_into(options):
         assert grid(found["lstm"], "input").high is None
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("bits", [8, 4])
 def test_bytes_are_those_of_the_file(tied, bits, tmp_path):

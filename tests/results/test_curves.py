@@ -58,6 +58,7 @@ def test_any_number_of_rounds_gives_a_png(make_result, four_rounds, tmp_path, co
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
 
+@pytest.mark.integration
 def test_pyplot_is_left_alone(tmp_path):
     program = (
         "import sys; from pathlib import Path; from fedq.results import Result, RoundRow\n"

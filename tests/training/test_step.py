@@ -204,6 +204,7 @@ def test_grids_compute_in_float32_inside_bfloat16(ranges, float_cnn, images):
         assert (levels - levels.round()).abs().max() < 1e-4
 
 
+@pytest.mark.integration
 def test_a_model_quantized_and_trained_in_bfloat16_is_delivered_in_int8(tmp_path):
     examples = digits()
     torch.manual_seed(0)
