@@ -41,7 +41,7 @@ def by_numpy(monkeypatch):
     assert jit.kernels(10**9) is None
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 @pytest.mark.parametrize("codec", EVERY_CODEC, ids=str)
 def test_packets_and_vectors_are_the_same_to_the_bit(codec, compiled, vector, monkeypatch):
     packet = encode(vector, codec, layout=LAYOUT, key=11)

@@ -313,9 +313,17 @@ DELIVERED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, i
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("options", [{}, {"weights": 4}, {"weights": 2}], ids=["int8", "int4", "ternary"])
-@pytest.mark.parametrize("name", DELIVERED)
+QUICK = [("conv1d", "int8"), ("attention across", "int4")]
+# Two of them in `make test`: an export of the larger ones takes seconds.
+EXPORTS = [
+    pytest.param(name, options, id=f"{name}-{kind}", marks=[] if (name, kind) in QUICK else pytest.mark.slow)
+    for name in DELIVERED
+    for kind, options in {"int8": {}, "int4": {"weights": 4}, "ternary": {"weights": 2}}.items()
+]
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(("name", "options"), EXPORTS)
 def test_every_supported_layer_is_delivered_on_integers(name: str, options: dict[str, int], tmp_path: Path):
     torch.manual_seed(0)
     make, shape, kernels = DELIVERED[name]

@@ -196,19 +196,19 @@ def test_a_tanh_whose_levels_are_not_certain_stays(step: float, out_step: float)
 # Convolutions of few channels
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("channels", "kernel", "options", "side"),
     [
-        (1, 3, {"padding": 1}, 28),
         (1, 3, {}, 13),  # 11 outputs in a row, of 12 that are computed
-        (1, 8, {"stride": 2, "padding": 3}, 28),
-        (1, 3, {"stride": (1, 2), "bias": False}, 15),
-        (1, 5, {"stride": 4, "padding": 2}, 28),
-        (2, (3, 2), {"padding": (0, 1)}, 10),
         (2, 3, {"stride": 2}, 12),
-        (3, 3, {"padding": "same"}, 12),
-        (3, (1, 7), {"stride": 3}, 25),
+        pytest.param(1, 3, {"padding": 1}, 28, marks=pytest.mark.slow),
+        pytest.param(1, 8, {"stride": 2, "padding": 3}, 28, marks=pytest.mark.slow),
+        pytest.param(1, 3, {"stride": (1, 2), "bias": False}, 15, marks=pytest.mark.slow),
+        pytest.param(1, 5, {"stride": 4, "padding": 2}, 28, marks=pytest.mark.slow),
+        pytest.param(2, (3, 2), {"padding": (0, 1)}, 10, marks=pytest.mark.slow),
+        pytest.param(3, 3, {"padding": "same"}, 12, marks=pytest.mark.slow),
+        pytest.param(3, (1, 7), {"stride": 3}, 25, marks=pytest.mark.slow),
     ],
 )
 def test_few_channels_are_convolved_in_blocks(channels, kernel, options, side, exported: Exported):
@@ -254,7 +254,7 @@ def test_other_convolutions_stay(channels, outputs, kernel, options, exported: E
 # GroupNorm
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_scale_and_shift_of_a_group_norm_are_one_operator(exported: Exported):
     files = exported(with_random_norms(Residual()), (1, 8, 8))
     assert files.ops()["BatchNormalization"] == 1
