@@ -64,7 +64,7 @@ ELSEWHERE = {
     "codec/uniform": "codec/test_codec_int8.py codec/test_codec_lowbits.py",
     # Rules: all are asked through `problems(config)`
     "config/augmentation": "config/test_rules.py",
-    "config/budgets": "config/test_rules.py e2e/test_cli_privacy.py",
+    "config/budgets": "e2e/test_cli_privacy.py app/test_node.py",
     "config/config_file": "experiment/test_rebuild.py",
     "config/example_level": "config/test_rules.py",
     "config/hardware": "config/test_rules.py",
@@ -86,7 +86,7 @@ ELSEWHERE = {
     "core/seeding": "training/test_step.py e2e/test_run.py",
     "data/errors": "data/test_idx.py data/test_table.py",  # exceptions alone
     # Parts of `build`: tested by what it builds or refuses
-    "experiment/algorithm": "experiment/test_build.py",
+    "experiment/algorithm": "server/test_algorithms.py algorithms/test_fedprox.py",
     "experiment/binding": "experiment/test_build.py app/test_hostile_requests.py",
     "experiment/client_level": "config/test_config_client_level.py artifacts/test_artifacts_client_level.py",
     "experiment/data": "experiment/test_build.py experiment/test_data_names.py",
@@ -113,7 +113,7 @@ ELSEWHERE = {
     "privacy/client_level_account": "privacy/test_client_level_evidence.py",
     "privacy/client_level_noise": "privacy/test_client_level.py",
     "privacy/head": "privacy/test_ledger.py privacy/test_ledger_tampering.py",
-    "privacy/ledger_files": "privacy/test_ledger_tampering.py e2e/test_hostile_files.py",
+    "privacy/ledger_files": "privacy/test_ledger.py e2e/test_hostile_files.py",
     "privacy/spend": "privacy/test_ledger.py",
     # Export: tested by the file it writes
     "quant/agreement": "quant/test_quant_export.py",
@@ -151,7 +151,7 @@ ELSEWHERE = {
     "server/optimizer": "server/test_strategy.py",
     "training/arrays": "training/test_step.py training/test_pruned.py",
     "training/correction": "client/test_client_algorithm.py algorithms/test_scaffold.py",
-    "training/objectives": "training/test_step.py e2e/test_run.py",
+    "training/objectives": "e2e/test_run.py",
     "training/trainer": "training/test_step.py",
 }
 
