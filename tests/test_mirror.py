@@ -86,7 +86,6 @@ ELSEWHERE = {
     "core/seeding": "training/test_step.py e2e/test_run.py",
     "data/errors": "data/test_idx.py data/test_table.py",  # exceptions alone
     # Parts of `build`: tested by what it builds or refuses
-    "experiment/algorithm": "server/test_algorithms.py algorithms/test_fedprox.py",
     "experiment/binding": "experiment/test_build.py app/test_hostile_requests.py",
     "experiment/client_level": "config/test_config_client_level.py artifacts/test_artifacts_client_level.py",
     "experiment/data": "experiment/test_build.py experiment/test_data_names.py",
