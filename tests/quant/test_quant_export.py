@@ -31,6 +31,8 @@ from fedq.quant import ExportError, Int8Model, export_onnx, quantize, with_fixed
 from fedq.quant.layers import QuantizedLayer
 from fedq.quant.weights import WeightFormat, parameter_levels
 
+slow = pytest.mark.slow  # an export takes half a second
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -62,7 +64,15 @@ def digits() -> tuple[Tensor, Tensor]:
     return (images - 4.9) / 6.0, torch.tensor(targets)
 
 
-@pytest.fixture(scope="module", params=["mlp fixed", "mlp learned", "mlp observed", "tanh_cnn fixed"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        "mlp fixed",
+        pytest.param("mlp learned", marks=slow),
+        pytest.param("mlp observed", marks=slow),
+        "tanh_cnn fixed",
+    ],
+)
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     torch.manual_seed(0)
     name, ranges = request.param.split()
@@ -148,7 +158,11 @@ def test_the_file_is_small_and_tells_nothing_of_its_maker(trained: Trained):
 @pytest.mark.integration
 @pytest.mark.parametrize(
     ("make", "shape", "linears"),
-    [(relu_cnn, (1, 12, 12), 1), (Residual, (1, 8, 8), 1), (Functional, (1, 16, 16), 2)],
+    [
+        pytest.param(relu_cnn, (1, 12, 12), 1, marks=slow),
+        (Residual, (1, 8, 8), 1),
+        pytest.param(Functional, (1, 16, 16), 2, marks=slow),
+    ],
 )
 def test_groups_residuals_and_float_norms_are_delivered(
     make: Callable[[], nn.Module], shape: tuple[int, ...], linears: int, tmp_path: Path
@@ -342,10 +356,9 @@ def test_every_supported_layer_is_delivered_on_integers(name: str, options: dict
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("make", [mlp, lambda: nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))])
-def test_four_bits_of_activations_keep_to_sixteen_levels(make: Callable[[], nn.Module], tmp_path: Path):
+def test_four_bits_of_activations_keep_to_sixteen_levels(tmp_path: Path):
     torch.manual_seed(0)
-    model = make()
+    model = mlp()
     quantize(model, activations=4, activation_range=2.0)
     model.eval()
     export_onnx(model, (64,), tmp_path / "model.onnx")
