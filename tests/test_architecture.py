@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,11 @@ def files():
     return sorted(PACKAGE.rglob("*.py"))
 
 
+@cache
+def parsed(path):
+    return ast.parse(path.read_text())
+
+
 def room_of(path):
     inside = path.relative_to(PACKAGE)
     return inside.parts[0].removesuffix(".py")
@@ -56,7 +62,7 @@ def room_of(path):
 def imports(path):
     """Top-level names of other packages, and fedq's own rooms, that a file imports anywhere in its code."""
     others, own = set(), set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         names = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -104,7 +110,7 @@ def test_flower_s_private_names_stay_in_one_file(path):
     private = ("flwr.supercore", "flwr.common.serde", "flwr.proto", "flwr.server", "flwr.client.", "flwr.simulation")
     found = [
         node.module
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(parsed(path))
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(private)
         if not node.module.startswith("flwr.serverapp")
     ]

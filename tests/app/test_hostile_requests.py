@@ -29,7 +29,7 @@ from fedq.flower.private import serialized
 from fedq.privacy import Ledger
 from tests.quick import compose
 
-pytestmark = pytest.mark.hostile
+pytestmark = [pytest.mark.integration, pytest.mark.hostile]
 SECRET = "/srv/patients/record-41.csv"
 WORDS = ["clients=4", "quant=off", "partition=iid", "model=linear", "train.epochs=null", "train.steps=1", "rounds=2"]
 PRIVATE = [*WORDS, "privacy=example", "privacy.target_epsilon=8", "privacy.nominal_examples=40"]
@@ -98,7 +98,6 @@ QUESTIONS = [
 ]
 
 
-@pytest.mark.integration
 def test_a_handshake_answers_the_same_whatever_is_asked_about_the_data(table, tmp_path):
     """`client_error` came exactly when somebody held a value: every question was answered, and nothing was noted."""
     path, choose = table
@@ -117,7 +116,6 @@ def test_a_handshake_opens_no_data(table, tmp_path):
     assert str(path) not in opened
 
 
-@pytest.mark.integration
 def test_what_fails_on_the_data_costs_as_much_as_an_answer_and_says_the_same(table, tmp_path):
     path, choose = table
     experiment = build(compose(TABLE, overlay=tmp_path / "conf"), owner=Site("2", path))
@@ -226,7 +224,6 @@ def test_an_owner_without_any_limit_is_warned(tmp_path, capfd):
 TEXTS = [key for key, _, kind in _walk(Config, "") if kind not in ("int", "float", "bool")]
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("key", TEXTS)
 def test_no_key_of_an_experiment_brings_a_path_over_the_network(key, tmp_path):
     """Either the key may not travel, or a path is no value of it, or nothing that is built of it opens the path."""

@@ -23,6 +23,8 @@ from fedq.privacy import Declined, Ledger, head_in
 from tests.privacy.ledgers import SPEND
 from tests.quick import compose
 
+pytestmark = pytest.mark.integration
+
 USUAL = ["clients=4", "quant=off", "privacy=off", "partition=iid"]  # what may cross a network
 PRIVATE = ["clients=4", "quant=off", "privacy=example", "privacy.noise_multiplier=1", "partition=iid"]
 
@@ -262,7 +264,6 @@ def test_the_stricter_side_wins(shard, tmp_path):
     assert stricter.noise_multiplier > 1.5 * weaker.noise_multiplier
 
 
-@pytest.mark.integration
 def test_a_run_that_names_its_noise_and_no_budget_is_weighed_by_what_it_costs(shard, tmp_path):
     node = {"partition_id": 2, "data_path": shard, "state_dir": tmp_path, "policy": policy_file(tmp_path)}
     public = ["rounds=2", "train.steps=1", "train.epochs=null", "privacy.target_epsilon=null"]
@@ -319,7 +320,6 @@ def test_data_outside_of_the_policy_s_folder_are_not_opened(shard, tmp_path):
         client(BUDGET_8, **node)
 
 
-@pytest.mark.integration
 def test_a_policy_may_name_the_code_it_has_reviewed(shard, tmp_path, monkeypatch):
     (tmp_path / "apps").mkdir()  # where Flower unpacks
     app = make_app(tmp_path / "apps" / "clinics").folder

@@ -7,6 +7,8 @@ from fedq.codec import Accumulator, Layout, MalformedUpdate, Segment, decode, en
 from fedq.codec.header import HEADER_BYTES
 from tests.codec.test_codec_packet import EVERY_CODEC, forged
 
+pytestmark = pytest.mark.integration
+
 LAYOUT = Layout(
     [
         Segment("norm", (7,)),  # so that the next run begins at an odd index
@@ -41,7 +43,6 @@ def by_numpy(monkeypatch):
     assert jit.kernels(10**9) is None
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("codec", EVERY_CODEC, ids=str)
 def test_packets_and_vectors_are_the_same_to_the_bit(codec, compiled, vector, monkeypatch):
     packet = encode(vector, codec, layout=LAYOUT, key=11)

@@ -6,6 +6,8 @@ from fedq.config import ConfigError
 from fedq.config import compose as by_hydra
 from tests.quick import compose
 
+pytestmark = pytest.mark.integration
+
 PRIVATE = ["privacy=example", "privacy.nominal_examples=40", "privacy.sample_rate=0.5", "train.epochs=null"]
 
 

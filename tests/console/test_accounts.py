@@ -28,6 +28,7 @@ def text(rows: list[Row]) -> str:
     return " ".join(console.export_text().split())
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("runs", "coarse"), [(MOST_EXACT, False), (MOST_EXACT + 1, True)])
 def test_where_epsilon_is_the_coarser_bound_the_ledger_says_so(runs, coarse):
     rows = chain(runs)

@@ -12,6 +12,8 @@ from fedq.experiment import SERVER, Site, build
 from fedq.flower import wire
 from tests.quick import compose
 
+pytestmark = pytest.mark.integration
+
 USUAL = ["clients=4", "partition=dirichlet", "model.hidden=[12]", "train.epochs=1", "quant=off", "privacy=off"]
 KINDS = {
     "float": ["codec=float32"],

@@ -29,6 +29,7 @@ def test_mutations_give_known_reasons_or_what_the_packet_declares():
     assert {"finite vector", "scale", "level", "indices", "deflate", "options"} <= tally.outcomes.keys()
 
 
+@pytest.mark.integration
 def test_every_codec_and_every_option_is_mutated():
     assert {codec.name for codec in codecs()} == set(CODECS)
     for option in ("rotate", "feedback", "entropy"):

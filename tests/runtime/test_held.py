@@ -24,6 +24,7 @@ def spend(experiment, tmp_path, name, rounds):
         Ledger(path).spend(private.plan.spend(private.context(round), noise_source="os"))
 
 
+@pytest.mark.integration
 def test_where_nothing_was_spent_there_is_nothing_to_tell(experiment):
     assert held(experiment) is None
 

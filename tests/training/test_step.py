@@ -92,6 +92,7 @@ def counted(monkeypatch):
     torch.compiler.reset()
 
 
+@pytest.mark.integration
 def test_full_batches_are_compiled_once_and_odd_ones_never(counted, quantized_cnn, images):
     """Two fits of 50 examples in batches of 20: a recompilation for the last 10 would cost half a minute."""
     recipe = {"batch_size": 20, "epochs": 1}
