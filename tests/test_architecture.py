@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,11 @@ def files():
     return sorted(PACKAGE.rglob("*.py"))
 
 
+@cache
+def parsed(path):
+    return ast.parse(path.read_text())
+
+
 def room_of(path):
     inside = path.relative_to(PACKAGE)
     return inside.parts[0].removesuffix(".py")
@@ -56,7 +62,7 @@ def room_of(path):
 def imports(path):
     """Top-level names of other packages, and fedq's own rooms, that a file imports anywhere in its code."""
     others, own = set(), set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         names = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -104,7 +110,7 @@ def test_flower_s_private_names_stay_in_one_file(path):
     private = ("flwr.supercore", "flwr.common.serde", "flwr.proto", "flwr.server", "flwr.client.", "flwr.simulation")
     found = [
         node.module
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(parsed(path))
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(private)
         if not node.module.startswith("flwr.serverapp")
     ]
@@ -123,14 +129,17 @@ def loaded_by(statement):
     return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
 
 
+@pytest.mark.integration
 def test_importing_the_codec_loads_neither_torch_nor_flower():
     assert not loaded_by("import fedq.codec") & {"torch", "flwr", "hydra", "opacus", "onnx"}
 
 
+@pytest.mark.integration
 def test_importing_fedq_and_its_command_line_loads_nothing_heavy():
     assert not loaded_by("import fedq, fedq.cli") & {"torch", "flwr", "hydra", "numpy", "matplotlib"}
 
 
+@pytest.mark.integration
 def test_a_run_without_privacy_does_not_load_opacus():
     assert not loaded_by("import fedq.runtime") & {"opacus", "onnx", "onnxruntime", "sklearn", "matplotlib"}
 
@@ -144,6 +153,7 @@ def test_the_version_is_the_same_in_both_places():
     assert project["project"]["version"] == fedq.__version__
 
 
+@pytest.mark.integration
 def test_the_repository_is_itself_a_flower_app():
     import io
     import zipfile

@@ -17,6 +17,7 @@ def modules_with_examples():
             yield ".".join(["fedq", *path.relative_to(PACKAGE).with_suffix("").parts])
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", modules_with_examples())
 def test_the_examples_of_a_module_hold(name):
     failed, tried = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)

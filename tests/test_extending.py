@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "docs" / "extending.md").read_text()
 
@@ -35,7 +37,7 @@ def contributor(tmp_path_factory):
 def run(place, *words):
     environment = {**os.environ, "PYTHONPATH": str(place)}
     code = "import fedq.cli; fedq.cli.main()"
-    overrides = ["experiment=demo", "clients=3", "rounds=2", "algorithm=median_of_three", *words]
+    overrides = ["experiment=demo", "clients=3", "rounds=2", "quant=off", "algorithm=median_of_three", *words]
     command = [sys.executable, "-c", code, "run", *overrides]
     told = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, timeout=600)
     assert told.returncode == 0, told.stdout + told.stderr

@@ -43,6 +43,7 @@ def elsewhere(tmp_path, monkeypatch):
     sys.modules.pop("mine", None)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("command", [c for c in commands() if "--help" not in c and " -m " not in c])
 def test_every_command_is_a_runnable_experiment(command, elsewhere):
     from fedq.runtime import check
@@ -55,6 +56,7 @@ def test_every_command_is_a_runnable_experiment(command, elsewhere):
         raise
 
 
+@pytest.mark.integration
 def test_the_example_of_an_own_model_and_data_runs_as_it_stands(elsewhere):
     import fedq
 
@@ -81,6 +83,7 @@ def test_the_python_example_runs_as_it_stands(elsewhere):
     assert np.mean(outputs.argmax(1) == names["test"].targets) > 0.93
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("recipe", TABLES)
 def test_the_tables_are_those_of_the_committed_results(recipe, monkeypatch, tmp_path, capsys):
     import importlib

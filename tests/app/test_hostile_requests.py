@@ -19,7 +19,7 @@ from fedq.app import client as app
 from fedq.app import client_app
 from fedq.app import node as node_module
 from fedq.app.acceptance import failures_since
-from fedq.config import Config, ConfigError, compose, network
+from fedq.config import Config, ConfigError, network
 from fedq.config.compose import _walk
 from fedq.experiment import Site, build
 from fedq.experiment.binding import check_paths
@@ -27,8 +27,9 @@ from fedq.flower import private as flower
 from fedq.flower import wire
 from fedq.flower.private import serialized
 from fedq.privacy import Ledger
+from tests.quick import compose
 
-pytestmark = pytest.mark.hostile
+pytestmark = [pytest.mark.integration, pytest.mark.hostile]
 SECRET = "/srv/patients/record-41.csv"
 WORDS = ["clients=4", "quant=off", "partition=iid", "model=linear", "train.epochs=null", "train.steps=1", "rounds=2"]
 PRIVATE = [*WORDS, "privacy=example", "privacy.target_epsilon=8", "privacy.nominal_examples=40"]

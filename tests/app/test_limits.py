@@ -15,7 +15,7 @@ import torch
 from fedq.app.limits import DeadlineExceeded, LimitError, count_request, deadline, memory_limit
 from fedq.privacy import Declined
 
-pytestmark = pytest.mark.hostile
+pytestmark = [pytest.mark.integration, pytest.mark.hostile]
 
 
 def test_what_ends_in_time_is_left_alone_and_nothing_of_the_timer_stays():

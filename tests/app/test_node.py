@@ -12,7 +12,7 @@ from fedq.app import client as app
 from fedq.app.bundle import bundle_digest
 from fedq.app.node import _digest, client_of, home, note
 from fedq.app.node_config import Node
-from fedq.config import ConfigError, compose
+from fedq.config import ConfigError
 from fedq.data import write_shard
 from fedq.experiment import build
 from fedq.experiment.digests import model_digest
@@ -21,6 +21,9 @@ from fedq.flower import wire
 from fedq.new.app import make_app
 from fedq.privacy import Declined, Ledger, head_in
 from tests.privacy.ledgers import SPEND
+from tests.quick import compose
+
+pytestmark = pytest.mark.integration
 
 USUAL = ["clients=4", "quant=off", "privacy=off", "partition=iid"]  # what may cross a network
 PRIVATE = ["clients=4", "quant=off", "privacy=example", "privacy.noise_multiplier=1", "partition=iid"]

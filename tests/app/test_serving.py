@@ -6,12 +6,15 @@ import pytest
 
 from fedq.app.serving import serve
 from fedq.artifacts.delivery import ClientFiles
-from fedq.config import compose, public
+from fedq.config import public
 from fedq.experiment import build
 from fedq.runtime.local import in_process
 from fedq.server import Roster
 from fedq.server.roster import TooFewClientsError
 from fedq.server.round_aggregate import Rejected
+from tests.quick import compose
+
+pytestmark = pytest.mark.integration
 
 USUAL = ["rounds=4", "model.hidden=[8]", "quant=off", "train.epochs=null", "train.steps=1"]
 PRIVATE = [*USUAL, "privacy=example", "privacy.target_epsilon=8", "privacy.accountant=rdp"]

@@ -16,7 +16,7 @@ from fedq.app.serving import serve
 from fedq.artifacts.client_level import ServerFiles, server_evidence, whole_rows
 from fedq.artifacts.statement import statement_of
 from fedq.cli import app
-from fedq.config import ConfigError, compose
+from fedq.config import ConfigError
 from fedq.console import final_table
 from fedq.experiment import build
 from fedq.privacy import Ledger, Mechanism, epsilon, is_client_private
@@ -26,6 +26,9 @@ from fedq.runtime.local import in_process
 from fedq.server.loop import Round, Scores
 from fedq.server.roster import BudgetSpentError
 from fedq.server.round_aggregate import Traffic
+from tests.quick import compose
+
+pytestmark = pytest.mark.integration
 
 WORDS = ["clients=6", "rounds=2", "fraction=0.5", "model.hidden=[8]", "quant=off", "codec=int8", "train.epochs=null"]
 WORDS += ["train.steps=1", "privacy.accountant=rdp"]

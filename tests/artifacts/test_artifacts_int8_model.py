@@ -6,10 +6,12 @@ import pytest
 import fedq
 from fedq.artifacts import int8_model as int8_delivery
 from fedq.artifacts.int8_model import allowed, deliver_int8, quantized_lines, wrong_answers
-from fedq.config import compose
 from fedq.data import Dataset, Examples
 from fedq.experiment import build
 from fedq.quant import ExportError, Int8Model
+from tests.quick import compose
+
+pytestmark = pytest.mark.integration
 
 WORDS = ["clients=2", "rounds=1", "model.hidden=[8]", "quant=int8"]
 

@@ -10,11 +10,13 @@ from torch import nn
 
 from fedq.app.serving import serve
 from fedq.artifacts.delivery import ELSEWHERE, ClientFiles, epsilon_after, evidence_of
-from fedq.config import compose
 from fedq.experiment import build
 from fedq.privacy import Ledger
 from fedq.results import read_result
 from fedq.runtime.local import in_process
+from tests.quick import compose
+
+pytestmark = pytest.mark.integration
 
 WORDS = ["clients=3", "rounds=2", "fraction=0.67", "model.hidden=[8]", "quant=off", "codec=int8", "privacy=example"]
 WORDS += ["privacy.target_epsilon=8", "privacy.accountant=rdp", "train.epochs=null", "train.steps=2"]

@@ -8,6 +8,8 @@ import pytest
 import fedq
 from fedq.artifacts.publication import PUBLISH, UNKNOWN, finding, publication
 
+pytestmark = pytest.mark.integration
+
 RUN = ["rounds=1", "clients=2", "model.hidden=[8]", "train.steps=2", "train.epochs=null"]
 CLIENT = ["privacy.client_target_epsilon=8", "privacy.client_target_delta=1e-3"]
 UNITS = {

@@ -7,12 +7,14 @@ import pytest
 from fedq.app.serving import serve
 from fedq.artifacts.delivery import epsilon_after
 from fedq.artifacts.statement import statement_of
-from fedq.config import compose
 from fedq.config.config_file import write_config
 from fedq.core.wording import spent
 from fedq.experiment import build
 from fedq.results import read_result
 from fedq.runtime.local import in_process
+from tests.quick import compose
+
+pytestmark = pytest.mark.integration
 
 WORDS = ["clients=2", "rounds=2", "model.hidden=[8]", "quant=off", "privacy=example", "privacy.target_epsilon=8"]
 WORDS += ["privacy.accountant=rdp", "train.epochs=null", "train.steps=2"]

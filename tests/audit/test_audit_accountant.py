@@ -24,6 +24,7 @@ def test_pure_epsilons_are_added():
     assert epsilon_elsewhere([], 1e-5) == 0.0
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("target", "rate", "steps"), [(8.0, 0.5, 200), (1.0, 0.01, 3000), (0.2, 1.0, 5), (3.0, 0.05, 400), (20.0, 1.0, 2)]
 )

@@ -12,6 +12,8 @@ from fedq.audit.canaries import canary_subject, repeated_runs, white_box_run
 from fedq.audit.sources import Replayed
 from fedq.audit.verdict import claimed, guess_by_evidence, guess_by_order, judged, refuted_epsilon
 
+pytestmark = pytest.mark.integration
+
 
 def exactly(subject, mu, *, steps=2):
     """The subject with full batches, whose curve is exactly `mu` over its steps."""

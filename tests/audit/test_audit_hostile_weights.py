@@ -21,6 +21,7 @@ def test_shares_of_the_right_mechanism_add_up_to_the_last_bit_of_float32(make_su
     assert check.p_value == 1.0, check.seen
 
 
+@pytest.mark.integration
 @pytest.mark.hostile
 def test_padding_and_probe_are_missed_where_they_are_not_there(make_subject, examples):
     """No check looked at what an example does to the shares of others."""

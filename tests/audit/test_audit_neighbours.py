@@ -17,6 +17,7 @@ def checks_of(subject, examples, pairs):
     return {check.name: check for check in checks}
 
 
+@pytest.mark.integration
 def test_the_right_mechanism_holds_every_claim_and_uses_the_whole_clip(make_subject, examples):
     found = checks_of(make_subject(), examples, 60)
     assert list(found) == list(CLAIMS)
@@ -59,6 +60,7 @@ def test_a_clip_that_is_a_tenth_too_long_is_seen_in_models_that_draw_too(make_su
     assert checks_of(make_subject(mechanism=Longer, model=model), examples, 60)["sensitivity"].p_value == 0.0
 
 
+@pytest.mark.integration
 def test_one_example_that_stops_the_client_is_a_finding(make_subject, examples):
     class AfraidOfLargeValues(DPSGD):
         def run(self, model, inputs, targets, **named):

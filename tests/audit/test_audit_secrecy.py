@@ -66,6 +66,7 @@ GLOBAL = {
 }
 
 
+@pytest.mark.integration
 @pytest.mark.hostile
 @pytest.mark.parametrize("name", GLOBAL)
 def test_a_generator_of_the_process_is_named(name, examples, folder):
@@ -79,6 +80,7 @@ def test_a_generator_of_the_process_is_named(name, examples, folder):
     assert name in seen.seen
 
 
+@pytest.mark.integration
 def test_the_generators_of_the_process_are_put_back(examples, folder):
     subject = subject_of(SETTINGS["discrete"], bugs.NONE, folder)
     torch.manual_seed(5)
@@ -89,12 +91,14 @@ def test_the_generators_of_the_process_are_put_back(examples, folder):
     assert before[2] == random.getstate()
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("rate", [0.01, 0.1, 0.5, 1.0])
 def test_coins_of_any_rate_are_coins(rate, examples, folder):
     setting = replace(SETTINGS["discrete"], sample_rate=rate)
     assert found(subject_of(setting, bugs.NONE, folder), examples)["coins"].p_value > 1e-3
 
 
+@pytest.mark.integration
 def test_half_of_the_rate_is_no_rate(examples, folder):
     class Rare(Asked):
         def bernoulli(self, q, n):

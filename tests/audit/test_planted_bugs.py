@@ -7,6 +7,8 @@ from fedq.audit.findings import LEVEL
 from tests.audit.bugs import BUGS, NEW, NONE, OLD
 from tests.audit.planted import SETTINGS, applies, audited
 
+pytestmark = pytest.mark.integration
+
 DEFAULT = SETTINGS["discrete"]
 QUICK = Effort(canaries=400, pairs=60)
 # In seconds, by a whole audit; all of them are in the slow tests, and most in the tests of the check that finds them.

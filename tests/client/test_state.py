@@ -267,6 +267,7 @@ def test_a_message_that_is_delivered_again_waits_until_the_first_is_served(tmp_p
             assert second.stdout.readline() == b"holds\n"
 
 
+@pytest.mark.integration
 def test_a_process_that_was_killed_holds_no_lock(tmp_path):
     with client_process(tmp_path) as killed:
         assert killed.stdout.readline() == b"holds\n"

@@ -7,7 +7,6 @@ from torch import nn
 
 from fedq import codec
 from fedq.app import client_app
-from fedq.config import compose
 from fedq.experiment import build
 from fedq.flower import wire
 from fedq.flower.grid import InProcessGrid
@@ -17,6 +16,9 @@ from fedq.server.link import counted
 from fedq.server.loop import Scores
 from fedq.server.meter import Meter
 from fedq.server.roster import grid_exchange
+from tests.quick import compose
+
+pytestmark = pytest.mark.integration
 
 PATH, VALUE = "/srv/patients/record-41.csv", "glucose=187.5"
 DP = [

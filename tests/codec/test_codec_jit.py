@@ -53,11 +53,13 @@ def result(process):
     return out.strip(), err
 
 
+@pytest.mark.integration
 def test_the_codec_and_a_small_vector_do_not_import_numba():
     program = "import sys; from fedq.codec import jit; assert jit.kernels({}) is None; print('numba' in sys.modules)"
     assert result(run(program.format(FEW)))[0] == "False"
 
 
+@pytest.mark.integration
 def test_a_process_that_has_packed_little_does_not_import_numba():
     program = """
 import sys
@@ -112,6 +114,7 @@ def test_processes_that_start_cold_at_once_share_one_cache(tmp_path):
     assert list(tmp_path.rglob("*largest_magnitude*.nbi"))
 
 
+@pytest.mark.integration
 def test_without_a_directory_to_cache_in_the_codec_works_without_numba(tmp_path):
     pytest.importorskip("numba")
     blocked = tmp_path / "a file"

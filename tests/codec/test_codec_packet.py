@@ -125,7 +125,7 @@ def test_float16_rounds_to_the_nearest_half_with_ties_to_even():
     assert decoded[:6].tolist() == [1, 1 + 2**-9, -65504, 2**-24, 0, 2**-23]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.lists(st.floats(-65504, 65504, width=32), min_size=256, max_size=300))
 def test_float16_error_is_within_the_documented_bound(values):
     vector = np.array(values, np.float32)

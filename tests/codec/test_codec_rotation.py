@@ -120,7 +120,9 @@ def test_the_mean_over_many_packets_is_the_vector(codec, rng):
         assert (np.abs(packets.mean(axis=0) - x) <= allowed).all()
 
 
-@pytest.mark.parametrize("n", [257, 383, 384, 500, 511, 1000, 4095, 7840, 8191])
+@pytest.mark.parametrize(
+    "n", [257, 384, 511, 1000, 4095, *(pytest.param(n, marks=pytest.mark.slow) for n in (383, 500, 7840, 8191))]
+)
 @pytest.mark.parametrize("codec", [Sign(rotate=True), Int2(rotate=True), Int4(rotate=True)])
 def test_halves_of_different_size_are_both_unbiased(codec, n, rng):
     """Whatever the length: values that are not mixed with all others under one scale would be off by up to 9 times."""

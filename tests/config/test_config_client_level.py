@@ -2,9 +2,10 @@
 
 import pytest
 
-from fedq.config import compose, problems, rules
+from fedq.config import problems, rules
 from fedq.config.client_level import epsilon_budget, protects_clients, protects_examples
 from fedq.experiment.client_level import client_level_plan
+from tests.quick import compose
 
 
 def found(*overrides):

@@ -2,9 +2,10 @@
 
 import pytest
 
-from fedq.config import compose, problems
+from fedq.config import problems
 from fedq.config.pruning import pruning_rounds
 from fedq.config.rules import config_hash
+from tests.quick import compose
 
 
 def found(*overrides):

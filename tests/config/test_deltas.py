@@ -2,8 +2,9 @@
 
 import pytest
 
-from fedq.config import compose, deltas, problems
+from fedq.config import deltas, problems
 from fedq.privacy import evidence
+from tests.quick import compose
 
 
 def told(*overrides):

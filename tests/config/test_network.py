@@ -148,6 +148,7 @@ LET_IN = st.one_of(
 ).map("=".join)
 
 
+@pytest.mark.integration
 @given(st.lists(LET_IN.filter(lambda o: "_target_" not in o.partition("=")[2] and "hydra" not in o), max_size=5))
 @settings(max_examples=200, deadline=None)
 def test_any_choice_and_any_value_without_an_interpolation_goes_there_and_back(overrides):

@@ -2,8 +2,9 @@
 
 import pytest
 
-from fedq.config import compose, problems, rules
+from fedq.config import problems, rules
 from fedq.server.robust import AGGREGATES
+from tests.quick import compose
 
 DEPLOYED = ["runtime=deployment", "clients=2", "names=[a,b]"]
 

@@ -6,11 +6,12 @@ import pytest
 
 from fedq.codec import CODECS
 from fedq.codec.options import ROUNDINGS
-from fedq.config import Config, compose, problems, public, rules
+from fedq.config import Config, problems, public, rules
 from fedq.config import augmentation as views
 from fedq.data import PARTITIONERS
 from fedq.privacy import ACCOUNTANTS
 from fedq.training import AUGMENTATIONS, LOSSES, METRICS
+from tests.quick import compose
 
 
 def keys(*overrides):

@@ -28,6 +28,7 @@ def text(rows: list[Row]) -> str:
     return " ".join(console.export_text().split())
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("runs", "coarse"), [(MOST_EXACT, False), (MOST_EXACT + 1, True)])
 def test_where_epsilon_is_the_coarser_bound_the_ledger_says_so(runs, coarse):
     rows = chain(runs)
@@ -35,6 +36,7 @@ def test_where_epsilon_is_the_coarser_bound_the_ledger_says_so(runs, coarse):
     assert ledger_json(rows, [])["coarse"] is coarse
 
 
+@pytest.mark.integration
 def test_of_many_runs_the_newest_are_listed_and_the_older_counted():
     shown = text(chain(SHOWN + 3))
     assert f"the last {SHOWN} of {SHOWN + 3} runs" in shown

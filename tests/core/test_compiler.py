@@ -10,6 +10,8 @@ import pytest
 
 import fedq
 
+pytestmark = pytest.mark.integration
+
 DYNAMO = "torch._dynamo"
 
 

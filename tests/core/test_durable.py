@@ -68,6 +68,7 @@ def test_a_journal_of_the_ledger_is_its_owner_s_alone(tmp_path):
     connection.close()
 
 
+@pytest.mark.integration
 @pytest.mark.usefixtures("_umask")
 def test_the_clients_and_the_server_s_own_folder_of_a_run_are_for_their_owner_alone(tmp_path):
     words = [

@@ -132,7 +132,7 @@ HYDRA = {
 }
 
 
-@pytest.mark.parametrize("command", ["audit", "privacy plan"])
+@pytest.mark.parametrize("command", ["audit", pytest.param("privacy plan", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("way", HYDRA)
 def test_what_hydra_would_make_of_a_choice_file_is_not_made(way, command, tmp_path):
     overlay(tmp_path, data__mine="_target_: os.system\ncommand: touch ran\nnominal_examples: 1000\n")

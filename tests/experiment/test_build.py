@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from fedq.codec import Float32, Int4, Int8, Sign, TopK
-from fedq.config import ConfigError, compose, conf_folder
+from fedq.config import ConfigError, conf_folder
 from fedq.experiment import SERVER, build
 from fedq.server import Downlink
+from tests.quick import compose
 
 
 def built(*overrides):

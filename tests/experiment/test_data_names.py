@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 import fedq
-from fedq.config import ConfigError, compose
+from fedq.config import ConfigError
 from fedq.data import Dataset, Examples
 from fedq.experiment import SERVER, Site, build
 from fedq.experiment.ledgers import data_name, ledger_name
 from fedq.privacy import Ledger, epsilon
+from tests.quick import compose
 
 WORDS = ["clients=3", "partition=iid", "model=linear", "train.epochs=null", "train.steps=2", "rounds=1"]
 PRIVATE = [*WORDS, "privacy=example", "privacy.nominal_examples=40", "privacy.sample_rate=0.5"]
@@ -96,6 +97,7 @@ def trained(ledgers, data, **objects):
     return fedq.run(words, data=data, root=ledgers.parent / "runs", progress=False, **objects)
 
 
+@pytest.mark.integration
 def test_two_runs_on_the_same_examples_compose(ledgers):
     first, second = trained(ledgers, arrays()), trained(ledgers, arrays())
     assert (first.private, second.private) == (True, True)
@@ -105,6 +107,7 @@ def test_two_runs_on_the_same_examples_compose(ledgers):
         assert second.epsilon == epsilon([row.spend.as_mechanism() for row in rows], 1e-5, accountant="rdp")
 
 
+@pytest.mark.integration
 def test_the_same_examples_in_another_order_are_refused_over_the_same_ledgers(ledgers):
     """Dealt in that order they lie with other clients, whose ledgers know nothing of what they have spent."""
     trained(ledgers, arrays())
@@ -113,6 +116,7 @@ def test_the_same_examples_in_another_order_are_refused_over_the_same_ledgers(le
     assert all(len(Ledger(path).rows()) == 1 for path in ledgers.glob("*/ledger.sqlite"))
 
 
+@pytest.mark.integration
 def test_a_table_that_changed_in_its_place_is_refused_over_the_same_ledgers(ledgers):
     path = ledgers.parent / "own.csv"
     words = [*PRIVATE, f"privacy.ledger={ledgers}", "data=csv", f"data.path={path}", "data.target=sick"]

@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from fedq.config import compose
 from fedq.experiment.digests import model_digest
+from tests.quick import compose
 
 
 def config_of(target):

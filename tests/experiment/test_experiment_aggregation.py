@@ -5,12 +5,13 @@ import math
 import pytest
 
 from fedq.codec import decode
-from fedq.config import ConfigError, compose
+from fedq.config import ConfigError
 from fedq.experiment import SERVER, build
 from fedq.experiment.aggregation import aggregate_of, bound_of, weights_of_clients
 from fedq.flower import wire
 from fedq.server.bounding import MULTIPLE, MULTIPLE_OF_NOISE
 from fedq.server.robust import Median, TrimmedMean
+from tests.quick import compose
 
 WORDS = ["clients=4", "partition=dirichlet", "partition.alpha=0.3", "model.hidden=[16]", "rounds=2"]
 PRIVATE = [*WORDS, "privacy=example", "data.nominal_examples=1438", "privacy.noise_multiplier=2", "train.steps=2"]

@@ -8,11 +8,13 @@ import torch
 from torch import nn
 
 import fedq
-from fedq.config import compose
 from fedq.config.config_file import read_config, write_config
 from fedq.experiment.rebuild import finished_run, load_arrays
 from fedq.results import write_model
 from fedq.training import state_arrays
+from tests.quick import compose
+
+pytestmark = pytest.mark.integration
 
 WORDS = ["rounds=1", "clients=2", "model.hidden=[8]", "quant=int8"]
 

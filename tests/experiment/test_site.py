@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 
 from fedq import codec
-from fedq.config import ConfigError, compose
+from fedq.config import ConfigError
 from fedq.data import write_shard
 from fedq.experiment import SERVER, Site, build
 from fedq.flower import wire
+from tests.quick import compose
+
+pytestmark = pytest.mark.integration
 
 USUAL = ["clients=4", "partition=dirichlet", "model.hidden=[12]", "train.epochs=1", "quant=off", "privacy=off"]
 KINDS = {

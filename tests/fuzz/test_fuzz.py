@@ -22,12 +22,14 @@ def good():
     return Case("packet", encode(np.linspace(-1, 1, 256, dtype=np.float32), "int8", layout=LAYOUT), LAYOUT)
 
 
+@pytest.mark.integration
 def test_mutations_give_known_reasons_or_what_the_packet_declares():
     tally = campaign.run(range(1200), seed=5)
     assert tally.violations == []
     assert {"finite vector", "scale", "level", "indices", "deflate", "options"} <= tally.outcomes.keys()
 
 
+@pytest.mark.integration
 def test_every_codec_and_every_option_is_mutated():
     assert {codec.name for codec in codecs()} == set(CODECS)
     for option in ("rotate", "feedback", "entropy"):

@@ -236,6 +236,7 @@ def test_a_convolution_in_channels_last_that_opacus_would_get_is_refused():
         pass
 
 
+@pytest.mark.integration
 def test_opacus_is_not_loaded_where_it_is_not_needed():
     code = (
         "import sys, torch; from fedq import models; from fedq.per_example import recorded\n"

@@ -184,8 +184,9 @@ class NoLedger:
         return len(self.spends)
 
 
-def test_shards_of_n_and_n_minus_one_train_by_the_same_public_numbers(plan, context):
-    """1,000 pairs: rate, divisor, steps, noise scale and size of what is trained do not depend on n."""
+@pytest.mark.parametrize("pairs", [64, pytest.param(1000, marks=pytest.mark.slow)])
+def test_shards_of_n_and_n_minus_one_train_by_the_same_public_numbers(plan, context, pairs):
+    """Rate, divisor, steps, noise scale and size of what is trained do not depend on n."""
     seen_rates = []
 
     class Recorder(SeededRandom):
@@ -213,7 +214,7 @@ def test_shards_of_n_and_n_minus_one_train_by_the_same_public_numbers(plan, cont
         return [g.tolist() for g in gradients], evidence, ledger.spends, list(seen_rates)
 
     settings = [(float(draw.uniform(1, 5)), float(draw.uniform(0.01, 1)), int(draw.integers(1, 999))) for _ in range(8)]
-    for pair in range(1000):
+    for pair in range(pairs):
         n = int(draw.integers(1, 2000))
         setting = settings[pair % 8]
         whole, fewer = public_side(n, *setting), public_side(n - 1, *setting)

@@ -269,6 +269,7 @@ for round in range(8):
 """
 
 
+@pytest.mark.integration
 def test_two_processes_that_make_and_use_one_ledger_are_chained(tmp_path):
     path = tmp_path / "new" / "ledger.sqlite"
     root = str(Path(fedq.__path__[0]).parent)
@@ -279,6 +280,7 @@ def test_two_processes_that_make_and_use_one_ledger_are_chained(tmp_path):
     assert sorted((row.spend.run, row.spend.round) for row in rows) == [(n, r) for n in "ab" for r in range(8)]
 
 
+@pytest.mark.integration
 def test_a_spend_from_a_process_that_died_right_after_is_there(tmp_path):
     path = tmp_path / "ledger.sqlite"
     root = str(Path(fedq.__path__[0]).parent)

@@ -102,6 +102,7 @@ def test_a_layer_without_one_is_refused():
         float_base(Own)
 
 
+@pytest.mark.integration
 def test_the_float_file_computes_what_the_twin_does(tmp_path):
     torch.manual_seed(0)
     model, inputs = relu_cnn().eval(), torch.randn(6, 1, 12, 12)
@@ -113,6 +114,7 @@ def test_the_float_file_computes_what_the_twin_does(tmp_path):
     np.testing.assert_allclose(delivered(inputs.numpy()), expected, atol=1e-5)
 
 
+@pytest.mark.integration
 def test_a_forward_that_no_graph_can_hold_is_refused(tmp_path):
     model = Untraceable()
     quantize(model)

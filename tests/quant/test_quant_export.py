@@ -31,6 +31,8 @@ from fedq.quant import ExportError, Int8Model, export_onnx, quantize, with_fixed
 from fedq.quant.layers import QuantizedLayer
 from fedq.quant.weights import WeightFormat, parameter_levels
 
+slow = pytest.mark.slow  # an export takes half a second
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -62,7 +64,15 @@ def digits() -> tuple[Tensor, Tensor]:
     return (images - 4.9) / 6.0, torch.tensor(targets)
 
 
-@pytest.fixture(scope="module", params=["mlp fixed", "mlp learned", "mlp observed", "tanh_cnn fixed"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        "mlp fixed",
+        pytest.param("mlp learned", marks=slow),
+        pytest.param("mlp observed", marks=slow),
+        "tanh_cnn fixed",
+    ],
+)
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     torch.manual_seed(0)
     name, ranges = request.param.split()
@@ -86,6 +96,7 @@ def test_top_1_agrees_with_the_fake_quantized_model(trained: Trained):
     assert (got == expected).mean() >= 0.999
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("batch", [1, 64])
 def test_the_batch_changes_nothing(trained: Trained, batch: int):
     model, inputs = Int8Model(trained.path), trained.inputs[:128].numpy()
@@ -94,11 +105,13 @@ def test_the_batch_changes_nothing(trained: Trained, batch: int):
     assert np.array_equal(np.concatenate(parts), whole)
 
 
+@pytest.mark.integration
 def test_more_examples_than_a_call_takes_come_back_in_order(trained: Trained):
     model, inputs = Int8Model(trained.path), trained.inputs[:1500].numpy()
     assert np.array_equal(model(inputs)[1400:], model(inputs[1400:]))
 
 
+@pytest.mark.integration
 def test_no_product_runs_on_floats(trained: Trained):
     model = Int8Model(trained.path)
     kernels = {"QGemm": 2} if len(trained.inputs.shape) == 2 else {"QGemm": 2, "QLinearConv": 2}
@@ -107,6 +120,7 @@ def test_no_product_runs_on_floats(trained: Trained):
     assert model.float_products == []
 
 
+@pytest.mark.integration
 def test_the_file_holds_the_layers_own_integers(trained: Trained):
     tensors = {t.name: numpy_helper.to_array(t) for t in onnx.load(trained.path).graph.initializer}
     layers = [module for module in trained.model.modules() if isinstance(module, QuantizedLayer)]
@@ -122,6 +136,7 @@ def test_the_file_holds_the_layers_own_integers(trained: Trained):
         assert np.abs(weight).max() == 63
 
 
+@pytest.mark.integration
 def test_the_file_is_small_and_tells_nothing_of_its_maker(trained: Trained):
     content, parameters = trained.path.read_bytes(), sum(p.numel() for p in trained.model.parameters())
     assert len(content) <= 0.27 * 4 * parameters + 4000
@@ -140,9 +155,14 @@ def test_the_file_is_small_and_tells_nothing_of_its_maker(trained: Trained):
         assert word not in content
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("make", "shape", "linears"),
-    [(relu_cnn, (1, 12, 12), 1), (Residual, (1, 8, 8), 1), (Functional, (1, 16, 16), 2)],
+    [
+        pytest.param(relu_cnn, (1, 12, 12), 1, marks=slow),
+        (Residual, (1, 8, 8), 1),
+        pytest.param(Functional, (1, 16, 16), 2, marks=slow),
+    ],
 )
 def test_groups_residuals_and_float_norms_are_delivered(
     make: Callable[[], nn.Module], shape: tuple[int, ...], linears: int, tmp_path: Path
@@ -160,6 +180,7 @@ def test_groups_residuals_and_float_norms_are_delivered(
     assert (expected.argmax(axis=1) == got.argmax(axis=1)).mean() >= 0.998  # one of 500 may be a tie
 
 
+@pytest.mark.integration
 def test_extreme_values_are_exact_integers(tmp_path: Path):
     """Every product at its largest: 255 levels times 63, which 16-bit sums of pairs (32,130) just hold."""
     model = nn.Linear(200, 4)
@@ -179,6 +200,7 @@ def test_extreme_values_are_exact_integers(tmp_path: Path):
     assert np.abs(outputs_of(model, torch.tensor(x)) - exact).max() <= 1e-6 * np.abs(exact).max()
 
 
+@pytest.mark.integration
 def test_a_skipped_layer_may_run_on_floats(tmp_path: Path):
     model = mlp()
     quantize(model, skip=["0"])
@@ -191,6 +213,7 @@ def test_a_skipped_layer_may_run_on_floats(tmp_path: Path):
     assert len(delivered.float_products) == 1
 
 
+@pytest.mark.integration
 def test_a_float_product_that_is_allowed_covers_no_other(tmp_path: Path):
     """onnxruntime computes the skipped one once and for all, and the convolution on floats in its place."""
 
@@ -210,6 +233,7 @@ def test_a_float_product_that_is_allowed_covers_no_other(tmp_path: Path):
         export_onnx(model, (1, 8, 8), tmp_path / "model.onnx", skip=["skipped"])
 
 
+@pytest.mark.integration
 def test_export_leaves_the_model_as_it_was_and_gives_the_same_bytes_again(tmp_path: Path):
     model = mlp()
     quantize(model, ranges="learned")
@@ -252,6 +276,7 @@ def _data_dependent() -> nn.Module:
     return model
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("make", "shape", "message"),
     [
@@ -273,12 +298,14 @@ def test_a_model_that_cannot_be_int8_leaves_the_old_file(
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.integration
 def test_inputs_of_another_shape_are_refused(trained: Trained):
     model = Int8Model(trained.path)
     with pytest.raises(ValueError, match=r"inputs have shape \(3, 5\): the model takes \(n, "):
         model(np.zeros((3, 5), dtype=np.float32))
 
 
+@pytest.mark.integration
 def test_no_examples_give_no_outputs(trained: Trained):
     assert Int8Model(trained.path)(trained.inputs[:0].numpy()).shape == (0, 10)
 
@@ -300,9 +327,17 @@ DELIVERED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, i
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("options", [{}, {"weights": 4}, {"weights": 2}], ids=["int8", "int4", "ternary"])
-@pytest.mark.parametrize("name", DELIVERED)
+QUICK = [("conv1d", "int8"), ("attention across", "int4")]
+# Two of them in `make test`: an export of the larger ones takes seconds.
+EXPORTS = [
+    pytest.param(name, options, id=f"{name}-{kind}", marks=[] if (name, kind) in QUICK else pytest.mark.slow)
+    for name in DELIVERED
+    for kind, options in {"int8": {}, "int4": {"weights": 4}, "ternary": {"weights": 2}}.items()
+]
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(("name", "options"), EXPORTS)
 def test_every_supported_layer_is_delivered_on_integers(name: str, options: dict[str, int], tmp_path: Path):
     torch.manual_seed(0)
     make, shape, kernels = DELIVERED[name]
@@ -320,10 +355,10 @@ def test_every_supported_layer_is_delivered_on_integers(name: str, options: dict
     assert np.abs(got - expected).mean() < 0.01 * spread
 
 
-@pytest.mark.parametrize("make", [mlp, lambda: nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))])
-def test_four_bits_of_activations_keep_to_sixteen_levels(make: Callable[[], nn.Module], tmp_path: Path):
+@pytest.mark.integration
+def test_four_bits_of_activations_keep_to_sixteen_levels(tmp_path: Path):
     torch.manual_seed(0)
-    model = make()
+    model = mlp()
     quantize(model, activations=4, activation_range=2.0)
     model.eval()
     export_onnx(model, (64,), tmp_path / "model.onnx")
@@ -361,6 +396,7 @@ class Picky(nn.Module):
         return self.output(self.words(x.long() - 3).mean(1))
 
 
+@pytest.mark.integration
 def test_a_file_is_compared_on_the_caller_s_examples_where_made_up_ones_are_none(tmp_path: Path):
     model = Picky()
     quantize(model)
@@ -371,6 +407,7 @@ def test_a_file_is_compared_on_the_caller_s_examples_where_made_up_ones_are_none
     assert (tmp_path / "model.onnx").exists()
 
 
+@pytest.mark.integration
 def test_dynamic_ranges_need_public_inputs(tmp_path: Path):
     torch.manual_seed(0)
     model, inputs = mlp(), torch.randn(100, 64)
@@ -391,6 +428,7 @@ def test_public_inputs_must_be_there_and_finite(inputs: Tensor):
         with_fixed_ranges(model, inputs)
 
 
+@pytest.mark.integration
 def test_a_file_that_computes_something_else_is_not_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(Int8Model, "__call__", lambda self, inputs: -np.ones((len(inputs), 10), np.float32))
     model = mlp()

@@ -109,8 +109,15 @@ def quantized_with_batch(name: str, setting: str, batch: int) -> tuple[nn.Module
     return model, x, y
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
-@pytest.mark.parametrize("batch", [1, 5])
+# A batch of one where a squeezed axis would show; every batch of one in make test-slow.
+BATCHES = [
+    pytest.param(batch, setting, marks=pytest.mark.slow if batch == 1 and setting not in ("fixed", "skipped") else [])
+    for batch in (1, 5)
+    for setting in SETTINGS
+]
+
+
+@pytest.mark.parametrize(("batch", "setting"), BATCHES)
 @pytest.mark.parametrize("name", MODELS)
 def test_per_sample_gradients_are_those_of_one_example_at_a_time(name: str, batch: int, setting: str):
     """In float64: sums in another order move a float32 value to the next level now and then, and its gradient.

@@ -205,8 +205,11 @@ def test_every_kind_of_layer_is_looked_into(options):
         assert grid(found["lstm"], "input").high is None
 
 
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("tied", "bits"),
+    [(False, 8), (True, 4), *(pytest.param(*c, marks=pytest.mark.slow) for c in [(False, 4), (True, 8)])],
+)
 def test_bytes_are_those_of_the_file(tied, bits, tmp_path):
     import onnx
 

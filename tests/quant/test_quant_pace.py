@@ -10,6 +10,8 @@ from quant_models import Untraceable, mlp, tanh_cnn
 from fedq.quant import ExportError, Int8Model, export_onnx, quantize
 from fedq.quant import latency as pace
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(scope="module")
 def delivered(tmp_path_factory):

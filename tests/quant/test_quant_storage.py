@@ -90,6 +90,7 @@ def pruned(zeros: float) -> nn.Sequential:
     return model
 
 
+@pytest.mark.integration
 def test_a_pruned_model_is_delivered_sparse_and_runs_on_the_same_kernels(tmp_path: Path):
     files = {}
     for zeros in (0.0, 0.9):

@@ -52,12 +52,14 @@ def test_without_accuracy_the_loss_is_drawn(make_result):
     assert line(figure, "test") == [(1, 1.0), (2, 0.5)]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("count", [0, 1, 2, 5])
 def test_any_number_of_rounds_gives_a_png(make_result, four_rounds, tmp_path, count):
     save_curves(make_result(history=four_rounds[:count]), tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
 
+@pytest.mark.integration
 def test_pyplot_is_left_alone(tmp_path):
     program = (
         "import sys; from pathlib import Path; from fedq.results import Result, RoundRow\n"

@@ -17,6 +17,7 @@ VALUES = st.recursive(
 )
 
 
+@pytest.mark.integration
 @given(st.sampled_from(["row", "note", "folder", "result", "failed"]), st.dictionaries(NAMES, VALUES, max_size=4))
 @settings(max_examples=200, deadline=None)
 def test_what_is_told_is_read_again(kind, values):

@@ -2,11 +2,11 @@
 
 import pytest
 
-from fedq.config import compose
 from fedq.experiment import build
 from fedq.experiment.ledgers import ledger_file
 from fedq.privacy import Ledger
 from fedq.runtime.forecast import held
+from tests.quick import compose
 
 WORDS = ["experiment=demo", "clients=3", "rounds=2"]
 
@@ -24,6 +24,7 @@ def spend(experiment, tmp_path, name, rounds):
         Ledger(path).spend(private.plan.spend(private.context(round), noise_source="os"))
 
 
+@pytest.mark.integration
 def test_where_nothing_was_spent_there_is_nothing_to_tell(experiment):
     assert held(experiment) is None
 

@@ -8,6 +8,8 @@ import pytest
 import fedq
 from fedq.runtime import Observer, Observers, RunStart
 
+pytestmark = pytest.mark.integration
+
 WORDS = ["clients=2", "rounds=2", "data=digits", "model=linear"]
 
 

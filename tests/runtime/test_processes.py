@@ -11,6 +11,8 @@ import pytest
 from fedq.runtime import processes as module
 from fedq.runtime.processes import Processes, tail
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(autouse=True)
 def _short_grace(monkeypatch):

@@ -11,6 +11,8 @@ from fedq.config import ConfigError, compose, identity, network
 from fedq.new.app import make_app
 from fedq.runtime.stage import app_here, run_config, stage
 
+pytestmark = pytest.mark.integration
+
 MODULE = """
 from torch import nn
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from fedq.config import compose
 from fedq.experiment import build
+from tests.quick import compose
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,8 @@ from fedq.flower import wire
 from fedq.server import QuantizedFedAvg
 from fedq.server.adapter import layout_of_record
 
+pytestmark = pytest.mark.integration
+
 BODY = 72  # where the values of a packet begin, after its header
 
 

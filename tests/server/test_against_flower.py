@@ -14,6 +14,8 @@ from fedq.flower.grid import InProcessGrid
 from fedq.server import CyclicSampler, FlowerLoop
 from fedq.server.flower_loop import arrays_of
 
+pytestmark = pytest.mark.integration
+
 ROUNDS = 4
 
 

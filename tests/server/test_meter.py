@@ -8,7 +8,6 @@ from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.common.constant import ErrorCode
 
 from fedq.codec import Layout, encode
-from fedq.config import compose
 from fedq.experiment import build
 from fedq.flower import private as flower
 from fedq.flower import wire
@@ -17,6 +16,7 @@ from fedq.runtime.local import in_process
 from fedq.server import CyclicSampler, Rules, run_rounds
 from fedq.server.loop import Scores
 from fedq.server.meter import Meter
+from tests.quick import compose
 
 LAYOUT = Layout.flat(1000)
 

@@ -6,6 +6,8 @@ import pytest
 
 from simulations.attacks import ATTACKS, SETTINGS, accuracy
 
+pytestmark = pytest.mark.integration
+
 BOUNDED = [setting for setting in SETTINGS if "no bound" not in setting]
 SHORT = ["clients=10", "rounds=20", "train.lr=0.5", "strategy.evaluate_every=100"]
 

@@ -16,6 +16,8 @@ from simulations.bench.__main__ import main
 from simulations.bench.row import PeerAbsentError, Row, show
 from simulations.bench.timing import medians
 
+pytestmark = pytest.mark.integration
+
 KEYS = ["name", "ours", "reference", "unit", "ratio", "compared"]
 
 

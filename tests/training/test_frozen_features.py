@@ -54,6 +54,7 @@ def fitted(trainer: Trainer, examples: Examples, folder=None) -> np.ndarray:
     return trainer.fit(start, examples, round=1, batches=np.random.default_rng(0), torch_seed=0, **how).vector
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("quantized", [False, True], ids=["float", "QAT"])
 @pytest.mark.parametrize("under_dp", [False, True], ids=["plain", "DP"])
 def test_training_ends_where_it_does_without(shard, tmp_path, quantized, under_dp):

@@ -92,6 +92,7 @@ def counted(monkeypatch):
     torch.compiler.reset()
 
 
+@pytest.mark.integration
 def test_full_batches_are_compiled_once_and_odd_ones_never(counted, quantized_cnn, images):
     """Two fits of 50 examples in batches of 20: a recompilation for the last 10 would cost half a minute."""
     recipe = {"batch_size": 20, "epochs": 1}
@@ -204,6 +205,7 @@ def test_grids_compute_in_float32_inside_bfloat16(ranges, float_cnn, images):
         assert (levels - levels.round()).abs().max() < 1e-4
 
 
+@pytest.mark.integration
 def test_a_model_quantized_and_trained_in_bfloat16_is_delivered_in_int8(tmp_path):
     examples = digits()
     torch.manual_seed(0)
