@@ -1,4 +1,6 @@
-"""Runs mutmut and writes docs/mutants.md: which mutants of the codec, the reply checks and the privacy room survive.
+"""Runs mutmut on the codec, the reply checks and the privacy package, and writes what the tests did not notice.
+
+docs/mutants.md gets one table for each group. build/mutants-GROUP.md, which git ignores, gets the list of survivors.
 
     python -m tests.mutants             both groups
     python -m tests.mutants privacy     one of them: codec, privacy
@@ -28,6 +30,7 @@ from fedq.console import markdown_table, replace_table
 
 ROOT = Path(__file__).parents[1]
 DOCUMENT = ROOT / "docs" / "mutants.md"
+LISTS = ROOT / "build"  # not in git
 STATS = Path("mutants/mutmut-stats.json")  # written as each run begins
 LEAST_SCORE = 0.8
 # Table in the document -> what mutants of it are called.
@@ -78,14 +81,18 @@ def run_group(group: str, which: str) -> int:
     rooms = tuple(prefix.replace(".", "/") for prefix in GROUPS[group])
     paths = sorted(path for path in walk_mutatable_files() if path.as_posix().startswith(rooms))
     scores = [score for path in paths if (score := score_of(path)).total]
-    replace_table(DOCUMENT, f"mutants_{group}", report(scores))
+    replace_table(DOCUMENT, f"mutants_{group}", summary(scores))
+    LISTS.mkdir(exist_ok=True)
+    survivors = LISTS / f"mutants-{group}.md"
+    survivors.write_text(survivor_list(group, scores))
     total, survived, texts = (sum(counts) for counts in zip(*map(counts_of, scores), strict=True))
     untried = sum(score.untried for score in scores)
     print(
         f"{group}: {total} mutants, {total - survived} killed, {survived} survived, {texts} of them texts of messages"
     )
     print(
-        f"score {share(total - survived, total)}: at least {LEAST_SCORE:.0%} is asked; {DOCUMENT.name} lists survivors"
+        f"score {share(total - survived, total)}: at least {LEAST_SCORE:.0%} is asked; "
+        f"{survivors.relative_to(ROOT)} lists survivors"
     )
     if untried:
         print(f"{untried} mutants are not tried yet; run `make mutants` again, it goes on")
@@ -140,18 +147,25 @@ def without_texts(source: str) -> str:
     return ast.dump(tree)
 
 
-def report(scores: Sequence[Score]) -> str:
+def summary(scores: Sequence[Score]) -> str:
+    """The table of docs/mutants.md."""
     header = ["file", "mutants", "killed", "survived", "of them texts", "score"]
     rows = [row_of(score.path, *counts_of(score)) for score in scores]
     rows.append(row_of("all", *(sum(counts) for counts in zip(*map(counts_of, scores), strict=True))))
     parts = [markdown_table(header, rows)]
     if untried := sum(score.untried for score in scores):
         parts += ["", f"Not tried yet, and not counted: {untried} mutants."]
+    return "\n".join(parts)
+
+
+def survivor_list(group: str, scores: Sequence[Score]) -> str:
+    """Every survivor of a group, file by file."""
+    parts = [f"# Surviving mutants: {group}"]
     for score in scores:
         if score.survivors:
-            parts += ["", f"### {score.path}", ""]
+            parts += ["", f"## {score.path}", ""]
             parts += listed(score.survivors)
-    return "\n".join(parts)
+    return "\n".join([*parts, ""])
 
 
 def counts_of(score: Score) -> tuple[int, int, int]:

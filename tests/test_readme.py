@@ -13,9 +13,14 @@ from fedq.console import read_table
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 ROOT = Path(__file__).resolve().parents[1]
-GUIDES = ("README.md", "docs/running.md", "docs/your-model-and-data.md", "docs/extending.md")
+GUIDES = ("README.md", "docs/running.md", "docs/your-model-and-data.md", "docs/extending.md", "docs/codecs.md")
 TEXT = "\n".join((ROOT / name).read_text() for name in GUIDES)
-TABLES = {"demo_ablation": "README.md", "fashion_mnist": "docs/results.md"}
+TABLES = {
+    "demo_ablation": "README.md",
+    "fashion_mnist": "docs/results.md",
+    "algorithms": "docs/results.md",
+    "attacks": "docs/threat-model.md",
+}
 
 
 def blocks(language):
