@@ -6,7 +6,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
-from fedq.codec import CODECS, Codec, with_feedback
+from fedq.codec import CODECS, Codec, with_error_feedback
 from fedq.config import Config, ConfigError, Problem, problems, public, rules
 from fedq.config.client_level import protects_examples
 from fedq.config.robustness import unstated_weights
@@ -200,7 +200,7 @@ def _downlink(config: Config, codec: Codec | None, found: list[Problem]) -> Down
     if own is None:
         return None
     try:
-        return Downlink(with_feedback(own, kind == "delta"), kind)
+        return Downlink(with_error_feedback(own, kind == "delta"), kind)
     except ValueError as error:
         found.append(Problem("downlink.name", config.downlink.name, *_rule_and_mend(error)))
         return None
