@@ -24,7 +24,7 @@ from fedq.experiment.optimizers import check_training
 from fedq.experiment.plans import plan_of
 from fedq.experiment.site import Site
 from fedq.privacy import ClientLevelPlan
-from fedq.quant import QuantReport, spell_out
+from fedq.quant import QuantReport, enable_per_example_gradients
 from fedq.server import Downlink
 from fedq.server.broadcast import downlink_for
 from fedq.server.pruning import parts_of
@@ -66,7 +66,7 @@ def build(
         else None
     )
     if net is not None and protects_examples(config):
-        spell_out(net)
+        enable_per_example_gradients(net)
     if net is not None and report is not None:
         _check_pruning(config, net, report, found)
     check_training(config, dataset, found)
