@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from fedq.experiment import Experiment
-from fedq.quant import ExportError, Int8Model, apart, export_onnx, with_fixed_ranges
+from fedq.quant import ExportError, Int8Model, export_onnx, relative_difference, with_fixed_ranges
 from fedq.quant.latency import BATCH, measure
 from fedq.training import outputs_of
 
@@ -99,7 +99,7 @@ def _measured(experiment: Experiment, model: nn.Module, path: Path) -> dict[str,
                 f"fake-quant model, where rounding explains {allowed(len(expected))} at most; nothing was written. "
                 "Name the layer that differs in quant.skip, or try another version of onnxruntime"
             }
-    elif len(expected) and not (far := apart(outputs, expected)) <= ROUNDING:
+    elif len(expected) and not (far := relative_difference(outputs, expected)) <= ROUNDING:
         return {
             "error": f"the outputs of onnxruntime's model are {far:.1%} of their own spread away from the fake-quant "
             f"model's on the test set, where rounding explains {ROUNDING:.0%} at most; nothing was written. "

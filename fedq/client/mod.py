@@ -21,7 +21,7 @@ def quantized_mod(message: Message, context: Context, call_next: ClientAppCallab
     The app's functions get the names, shapes and dtypes of the server's `state_dict`, and answer with one
     ArrayRecord of the same names and shapes, as they do under FedAvg. The server chooses the codec of the update.
     """
-    if not wire.is_guest_request(message.content):
+    if not wire.is_foreign_request(message.content):
         return call_next(message, context)
     request = wire.read_foreign_request(message.content)
     layout, codec = packets.Layout.from_bytes(request.layout), packets.codec_of(request.codec, request.options)

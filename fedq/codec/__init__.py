@@ -1,8 +1,8 @@
-"""Turn a model update into few bytes and back. Knows arrays; not torch, Flower or files."""
+"""Encode a model update as a compact packet and decode it. Depends on numpy; does not know torch, Flower or files."""
 
 from fedq.codec.accumulator import Accumulator
 from fedq.codec.codec import Codec
-from fedq.codec.codecs import CODECS, FINE, as_codec, fine_codec, packet_codec, with_feedback
+from fedq.codec.codecs import CODECS, FINE, as_codec, fine_codec, packet_codec, with_error_feedback
 from fedq.codec.float16 import Float16
 from fedq.codec.float32 import Float32
 from fedq.codec.header import VERSION, Header, Kind, codec_of
@@ -17,7 +17,7 @@ from fedq.codec.randk import RandK
 from fedq.codec.sign import Sign
 from fedq.codec.topk import TopK
 
-FORMATS = (VERSION,)  # packet format versions that this fedq reads
+FORMATS = (VERSION,)  # packet format versions that this version of fedq reads
 
 __all__ = [
     "CODECS",
@@ -50,5 +50,5 @@ __all__ = [
     "packed_size",
     "packet_codec",
     "peek",
-    "with_feedback",
+    "with_error_feedback",
 ]

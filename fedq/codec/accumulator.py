@@ -1,22 +1,24 @@
-"""Sum weighted updates exactly: order and pre-summing cannot change a bit. Knows vectors; not clients.
+"""Sum weighted updates exactly: the order and any partial sums change no bit of the result.
+
+The module depends on vectors and packets; it does not know clients.
 
 Fixed point: an int64 counts steps of 2^-32. One contribution is
 
     steps = rint(fl64(value * (weight * 2^32)))    weight * 2^32 is exact, each step rounds half to even
 
-and the sum of int64 steps is exact, hence the same in any order and for any pre-summing. The mean is
-fl32(fl64(fl64(sum) / fl64(total_weight * 2^32))) with the total weight an exact fraction: a function of the
-set that was added, and of nothing else.
+The sum of int64 steps is exact, so it is the same in any order and with any partial sums. The mean is
+fl32(fl64(fl64(sum) / fl64(total_weight * 2^32))), where the total weight is an exact fraction. The mean
+depends only on the set of contributions.
 
-Never wrapped: |weight * value| >= 2^21 is refused (below it the steps stay within 2^53, up to which float64
-holds every integer), and so is a contribution after which the sum of the largest |steps| of each would reach
-2^63. That bound is an exact integer too: whether a whole set fits does not depend on the order, but which one
-of a set that does not fit is refused does.
+Overflow is impossible: a contribution with |weight * value| >= 2^21 is refused (below this limit the steps stay
+within 2^53, and float64 holds every integer up to 2^53). A contribution is also refused if the sum of the largest
+|steps| of all contributions would reach 2^63. This bound is an exact integer too: whether a whole set fits does not
+depend on the order. If a set does not fit, the order decides which contribution is refused.
 
-Accuracy: a contribution is off by at most 2^-33 + 2^-53 |weight * value|. So one update of weight 1 comes
-back exactly where |value| >= 2^-9 (its last bit is then worth at least 2^-32) or value is a multiple of
-2^-32, and within 2^-33 elsewhere. In general the mean is off by at most count * 2^-33 / total_weight, 2^-51
-of the largest |value|, and a rounding to float32. Weights far below 1 waste the grid: 2^-20 is the least.
+Accuracy: the error of a contribution is at most 2^-33 + 2^-53 |weight * value|. One update of weight 1 comes
+back exactly where |value| >= 2^-9 (its last bit is then worth at least 2^-32) or where the value is a multiple of
+2^-32, and within 2^-33 elsewhere. In general the error of the mean is at most count * 2^-33 / total_weight, plus 2^-51
+of the largest |value|, plus one rounding to float32. Weights far below 1 waste the grid; the minimum is 2^-20.
 """
 
 import struct
@@ -35,28 +37,28 @@ from fedq.codec.header import Kind, as_view
 from fedq.codec.layout import Layout
 from fedq.codec.malformed import MalformedUpdate
 from fedq.codec.packet import decode, parts_of
-from fedq.codec.pending import Waiting, Weighed
+from fedq.codec.pending import PendingUpdates, WeightedUpdate
 
 GRID = 2.0**32  # steps per unit
 LEAST_WEIGHT = 2.0**-20
 LARGEST_WEIGHT = 2.0**20
-LARGEST_VALUE = 2.0**21  # of one |weight * value|, exclusive
-SUM_LIMIT = 2**63  # of the bound on a sum, in steps, exclusive
-COUNT_LIMIT = 2**64  # of contributions, exclusive: what the field holds; only foreign bytes come near
+LARGEST_VALUE = 2.0**21  # exclusive bound on one |weight * value|
+SUM_LIMIT = 2**63  # exclusive bound on a sum, in steps
+COUNT_LIMIT = 2**64  # exclusive bound on contributions: the count field is a uint64
 MAGIC = b"FQAC"
 VERSION = 1
-# A weight is a multiple of 2^-72: 2^-20 with 52 more bits.
+# A weight is a multiple of 2^-72: the minimum 2^-20 has 52 more bits of mantissa.
 _WEIGHT_UNIT = 2**72
 _WEIGHT_BYTES = 24
 # magic, version, reserved, count, layout digest, bound in steps, total weight in units of 2^-72
 _FIELDS = struct.Struct(f"<4sHHQ16sQ{_WEIGHT_BYTES}s")
 _CHECKSUM = struct.Struct("<Q")
 _HEADER_BYTES = _FIELDS.size + _CHECKSUM.size
-_CHUNK = 65536  # values worked on at once: the temporaries stay in the cache
+_CHUNK = 65536  # values per step: the temporaries stay in the cache
 
 
 class Accumulator:
-    """A running weighted sum of packets of one layout: 8 bytes a value, however many packets.
+    """A running weighted sum of packets of one layout. It holds 8 bytes a value for any number of packets.
 
     >>> from fedq.codec import encode
     >>> layout = Layout.flat(2)
@@ -70,15 +72,15 @@ class Accumulator:
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
         self._settled = np.empty(layout.size, np.int64)
-        self._settled.fill(0)  # not np.zeros, for which numpy asks for no large pages: adding is up to a third faster
-        self._waiting = Waiting()  # contributions that are checked and counted, and not yet in the sums
+        self._settled.fill(0)  # not np.zeros, which gets no huge pages: adding is up to a third faster
+        self._pending = PendingUpdates()  # checked and counted contributions that are not yet in the sums
         self._bound = 0
         self._count = 0
         self._total_weight = Fraction(0)
 
     @property
     def count(self) -> int:
-        """Contributions so far, those of merged accumulators included."""
+        """Number of contributions, including those of merged accumulators."""
         return self._count
 
     @property
@@ -96,7 +98,11 @@ class Accumulator:
         kind: Kind | None = None,
         codec: Codec | None = None,
     ) -> None:
-        """Decode and add. MalformedUpdate for a bad packet or weight; then nothing has changed."""
+        """Decode a packet and add it with `weight` (2^-20..2^20).
+
+        `round`, `base`, `kind` and `codec` are checked as in `decode`. MalformedUpdate for a bad packet or weight; the
+        accumulator is then unchanged.
+        """
         exact_weight = checked_weight(weight)
         expected: dict[str, Any] = {"round": round, "base": base, "kind": kind, "codec": codec}
         kernels = jit.kernels(self.layout.size)
@@ -104,26 +110,26 @@ class Accumulator:
             self._add(decode(data, self.layout, **expected), exact_weight)
             return
         parts = parts_of(data, self.layout, **expected)
-        weighed = Weighed.of(parts, kernels, factor=exact_weight * GRID)
-        self._count_in(weighed.largest, exact_weight)
-        self._waiting.put(weighed, self._settled, kernels)
-        if type(data) is not bytes:  # whoever owns it may change it
+        weighted = WeightedUpdate.of(parts, kernels, factor=exact_weight * GRID)
+        self._count_in(weighted.largest, exact_weight)
+        self._pending.put(weighted, self._settled, kernels)
+        if type(data) is not bytes:  # the caller may change a mutable buffer
             self.settle()
 
     def add_vector(self, vector: NDArray[np.float32], weight: float = 1.0) -> None:
-        """Add a vector that is already decoded; checked and summed as `add` does."""
+        """Add a decoded float32 vector of shape (layout.size,), with the checks and the sum of `add`."""
         self._add(self.layout.check(vector), checked_weight(weight))
 
     def check_vector(self, vector: NDArray[np.float32], weight: float = 1.0) -> None:
-        """MalformedUpdate where `add_vector` would refuse the same; changes nothing."""
+        """MalformedUpdate if `add_vector` would refuse this vector and weight. Changes nothing."""
         self._fitting_with(largest_magnitude(self.layout.check(vector)), checked_weight(weight))
 
     def settle(self) -> None:
-        """Add what waits to be added with later packets; `mean`, `merge` and `to_bytes` do so by themselves."""
-        self._waiting.settle(self._settled)
+        """Add the pending packets to the sums. `mean`, `merge` and `to_bytes` call this themselves."""
+        self._pending.settle(self._settled)
 
     def merge(self, other: "Accumulator") -> None:
-        """Add all that another accumulator holds, to the bit as if added here. `other` stays as it is."""
+        """Add all contributions of another accumulator, bit for bit as if added here. `other` does not change."""
         if other.layout.digest != self.layout.digest:
             raise ValueError("accumulators of two layouts cannot be merged; build both from one Layout")
         bound = self._fitting(other._bound, other._count)
@@ -134,20 +140,20 @@ class Accumulator:
     def mean(self) -> NDArray[np.float32]:
         """Sum of weight * value over the sum of weights."""
         if not self._count:
-            raise ValueError("mean of no updates: the round has none to average; skip it")
+            raise ValueError("mean of no updates: the round has no update to average; skip the round")
         mean = self._sums.astype(np.float64)
         mean /= float(self._total_weight * 2**32)
         with np.errstate(under="ignore"):
             return mean.astype(np.float32)
 
     def steps(self) -> NDArray[np.int64]:
-        """The sum of weight * value, exactly, in steps of 1 / GRID; not to be written to."""
+        """The exact sum of weight * value, int64 in steps of 1 / GRID, shape (layout.size,); a read-only view."""
         steps = self._sums.view()
         steps.flags.writeable = False
         return steps
 
     def to_bytes(self) -> bytes:
-        """All of it, for a worker that pre-sums to hand over; docs/packet-format.md has the bytes."""
+        """The whole state, for a worker that hands over a partial sum; docs/packet-format.md describes the bytes."""
         weight = int(self._total_weight * _WEIGHT_UNIT).to_bytes(_WEIGHT_BYTES, "little")
         fields = _FIELDS.pack(MAGIC, VERSION, 0, self._count, self.layout.digest, self._bound, weight)
         body = self._sums.astype("<i8", copy=False).tobytes()
@@ -155,7 +161,7 @@ class Accumulator:
 
     @classmethod
     def from_bytes(cls, data: bytes | bytearray | memoryview, layout: Layout) -> "Accumulator":
-        """The accumulator of `to_bytes`; MalformedUpdate for any other bytes.
+        """Read the bytes of `to_bytes`; MalformedUpdate for any other bytes.
 
         >>> one = Accumulator(Layout.flat(1))
         >>> one.add_vector(np.array([0.25], np.float32), 2)
@@ -171,7 +177,7 @@ class Accumulator:
         if magic != MAGIC:
             raise MalformedUpdate("magic", f"starts with {magic.hex()}: must start with {MAGIC.hex()}")
         if version != VERSION:
-            raise MalformedUpdate("version", f"format version {version}: this fedq reads {VERSION}")
+            raise MalformedUpdate("version", f"format version {version}: this version of fedq reads {VERSION}")
         body = view[_HEADER_BYTES:]
         if _CHECKSUM.unpack_from(view, _FIELDS.size)[0] != _checksum(view[: _FIELDS.size], body):
             raise MalformedUpdate("checksum", "the bytes do not match their checksum; send them again")
@@ -194,39 +200,39 @@ class Accumulator:
             sums[start : start + _CHUNK] += np.rint(steps, out=steps).astype(np.int64)
 
     def _count_in(self, largest: float, weight: float) -> None:
-        """Everything that can fail comes first: a refused contribution changes nothing."""
+        """Check and count one contribution. All checks come first, so a refused contribution changes nothing."""
         self._bound = self._fitting_with(largest, weight)
         self._count += 1
         self._total_weight += Fraction(weight)
 
     def _fitting_with(self, largest: float, weight: float) -> int:
-        """The bound with one more contribution of this largest |value|."""
+        """The new bound after one more contribution with this largest |value|; MalformedUpdate if it does not fit."""
         if not isfinite(largest):
-            raise MalformedUpdate("nonfinite", "NaN or infinity among the values; encode refuses these")
+            raise MalformedUpdate("nonfinite", "NaN or infinity among the values; encode never writes them")
         if largest * weight >= LARGEST_VALUE:
             raise MalformedUpdate(
                 "overflow", f"weight {weight:g} times value {largest:g}: must be below 2^21; lower weights"
             )
-        # Rounding is monotonic, and half to even in both: this is exactly the largest |steps|.
+        # Rounding is monotonic, and half to even in both cases: this is exactly the largest |steps|.
         return self._fitting(round(largest * (weight * GRID)), 1)
 
     @property
     def _sums(self) -> NDArray[np.int64]:
-        """With all that was added."""
-        self._waiting.settle(self._settled)
+        """The sums, after all pending contributions are added."""
+        self._pending.settle(self._settled)
         return self._settled
 
     def _fitting(self, more: int, contributions: int) -> int:
-        """The bound with so much more of so many contributions."""
+        """The new bound after `contributions` more contributions of `more` steps in total."""
         bound = self._bound + more
         if bound >= SUM_LIMIT:
             raise MalformedUpdate("overflow", "the sum could reach 2^31; divide all weights by 1000")
         if self._count + contributions >= COUNT_LIMIT:
-            raise MalformedUpdate("overflow", f"{self._count} updates already; begin a new accumulator")
+            raise MalformedUpdate("overflow", f"{self._count} updates already; start a new accumulator")
         return bound
 
     def _check_invariants(self) -> None:
-        """What every accumulator satisfies, so that foreign bytes cannot bring in a sum that wraps later."""
+        """Check what holds for every accumulator, so that received bytes cannot bring in a sum that overflows later."""
         lowest, highest = int(self._sums.min(initial=0)), int(self._sums.max(initial=0))
         if self._bound >= SUM_LIMIT or max(-lowest, highest) > self._bound:
             raise MalformedUpdate("overflow", f"sums from {lowest} to {highest} steps: bound is {self._bound}")

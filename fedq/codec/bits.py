@@ -1,4 +1,4 @@
-"""Codes of 1, 2 or 4 bits, packed into bytes. Knows integers; not what a code stands for.
+"""Pack codes of 1, 2 or 4 bits into bytes. Depends on integers; does not know what a code means.
 
 Value i lies in byte i // (8 / bits), at bit position (i % (8 / bits)) * bits; bits after the last value are 0.
 """
@@ -14,7 +14,7 @@ def packed_bytes(num_values: int, bits: int) -> int:
 
 
 def pack(codes: NDArray[np.uint8] | NDArray[np.int8], bits: int, packed: NDArray[np.uint8]) -> None:
-    """The low `bits` bits of each code -> `packed`, in place."""
+    """Write the low `bits` bits of each code into `packed`, in place."""
     if bits == 1:
         packed[:] = np.packbits(codes.view(np.uint8), bitorder="little")
         return
@@ -27,7 +27,7 @@ def pack(codes: NDArray[np.uint8] | NDArray[np.int8], bits: int, packed: NDArray
 
 
 def unpack(packed: NDArray[np.uint8], bits: int, num_values: int) -> NDArray[np.uint8]:
-    """Codes 0..2^bits-1; MalformedUpdate where a bit after the last value is set."""
+    """Codes 0..2^bits-1 (uint8, shape (num_values,)); MalformedUpdate if a bit after the last value is set."""
     per_byte = 8 // bits
     if bits == 1:
         codes = np.unpackbits(packed, bitorder="little")
@@ -42,6 +42,6 @@ def unpack(packed: NDArray[np.uint8], bits: int, num_values: int) -> NDArray[np.
 
 
 def signed(codes: NDArray[np.uint8], bits: int) -> NDArray[np.int8]:
-    """Two's complement of `bits` bits."""
+    """Interpret codes as two's complement integers of `bits` bits."""
     half = np.uint8(2 ** (bits - 1))
     return ((codes ^ half) - half).view(np.int8)

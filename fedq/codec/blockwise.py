@@ -1,11 +1,11 @@
-"""Codecs that give every value a level of a few bits and every block a scale. Knows one run of values; not packets.
+"""Codecs with a level of a few bits per value and a scale per block. Depends on one run of values; not on packets.
 
-    nearest, stochastic    evenly spaced levels (uniform.py); 1 bit: below
-    lloyd_max              levels for Gaussian values (lloyd.py), of a rotated block
+    nearest, stochastic    evenly spaced levels (uniform.py); for 1 bit see below
+    lloyd_max              levels for Gaussian values (lloyd.py), for a rotated block
 
-One bit without Lloyd-Max, with A the largest and M the mean magnitude of a block: nearest is the sign, of scale M (the
-least squared error); stochastic is A where half(i) < rint((value / A + 1) * 2^15), else -A: the mean is the value, to
-2^-16 A.
+One bit without Lloyd-Max, where A is the largest and M the mean magnitude of a block: `nearest` sends the sign with the
+scale M (the least squared error). `stochastic` sends A where half(i) < rint((value / A + 1) * 2^15), else -A: the mean
+is the value, to 2^-16 A.
 """
 
 from dataclasses import dataclass
@@ -28,15 +28,15 @@ from fedq.codec.rounding import random_halves
 from fedq.codec.uniform import SMALLEST_SCALE, to_levels
 from fedq.codec.uniform import largest_scale as _largest_scale
 
-ROTATED_BLOCK = 4096  # large enough to mix, small enough that a block stays in a core's cache
+ROTATED_BLOCK = 4096  # values; large enough to mix, small enough for a core's cache
 LEAST_ROTATED_BLOCK = 256
-LEAST_PIECE = 128  # of what is left of a run after whole blocks that are rotated
-_CHUNK = 65536  # values worked on at once: the temporaries stay in the cache
+LEAST_PIECE = 128  # values; smallest rotated block in the rest of a run after the whole blocks
+_CHUNK = 65536  # values per step: the temporaries stay in the cache
 
 
 @dataclass(frozen=True)
 class Cut:
-    """Neighbouring blocks of one width."""
+    """Adjacent blocks of one width."""
 
     blocks: slice
     start: int  # first value
@@ -45,12 +45,12 @@ class Cut:
 
 @dataclass(frozen=True)
 class Blockwise:
-    """`bits` a value and one float32 scale for each `block` values.
+    """`bits` per value and one float32 scale for each `block` values.
 
-    `block=None`: the codec's own, or 4096 with `rotate`. `rounding=None`: Lloyd-Max with `rotate`, up to 4 bits, else
-    nearest; at 8 bits evenly spaced levels are as good. `rotate`: a randomized Hadamard rotation, so that outliers
-    cost less. `feedback`: what is lost is added to the next update, and with Lloyd-Max the scale is the one of least
-    error in place of the unbiased one. `entropy`: the levels are deflated.
+    `block=None`: the codec's own size, or 4096 with `rotate`. `rounding=None`: Lloyd-Max with `rotate` and at most
+    4 bits, else nearest; at 8 bits evenly spaced levels are as good. `rotate`: apply a randomized Hadamard rotation, so
+    that outliers cost less. `feedback`: error feedback, the quantization error is added to the next update; with
+    Lloyd-Max the scale then has the least error instead of no bias. `entropy`: the levels are deflated.
     """
 
     block: int | None = None
@@ -91,13 +91,13 @@ class Blockwise:
 
     @classmethod
     def from_options(cls, options: bytes) -> Self:
-        told = Options.from_bytes(options)
-        codec = cls(told.block, told.rounding, told.rotate, told.feedback, told.entropy)
+        parsed = Options.from_bytes(options)
+        codec = cls(parsed.block, parsed.rounding, parsed.rotate, parsed.feedback, parsed.entropy)
         if codec.options() != options:
-            raise ValueError(f"options={options.hex()}: {cls.name} keeps every value, so the last four bytes must be 0")
+            raise ValueError(f"options={options.hex()}: {cls.name} sends every value, so the last four bytes must be 0")
         return codec
 
-    def num_sides(self, num_values: int) -> int:
+    def num_scales(self, num_values: int) -> int:
         cuts = self.cut(num_values)
         return int(cuts[-1].blocks.stop) if cuts else 0
 
@@ -105,16 +105,16 @@ class Blockwise:
         return packed_bytes(self.num_coded(num_values), self.bits)
 
     def num_coded(self, num_values: int) -> int:
-        """Values of a run that get a code: with `rotate` it is filled up with zeros to a multiple of 128."""
+        """Number of codes for a run. With `rotate` the run is padded with zeros to a multiple of 128 values."""
         return -(-num_values // LEAST_PIECE) * LEAST_PIECE if self.rotate else num_values
 
     def encode_run(
-        self, values: NDArray[np.float32], sides: NDArray[np.float32], levels: NDArray[np.uint8], stream: Stream
+        self, values: NDArray[np.float32], scales: NDArray[np.float32], levels: NDArray[np.uint8], stream: Stream
     ) -> None:
         if self.rotate and (missing := self.num_coded(values.size) - values.size):
             values = np.concatenate([values, np.zeros(missing, np.float32)])
         kernels = self._kernels(stream)
-        if kernels is not None and fast.encode(kernels, self, values, sides, levels, stream):
+        if kernels is not None and fast.encode(kernels, self, values, scales, levels, stream):
             return
         codes = levels.view(np.int8) if self.bits == 8 else np.empty(values.size, np.int8)
         for blocks, start, stop in self._pieces(values.size):
@@ -122,49 +122,49 @@ class Blockwise:
             if self.rotate:
                 _check_magnitude(piece)
                 piece = rotate(piece, first_index=here.first_index, seed=here.seed)
-            sides[blocks], quantized = self._quantize(piece, here)
+            scales[blocks], quantized = self._quantize(piece, here)
             codes[start:stop] = quantized.reshape(-1)
         if self.bits < 8:
             pack(codes, self.bits, levels)
 
     def decode_run(
-        self, sides: NDArray[np.float32], levels: NDArray[np.uint8], values: NDArray[np.float32], stream: Stream
+        self, scales: NDArray[np.float32], levels: NDArray[np.uint8], values: NDArray[np.float32], stream: Stream
     ) -> None:
-        self.check_scales(sides)
+        self.check_scales(scales)
         coded = self.num_coded(values.size)
         if coded == values.size:
-            self._decode(sides, levels, values, stream)
+            self._decode(scales, levels, values, stream)
         else:
             filled = np.empty(coded, np.float32)
-            self._decode(sides, levels, filled, stream)
+            self._decode(scales, levels, filled, stream)
             values[:] = filled[: values.size]
 
     def _decode(
-        self, sides: NDArray[np.float32], levels: NDArray[np.uint8], values: NDArray[np.float32], stream: Stream
+        self, scales: NDArray[np.float32], levels: NDArray[np.uint8], values: NDArray[np.float32], stream: Stream
     ) -> None:
-        """As `decode_run`, of as many values as there are codes."""
+        """As `decode_run`, for as many values as there are codes."""
         kernels = self._kernels(stream)
-        if kernels is not None and fast.decode(kernels, self, sides, levels, values, stream):
+        if kernels is not None and fast.decode(kernels, self, scales, levels, values, stream):
             return
         codes = levels.view(np.int8) if self.bits == 8 else self._unpacked(levels, values.size)
         for blocks, start, stop in self._pieces(values.size):
-            scales, piece = sides[blocks], codes[start:stop].reshape(blocks.stop - blocks.start, -1)
+            part_scales, piece = scales[blocks], codes[start:stop].reshape(blocks.stop - blocks.start, -1)
             if self.bits == 8 and piece.min() == -128:
                 raise MalformedUpdate("level", "level -128: levels are -127..127")
             out = values[start:stop].reshape(piece.shape)
             points = piece if self.points is None else self.points.points[piece]
-            np.multiply(points, scales[:, None], out=out, dtype=np.float32)
+            np.multiply(points, part_scales[:, None], out=out, dtype=np.float32)
             if self.rotate:
                 unrotate(out, first_index=stream.first_index + start, seed=stream.seed)
 
     def _kernels(self, stream: Stream) -> ModuleType | None:
-        """What works on a run of this codec faster; one bit without Lloyd-Max has no kernel."""
+        """The compiled kernels for a run of this codec, or None; one bit without Lloyd-Max has no kernel."""
         return None if self.bits == 1 and self.rounding != "lloyd_max" else jit.kernels(stream.num_values)
 
     @property
     def num_block(self) -> int:
-        """Values that share a scale."""
-        assert self.block is not None  # __post_init__ has filled it in
+        """Number of values that share a scale."""
+        assert self.block is not None  # set in __post_init__
         return self.block
 
     @property
@@ -174,21 +174,21 @@ class Blockwise:
 
     @property
     def points(self) -> Points | None:
-        """What codes stand for; None where a code is its own level."""
+        """The value of each code in units of the scale; None where a code is its own level."""
         return LLOYD_MAX[self.bits] if self.rounding == "lloyd_max" or self.bits == 1 else None
 
     @property
     def largest_level(self) -> int:
-        """Of evenly spaced levels."""
+        """The largest of the evenly spaced levels."""
         return max(1, int(2 ** (self.bits - 1)) - 1)
 
     @property
     def largest_scale(self) -> np.float32:
-        """The largest of which every level is finite, and of a rotated block every value."""
+        """The largest scale for which every level, and every value of a rotated block, is finite."""
         return LARGEST_ROTATED_SCALE if self.rotate else _largest_scale(self.largest_level)
 
     def cut(self, num_values: int) -> list["Cut"]:
-        """The blocks of a run: whole ones, and what is left, which `rotate` cuts into powers of two from 128 on."""
+        """The blocks of a run: whole blocks, then the rest, which `rotate` cuts into powers of two from 128 on."""
         whole, rest = divmod(self.num_coded(num_values), self.num_block)
         cuts = [Cut(slice(0, whole), 0, self.num_block)] if whole else []
         number, start = whole, whole * self.num_block
@@ -199,7 +199,7 @@ class Blockwise:
         return cuts
 
     def _pieces(self, num_values: int) -> list[tuple[slice, int, int]]:
-        """Blocks of one length, about _CHUNK values of them, and where their values start and stop."""
+        """Groups of blocks of one length, about _CHUNK values each: (blocks, start value, stop value)."""
         pieces = []
         for cut in self.cut(num_values):
             step = max(1, _CHUNK // cut.width)
@@ -247,7 +247,7 @@ class Blockwise:
 
     def check_scales(self, scales: NDArray[np.float32]) -> None:
         """MalformedUpdate for a scale that encode never writes."""
-        # signbit, not < 0: minus zero is a scale that encode never writes.
+        # signbit, not < 0: encode never writes minus zero.
         good = ~np.signbit(scales) & (scales <= self.largest_scale) & ((scales >= SMALLEST_SCALE) | (scales == 0))
         if not good.all():
             at = int(np.argmin(good))
@@ -262,5 +262,5 @@ def _check_magnitude(values: NDArray[np.float32]) -> None:
     if largest > LARGEST_VALUE:
         raise ValueError(
             f"value of magnitude {largest:g}: a rotated codec carries at most {LARGEST_VALUE:g}; "
-            "use rotate=false or lower the learning rate"
+            "use codec.rotate=false or lower the learning rate"
         )

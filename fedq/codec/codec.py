@@ -1,4 +1,4 @@
-"""What a codec is: one run of values <-> float32 sides and level bytes. Knows no header or checksum."""
+"""The codec interface: one run of values <-> float32 scales and level bytes. Does not know headers or checksums."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, Self
@@ -11,27 +11,28 @@ OPTIONS_BYTES = 8
 
 @dataclass(frozen=True)
 class Stream:
-    """Where a run stands in the vector, and what its random numbers are drawn from.
+    """The position of a run in the vector, and the keys of its random numbers.
 
-    `key` (0..2^64-1) rounds and stays with the encoder; `seed` (0..2^32-1) rotates or picks, and travels.
+    `key` (0..2^64-1) is for rounding and stays with the encoder. `seed` (0..2^32-1) is for rotation or for the choice
+    of values, and is sent in the header.
     """
 
     first_index: int
     seed: int
     key: int = 0
-    num_values: int = 0  # of the whole vector: whether compiled kernels pay
+    num_values: int = 0  # of the whole vector: decides whether compiled kernels are worth loading
 
     def at(self, offset: int) -> "Stream":
-        """The stream of the values from `offset` of this run on."""
+        """The stream of the values of this run that start at `offset`."""
         return Stream(self.first_index + offset, self.seed, self.key, self.num_values)
 
 
 class Codec(Protocol):
-    """A frozen dataclass of options with these members; adding one is one file and one line in CODECS.
+    """The interface of a codec, a frozen dataclass of options; a new codec is one file and one line in CODECS.
 
-    A run of n values becomes `num_sides(n)` float32 values (scales, or the values themselves) and
-    `num_level_bytes(n)` bytes: counts that depend on n and the options only. A packet holds all sides first,
-    then all levels, so that floats stay aligned whatever the number of levels before them.
+    A run of n values becomes `num_scales(n)` float32 values (block scales, or the values themselves) and
+    `num_level_bytes(n)` bytes. Both counts depend only on n and the options. A packet holds all scales first,
+    then all levels, so that the floats stay aligned for any number of levels.
     """
 
     name: ClassVar[str]
@@ -39,7 +40,7 @@ class Codec(Protocol):
 
     @property
     def feedback(self) -> bool:
-        """Whether what the codec loses is added to the next update."""
+        """Whether the quantization error is added to the next update (error feedback)."""
         ...
 
     @property
@@ -49,36 +50,37 @@ class Codec(Protocol):
 
     @property
     def uses_seed(self) -> bool:
-        """Whether decoding needs the seed."""
+        """Whether the decoder needs the seed."""
         ...
 
     def options(self) -> bytes:
-        """8 bytes for the header."""
+        """The options as 8 bytes for the header."""
         ...
 
     @classmethod
     def from_options(cls, options: bytes) -> Self:
-        """From 8 header bytes; ValueError if they say nothing this codec could have written."""
+        """Read 8 header bytes; ValueError for bytes that this codec never writes."""
         ...
 
-    def num_sides(self, num_values: int) -> int:
-        """float32 values beside the levels."""
+    def num_scales(self, num_values: int) -> int:
+        """Number of float32 values (scales) for a run."""
         ...
 
     def num_level_bytes(self, num_values: int) -> int:
-        """Bytes of levels, before they are deflated."""
+        """Number of level bytes for a run, before they are deflated."""
         ...
 
     def encode_run(
-        self, values: NDArray[np.float32], sides: NDArray[np.float32], levels: NDArray[np.uint8], stream: Stream
+        self, values: NDArray[np.float32], scales: NDArray[np.float32], levels: NDArray[np.uint8], stream: Stream
     ) -> None:
-        """Values -> `sides` and `levels`, in place.
+        """Encode `values` (float32, shape (n,)) into `scales` and `levels`, in place.
 
-        NonFiniteError for NaN or infinity, another ValueError for a value that the codec cannot carry."""
+        NonFiniteError for NaN or infinity, another ValueError for a value that the codec cannot represent.
+        """
         ...
 
     def decode_run(
-        self, sides: NDArray[np.float32], levels: NDArray[np.uint8], values: NDArray[np.float32], stream: Stream
+        self, scales: NDArray[np.float32], levels: NDArray[np.uint8], values: NDArray[np.float32], stream: Stream
     ) -> None:
-        """`sides` and `levels` -> finite `values`, in place; MalformedUpdate for what encode never writes."""
+        """Decode `scales` and `levels` into finite `values`, in place; MalformedUpdate for what encode never writes."""
         ...

@@ -1,4 +1,4 @@
-"""All codecs by name. Knows the classes; not how a packet is built."""
+"""All codecs by name. Depends on the codec classes; does not know how a packet is built."""
 
 from dataclasses import replace
 from difflib import get_close_matches
@@ -28,7 +28,7 @@ CODECS: dict[str, type[Codec]] = {
 
 
 def as_codec(codec: Codec | str) -> Codec:
-    """An instance as it is; a name as that codec with its default options."""
+    """Return an instance as it is, and for a name that codec with its default options."""
     if isinstance(codec, str):
         if codec not in CODECS:
             near = get_close_matches(codec, CODECS, n=1)
@@ -40,22 +40,22 @@ def as_codec(codec: Codec | str) -> Codec:
     return codec
 
 
-# Codecs that can carry a vector by itself; the others carry changes that build on each other.
+# Codecs that are accurate enough for a single vector; the others need error feedback over several updates.
 FINE = ("float32", "float16", "int8", "int4")
 
 
 def fine_codec(codec: Codec) -> Codec:
-    """The same codec without error feedback where it can carry a vector by itself, else int8."""
-    return with_feedback(codec, False) if codec.name in FINE else Int8()
+    """The same codec without error feedback if it is in FINE, else int8."""
+    return with_error_feedback(codec, False) if codec.name in FINE else Int8()
 
 
 def packet_codec(name: str, codec: Codec) -> Codec:
-    """The codec of one packet of a reply: the update's own, and `fine_codec` of it for any other packet."""
+    """The codec of one packet of a reply: the configured codec for the update, `fine_codec` of it for any other."""
     return codec if name == UPDATE else fine_codec(codec)
 
 
-def with_feedback(codec: Codec, feedback: bool) -> Codec:
-    """The same codec with error feedback on or off; float32 loses nothing, and stays as it is."""
+def with_error_feedback(codec: Codec, feedback: bool) -> Codec:
+    """The same codec with error feedback on or off. float32 has no quantization error and stays as it is."""
     return (
         codec if codec.feedback == feedback or codec.name == "float32" else replace(cast(Any, codec), feedback=feedback)
     )

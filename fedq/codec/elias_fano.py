@@ -1,8 +1,8 @@
-"""Increasing integers in about 2 + log2(n / k) bits each (Elias 1974, Fano 1971). Knows integers only.
+"""Encode increasing integers in about 2 + log2(n / k) bits each (Elias 1974, Fano 1971). Depends on integers only.
 
-k different integers below n, in order; l = max(0, floor(log2(n / k))) low bits of each, packed one after the other;
-then a bitmap of k + ((n - 1) >> l) bits, of which bit (integer i >> l) + i is set. Both are padded with 0 to whole
-bytes, least significant bit first. The length is a function of n and k alone.
+The input is k different integers below n, in increasing order. The l = max(0, floor(log2(n / k))) low bits of each are
+packed one after the other. Then follows a bitmap of k + ((n - 1) >> l) bits, in which bit (integer i >> l) + i is set.
+Both are padded with 0 to whole bytes, least significant bit first. The length depends only on n and k.
 """
 
 import numpy as np
@@ -17,7 +17,7 @@ def num_bytes(n: int, k: int) -> int:
 
 
 def write(indices: NDArray[np.int64], n: int, packed: NDArray[np.uint8]) -> None:
-    """`indices`: increasing, in 0..n-1."""
+    """Write `indices` (int64, shape (k,), increasing, in 0..n-1) into `packed`, in place."""
     k = indices.size
     low, high = _bits(n, k)
     split = -(-low * k // 8)
@@ -29,7 +29,10 @@ def write(indices: NDArray[np.int64], n: int, packed: NDArray[np.uint8]) -> None
 
 
 def read(packed: NDArray[np.uint8], n: int, k: int) -> NDArray[np.int64]:
-    """MalformedUpdate for bytes that `write` never makes: too few or many set bits, out of range, repeated."""
+    """Read k indices (int64); MalformedUpdate for bytes that `write` never makes.
+
+    These have too few or too many set bits, or an index that is repeated or out of range.
+    """
     low, high = _bits(n, k)
     split = -(-low * k // 8)
     bitmap = np.unpackbits(packed[split:], bitorder="little")
@@ -47,6 +50,6 @@ def read(packed: NDArray[np.uint8], n: int, k: int) -> NDArray[np.int64]:
 
 
 def _bits(n: int, k: int) -> tuple[int, int]:
-    """(low bits of an index, bits of the bitmap)."""
+    """(number of low bits of an index, number of bits of the bitmap)."""
     low = (n // k).bit_length() - 1
     return low, k + ((n - 1) >> low)

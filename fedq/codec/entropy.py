@@ -1,8 +1,8 @@
-"""The lossless last stage: the levels of a packet, deflated (RFC 1951). Knows bytes; not levels.
+"""The lossless last stage: deflate the levels of a packet (RFC 1951). Depends on bytes; does not know levels.
 
-Raw deflate with run lengths and Huffman codes only (Z_RLE): levels repeat no longer patterns, and a search for them
-takes ten times as long for nothing. What a reader needs is any inflater; which bytes an encoder writes may differ from
-one zlib to another, what they inflate to does not.
+Raw deflate with run lengths and Huffman codes only (Z_RLE): levels contain no long repeated patterns, and a search for
+them takes ten times as long without a gain. Any inflater can read the result. The bytes may differ between zlib
+versions; the inflated levels do not.
 """
 
 import zlib
@@ -18,16 +18,16 @@ def deflate(levels: bytes | memoryview) -> bytes:
 
 
 def inflate(packed: memoryview, length: int) -> bytes:
-    """Exactly `length` bytes, or MalformedUpdate; never more than that is inflated, whatever is packed."""
+    """Inflate to exactly `length` bytes, else MalformedUpdate. At most length + 1 bytes are ever inflated."""
     unpacker = zlib.decompressobj(wbits=_RAW)
     try:
-        # One more than asked for: enough to see that there is more. 0 would mean no limit.
+        # One byte more than needed, to detect surplus data. A limit of 0 would mean no limit.
         levels = unpacker.decompress(packed, length + 1)
     except zlib.error as error:
-        raise MalformedUpdate("deflate", f"the levels do not inflate ({error})") from None
+        raise MalformedUpdate("deflate", f"the levels cannot be inflated ({error})") from None
     if len(levels) != length or not unpacker.eof:
-        told = f"inflate to {'more than ' if len(levels) > length else ''}{min(len(levels), length)} bytes"
-        raise MalformedUpdate("deflate", f"the levels {told}, or end early: must be {length}")
+        found = f"inflate to {'more than ' if len(levels) > length else ''}{min(len(levels), length)} bytes"
+        raise MalformedUpdate("deflate", f"the levels {found}, or end early: must be {length}")
     if unpacker.unused_data:
         raise MalformedUpdate("deflate", f"{len(unpacker.unused_data)} bytes after the deflated levels")
     return levels

@@ -1,6 +1,7 @@
-"""The compiled kernels, on one run of a blockwise codec, on all cores. Knows kernels and threads; raises nothing.
+"""Run the compiled kernels on one run of a blockwise codec, on all cores. Depends on kernels and threads.
 
-A function answers False, or -1, where values or levels are not as they must be: the numpy path then says what is wrong.
+The functions raise nothing. They return False, or -1, for invalid values or levels; the numpy path then raises the
+error.
 """
 
 from collections.abc import Callable
@@ -18,29 +19,29 @@ if TYPE_CHECKING:
     from fedq.codec.blockwise import Blockwise, Cut
 
 T = TypeVar("T")
-GRAIN = 262_144  # values that are worth handing to another thread
-_GROUP = 8  # codes that fill whole bytes, whatever their width
+GRAIN = 262_144  # values per thread: the least that is worth another thread
+_GROUP = 8  # codes: they fill whole bytes for any number of bits
 
 
 def encode(
     kernels: ModuleType,
     codec: "Blockwise",
     values: NDArray[np.float32],
-    sides: NDArray[np.float32],
+    scales: NDArray[np.float32],
     levels: NDArray[np.uint8],
     stream: Stream,
 ) -> bool:
-    """As `encode_run`; False where a value is NaN, infinite or too large, and then what was written means nothing."""
+    """As `encode_run`; False if a value is NaN, infinite or too large. The output is then undefined."""
     codes = levels if codec.bits == 8 else np.empty(values.size, np.uint8)
     turned = np.empty_like(values) if codec.rotate and codec.points is None else values
     stochastic = codec.rounding == "stochastic"
 
     def work(blocks: slice, part: slice, width: int) -> bool:
-        x, scales, first = values[part], sides[blocks], stream.first_index + part.start
+        x, part_scales, first = values[part], scales[blocks], stream.first_index + part.start
         if codec.points is not None:
             place, bounds = (width, first, stream.seed), (LARGEST_VALUE, float(LARGEST_SCALE))
             tables = codec.points.thresholds, codec.points.points
-            done = kernels.encode_lloyd(x, *place, *tables, codec.feedback, *bounds, scales, codes[part])
+            done = kernels.encode_lloyd(x, *place, *tables, codec.feedback, *bounds, part_scales, codes[part])
             return bool(done == 0)
         if codec.rotate:
             if not kernels.largest_magnitude(x) <= LARGEST_VALUE:
@@ -49,7 +50,9 @@ def encode(
             x = turned[part]
         limits = np.float32(codec.largest_level), codec.largest_scale
         out = codes[part].view(np.int8)
-        return bool(kernels.encode_uniform(x, width, *limits, stochastic, first, np.uint64(stream.key), scales, out))
+        return bool(
+            kernels.encode_uniform(x, width, *limits, stochastic, first, np.uint64(stream.key), part_scales, out)
+        )
 
     if not all(_over_blocks(codec, values.size, work)):
         return False
@@ -61,7 +64,7 @@ def encode(
 def decode(
     kernels: ModuleType,
     codec: "Blockwise",
-    sides: NDArray[np.float32],
+    scales: NDArray[np.float32],
     levels: NDArray[np.uint8],
     values: NDArray[np.float32],
     stream: Stream,
@@ -77,14 +80,14 @@ def decode(
             return False
 
     def work(blocks: slice, part: slice, width: int) -> bool:
-        out, scales, first = values[part], sides[blocks], stream.first_index + part.start
+        out, part_scales, first = values[part], scales[blocks], stream.first_index + part.start
         if points is not None:
-            kernels.decode_lloyd(codes[part], scales, points.points, width, first, stream.seed, out)
+            kernels.decode_lloyd(codes[part], part_scales, points.points, width, first, stream.seed, out)
             return True
         some = codes[part].view(np.int8)
-        if kernels.check_uniform(some, scales, width, codec.largest_level, codec.largest_scale) < 0:
+        if kernels.check_uniform(some, part_scales, width, codec.largest_level, codec.largest_scale) < 0:
             return False
-        kernels.decode_uniform(some, scales, width, out)
+        kernels.decode_uniform(some, part_scales, width, out)
         if codec.rotate:
             kernels.unrotate_run(out, width, first, stream.seed)
         return True
@@ -92,14 +95,14 @@ def decode(
     return all(_over_blocks(codec, values.size, work))
 
 
-def largest(kernels: ModuleType, codec: "Blockwise", sides: NDArray[np.float32], levels: NDArray[np.int8]) -> float:
-    """The largest |level * scale| of evenly spaced levels, not rotated; -1 if a level or a scale is out of range."""
-    # In this thread: to read the levels takes less than to wake another one.
-    return float(kernels.check_uniform(levels, sides, codec.num_block, codec.largest_level, codec.largest_scale))
+def largest(kernels: ModuleType, codec: "Blockwise", scales: NDArray[np.float32], levels: NDArray[np.int8]) -> float:
+    """The largest |level * scale| for evenly spaced unrotated levels; -1 if a level or a scale is out of range."""
+    # In this thread: reading the levels takes less time than waking another thread.
+    return float(kernels.check_uniform(levels, scales, codec.num_block, codec.largest_level, codec.largest_scale))
 
 
 def _over_blocks(codec: "Blockwise", num_values: int, work: Callable[[slice, slice, int], T]) -> list[T]:
-    """work(blocks, their values, width) of parts of a run: blocks of one width on all cores, then those of the next."""
+    """Call work(blocks, values, width) on parts of a run, on all cores, one width of blocks after the other."""
     done: list[T] = []
     for cut in codec.cut(num_values):
 
@@ -117,7 +120,7 @@ def _over_groups(
     packed: NDArray[np.uint8],
     work: Callable[[NDArray[np.uint8], NDArray[np.uint8]], T],
 ) -> list[T]:
-    """work(codes, their bytes) of parts that begin and end with a byte."""
+    """Call work(codes, bytes) on parts that start and stop at a byte."""
     groups = -(-codes.size // _GROUP)
 
     def of(first: int, last: int) -> T:

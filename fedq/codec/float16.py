@@ -1,4 +1,4 @@
-"""IEEE half precision. Knows one run of values; not packets."""
+"""The codec of IEEE half precision. Depends on one run of values; does not know packets."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Self
@@ -15,7 +15,7 @@ LARGEST = 65504.0  # the largest finite float16
 
 @dataclass(frozen=True)
 class Float16:
-    """Nearest float16, ties to even: error at most 2^-11 of the value, or 2^-25 below 2^-14."""
+    """Nearest float16, ties to even: the error is at most 2^-11 of the value, or 2^-25 below 2^-14."""
 
     feedback: bool = False
 
@@ -25,7 +25,7 @@ class Float16:
     uses_seed: ClassVar[bool] = False
 
     def options(self) -> bytes:
-        # Nothing that a reader would need: what is fed back was lost before.
+        # The decoder needs no options: error feedback happens before encoding.
         return bytes(OPTIONS_BYTES)
 
     @classmethod
@@ -34,30 +34,30 @@ class Float16:
             raise ValueError(f"options={options.hex()}: float16 has none; must be zeros")
         return cls()
 
-    def num_sides(self, num_values: int) -> int:
+    def num_scales(self, num_values: int) -> int:
         return 0
 
     def num_level_bytes(self, num_values: int) -> int:
         return 2 * num_values
 
     def encode_run(
-        self, values: NDArray[np.float32], sides: NDArray[np.float32], levels: NDArray[np.uint8], stream: Stream
+        self, values: NDArray[np.float32], scales: NDArray[np.float32], levels: NDArray[np.uint8], stream: Stream
     ) -> None:
         check_finite(values)
         too_large = np.abs(values) > LARGEST
         if too_large.any():
             at = int(too_large.argmax())
             raise ValueError(
-                f"value {values[at]:g} at index {stream.first_index + at}: float16 carries at most {LARGEST:g}; "
+                f"value {values[at]:g} at index {stream.first_index + at}: float16 holds at most {LARGEST:g}; "
                 "use codec=int8 or codec=float32"
             )
         with np.errstate(under="ignore"):
             levels.view("<f2")[:] = values
 
     def decode_run(
-        self, sides: NDArray[np.float32], levels: NDArray[np.uint8], values: NDArray[np.float32], stream: Stream
+        self, scales: NDArray[np.float32], levels: NDArray[np.uint8], values: NDArray[np.float32], stream: Stream
     ) -> None:
         halves = levels.view("<f2")
         if (at := first_nonfinite(halves)) is not None:
-            raise MalformedUpdate("nonfinite", f"a float16 value is {halves[at]}; encode refuses these")
+            raise MalformedUpdate("nonfinite", f"a float16 value is {halves[at]}; encode never writes it")
         values[:] = halves

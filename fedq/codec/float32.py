@@ -1,4 +1,4 @@
-"""The codec that changes nothing: float32 as it is. Knows one run of values; not packets."""
+"""The codec that sends float32 values unchanged. Depends on one run of values; does not know packets."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Self
@@ -13,7 +13,7 @@ from fedq.codec.malformed import MalformedUpdate
 
 @dataclass(frozen=True)
 class Float32:
-    """Every value bit for bit, 4 bytes each."""
+    """Send every value bit for bit, 4 bytes each."""
 
     name: ClassVar[str] = "float32"
     wire_id: ClassVar[int] = 1
@@ -30,21 +30,21 @@ class Float32:
             raise ValueError(f"options={options.hex()}: float32 has none; must be zeros")
         return cls()
 
-    def num_sides(self, num_values: int) -> int:
+    def num_scales(self, num_values: int) -> int:
         return num_values
 
     def num_level_bytes(self, num_values: int) -> int:
         return 0
 
     def encode_run(
-        self, values: NDArray[np.float32], sides: NDArray[np.float32], levels: NDArray[np.uint8], stream: Stream
+        self, values: NDArray[np.float32], scales: NDArray[np.float32], levels: NDArray[np.uint8], stream: Stream
     ) -> None:
         check_finite(values)
-        sides[:] = values
+        scales[:] = values
 
     def decode_run(
-        self, sides: NDArray[np.float32], levels: NDArray[np.uint8], values: NDArray[np.float32], stream: Stream
+        self, scales: NDArray[np.float32], levels: NDArray[np.uint8], values: NDArray[np.float32], stream: Stream
     ) -> None:
-        if (at := first_nonfinite(sides)) is not None:
-            raise MalformedUpdate("nonfinite", f"a float32 value is {sides[at]}; encode refuses these")
-        values[:] = sides
+        if (at := first_nonfinite(scales)) is not None:
+            raise MalformedUpdate("nonfinite", f"a float32 value is {scales[at]}; encode never writes it")
+        values[:] = scales

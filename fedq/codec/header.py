@@ -1,4 +1,4 @@
-"""The fixed 72 bytes before a packet's body, and the checksum over both. Knows no layout and no body."""
+"""The fixed 72 bytes before a packet's body, and the checksum over both. Does not know layouts or bodies."""
 
 import struct
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ _ID_OF_KIND = {kind: number for number, kind in KINDS.items()}
 
 @dataclass(frozen=True)
 class Header:
-    """What a packet says about itself. `base` is b"" for none; lengths in bytes."""
+    """The fields of a packet's header. `base` is b"" if there is none; lengths are in bytes."""
 
     codec: str
     kind: Kind
@@ -35,7 +35,7 @@ class Header:
     base: bytes
     options: bytes
     body_length: int
-    seed: int = 0  # of rotation or choice, 0 where the codec draws neither
+    seed: int = 0  # for the rotation or the choice of values; 0 if the codec needs no seed
 
     def build_codec(self) -> Codec:
         """The codec with the options of this packet."""
@@ -43,9 +43,9 @@ class Header:
 
 
 def codec_of(name: str, options: bytes) -> Codec:
-    """The codec that a message names; MalformedUpdate for one that this fedq does not know."""
+    """The codec that a message names; MalformedUpdate for an unknown name or bad options."""
     if name not in CODECS:
-        raise MalformedUpdate("codec", f"codec {name!r}: known are {', '.join(CODECS)}")
+        raise MalformedUpdate("codec", f"codec {name!r}: known codecs are {', '.join(CODECS)}")
     try:
         return CODECS[name].from_options(options)
     except (ValueError, struct.error) as error:
@@ -68,7 +68,7 @@ def check_kind(kind: Kind) -> None:
 
 
 def seal(header: Header, packet: memoryview) -> None:
-    """Write header and checksum into the first 72 bytes of a packet whose body is in place."""
+    """Write header and checksum into the first 72 bytes of `packet`, whose body is already there."""
     check_round(header.round)
     check_base(header.base)
     check_kind(header.kind)
@@ -90,10 +90,10 @@ def seal(header: Header, packet: memoryview) -> None:
 
 
 def open_packet(data: bytes | bytearray | memoryview) -> tuple[Header, memoryview]:
-    """Header and body, with all checked that needs no layout. Copies nothing.
+    """Header and body, after all checks that need no layout. Copies nothing.
 
-    The checksum comes before the meaning of the fields: a flipped bit must not read as "another round".
-    It guards against accidents, not against an author: who can write a packet can write its checksum.
+    The checksum is checked before the other fields: a flipped bit must not be reported as "another round".
+    The checksum protects against accidents only: anyone who can write a packet can write its checksum.
     """
     view = as_view(data)
     if len(view) < HEADER_BYTES:
@@ -103,7 +103,7 @@ def open_packet(data: bytes | bytearray | memoryview) -> tuple[Header, memoryvie
     if magic != MAGIC:
         raise MalformedUpdate("magic", f"starts with {magic.hex()}: a packet starts with {MAGIC.hex()}")
     if version != VERSION:
-        raise MalformedUpdate("version", f"format version {version}: this fedq reads {VERSION}")
+        raise MalformedUpdate("version", f"format version {version}: this version of fedq reads {VERSION}")
     length = HEADER_BYTES + body_length
     if len(view) < length:
         raise MalformedUpdate("length", f"{len(view)} bytes: the header declares {length}")
@@ -112,9 +112,9 @@ def open_packet(data: bytes | bytearray | memoryview) -> tuple[Header, memoryvie
     if _CHECKSUM.unpack_from(view, _FIELDS.size)[0] != _checksum(view):
         raise MalformedUpdate("checksum", "the bytes do not match their checksum; send the packet again")
     if codec_id not in _CODEC_OF_ID:
-        raise MalformedUpdate("codec", f"codec id {codec_id}: known are {sorted(_CODEC_OF_ID)}")
+        raise MalformedUpdate("codec", f"codec id {codec_id}: known ids are {sorted(_CODEC_OF_ID)}")
     if kind_id not in KINDS:
-        raise MalformedUpdate("kind", f"kind {kind_id}: known are {sorted(KINDS)}")
+        raise MalformedUpdate("kind", f"kind {kind_id}: known ids are {sorted(KINDS)}")
     header = Header(
         codec=_CODEC_OF_ID[codec_id].name,
         kind=KINDS[kind_id],
@@ -126,18 +126,18 @@ def open_packet(data: bytes | bytearray | memoryview) -> tuple[Header, memoryvie
         seed=seed,
     )
     if not header.build_codec().uses_seed and seed:
-        raise MalformedUpdate("seed", f"seed {seed}: {header.codec} with these options draws nothing, so it must be 0")
+        raise MalformedUpdate("seed", f"seed {seed}: must be 0, since {header.codec} with these options uses no seed")
     return header, view[HEADER_BYTES:]
 
 
 def as_view(data: bytes | bytearray | memoryview) -> memoryview:
-    """The plain bytes of `data`, not copied."""
+    """The bytes of `data` as a memoryview, not copied."""
     if not isinstance(data, bytes | bytearray | memoryview):
         raise MalformedUpdate("type", f"{type(data).__name__}: must be bytes, bytearray or memoryview")
     try:
         return memoryview(data).cast("B")
     except (TypeError, ValueError) as error:
-        raise MalformedUpdate("type", f"memoryview that is no plain contiguous buffer ({error})") from error
+        raise MalformedUpdate("type", f"memoryview that is not a contiguous buffer ({error})") from error
 
 
 def _checksum(packet: memoryview) -> int:

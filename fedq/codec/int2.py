@@ -1,4 +1,4 @@
-"""int2: -1, 0 and 1, or 4 Lloyd-Max levels. Knows its size; blockwise.py does the work."""
+"""int2: levels -1, 0 and 1, or 4 Lloyd-Max levels. blockwise.py implements the codec."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -8,7 +8,7 @@ from fedq.codec.blockwise import Blockwise
 
 @dataclass(frozen=True)
 class Int2(Blockwise):
-    """A sixteenth of float32. Stochastic without rotate it is TernGrad (arXiv:1705.07878)."""
+    """A sixteenth of the size of float32. Stochastic rounding without `rotate` is TernGrad (arXiv:1705.07878)."""
 
     name: ClassVar[str] = "int2"
     wire_id: ClassVar[int] = 5

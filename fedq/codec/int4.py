@@ -1,4 +1,4 @@
-"""int4: 7 levels to each side of zero, or 16 Lloyd-Max levels. Knows its size; blockwise.py does the work."""
+"""int4: levels -7..7, or 16 Lloyd-Max levels. blockwise.py implements the codec."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -8,7 +8,7 @@ from fedq.codec.blockwise import Blockwise
 
 @dataclass(frozen=True)
 class Int4(Blockwise):
-    """An eighth of float32."""
+    """An eighth of the size of float32."""
 
     name: ClassVar[str] = "int4"
     wire_id: ClassVar[int] = 4

@@ -1,4 +1,4 @@
-"""int8: 127 levels to each side of zero. Knows its size; blockwise.py does the work."""
+"""int8: levels -127..127. blockwise.py implements the codec."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -8,7 +8,7 @@ from fedq.codec.blockwise import Blockwise
 
 @dataclass(frozen=True)
 class Int8(Blockwise):
-    """A quarter of float32."""
+    """A quarter of the size of float32."""
 
     name: ClassVar[str] = "int8"
     wire_id: ClassVar[int] = 3

@@ -1,4 +1,4 @@
-"""Loops that several kernels share: random words, largest magnitude. Knows arrays; not codecs."""
+"""Loops that several kernels share: random words, largest magnitude. Depends on arrays; does not know codecs."""
 
 # The types are in the decorators, where numba reads them.
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
@@ -10,7 +10,7 @@ from fedq.core.compiled import inner
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 FIRST = np.uint64(0xBF58476D1CE4E5B9)
 SECOND = np.uint64(0x94D049BB133111EB)
-# A table in place of one of three 64-bit products a hash, which is what a vector unit is slow at.
+# A table replaces one of three 64-bit products per hash, because vector units are slow at 64-bit products.
 STEPS = np.arange(1, 513, dtype=np.uint64) * GOLDEN
 ONE = np.uint64(1)
 
@@ -32,7 +32,7 @@ def mix(z):
 
 @inner
 def fill_hashes(mixed_key, first, hashes):
-    """Hashes first, first + 1, ... of a key that is mixed already."""
+    """Hashes first, first + 1, ... of a key to which `mix` was applied already."""
     counter = mixed_key + first * GOLDEN
     for start in range(0, hashes.size, STEPS.size):
         part = hashes[start : start + STEPS.size]
@@ -43,14 +43,14 @@ def fill_hashes(mixed_key, first, hashes):
 
 @inner
 def copy(source, target):
-    """As target[:] = source, which takes numba seconds to compile."""
+    """target[:] = source as a loop, because numba takes seconds to compile the slice assignment."""
     for i in range(source.size):
         target[i] = source[i]
 
 
 @inner
 def largest_bits(values):
-    """The bits of the largest |value|; INFINITE or above if any is infinite or NaN."""
+    """The bits of the largest |value|; INFINITE or above if any value is infinite or NaN."""
     bits = values.view(np.int32)
     largest = np.int32(0)
     for i in range(bits.size):

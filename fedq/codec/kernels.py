@@ -1,12 +1,13 @@
-"""The loops of the codecs, compiled by numba. Knows where each is; not packets, threads or errors.
+"""The loops of the codecs, compiled by numba. Re-exports the kernels; does not know packets, threads or errors.
 
-Bit for bit what uniform.py, accumulator.py, bits.py, rotation.py and lloyd.py compute with numpy. Each works on a
-contiguous part of a run that starts and stops at blocks, so that threads can share a run. Nobody checks arguments:
-an array that is too short is read or written beyond its end.
+The results are bit for bit those of uniform.py, accumulator.py, bits.py, rotation.py and lloyd.py with numpy. Each
+kernel works on a contiguous part of a run that starts and stops at a block, so that threads can share a run. Arguments
+are not checked: an array that is too short is read or written beyond its end.
 
-To keep the bits: no fastmath; float32 meets float32 only (with a Python float numba widens); uint64 meets uint64 only
-(with int64 numba turns to float64). To be vectorised: arrays are sliced first and then indexed from 0, and the largest
-magnitude is found among the integer bits, which order as magnitudes do and put infinity and NaN last.
+To keep the bits: no fastmath; combine float32 only with float32 (numba widens with a Python float); combine uint64 only
+with uint64 (with int64 numba turns to float64). For vectorised code: arrays are sliced first and then indexed from 0,
+and the largest magnitude is found on the integer bits, which have the order of the magnitudes with infinity and NaN
+last.
 """
 
 from fedq.codec.kernels_bits import pack, unpack

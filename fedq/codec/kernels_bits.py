@@ -1,4 +1,4 @@
-"""Compiled bits.py: 8 codes at a time, in the bytes of one uint64. Knows integers; not what a code stands for."""
+"""The compiled bits.py: 8 codes at a time, in the bytes of one uint64. Does not know what a code means."""
 
 # The types are in the decorators, where numba reads them.
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
@@ -13,7 +13,7 @@ BYTES = np.uint64(0x0101010101010101)
 
 @inner
 def _gather_bits(codes, packed, bits):
-    """8 codes of `bits` bits, a byte each -> one item of `packed`."""
+    """Pack 8 codes of `bits` bits, one per byte, into one item of `packed`."""
     shift, masks = np.uint64(8 - bits), _masks(bits)
     for i in range(packed.size):
         x = codes[i] & masks[0]
@@ -24,7 +24,7 @@ def _gather_bits(codes, packed, bits):
 
 @inner
 def _spread_bits(packed, codes, bits, signed):
-    """The inverse; `signed`: two's complement."""
+    """The inverse of `_gather_bits`; `signed`: two's complement."""
     shift, masks = np.uint64(8 - bits), _masks(bits)
     sign = np.uint64(1 << (bits - 1)) * BYTES if signed else np.uint64(0)
     for i in range(packed.size):
@@ -32,14 +32,14 @@ def _spread_bits(packed, codes, bits, signed):
         x = (x | (x << (shift + shift + shift + shift))) & masks[2]
         x = (x | (x << (shift + shift))) & masks[1]
         x = (x | (x << shift)) & masks[0]
-        # Each sign bit s becomes all the bits above the code: s * (2^(9 - bits) - 2), without a carry between bytes.
+        # Each sign bit s fills all bits above the code: s * (2^(9 - bits) - 2), without a carry between bytes.
         s = x & sign
         codes[i] = x | ((s << (shift + ONE)) - (s << ONE))
 
 
 @inner
 def _masks(bits):
-    """Of 1, 2 and 4 adjacent codes, in each 1, 2 and 4 bytes."""
+    """Masks for 1, 2 and 4 adjacent codes, in each 1, 2 and 4 bytes."""
     one = np.uint64((1 << bits) - 1)
     two = np.uint64((1 << (2 * bits)) - 1)
     four = np.uint64((1 << (4 * bits)) - 1)
@@ -48,7 +48,7 @@ def _masks(bits):
 
 @kernel(void, reads(u8), i64, writes(u8))
 def pack(codes, bits, packed):
-    """The low 1, 2 or 4 bits of each code -> bytes, the first value in the lowest bits; bits after the last are 0."""
+    """Pack the low 1, 2 or 4 bits of each code, the first value in the lowest bits; unused bits are 0."""
     groups = codes.size // 8
     eights, out = codes[: groups * 8].view(np.uint64), packed[: groups * bits]
     if bits == 1:
@@ -66,7 +66,7 @@ def pack(codes, bits, packed):
 
 @kernel(boolean, reads(u8), i64, boolean, writes(u8))
 def unpack(packed, bits, signed, codes):
-    """Codes, or with `signed` their two's complement, from bytes; False if a bit after the last code is set."""
+    """Unpack codes, or with `signed` their two's complement; False if a bit after the last code is set."""
     groups = codes.size // 8
     eights, whole = codes[: groups * 8].view(np.uint64), packed[: groups * bits]
     if bits == 1:

@@ -1,4 +1,4 @@
-"""Compiled rotation.py and lloyd.py. Knows blocks of one length, a power of two; not runs, bits or packets."""
+"""The compiled rotation.py and lloyd.py. Depends on blocks of one power-of-two length; not on runs, bits or packets."""
 
 # The types are in the decorators, where numba reads them.
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
@@ -25,7 +25,7 @@ NO_SIGN = np.uint32(0)
 
 @inner
 def _flip_signs(values, first_index, seed, step, hashes):
-    """The random signs of step `step`. Bit i % 64 of hash i / 64 is bit i % 32 of word i / 32."""
+    """Apply the random signs of step `step`. Bit i % 64 of hash i / 64 is bit i % 32 of word i / 32."""
     mixed_key = mix(np.uint64(seed) + (np.uint64(step) + ONE) * np.uint64(2**32))
     skipped = np.uint64(first_index & 63)
     used = (np.int64(skipped) + values.size + 63) >> 6
@@ -44,7 +44,7 @@ def _flip_signs(values, first_index, seed, step, hashes):
 
 @inner
 def _radix_4(x, c, y):
-    """Two steps of the transform on neighbours, which it leaves a quarter apart: so the next ones become neighbours."""
+    """Two steps of the transform on neighbours. The results lie a quarter apart, so the next pairs are neighbours."""
     quarter = x.size // 4
     y0, y1, y2, y3 = y[:quarter], y[quarter : 2 * quarter], y[2 * quarter : 3 * quarter], y[3 * quarter :]
     for j in range(quarter):
@@ -76,7 +76,7 @@ def _radix(x, c, y, four):
 
 @inner
 def _hadamard(x, spare):
-    """The transform of x, in place. After log2(w) steps, each a rotation of the index bits, all is where it was."""
+    """The transform of x, in place. Each of the log2(w) steps rotates the index bits; the last restores the order."""
     log = 0
     while 1 << log < x.size:
         log += 1
@@ -108,13 +108,13 @@ def _unrotate(x, first_index, seed, spare, hashes):
 
 @inner
 def _spare(block):
-    """Room to rotate in: for the transform, and for the signs."""
+    """Work space to rotate a block: one array for the transform, one for the signs."""
     return np.empty(block, np.float32), np.empty(block // 64 + 3, np.uint64)
 
 
 @kernel(void, reads(f4), i64, i64, i64, writes(f4))
 def rotate_run(values, block, first_index, seed, rotated):
-    """The rotated copy of blocks."""
+    """Write the rotated blocks into `rotated`."""
     spare, hashes = _spare(block)
     for number in range(values.size // block):
         start, stop = number * block, (number + 1) * block
@@ -125,7 +125,7 @@ def rotate_run(values, block, first_index, seed, rotated):
 
 @kernel(void, writes(f4), i64, i64, i64)
 def unrotate_run(values, block, first_index, seed):
-    """The inverse, in place."""
+    """The inverse of `rotate_run`, in place."""
     spare, hashes = _spare(block)
     for number in range(values.size // block):
         start, stop = number * block, (number + 1) * block
@@ -159,7 +159,7 @@ def _to_codes(z, r, thresholds, codes):
 
 @inner
 def _look_up(codes, table, values):
-    last = np.uint8(table.size - 1)  # a power of two less one: no code reads beyond
+    last = np.uint8(table.size - 1)  # 2^bits - 1: the mask keeps every index inside the table
     for i in range(codes.size):
         values[i] = table[codes[i] & last]
 
@@ -172,7 +172,7 @@ def _look_up(codes, table, values):
 def encode_lloyd(
     values, block, first_index, seed, thresholds, points, feedback, largest_value, largest_scale, scales, codes
 ):
-    """Rotated blocks -> scales and Lloyd-Max codes. 0; or 1 for infinity or NaN, 2 for |value| > largest_value."""
+    """Rotated blocks -> scales and Lloyd-Max codes. Returns 0; 1 for infinity or NaN; 2 for |value| > largest_value."""
     spare, hashes = _spare(block)
     rotated, decoded = np.empty(block, np.float32), np.empty(block, np.float32)
     terms = np.empty(block, np.float64)

@@ -1,4 +1,4 @@
-"""Compiled uniform.py and the sums of accumulator.py. Knows blocks and levels; not runs, bits or packets."""
+"""The compiled uniform.py and the sums of accumulator.py. Depends on blocks and levels; not on runs or packets."""
 
 # The types are in the decorators, where numba reads them.
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
@@ -9,14 +9,14 @@ from fedq.codec.kernel_parts import F32_ONE, F32_ZERO, INFINITE, SMALLEST_SCALE,
 from fedq.core.compiled import boolean, eight, f4, f8, i8, i64, inner, kernel, reads, u64, void, writes
 
 FIXED_POINT = np.float32(2.0**16)
-# Added to |y| < 2^22 (2^51), rounds it to an integer, ties to even, and leaves that in the low bits.
+# Adding this to |y| < 2^22 (2^51) rounds y to an integer, ties to even, and leaves the integer in the low bits.
 ROUNDER = np.float32(1.5 * 2**23)
 ROUNDER_BITS = ROUNDER.view(np.int32)
 WIDE_ROUNDER = np.float64(1.5 * 2**52)
 WIDE_ROUNDER_BITS = WIDE_ROUNDER.view(np.int64)
-EIGHT_ROUNDERS = np.int64((8 * int(WIDE_ROUNDER_BITS) + 2**63) % 2**64 - 2**63)  # modulo 2^64, as the sums are
+EIGHT_ROUNDERS = np.int64((8 * int(WIDE_ROUNDER_BITS) + 2**63) % 2**64 - 2**63)  # modulo 2^64, like the sums
 WIDE_ROUNDER_LIMIT = 2.0**50
-PIECE = 1024  # values worked on at once: the temporaries stay in the fastest cache
+PIECE = 1024  # values per step: the temporaries stay in the fastest cache
 
 
 @inner
@@ -36,11 +36,11 @@ def _round_stochastically(values, inverse, halves, levels):
 
 @kernel(boolean, reads(f4), i64, f4, f4, boolean, i64, u64, writes(f4), writes(i8))
 def encode_uniform(values, block, largest, limit, stochastic, first_index, key, scales, levels):
-    """Scales and levels -largest..largest of blocks; False if a value is infinite or NaN. `limit`: of the scale."""
+    """Scales and levels -largest..largest of blocks; False for infinity or NaN. `limit`: the largest scale."""
     hashes = np.empty(PIECE // 4 + 2, np.uint64)
     halves = hashes.view(np.uint16)
     mixed_key = mix(key)
-    drawn = drawn_to = np.int64(0)  # of which value on the halves are there, and up to which
+    drawn = drawn_to = np.int64(0)  # `halves` holds the halves of values drawn..drawn_to-1
     for number in range(scales.size):
         start = number * block
         x, out = values[start : start + block], levels[start : start + block]
@@ -58,7 +58,7 @@ def encode_uniform(values, block, largest, limit, stochastic, first_index, key, 
         at = np.int64(0)
         while at < x.size:
             index = first_index + start + at
-            if index >= drawn_to:  # several blocks' at once: a call for each would take longer than the hashes
+            if index >= drawn_to:  # for several blocks: a call for each block would take longer than the hashes
                 drawn = index - (index & 3)
                 drawn_to = drawn + PIECE
                 fill_hashes(mixed_key, np.uint64(drawn >> 2), hashes[: PIECE // 4])
@@ -80,12 +80,12 @@ def decode_uniform(levels, scales, block, values):
 
 @kernel(f4, reads(i8), reads(f4), i64, i64, f4)
 def check_uniform(levels, scales, block, largest, limit):
-    """The largest |level * scale|; -1 if a level is not in -largest..largest, or a scale not 0 or 2^-126..limit."""
+    """The largest |level * scale|; -1 if a level is not in -largest..largest, or a scale not 0 or in 2^-126..limit."""
     greatest = F32_ZERO
     for number in range(scales.size):
         start = number * block
         part, scale = levels[start : start + block], scales[number]
-        # Minus zero has a bit set, and is no scale either; of NaN both comparisons are false.
+        # The integer bits of minus zero are not 0, so it is refused; for NaN both comparisons are false.
         if np.float32(scale).view(np.int32) != 0 and not (SMALLEST_SCALE <= scale <= limit):
             return np.float32(-1)
         low = high = np.int8(0)
@@ -116,7 +116,7 @@ def _add_values(values, factor, sums):
 
 @kernel(void, reads(i8), reads(f4), i64, f8, writes(i64))
 def add_uniform(levels, scales, block, factor, sums):
-    """sums += rint(level * scale * factor), of which each must be within 2^53."""
+    """sums += rint(level * scale * factor); each term must be within 2^53."""
     for number in range(scales.size):
         start = number * block
         part, out, scale = levels[start : start + block], sums[start : start + block], scales[number]
@@ -143,7 +143,7 @@ def _add_eight(l0, l1, l2, l3, l4, l5, l6, l7, c, f, sums):
 
 @kernel(void, eight(reads(i8)), eight(reads(f4)), eight(f8), i64, writes(i64))
 def add_eight(levels, scales, factors, block, sums):
-    """What add_uniform does eight times, while each sum is at hand."""
+    """The same as eight calls of add_uniform, in one pass over the sums."""
     for number in range(scales[0].size):
         at = number * block
         out = sums[at : at + block]
@@ -183,7 +183,7 @@ def add_eight(levels, scales, factors, block, sums):
 
 @kernel(void, reads(f4), f8, writes(i64))
 def add_vector(values, factor, sums):
-    """sums += rint(value * factor), of which each must be within 2^53."""
+    """sums += rint(value * factor); each term must be within 2^53."""
     for start in range(0, values.size, PIECE):
         part, out = values[start : start + PIECE], sums[start : start + PIECE]
         if np.float64(np.int32(largest_bits(part)).view(np.float32)) * factor < WIDE_ROUNDER_LIMIT:
@@ -195,5 +195,5 @@ def add_vector(values, factor, sums):
 
 @kernel(f4, reads(f4))
 def largest_magnitude(values):
-    """max |value|; NaN if any is NaN; 0 for no values."""
+    """max |value|; NaN if any value is NaN; 0 for an empty array."""
     return np.int32(largest_bits(values)).view(np.float32)

@@ -1,4 +1,4 @@
-"""Which tensors make up the flat vector, in which order. Knows names, shapes and roles; not packets."""
+"""The tensors that make up the flat vector, in order. Depends on names, shapes and roles; does not know packets."""
 
 import operator
 import struct
@@ -19,10 +19,10 @@ from fedq.codec.malformed import MalformedUpdate
 Role = Literal["averaged", "local", "frozen"]
 AVERAGED_DTYPES = ("float32", "float16", "float64", "bfloat16")
 HINTS = ("float32",)
-# Norms, biases and learned ranges: a few values that one outlier in a shared block would round to zero.
+# Norms, biases and learned ranges are small. One outlier in a shared block would round them to zero.
 SMALL_SEGMENT = 256
 MAX_VALUES = 2**40  # 4 TiB of float32; keeps every length far inside the 64-bit fields of a packet
-MAX_BYTES = 2**24  # of a layout: 100 bytes for each of 160,000 tensors
+MAX_BYTES = 2**24  # of an encoded layout: 100 bytes for each of 160,000 tensors
 MAX_DIMENSIONS = 64  # numpy's own limit
 
 
@@ -30,8 +30,9 @@ MAX_DIMENSIONS = 64  # numpy's own limit
 class Segment:
     """One tensor of a model.
 
-    `averaged` travels in the vector, `local` stays with its client, `frozen` is known by `content` alone.
-    `hint="float32"` sends it uncompressed whatever the codec. `content`: b"" or, if frozen, a 16-byte digest.
+    An `averaged` tensor is part of the vector, a `local` one stays with its client, a `frozen` one is identified by
+    `content` only. `hint="float32"`: sent uncompressed with every codec. `content`: b"", or for a frozen tensor a
+    16-byte digest. ValueError for an invalid field.
     """
 
     name: str
@@ -71,13 +72,13 @@ class Segment:
 
     @property
     def verbatim(self) -> bool:
-        """True if it goes as float32 whatever the codec."""
+        """True if the segment is sent as float32 with every codec."""
         return self.size < SMALL_SEGMENT or self.hint == "float32"
 
 
 @dataclass(frozen=True)
 class Run:
-    """A stretch of the vector, [start, stop), that is encoded as one piece."""
+    """A range [start, stop) of the vector that is encoded as one piece."""
 
     start: int
     stop: int
@@ -86,7 +87,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Layout:
-    """The ordered segments of a model; the averaged ones, end to end in C order, are the vector.
+    """The ordered segments of a model; the averaged segments, concatenated in C order, form the vector.
 
     >>> steps = Segment("steps", (), "int64", role="local")
     >>> layout = Layout([Segment("w", (2, 2)), steps, Segment("b", (2,))])
@@ -108,7 +109,7 @@ class Layout:
             if not isinstance(segment, Segment):
                 raise ValueError(f"{segment!r}: must be a Segment; use Segment(name, shape)")
             if segment.name in seen:
-                raise ValueError(f"segment {segment.name!r} stands twice: names must be unique; rename one")
+                raise ValueError(f"segment {segment.name!r} appears twice: names must be unique; rename one")
             seen.add(segment.name)
         if self.size > MAX_VALUES:
             raise ValueError(f"layout of {self.size} values: at most 2**40; send the model in several packets")
@@ -124,16 +125,16 @@ class Layout:
 
     @cached_property
     def averaged(self) -> tuple[Segment, ...]:
-        """The segments in the vector, in order."""
+        """The averaged segments, in order."""
         return tuple(segment for segment in self.segments if segment.role == "averaged")
 
     @cached_property
     def offsets(self) -> tuple[int, ...]:
-        """Where each segment of `averaged` starts in the vector."""
+        """The index in the vector at which each segment of `averaged` starts."""
         return tuple(accumulate((segment.size for segment in self.averaged), initial=0))[:-1]
 
     def slices(self, wanted: Callable[[Segment], bool]) -> list[slice]:
-        """Where the averaged segments that are wanted lie in the vector, in order."""
+        """The slices of the averaged segments for which `wanted` is true, in order."""
         return [
             slice(start, start + segment.size)
             for segment, start in zip(self.averaged, self.offsets, strict=True)
@@ -147,7 +148,7 @@ class Layout:
 
     @cached_property
     def runs(self) -> tuple[Run, ...]:
-        """The vector cut at segment borders; neighbours that are both verbatim are one run."""
+        """The vector cut at segment borders; adjacent verbatim segments form one run."""
         runs: list[Run] = []
         for segment, start in zip(self.averaged, self.offsets, strict=True):
             stop = start + segment.size
@@ -159,20 +160,20 @@ class Layout:
 
     @cached_property
     def digest(self) -> bytes:
-        """16 bytes: XXH3-128 of `to_bytes`."""
+        """XXH3-128 of `to_bytes`, 16 bytes."""
         return xxhash.xxh3_128(self.to_bytes()).digest()
 
     @cached_property
     def memo(self) -> dict[Any, Any]:
-        """What packet.py has worked out of this layout; no part of what makes two of them equal."""
+        """A cache for packet.py; it takes no part in the comparison of layouts."""
         return {}
 
     def segment_at(self, index: int) -> Segment:
-        """The segment that a value of the vector belongs to."""
+        """The segment that contains value `index` of the vector."""
         return self.averaged[bisect_right(self.offsets, index) - 1]
 
     def to_bytes(self) -> bytes:
-        """The canonical bytes in docs/packet-format.md."""
+        """The canonical bytes; docs/packet-format.md describes them."""
         parts = [struct.pack("<I", len(self.segments))]
         for segment in self.segments:
             for text in (segment.name, segment.dtype, segment.role, segment.hint or ""):
@@ -183,7 +184,7 @@ class Layout:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Layout":
-        """The layout of `to_bytes`; MalformedUpdate for any other bytes.
+        """Read the bytes of `to_bytes`; MalformedUpdate for any other bytes.
 
         >>> layout = Layout([Segment("w", (2, 2)), Segment("steps", (), "int64", role="local")])
         >>> Layout.from_bytes(layout.to_bytes()) == layout
@@ -194,14 +195,17 @@ class Layout:
         reader = _Reader(data)
         try:
             layout = cls(reader.segment() for _ in range(reader.number()))
-        except (ValueError, struct.error) as error:  # of a text, a dimension or a rule of Segment; or too few bytes
+        except (ValueError, struct.error) as error:  # bad text, bad dimension, a check of Segment, or too few bytes
             raise MalformedUpdate("layout", f"not the bytes of a layout ({error})") from error
         if reader.at != len(data):
             raise MalformedUpdate("layout", f"{len(data) - reader.at} bytes after the last segment of a layout")
         return layout
 
     def flatten(self, arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-        """Averaged arrays -> vector. Arrays of local and frozen segments may be there and are passed over."""
+        """Concatenate the averaged arrays (float, by name) into a float32 vector of shape (size,).
+
+        Arrays of local and frozen segments are ignored. ValueError for a missing or unknown array, or a wrong shape.
+        """
         known = {segment.name for segment in self.segments}
         if unknown := sorted(str(name) for name in arrays if name not in known):
             raise ValueError(f"arrays {_some(unknown)}: not in this layout; drop them or rebuild the layout")
@@ -224,7 +228,7 @@ class Layout:
         return vector
 
     def unflatten(self, vector: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-        """Vector -> float32 arrays by name. Copies: training a model in place must not change the base."""
+        """Split a vector into float32 arrays by name. They are copies: training in place must not change the base."""
         checked = self.check(vector)
         return {
             segment.name: checked[start : start + segment.size].reshape(segment.shape).copy()
@@ -232,7 +236,7 @@ class Layout:
         }
 
     def check(self, vector: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The vector itself, contiguous; ValueError unless it is float32, 1-D and of this layout's size."""
+        """Return the vector, contiguous; ValueError unless it is float32 of shape (size,)."""
         if not isinstance(vector, np.ndarray) or vector.dtype != np.float32:
             found = vector.dtype if isinstance(vector, np.ndarray) else type(vector).__name__
             raise ValueError(f"vector is {found}: must be a numpy float32 array; use Layout.flatten")
@@ -242,7 +246,7 @@ class Layout:
 
 
 class _Reader:
-    """Reads the canonical bytes of a layout from front to back."""
+    """Reads the canonical bytes of a layout from start to end."""
 
     def __init__(self, data: bytes) -> None:
         self._data, self.at = data, 0
@@ -255,7 +259,7 @@ class _Reader:
     def prefixed(self) -> bytes:
         length = self.number()
         if length > len(self._data) - self.at:
-            raise ValueError("it ends within a text")
+            raise ValueError("the bytes end inside a text field")
         self.at += length
         return self._data[self.at - length : self.at]
 
@@ -266,7 +270,7 @@ class _Reader:
             raise ValueError(f"segment {name!r} of {dimensions} dimensions: at most {MAX_DIMENSIONS}")
         shape = struct.unpack_from(f"<{dimensions}Q", self._data, self.at)
         self.at += 8 * dimensions
-        # Dimensions beside a zero make no value, and yet an array that numpy refuses.
+        # A shape with a zero holds no value, but numpy refuses it if the other dimensions are too large.
         if prod(size or 1 for size in shape) > MAX_VALUES:
             raise ValueError(f"segment {name!r}: shape={shape}: at most 2**40 values")
         return Segment(name, shape, dtype, role, hint or None, self.prefixed())  # type: ignore[arg-type]

@@ -1,10 +1,10 @@
-"""Rotated blocks <-> the levels that are best for Gaussian values (Lloyd 1982, Max 1960). Knows rotated blocks only.
+"""Quantize rotated blocks to the levels that are optimal for Gaussian values (Lloyd 1982, Max 1960).
 
-A rotated block z of m values has about a normal distribution, of mean 0 and variance |z|^2 / m:
+The values of a rotated block z of m values are about normal, with mean 0 and variance |z|^2 / m:
 
     code  = number of thresholds below z * fl32(1 / sqrt(|z|^2 / m));   q = points[code]
     scale = |z|^2 / <z, q>        E[decoded] = z over uniform rotations: DRIVE and EDEN (arXiv:2105.08339, 2108.08842)
-          = <z, q> / |q|^2        the least squared error of this packet, where error feedback fixes its bias
+          = <z, q> / |q|^2        the least squared error of this packet; error feedback corrects its bias
 
 A block with |z|^2 < m * 2^-200 has scale 0. Sums are in float64 and in the order of `tree_sum`, so that every
 implementation gets the same bits.
@@ -23,20 +23,20 @@ _VANISHING = 2.0**-200
 
 @dataclass(frozen=True)
 class Points:
-    """What each code stands for in units of the scale, ascending, and the thresholds between them; float32."""
+    """The value of each code in units of the scale, ascending, and the thresholds between the values; float32."""
 
     points: NDArray[np.float32]
     thresholds: NDArray[np.float32]
 
 
 def _symmetric(points: list[float], thresholds: list[float]) -> Points:
-    """From the positive half."""
+    """Both halves from the positive half."""
     upper, between = np.array(points, np.float32), np.array(thresholds, np.float32)
     middle = np.zeros(1, np.float32)
     return Points(np.concatenate([-upper[::-1], upper]), np.concatenate([-between[::-1], middle, between]))
 
 
-# Bits -> levels. The scale makes the one point of 1 bit a matter of taste, and 1 is exact.
+# Bits -> levels. With 1 bit the scale absorbs the value of the only point; 1.0 is exact.
 LLOYD_MAX = {
     1: _symmetric([1.0], []),
     2: _symmetric([0.4527800381183624, 1.5104175806045532], [0.9815987944602966]),
@@ -67,7 +67,7 @@ LLOYD_MAX = {
 def to_codes(
     rotated: NDArray[np.float32], levels: Points, *, feedback: bool
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """Scales of shape (blocks,) and codes of shape (blocks, width)."""
+    """Scales (float32, shape (blocks,)) and codes (uint8, shape (blocks, width))."""
     z = rotated.astype(np.float64)
     energy = tree_sum(z * z)
     present = energy >= rotated.shape[1] * _VANISHING
@@ -85,7 +85,7 @@ def to_codes(
 
 
 def tree_sum(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Sum of each row, padded with zeros to a power of two: the second half is added to the first, again and again."""
+    """Sum of each row, padded with zeros to a power of two: the second half is added to the first, repeatedly."""
     width = 1 << (rows.shape[1] - 1).bit_length()
     if width == rows.shape[1]:
         total = rows

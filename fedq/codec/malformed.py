@@ -1,23 +1,23 @@
-"""The one error for bytes that cannot be accepted, and its closed set of reasons. Knows no format."""
+"""The error for bytes that cannot be accepted, and its closed set of reasons. Does not know any format."""
 
 REASONS = {
     "type": "not bytes, bytearray or a contiguous memoryview",
-    "length": "too short, or a length other than the one this codec and layout give",
+    "length": "too short, or not the length for this codec and layout",
     "trailing": "bytes after the end that the header declares",
     "magic": "not a fedq packet",
-    "version": "a format version this fedq does not read",
-    "checksum": "bytes changed on the way",
-    "reserved": "a reserved field of an accumulator or a mask that is not zero",
-    "seed": "a seed where the codec draws nothing by it",
-    "codec": "a codec id this fedq does not know",
-    "kind": "neither weights nor delta, or not the kind that was asked for",
+    "version": "a format version that this version of fedq does not read",
+    "checksum": "bytes changed in transit",
+    "reserved": "a reserved field of an accumulator or a mask is not zero",
+    "seed": "a seed for a codec that uses none",
+    "codec": "a codec id that this version of fedq does not know",
+    "kind": "neither weights nor delta, or not the expected kind",
     "options": "codec options out of range",
     "layout": "made for another layout",
     "round": "made for another round",
-    "base": "a delta against other weights than the receiver holds",
+    "base": "a delta against weights that the receiver does not hold",
     "scale": "a block scale that is not finite, negative, or outside the range of the codec",
     "level": "a level outside the range of the codec, or bits after the last one",
-    "indices": "places of kept values that are out of range, repeated, too few or too many",
+    "indices": "indices of the sent values that are out of range, repeated, too few or too many",
     "deflate": "deflated levels that are damaged, truncated, or inflate to another length",
     "nonfinite": "NaN or infinity among the values",
     "weight": "an aggregation weight that is not a finite number from 2^-20 to 2^20",
@@ -25,8 +25,8 @@ REASONS = {
 }
 
 
-class MalformedUpdate(ValueError):  # noqa: N818  the public name says what arrived, as FileNotFoundError does not
-    """Bytes, or a weight sent beside them, that must not be aggregated; `reason` is a key of REASONS.
+class MalformedUpdate(ValueError):  # noqa: N818  a public name that says what was received
+    """Bytes, or an aggregation weight, that must not be aggregated; `reason` is a key of REASONS.
 
     >>> from fedq.codec import Layout, MalformedUpdate, decode
     >>> try:
@@ -44,5 +44,5 @@ class MalformedUpdate(ValueError):  # noqa: N818  the public name says what arri
         self.detail = detail
 
     def __reduce__(self) -> tuple[type["MalformedUpdate"], tuple[str, str]]:
-        # The default rebuilds from the one joined message, and so fails when a worker hands the error back.
+        # The default rebuilds the error from its message alone, which fails when a worker returns the error.
         return type(self), (self.reason, self.detail)

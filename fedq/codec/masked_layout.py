@@ -1,4 +1,4 @@
-"""A vector without its pruned values: their layout, there and back. Knows layouts and masks; not who prunes."""
+"""Map a vector to the vector without its pruned values and back. Depends on layouts and masks; not on who prunes."""
 
 from functools import cached_property
 
@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 from fedq.codec import mask as masks
 from fedq.codec.layout import Layout, Segment
 
-# No array of a model has such a name: torch's module names are not empty.
+# No array of a model has this name: torch's module names are not empty.
 _NAME = ".kept"
 
 
 class MaskedLayout:
-    """What a mask leaves of a layout. Without a mask: everything, and nothing is copied.
+    """A layout without the values that a mask prunes. Without a mask it is the whole layout, and nothing is copied.
 
     >>> mask = np.ones(256, bool)
     >>> mask[1:] = False
@@ -29,11 +29,11 @@ class MaskedLayout:
         if mask is not None and (mask.dtype != bool or mask.shape != (whole.size,)):
             raise ValueError(f"mask of {mask.dtype} and shape {mask.shape}: must be bool of shape ({whole.size},)")
         self.whole = whole
-        self.mask = None if mask is None or mask.all() else mask  # True: kept; None: all of them
+        self.mask = None if mask is None or mask.all() else mask  # True: not pruned; None: nothing is pruned
 
     @cached_property
     def layout(self) -> Layout:
-        """Each pruned segment flat, with as many values as are kept; a digest of the mask makes it no other's."""
+        """The layout of the remaining values: pruned segments are flat; a frozen segment has a digest of the mask."""
         if self.mask is None:
             return self.whole
         mask, at = self.mask, 0
@@ -49,11 +49,11 @@ class MaskedLayout:
         return Layout([*segments, Segment(_NAME, (mask.size,), "bool", role="frozen", content=content)])
 
     def gather(self, vector: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The kept values of a whole vector, shape (layout.size,)."""
+        """The remaining values of a whole vector, float32, shape (layout.size,)."""
         return vector if self.mask is None else vector[self.mask]
 
     def scatter(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The whole vector of these kept values; what is pruned is 0.0."""
+        """The whole vector of these remaining values; pruned values are 0.0."""
         if self.mask is None:
             return values
         vector = np.zeros(self.whole.size, np.float32)
@@ -61,10 +61,10 @@ class MaskedLayout:
         return vector
 
     def packet(self, round: int) -> bytes:
-        """The bytes that tell the mask; b"" where nothing is pruned."""
+        """The mask as bytes; b"" if nothing is pruned."""
         return b"" if self.mask is None else masks.write(self.mask, self.whole, round=round)
 
     @classmethod
     def from_packet(cls, data: bytes, whole: Layout, *, round: int) -> "MaskedLayout":
-        """What `packet` was made of; MalformedUpdate for any other bytes."""
+        """Read the bytes of `packet`; MalformedUpdate for any other bytes."""
         return cls(whole, masks.read(data, whole, round=round) if data else None)

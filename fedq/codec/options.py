@@ -1,4 +1,4 @@
-"""The options of a codec as the 8 bytes of a header. Knows numbers and names; not what they do."""
+"""The options of a codec as the 8 bytes of a header. Does not know what the options do."""
 
 import struct
 from dataclasses import dataclass
@@ -8,13 +8,13 @@ Rounding = Literal["nearest", "stochastic", "lloyd_max"]
 ROUNDINGS: tuple[Rounding, ...] = ("nearest", "stochastic", "lloyd_max")
 LEAST_BLOCK, LARGEST_BLOCK = 16, 65536
 _ROTATE, _FEEDBACK, _ENTROPY = 1, 2, 4
-# block - 1, so that 65536 fits; rounding; flags; fraction
+# block - 1 (so that 65536 fits), rounding, flags, fraction
 _STRUCT = struct.Struct("<HBBf")
 
 
 @dataclass(frozen=True)
 class Options:
-    """All that any codec with levels can be told; `fraction` is 0 where a codec keeps every value."""
+    """All options of codecs with levels; `fraction` is 0 for a codec that sends every value."""
 
     block: int
     rounding: Rounding
@@ -29,10 +29,10 @@ class Options:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Options":
-        """ValueError for a rounding or a flag that is not known; ranges are the codec's to check."""
+        """Read 8 bytes; ValueError for an unknown rounding or flag. The codec checks the ranges."""
         block, rounding, flags, fraction = _STRUCT.unpack(data)
         if rounding >= len(ROUNDINGS) or flags > _ROTATE | _FEEDBACK | _ENTROPY:
-            raise ValueError(f"options={data.hex()}: rounding {rounding} or flags {flags} that this fedq does not know")
+            raise ValueError(f"options={data.hex()}: unknown rounding {rounding} or flags {flags}")
         rotate, feedback, entropy = (bool(flags & flag) for flag in (_ROTATE, _FEEDBACK, _ENTROPY))
         return cls(block + 1, ROUNDINGS[rounding], rotate, feedback, entropy, fraction)
 

@@ -1,6 +1,6 @@
-"""Turn a float32 vector into one packet and back. Knows layouts and codecs; not torch, Flower or files.
+"""Turn a float32 vector into one packet and back. Depends on layouts and codecs; not on torch, Flower or files.
 
-docs/packet-format.md gives the format to the byte.
+docs/packet-format.md describes the format byte by byte.
 """
 
 import io
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fedq.codec import jit
 from fedq.codec.codec import Codec, Stream
-from fedq.codec.codecs import as_codec, with_feedback
+from fedq.codec.codecs import as_codec, with_error_feedback
 from fedq.codec.entropy import deflate, inflate
 from fedq.codec.finite import NonFiniteError, first_nonfinite
 from fedq.codec.float32 import Float32
@@ -31,8 +31,8 @@ from fedq.codec.malformed import MalformedUpdate
 from fedq.codec.rounding import random_words
 
 _VERBATIM = Float32()
-_PLANS = 16  # codecs that a layout remembers
-_SEED = 2**40 - 1  # word of the rounding stream that becomes the seed: no value of a vector has it
+_PLANS = 16  # plans that a layout caches, one per codec
+_SEED = 2**40 - 1  # index of the random word that becomes the seed; beyond the index of any value
 
 
 def encode(
@@ -45,11 +45,12 @@ def encode(
     base: bytes = b"",
     key: int = 0,
 ) -> bytes:
-    """One packet; its length depends on codec and layout alone, and with `entropy` on the values.
+    """Encode a vector as one packet. Its length depends only on codec and layout, and with `entropy` on the values.
 
-    `base`: b"" or the digest of what a delta is against. `key`: 0..2^64-1, picks the stream of stochastic
-    rounding, and the seed by which values are rotated or picked: another for each packet, so that errors of packets
-    that are averaged do not add up. ValueError for NaN, infinity or a value that the codec cannot carry.
+    `vector`: float32, shape (layout.size,). `base`: b"", or the 16-byte digest of the weights that a delta refers to.
+    `key`: 0..2^64-1, selects the random numbers of stochastic rounding and the seed of rotation or random choice. Use
+    another key for each packet, so that the errors of averaged packets do not add up. ValueError for NaN, infinity or
+    a value that the codec cannot represent.
 
     >>> update = np.linspace(-1, 1, 1000, dtype=np.float32)
     >>> packet = encode(update, "int8", layout=Layout.flat(1000), round=7)
@@ -64,17 +65,17 @@ def encode(
     if type(key) is not int or not 0 <= key < 2**64:
         raise ValueError(f"key={key!r}: must be an integer 0..2**64-1")
     plan = _plan(codec, layout)
-    num_sides, num_level_bytes = plan.num_sides, plan.num_level_bytes
+    num_scales, num_level_bytes = plan.num_scales, plan.num_level_bytes
     jit.count(_work(codec, layout))
     seed = int(random_words(key=key, first_index=_SEED, count=1)[0]) if codec.uses_seed else 0
-    # The bytes that are written into are the ones that are returned: the pages of a second copy, new from the system
-    # each time, would cost more than the encoding.
+    # The buffer that is written is also the one that is returned: the operating system would provide new pages for
+    # a second copy each time, and that would cost more than the encoding.
     packet = io.BytesIO()
-    packet.seek(HEADER_BYTES + 4 * num_sides + num_level_bytes - 1)
+    packet.seek(HEADER_BYTES + 4 * num_scales + num_level_bytes - 1)
     packet.write(b"\0")
     _write_body(packet.getbuffer()[HEADER_BYTES:], plan, values, layout, seed, key)
     if codec.entropy:
-        plain, kept = packet.getvalue(), HEADER_BYTES + 4 * num_sides
+        plain, kept = packet.getvalue(), HEADER_BYTES + 4 * num_scales
         packet = io.BytesIO()
         packet.write(plain[:kept])
         packet.write(deflate(memoryview(plain)[kept:]))
@@ -86,11 +87,11 @@ def encode(
 def _write_body(
     body: memoryview, plan: "_Plan", values: NDArray[np.float32], layout: Layout, seed: int, key: int
 ) -> None:
-    sides, levels = _planes(body, plan.num_sides)
+    scales, levels = _planes(body, plan.num_scales)
     try:
-        for run, used, run_sides, run_levels in plan.runs:
+        for run, used, run_scales, run_levels in plan.runs:
             part = values[run.start : run.stop]
-            used.encode_run(part, sides[run_sides], levels[run_levels], Stream(run.start, seed, key, layout.size))
+            used.encode_run(part, scales[run_scales], levels[run_levels], Stream(run.start, seed, key, layout.size))
     except NonFiniteError:
         at = first_nonfinite(values)
         assert at is not None
@@ -109,11 +110,12 @@ def decode(
     kind: Kind | None = None,
     codec: Codec | None = None,
 ) -> NDArray[np.float32]:
-    """The float32 vector of a packet, all finite; MalformedUpdate for any other bytes.
+    """Decode a packet to a float32 vector (layout.size,), all finite; MalformedUpdate for any other bytes.
 
-    None: not checked. `base=b""` asks for a packet without a base; `codec` for one with these options, so that a sender
-    cannot choose what decoding costs (whether it feeds back what was lost is its own business). Every length is checked
-    against the layout before the vector is allocated, and no more is inflated than the layout needs.
+    None: not checked. `base=b""` requires a packet without a base. `codec` requires a packet with these options, so
+    that a sender cannot choose the cost of decoding (error feedback is not compared, since it is the sender's choice).
+    Every length is checked against the layout before the vector is allocated. No more is inflated than the layout
+    needs.
 
     >>> layout = Layout.flat(3)
     >>> packet = encode(np.array([1, -2, 0.5], np.float32), "float32", layout=layout, round=4)
@@ -133,17 +135,17 @@ def decode(
 
 @dataclass(frozen=True)
 class Part:
-    """One run of a packet whose header and lengths are checked; what sides and levels hold is not."""
+    """One run of a packet with checked header and lengths; the contents of `scales` and `levels` are not checked."""
 
     run: Run
     codec: Codec
-    sides: NDArray[np.float32]
+    scales: NDArray[np.float32]
     levels: NDArray[np.uint8]
     stream: Stream
 
     def decode(self, values: NDArray[np.float32]) -> None:
-        """Into `values`, of the run's size; MalformedUpdate for what encode never writes."""
-        self.codec.decode_run(self.sides, self.levels, values, self.stream)
+        """Decode into `values` (float32, the run's size), in place; MalformedUpdate for what encode never writes."""
+        self.codec.decode_run(self.scales, self.levels, values, self.stream)
 
 
 def parts_of(
@@ -155,34 +157,34 @@ def parts_of(
     kind: Kind | None = None,
     codec: Codec | None = None,
 ) -> list[Part]:
-    """What `decode` reads, run by run. Views of `data`, unless it was deflated."""
+    """The runs of a packet, for `decode`. They are views of `data`, unless it was deflated."""
     header, body = open_packet(data)
     _check_expected(header, layout, round=round, base=base, kind=kind)
     sent, asked = header.build_codec(), codec
-    if asked is not None and with_feedback(sent, False) != with_feedback(asked, False):
-        raise MalformedUpdate("codec", f"packet in {sent}: asked for was {asked}")
+    if asked is not None and with_error_feedback(sent, False) != with_error_feedback(asked, False):
+        raise MalformedUpdate("codec", f"packet in {sent}: expected {asked}")
     codec = sent
     plan = _plan(codec, layout)
-    num_sides, num_level_bytes = plan.num_sides, plan.num_level_bytes
+    num_scales, num_level_bytes = plan.num_scales, plan.num_level_bytes
     jit.count(_work(codec, layout))
     if codec.entropy:
-        if len(body) < 4 * num_sides:
-            raise MalformedUpdate("length", f"body of {len(body)} bytes: this layout has {4 * num_sides} of scales")
-        inflated = inflate(body[4 * num_sides :], num_level_bytes)
-        sides, levels = _planes(body, num_sides)[0], np.frombuffer(inflated, np.uint8)
-    elif len(body) != 4 * num_sides + num_level_bytes:
-        expected = 4 * num_sides + num_level_bytes
+        if len(body) < 4 * num_scales:
+            raise MalformedUpdate("length", f"body of {len(body)} bytes: this layout has {4 * num_scales} of scales")
+        inflated = inflate(body[4 * num_scales :], num_level_bytes)
+        scales, levels = _planes(body, num_scales)[0], np.frombuffer(inflated, np.uint8)
+    elif len(body) != 4 * num_scales + num_level_bytes:
+        expected = 4 * num_scales + num_level_bytes
         raise MalformedUpdate("length", f"body of {len(body)} bytes: {codec.name} gives this layout {expected}")
     else:
-        sides, levels = _planes(body, num_sides)
+        scales, levels = _planes(body, num_scales)
     return [
-        Part(run, used, sides[run_sides], levels[run_levels], Stream(run.start, header.seed, num_values=layout.size))
-        for run, used, run_sides, run_levels in plan.runs
+        Part(run, used, scales[run_scales], levels[run_levels], Stream(run.start, header.seed, num_values=layout.size))
+        for run, used, run_scales, run_levels in plan.runs
     ]
 
 
 def peek(data: bytes | bytearray | memoryview) -> Header:
-    """What a packet says about itself. Length and checksum are verified, so these fields are as written.
+    """The header of a packet, after a check of length and checksum.
 
     >>> packet = encode(np.zeros(3, np.float32), "float16", layout=Layout.flat(3), kind="weights", round=2)
     >>> header = peek(packet)
@@ -202,17 +204,17 @@ def packed_size(codec: Codec | str, layout: Layout) -> int:
     if codec.entropy:
         raise ValueError("codec.entropy=True: the length depends on the values; use len(encode(...))")
     plan = _plan(codec, layout)
-    return HEADER_BYTES + 4 * plan.num_sides + plan.num_level_bytes
+    return HEADER_BYTES + 4 * plan.num_scales + plan.num_level_bytes
 
 
 def digest(vector: NDArray[np.float32]) -> bytes:
-    """16 bytes that name these weights as a base: XXH3-128 of the little-endian float32 bytes.
+    """XXH3-128 of the little-endian float32 bytes, 16 bytes: identifies these weights as a base.
 
     >>> digest(np.zeros(2, np.float32)).hex()
     '2c0a8a99dc147d5445c3b49d035665b2'
     """
     if not isinstance(vector, np.ndarray) or vector.dtype != np.float32 or vector.ndim != 1:
-        raise ValueError("digest of something else than a 1-D numpy float32 array; use Layout.flatten")
+        raise ValueError("digest needs a 1-D numpy float32 array; use Layout.flatten")
     return xxhash.xxh3_128(np.ascontiguousarray(vector, "<f4").data).digest()
 
 
@@ -238,39 +240,39 @@ def _check_expected(
 
 @dataclass(frozen=True)
 class _Plan:
-    """Where the runs of a layout lie in the body of a codec's packet."""
+    """The positions of a layout's runs in the body of a packet of one codec."""
 
-    num_sides: int  # float32 values
+    num_scales: int  # float32 values
     num_level_bytes: int
-    runs: tuple[tuple[Run, Codec, slice, slice], ...]  # with its codec, its sides, its level bytes
+    runs: tuple[tuple[Run, Codec, slice, slice], ...]  # (run, its codec, its scales, its level bytes)
 
 
 def _plan(codec: Codec, layout: Layout) -> _Plan:
-    """Made once for each codec that a layout meets: a model of many tensors is met again with each packet."""
+    """The plan, cached in the layout: it is needed again for every packet, and a model may have many tensors."""
     plans: dict[Codec, _Plan] = layout.memo
-    plan = plans.get(codec)  # looked up once: another thread may clear them at any time
+    plan = plans.get(codec)  # one look-up: another thread may clear the cache at any time
     if plan is None:
         plan = _planned(codec, layout)
-        if len(plans) >= _PLANS:  # options come from the wire
+        if len(plans) >= _PLANS:  # options come from the network, so their number has no limit
             plans.clear()
         plans[codec] = plan
     return plan
 
 
 def _work(codec: Codec, layout: Layout) -> int:
-    """In values that are rounded and packed; to rotate one takes as long as eight of them."""
+    """The cost in rounded and packed values; rotating a value takes as long as rounding eight."""
     return layout.size * (8 if codec.uses_seed else 1)
 
 
 def _planned(codec: Codec, layout: Layout) -> _Plan:
-    runs, side, level = [], 0, 0
+    runs, scale, level = [], 0, 0
     for run in layout.runs:
         used, size = _VERBATIM if run.verbatim else codec, run.stop - run.start
-        next_side, next_level = side + used.num_sides(size), level + used.num_level_bytes(size)
-        runs.append((run, used, slice(side, next_side), slice(level, next_level)))
-        side, level = next_side, next_level
-    return _Plan(side, level, tuple(runs))
+        next_scale, next_level = scale + used.num_scales(size), level + used.num_level_bytes(size)
+        runs.append((run, used, slice(scale, next_scale), slice(level, next_level)))
+        scale, level = next_scale, next_level
+    return _Plan(scale, level, tuple(runs))
 
 
-def _planes(body: memoryview, num_sides: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    return np.frombuffer(body[: 4 * num_sides], "<f4"), np.frombuffer(body[4 * num_sides :], np.uint8)
+def _planes(body: memoryview, num_scales: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    return np.frombuffer(body[: 4 * num_scales], "<f4"), np.frombuffer(body[4 * num_scales :], np.uint8)

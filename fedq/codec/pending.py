@@ -1,8 +1,8 @@
-"""Checked packets that wait to be summed, several in one pass over the sums. Knows parts and kernels; no weights.
+"""Pending updates: checked packets that are summed several at a time, in one pass over the sums.
 
-The int64 sums are eight times as long as an int8 packet: to read and write them for each packet is most of what an
-addition costs. So up to `TOGETHER` packets wait, and are then added in one pass. Integer sums are the same bits in any
-order.
+The module depends on packets and kernels; it does not know weights. The int64 sums are eight times as long as an int8
+packet: to read and write them for each packet is most of the cost of an addition. So up to `MAX_PENDING` packets are
+pending, and are then added in one pass. Integer sums have the same bits in any order.
 """
 
 from collections.abc import Sequence
@@ -17,29 +17,29 @@ from fedq.codec.blockwise import Blockwise
 from fedq.codec.packet import Part
 from fedq.codec.threads import split
 
-TOGETHER = 8  # packets at most that are held, which is what the kernel takes
-_FEW = 3  # of which each is added by itself
-_PIECE = 524_288  # values that a thread works on at once
+MAX_PENDING = 8  # most pending packets; the kernel takes exactly this many
+_FEW = 3  # up to this many packets are added one by one
+_PIECE = 524_288  # values per step of a thread
 
 
 @dataclass(frozen=True)
-class Weighed:
-    """A contribution whose every value is known to be good: int8 levels as they came, all else decoded."""
+class WeightedUpdate:
+    """A contribution whose values are all checked: int8 levels as received, everything else decoded."""
 
     levels: Sequence[tuple[int, Part]]  # (first value, part)
     values: Sequence[tuple[int, NDArray[np.float32]]]
-    factor: float  # steps of a value of 1
-    largest: float  # magnitude of a value
-    block: int  # of the levels; 1 where there are none
+    factor: float  # steps for the value 1
+    largest: float  # largest |value|
+    block: int  # values per scale of the levels; 1 if there are no levels
 
     @classmethod
-    def of(cls, parts: Sequence[Part], kernels: ModuleType, *, factor: float) -> "Weighed":
-        """MalformedUpdate for what no encoder writes."""
+    def of(cls, parts: Sequence[Part], kernels: ModuleType, *, factor: float) -> "WeightedUpdate":
+        """Check the parts of a packet; MalformedUpdate for what no encoder writes."""
         levels, values, largest, block = [], [], 0.0, 1
         for part in parts:
             codec, most = part.codec, -1.0
-            if isinstance(codec, Blockwise) and codec.bits == 8 and not codec.rotate:  # its bytes mean what they say
-                most = fast.largest(kernels, codec, part.sides, part.levels.view(np.int8))
+            if isinstance(codec, Blockwise) and codec.bits == 8 and not codec.rotate:  # a byte is a level
+                most = fast.largest(kernels, codec, part.scales, part.levels.view(np.int8))
                 block = codec.num_block
             if most >= 0:
                 levels.append((part.run.start, part))
@@ -50,12 +50,12 @@ class Weighed:
         return cls(levels, values, factor, largest, block)
 
     def piece(self, run: int, start: int, stop: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-        """Levels and scales of values start..stop of one of `levels`, whole blocks."""
+        """Levels and scales of values start..stop (whole blocks) of one of `levels`."""
         _, part = self.levels[run]
-        return part.levels[start:stop].view(np.int8), part.sides[start // self.block : -(-stop // self.block)]
+        return part.levels[start:stop].view(np.int8), part.scales[start // self.block : -(-stop // self.block)]
 
     def add_values(self, sums: NDArray[np.int64], kernels: ModuleType) -> None:
-        """All of `values`."""
+        """Add all of `values` to `sums`, in place."""
         for first, decoded in self.values:
 
             def work(start: int, stop: int, first: int = first, decoded: NDArray[np.float32] = decoded) -> None:
@@ -64,39 +64,39 @@ class Weighed:
             split(work, decoded.size, grain=_PIECE)
 
 
-class Waiting:
-    """Contributions that wait."""
+class PendingUpdates:
+    """The contributions that are not yet in the sums."""
 
     def __init__(self) -> None:
-        self._held: list[Weighed] = []
-        self._kernels: ModuleType | None = None  # those that weighed what is held
-        self._torn = False
+        self._updates: list[WeightedUpdate] = []
+        self._kernels: ModuleType | None = None  # the kernels that checked the pending contributions
+        self._interrupted = False
 
-    def put(self, weighed: Weighed, sums: NDArray[np.int64], kernels: ModuleType) -> None:
-        """Hold it, or settle if there are enough, or if its blocks are others than those of the packets that wait."""
-        if self._held and self._held[0].block != weighed.block:
+    def put(self, weighted: WeightedUpdate, sums: NDArray[np.int64], kernels: ModuleType) -> None:
+        """Keep a contribution. Add all to `sums` first or afterwards if there are enough, or if the blocks differ."""
+        if self._updates and self._updates[0].block != weighted.block:
             self.settle(sums)
         self._kernels = kernels
-        self._held.append(weighed)
-        # Decoded vectors are as large as what they would save.
-        if len(self._held) == TOGETHER or not weighed.levels:
+        self._updates.append(weighted)
+        # A pending decoded vector takes as much memory traffic as it would save.
+        if len(self._updates) == MAX_PENDING or not weighted.levels:
             self.settle(sums)
 
     def settle(self, sums: NDArray[np.int64]) -> None:
-        """Add all to the sums. RuntimeError if that was interrupted before: nobody knows what is in them then."""
-        if self._torn:
-            raise RuntimeError("an addition was interrupted in the middle: begin anew with another Accumulator")
-        if not self._held:
+        """Add all pending contributions to `sums`. RuntimeError if an earlier addition was interrupted."""
+        if self._interrupted:
+            raise RuntimeError("an addition was interrupted, so the sums are wrong: use a new Accumulator")
+        if not self._updates:
             return
-        self._torn = True
+        self._interrupted = True
         self._settle(sums)
-        self._held, self._torn = [], False
+        self._updates, self._interrupted = [], False
 
     def _settle(self, sums: NDArray[np.int64]) -> None:
-        held, kernels = self._held, self._kernels
+        held, kernels = self._updates, self._kernels
         assert kernels is not None
-        for weighed in held:
-            weighed.add_values(sums, kernels)
+        for weighted in held:
+            weighted.add_values(sums, kernels)
         pieces = _pieces(held[0])
 
         def work(first: int, last: int) -> None:
@@ -109,35 +109,35 @@ class Waiting:
 
 
 def _add(
-    held: Sequence[Weighed], run: int, start: int, stop: int, sums: NDArray[np.int64], kernels: ModuleType
+    held: Sequence[WeightedUpdate], run: int, start: int, stop: int, sums: NDArray[np.int64], kernels: ModuleType
 ) -> None:
-    """Values start..stop of a run of all of them."""
+    """Add values start..stop of one run of all pending contributions."""
     block = held[0].block
-    pieces = [weighed.piece(run, start, stop) for weighed in held]
-    factors = [weighed.factor for weighed in held]
+    pieces = [weighted.piece(run, start, stop) for weighted in held]
+    factors = [weighted.factor for weighted in held]
     if len(held) <= _FEW:
         for piece, factor in zip(pieces, factors, strict=True):
             kernels.add_uniform(*piece, block, factor, sums)
         return
-    missing = TOGETHER - len(held)  # filled up with what adds nothing
+    missing = MAX_PENDING - len(held)  # the kernel takes MAX_PENDING packets: fill up with zeros
     levels, scales = zip(*pieces, *[pieces[0]] * missing, strict=True)
     kernels.add_eight(levels, scales, (*factors, *[0.0] * missing), block, sums)
 
 
 def _decoded(part: Part, kernels: ModuleType) -> tuple[NDArray[np.float32], float]:
-    """Values, and the largest magnitude; MalformedUpdate for what no encoder writes."""
-    if part.codec.name == "float32" and np.isfinite(most := kernels.largest_magnitude(part.sides)):
-        return part.sides, float(most)  # as they lie in the packet
+    """Values and their largest magnitude; MalformedUpdate for what no encoder writes."""
+    if part.codec.name == "float32" and np.isfinite(most := kernels.largest_magnitude(part.scales)):
+        return part.scales, float(most)  # a view of the packet
     values = np.empty(part.run.stop - part.run.start, np.float32)
     part.decode(values)
     return values, float(kernels.largest_magnitude(values))
 
 
-def _pieces(weighed: Weighed) -> list[tuple[int, int, int]]:
-    """(run, start, stop): about _PIECE values each, whole blocks."""
-    step = max(1, _PIECE // weighed.block) * weighed.block
+def _pieces(weighted: WeightedUpdate) -> list[tuple[int, int, int]]:
+    """(run, start, stop): parts of about _PIECE values each, whole blocks."""
+    step = max(1, _PIECE // weighted.block) * weighted.block
     return [
         (run, start, min(start + step, part.levels.size))
-        for run, (_, part) in enumerate(weighed.levels)
+        for run, (_, part) in enumerate(weighted.levels)
         for start in range(0, part.levels.size, step)
     ]

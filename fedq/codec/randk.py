@@ -1,7 +1,7 @@
-"""Values picked at random by a seed that both ends know: no index travels. Knows one run; sparse.py carries the values.
+"""Send values that a shared seed picks at random, so no index is sent. sparse.py encodes the values.
 
-Picked are the values whose word, of key seed + 3 * 2^32 and the value's index in the vector, is smallest; of equal
-words those that come first.
+The values with the smallest random words are picked, where the word has the key seed + 3 * 2^32 and the value's index
+in the vector. Of equal words the first ones are picked.
 """
 
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ from fedq.codec.sparse import Sparse, smallest
 
 @dataclass(frozen=True)
 class RandK(Sparse):
-    """A random `fraction` of the values (arXiv:1809.07599), times n / k, so that the mean is the vector.
+    """A random `fraction` of the values (arXiv:1809.07599), times n / k, so that the mean over seeds is the vector.
 
-    With `feedback` they are sent as they are: what is fed back fixes the bias, and the factor would enlarge the error.
+    With `feedback` the factor is left out: error feedback corrects the bias, and the factor would enlarge the error.
     """
 
     name: ClassVar[str] = "randk"
@@ -28,7 +28,7 @@ class RandK(Sparse):
     uses_seed: ClassVar[bool] = True
 
     def encode_run(
-        self, values: NDArray[np.float32], sides: NDArray[np.float32], levels: NDArray[np.uint8], stream: Stream
+        self, values: NDArray[np.float32], scales: NDArray[np.float32], levels: NDArray[np.uint8], stream: Stream
     ) -> None:
         check_finite(values)
         kept = values[self._indices(values.size, stream)]
@@ -38,14 +38,14 @@ class RandK(Sparse):
             if not np.isfinite(kept).all():
                 factor = values.size / kept.size
                 raise ValueError(f"a value times {factor:g} exceeds float32: use feedback=true or a larger fraction")
-        self._encode_kept(kept, sides, levels, stream)
+        self._encode_kept(kept, scales, levels, stream)
 
     def decode_run(
-        self, sides: NDArray[np.float32], levels: NDArray[np.uint8], values: NDArray[np.float32], stream: Stream
+        self, scales: NDArray[np.float32], levels: NDArray[np.uint8], values: NDArray[np.float32], stream: Stream
     ) -> None:
         indices = self._indices(values.size, stream)
         values[:] = 0
-        values[indices] = self._decode_kept(sides, levels, indices.size, stream)
+        values[indices] = self._decode_kept(scales, levels, indices.size, stream)
 
     def _indices(self, num_values: int, stream: Stream) -> NDArray[np.int64]:
         words = random_words(key=stream.seed + 3 * 2**32, first_index=stream.first_index, count=num_values)

@@ -1,16 +1,17 @@
-"""Random words from a key and an index, to round, rotate and pick by. Knows integers; not codecs or packets.
+"""Random words from a key and an index, for rounding, rotation and random choice. Does not know codecs or packets.
 
-A counter-based generator: word i depends on (key, i) alone, so any split of the vector over blocks, segments,
-threads or languages draws the same bits. All arithmetic is modulo 2^64:
+A counter-based generator: word i depends only on (key, i), so every split of the vector into blocks, segments or
+threads, and every implementation language, draws the same bits. All arithmetic is modulo 2^64:
 
     mix(z):   z ^= z >> 30;  z *= 0xBF58476D1CE4E5B9;  z ^= z >> 27;  z *= 0x94D049BB133111EB;  z ^= z >> 31
     hash(j) = mix(mix(key) + (j + 1) * 0x9E3779B97F4A7C15)
     word(i) = bits 32 (i mod 2) to 32 (i mod 2) + 31 of hash(floor(i / 2))
     half(i) = bits 16 (i mod 4) to 16 (i mod 4) + 15 of hash(floor(i / 4))
 
-`mix` is the finaliser of SplitMix64 (Steele, Lea and Flood 2014; Vigna's constants). The key is mixed first:
-else keys GOLDEN apart would give shifted copies of one stream. One hash serves two words, or four values that are
-rounded, because 64-bit products are what a vector unit is slow at. Not a cryptographic generator: no secrecy is needed.
+`mix` is the finaliser of SplitMix64 (Steele, Lea and Flood 2014; Vigna's constants). The key is mixed first, because
+keys that differ by GOLDEN would otherwise give shifted copies of one stream. One hash gives two words, or the halves
+for four rounded values, because vector units are slow at 64-bit products. The generator is not cryptographic: nothing
+here needs secrecy.
 """
 
 import numpy as np
@@ -27,12 +28,12 @@ def random_words(*, key: int, first_index: int, count: int) -> NDArray[np.uint32
 
 
 def random_halves(*, key: int, first_index: int, count: int) -> NDArray[np.uint16]:
-    """Halves of the same indices, uniform in 0..2^16-1."""
+    """The halves with these indices, uniform in 0..2^16-1."""
     return _hashes(key, first_index, count, each=4).view("<u2")[first_index % 4 :][:count]
 
 
 def _hashes(key: int, first_index: int, count: int, *, each: int) -> NDArray[np.uint64]:
-    """Those that `count` indices from the first on need, where each serves `each` of them; little-endian."""
+    """The hashes for `count` indices from `first_index` on, where one hash serves `each` indices; little-endian."""
     hashes = np.arange(first_index // each + 1, -(-(first_index + count) // each) + 1, dtype=np.uint64)
     hashes *= np.uint64(GOLDEN)
     hashes += _mix(np.array([key], np.uint64))

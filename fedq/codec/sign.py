@@ -1,4 +1,4 @@
-"""One bit a value. Knows its size; blockwise.py does the work."""
+"""sign: one bit per value. blockwise.py implements the codec."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -8,7 +8,7 @@ from fedq.codec.blockwise import Blockwise
 
 @dataclass(frozen=True)
 class Sign(Blockwise):
-    """One bit a value: signSGD (arXiv:1802.04434), with `rotate` DRIVE (arXiv:2105.08339)."""
+    """One bit per value: signSGD (arXiv:1802.04434), with `rotate` DRIVE (arXiv:2105.08339)."""
 
     name: ClassVar[str] = "sign"
     wire_id: ClassVar[int] = 6

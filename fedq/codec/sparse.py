@@ -1,4 +1,4 @@
-"""Codecs that keep a fraction of the values, as int8, and send zeros for the rest. Knows one run; not packets."""
+"""Codecs that send a fraction of the values as int8 and decode the rest as zero. Depends on one run; not on packets."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Self
@@ -15,7 +15,7 @@ LEAST_FRACTION = np.float32(1e-6)
 
 @dataclass(frozen=True)
 class Sparse:
-    """`fraction` of each run's values, at least one, as int8 (whose `block` and `rounding` these are)."""
+    """Send `fraction` of each run's values, at least one, as int8 with these `block` and `rounding` options."""
 
     fraction: float = 0.01
     block: int | None = None
@@ -32,7 +32,7 @@ class Sparse:
         number = isinstance(self.fraction, int | float) and not isinstance(self.fraction, bool)
         if not number or not 0 <= self.fraction <= 1 or np.float32(self.fraction) < LEAST_FRACTION:
             raise ValueError(f"codec.fraction={self.fraction!r}: must be a number 1e-06..1; try 0.01")
-        # As it stands in the header, so that both ends count alike.
+        # The value that the header holds, so that encoder and decoder get the same count.
         object.__setattr__(self, "fraction", float(np.float32(self.fraction)))
         values = Int8(self.block, self.rounding)
         object.__setattr__(self, "block", values.block)
@@ -45,17 +45,17 @@ class Sparse:
 
     @classmethod
     def from_options(cls, options: bytes) -> Self:
-        told = Options.from_bytes(options)
-        if told.rotate:
-            raise ValueError(f"options={options.hex()}: {cls.name} does not rotate: it picks values where they stand")
-        return cls(told.fraction, told.block, told.rounding, told.feedback, told.entropy)
+        parsed = Options.from_bytes(options)
+        if parsed.rotate:
+            raise ValueError(f"options={options.hex()}: {cls.name} cannot rotate; use rotate=false")
+        return cls(parsed.fraction, parsed.block, parsed.rounding, parsed.feedback, parsed.entropy)
 
     def num_kept(self, num_values: int) -> int:
-        """Values of a run that are sent: fraction * num_values to the nearest, at least 1."""
+        """Number of values of a run that are sent: fraction * num_values, rounded to nearest, at least 1."""
         return min(num_values, max(1, int(self.fraction * num_values + 0.5)))
 
-    def num_sides(self, num_values: int) -> int:
-        return self._values.num_sides(self.num_kept(num_values))
+    def num_scales(self, num_values: int) -> int:
+        return self._values.num_scales(self.num_kept(num_values))
 
     def num_level_bytes(self, num_values: int) -> int:
         kept = self.num_kept(num_values)
@@ -63,29 +63,29 @@ class Sparse:
 
     @property
     def _values(self) -> Int8:
-        """What carries the kept values."""
+        """The codec of the sent values."""
         return Int8(self.block, self.rounding)
 
     def _index_bytes(self, num_values: int, num_kept: int) -> int:
-        """Bytes of the indices, before the levels: none where both ends know them."""
+        """Bytes of the indices, before the levels; 0 if both ends know the indices."""
         return 0
 
     def _encode_kept(
-        self, kept: NDArray[np.float32], sides: NDArray[np.float32], levels: NDArray[np.uint8], stream: Stream
+        self, kept: NDArray[np.float32], scales: NDArray[np.float32], levels: NDArray[np.uint8], stream: Stream
     ) -> None:
-        # Rounded by their place among the kept ones of this run, from where the run starts.
-        self._values.encode_run(kept, sides, levels[levels.size - kept.size :], stream)
+        # The random numbers of rounding belong to the position among the sent values of this run.
+        self._values.encode_run(kept, scales, levels[levels.size - kept.size :], stream)
 
     def _decode_kept(
-        self, sides: NDArray[np.float32], levels: NDArray[np.uint8], kept: int, stream: Stream
+        self, scales: NDArray[np.float32], levels: NDArray[np.uint8], kept: int, stream: Stream
     ) -> NDArray[np.float32]:
         values = np.empty(kept, np.float32)
-        self._values.decode_run(sides, levels[levels.size - kept :], values, stream)
+        self._values.decode_run(scales, levels[levels.size - kept :], values, stream)
         return values
 
 
 def smallest(keys: NDArray[np.unsignedinteger], count: int) -> NDArray[np.int64]:
-    """Indices of the `count` smallest keys, increasing; of equal keys those that come first."""
+    """Indices of the `count` smallest keys, increasing; of equal keys the first ones."""
     if count == keys.size:
         return np.arange(count)
     bound = np.partition(keys, count - 1)[count - 1]

@@ -1,6 +1,6 @@
-"""Splits a range of work over the cores. Knows ranges and functions; not arrays, codecs or numba.
+"""Split a range of work over the cores. Depends on ranges and functions; not on arrays, codecs or numba.
 
-The work must release the GIL to gain from it, and its parts must not depend on each other.
+The work must release the GIL to run in parallel, and its parts must not depend on each other.
 """
 
 import itertools
@@ -15,30 +15,30 @@ T = TypeVar("T")
 
 ENVIRONMENT = "FEDQ_CODEC_THREADS"
 LARGEST_LIMIT = 256
-# At most so many threads; None: what the environment says, else all usable cores.
+# Maximum number of threads; None: FEDQ_CODEC_THREADS in the environment, else all usable cores.
 limit: int | None = None
 
-_PARTS_PER_THREAD = 4  # so that a core that others use too delays the rest by a part, not by its whole share
+_PARTS_PER_THREAD = 4  # a busy core then delays the result by one part, not by its whole share
 _lock = threading.Lock()
-# Of each process that used one. A child that was forked must neither use nor collect its parent's: its threads are
-# gone, and its locks may be held by one of them.
+# One pool per process. A forked child must neither use nor collect its parent's pool: the threads do not exist in the
+# child, and one of them may have held a lock.
 _pools: dict[int, ThreadPoolExecutor] = {}
 
 
 def threads() -> int:
-    """How many threads `split` works on at most, this one included."""
+    """The maximum number of threads that `split` uses, including the calling thread."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if limit is not None:
         return min(cores, _checked(limit, "fedq.codec.threads.limit"))
-    told = os.environ.get(ENVIRONMENT, "")
-    return min(cores, _checked(int(told) if told.isdecimal() else told, ENVIRONMENT)) if told else cores
+    value = os.environ.get(ENVIRONMENT, "")
+    return min(cores, _checked(int(value) if value.isdecimal() else value, ENVIRONMENT)) if value else cores
 
 
 def split(work: Callable[[int, int], T], count: int, *, grain: int) -> list[T]:
-    """work(start, stop) of contiguous parts of 0..count, in order; all in this thread if count < 2 * grain.
+    """Call work(start, stop) on contiguous parts of 0..count; results in order. One thread only if count < 2 * grain.
 
-    No part is smaller than `grain`, except where count is. Should parts fail, one of their errors is raised, once
-    no part is being worked on any more.
+    No part is smaller than `grain`, unless count is. If parts fail, one of their errors is raised after all other
+    parts have stopped.
 
     >>> split(lambda start, stop: stop - start, 10, grain=100)
     [10]
@@ -51,8 +51,8 @@ def split(work: Callable[[int, int], T], count: int, *, grain: int) -> list[T]:
     num_parts = min(count // grain, _PARTS_PER_THREAD * (helpers + 1))
     edges = [count * part // num_parts for part in range(num_parts + 1)]
     done: dict[int, T] = {}
-    tickets = itertools.count()  # next() of it is atomic
-    # Emptied at the end: a pool's thread drops its last job when it pleases, and with it what the work refers to.
+    tickets = itertools.count()  # next() is atomic
+    # Emptied at the end: a pool's thread may keep its last job, and all that the job refers to, for any time.
     held = [work]
 
     def take_parts() -> None:
@@ -60,7 +60,7 @@ def split(work: Callable[[int, int], T], count: int, *, grain: int) -> list[T]:
             while (part := next(tickets)) < num_parts:
                 done[part] = held[0](edges[part], edges[part + 1])
         except BaseException:
-            for _ in range(num_parts):  # nobody starts another part
+            for _ in range(num_parts):  # take the other tickets, so that no thread starts another part
                 next(tickets)
             raise
 
@@ -68,7 +68,7 @@ def split(work: Callable[[int, int], T], count: int, *, grain: int) -> list[T]:
     try:
         take_parts()
     finally:
-        # One that has not started yet has nothing left to do; waiting for it could be waiting for ourselves.
+        # A copy that has not started has nothing left to do; waiting for it could be a deadlock.
         running = [future for future in futures if not future.cancel()]
         errors = [future.exception() for future in running]
         held.clear()
@@ -79,9 +79,9 @@ def split(work: Callable[[int, int], T], count: int, *, grain: int) -> list[T]:
 
 
 def _started(function: Callable[[], None], copies: int) -> list[Future[None]]:
-    """As many copies as the system allows; maybe none, at the interpreter's exit or at the limit of threads."""
+    """Start as many copies as the system allows; maybe none, at interpreter exit or at the thread limit."""
     futures: list[Future[None]] = []
-    if sys.is_finalizing():  # no pool takes work any more
+    if sys.is_finalizing():  # pools accept no more work
         return futures
     try:
         with _lock:
@@ -92,20 +92,20 @@ def _started(function: Callable[[], None], copies: int) -> list[Future[None]]:
         for _ in range(copies):
             futures.append(pool.submit(function))
     except RuntimeError:
-        pass  # this thread does the work of those that are missing
+        pass  # this thread does the work of the missing threads
     return futures
 
 
 def _after_fork() -> None:
     global _lock
-    _lock = threading.Lock()  # the parent's may have been held
+    _lock = threading.Lock()  # the parent's lock may have been held
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def _checked(told: int | str, name: str) -> int:
-    if type(told) is not int or not 1 <= told <= LARGEST_LIMIT:
-        raise ValueError(f"{name}={told!r}: must be an integer 1..{LARGEST_LIMIT}; leave it out to use all cores")
-    return told
+def _checked(value: int | str, name: str) -> int:
+    if type(value) is not int or not 1 <= value <= LARGEST_LIMIT:
+        raise ValueError(f"{name}={value!r}: must be an integer 1..{LARGEST_LIMIT}; leave it out to use all cores")
+    return value

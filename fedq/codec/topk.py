@@ -1,7 +1,7 @@
-"""The values of largest magnitude, and where they stand. Knows one run; sparse.py carries the values.
+"""Send the values of largest magnitude and their indices. Depends on one run; sparse.py encodes the values.
 
-Which values those are tells something of the data. Under DP the update is noise before it is packed, so that picking
-from it is post-processing; without DP an observer learns the places as it learns the values.
+The choice of indices reveals something about the data. Under DP the update is noised before it is packed, so the choice
+is post-processing. Without DP an observer learns the indices as it learns the values.
 """
 
 from dataclasses import dataclass
@@ -18,29 +18,29 @@ from fedq.codec.sparse import Sparse, smallest
 
 @dataclass(frozen=True)
 class TopK(Sparse):
-    """The largest `fraction` of the values (arXiv:1809.07599): biased, so use it with `feedback`."""
+    """The largest `fraction` of the values (arXiv:1809.07599): biased, so use error feedback (`feedback`)."""
 
     name: ClassVar[str] = "topk"
     wire_id: ClassVar[int] = 7
     uses_seed: ClassVar[bool] = False
 
     def encode_run(
-        self, values: NDArray[np.float32], sides: NDArray[np.float32], levels: NDArray[np.uint8], stream: Stream
+        self, values: NDArray[np.float32], scales: NDArray[np.float32], levels: NDArray[np.uint8], stream: Stream
     ) -> None:
         check_finite(values)
-        # Magnitudes of floats order as their bits do; the complement makes the largest the smallest.
+        # The bits of floats order as their magnitudes do; the complement turns the largest into the smallest.
         order = ~(np.ascontiguousarray(values).view(np.uint32) & np.uint32(0x7FFFFFFF))
         indices = smallest(order, self.num_kept(values.size))
         elias_fano.write(indices, values.size, levels[: levels.size - indices.size])
-        self._encode_kept(values[indices], sides, levels, stream)
+        self._encode_kept(values[indices], scales, levels, stream)
 
     def decode_run(
-        self, sides: NDArray[np.float32], levels: NDArray[np.uint8], values: NDArray[np.float32], stream: Stream
+        self, scales: NDArray[np.float32], levels: NDArray[np.uint8], values: NDArray[np.float32], stream: Stream
     ) -> None:
         kept = self.num_kept(values.size)
         indices = elias_fano.read(levels[: levels.size - kept], values.size, kept)
         values[:] = 0
-        values[indices] = self._decode_kept(sides, levels, kept, stream)
+        values[indices] = self._decode_kept(scales, levels, kept, stream)
 
     def _index_bytes(self, num_values: int, num_kept: int) -> int:
         return elias_fano.num_bytes(num_values, num_kept)

@@ -1,4 +1,4 @@
-"""Blocks of values <-> evenly spaced levels, one scale a block. Knows blocks; not runs, bits or packets.
+"""Quantize blocks of values to evenly spaced levels, one scale a block. Depends on blocks; not on runs or packets.
 
 `largest` is the largest level: 127, 7 or 1. With A the largest magnitude in a block:
 
@@ -13,7 +13,7 @@ Every operation above rounds once, to float32: a compiled kernel gives the same 
 widens. Scales are never subnormal, so they do not depend on a flush-to-zero mode, and largest * limit is finite,
 so no packet decodes to infinity.
 
-|y| is at most largest * (1 + 3 * 2^-24), and 127 + 2^-17 at most where that is 127: no level is above the largest.
+|y| is at most largest * (1 + 3 * 2^-24), and at most 127 + 2^-17 where largest is 127: no level exceeds `largest`.
 
 Error: at most 1/2 scale (nearest) or 1 scale (stochastic), plus 2^-15 scale: three products and quotients of relative
 error 2^-24 each on at most 127 scales add up to 381 * 2^-24, and stochastic rounding to 2^-16 levels first adds 2^-17.
@@ -31,7 +31,7 @@ _FLT_MAX = np.finfo(np.float32).max
 
 
 def largest_scale(largest: int) -> np.float32:
-    """The largest float32 scale that `largest` levels of still make a finite float32."""
+    """The largest float32 scale for which scale * largest is a finite float32."""
     limit = np.float32(_FLT_MAX / np.float32(largest))
     with np.errstate(over="ignore"):
         return limit if np.isfinite(np.float32(largest) * limit) else np.nextafter(limit, np.float32(0))
@@ -40,7 +40,7 @@ def largest_scale(largest: int) -> np.float32:
 def to_levels(
     blocks: NDArray[np.float32], largest: int, limit: np.float32, *, first_index: int, key: int | None
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Scales of shape (blocks,) and levels as float32 of shape (blocks, width); `key=None` rounds to nearest."""
+    """Scales (shape (blocks,)) and levels as float32 (shape (blocks, width)); `key=None` rounds to nearest."""
     magnitude = np.maximum(blocks.max(axis=1), -blocks.min(axis=1))
     if not np.isfinite(magnitude).all():
         raise NonFiniteError
@@ -49,7 +49,7 @@ def to_levels(
         scales[magnitude == 0] = 0
         y = blocks * _inverse(scales)[:, None]
     if key is None:
-        # |y| is at most largest + 2^-16, so rounding is the clipping.
+        # |y| is at most largest + 2^-16, so rounding also clips.
         return scales, np.rint(y, out=y)
     halves = random_halves(key=key, first_index=first_index, count=y.size).reshape(y.shape)
     fixed = np.rint(y * np.float32(2.0**16)).astype(np.int32)

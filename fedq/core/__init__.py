@@ -1,1 +1,1 @@
-"""Small leaves that every package may use: keyed generators, atomic writes, JIT, wording. Imports nothing of fedq."""
+"""Small modules that every package may use: keyed generators, atomic writes, JIT, text. Imports nothing of fedq."""

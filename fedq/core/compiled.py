@@ -1,6 +1,6 @@
-"""Turns a function into machine code at its first call. Knows numba; not what the functions compute.
+"""Compile a function to machine code at its first call. Depends on numba; does not know what the functions compute.
 
-No `parallel=True`: numba's own threads survive neither a fork nor being called from several threads. No fastmath.
+No `parallel=True`: numba's own threads survive neither a fork nor a call from several threads. No fastmath.
 """
 
 import hashlib
@@ -16,22 +16,22 @@ _SETTINGS = {"nogil": True, "error_model": "numpy"}
 i8, u8, f4, f8, i64, u64 = types.int8, types.uint8, types.float32, types.float64, types.int64, types.uint64
 boolean, void = types.boolean, types.void
 
-inner = njit(inline="never", **_SETTINGS)  # called by kernels only
+inner = njit(inline="never", **_SETTINGS)  # for functions that only kernels call
 
 
 @cache
 def _digest(folder: Path) -> str:
-    """Of all files that go into the kernels of a room."""
+    """A digest of all files with kernels of a package."""
     files = [Path(__file__), *sorted(folder.glob("kernel*.py"))]
     return hashlib.blake2b(b"".join(path.read_bytes() for path in files), digest_size=4).hexdigest()
 
 
 class Kernel:
-    """Compiled, or read from numba's cache, at its first call, and for one signature whatever it is called with."""
+    """A function that is compiled, or read from numba's cache, at its first call, for one signature only."""
 
     def __init__(self, function: Callable[..., Any], signature: Any) -> None:
         self.__doc__, self.__name__ = function.__doc__, function.__name__
-        # Numba names the file in its cache after this, and by itself looks only at the file that the kernel is in.
+        # The name becomes part of numba's cache key. By itself numba checks only the file that holds the kernel.
         function.__qualname__ += f"_{_digest(Path(function.__code__.co_filename).parent)}"
         self._function, self._signature = function, signature
         self._dispatcher = njit(cache=True, **_SETTINGS)(function)
@@ -42,12 +42,12 @@ class Kernel:
         return (self._compiled or self.compile())(*arguments)
 
     def compile(self) -> Any:
-        """What numba made of it."""
+        """Compile now and return numba's function."""
         with self._lock:
             if self._compiled is None:
                 try:
                     self._dispatcher.compile(self._signature)
-                except Exception:  # a cache that is damaged, or cannot be written
+                except Exception:  # a damaged cache, or one that cannot be written
                     self._dispatcher = njit(**_SETTINGS)(self._function)
                     self._dispatcher.compile(self._signature)
                 self._dispatcher.disable_compile()
@@ -56,12 +56,12 @@ class Kernel:
 
 
 def kernel(result: Any, *arguments: Any) -> Callable[[Callable[..., Any]], Kernel]:
-    """Decorator: a Kernel of these types."""
+    """Decorator: make a Kernel with these types."""
     return lambda function: Kernel(function, result(*arguments))
 
 
 def reads(dtype: Any) -> Any:
-    """What any contiguous array converts to: a packet is read-only, and its floats may lie anywhere."""
+    """A read-only array type that any contiguous array converts to: a packet is read-only, and may be unaligned."""
     return types.Array(dtype, 1, "C", readonly=True, aligned=False)
 
 
@@ -70,5 +70,5 @@ def writes(dtype: Any) -> Any:
 
 
 def eight(dtype: Any) -> Any:
-    """A tuple of eight of a type."""
+    """A tuple of eight values of one type."""
     return types.UniTuple(dtype, 8)

@@ -1,8 +1,8 @@
-"""Keep torch's compiler out of processes that never compile. Knows one import of torch.optim; not models or training.
+"""Keep torch's compiler out of processes that never compile. Depends on one import of torch.optim.
 
-Each optimizer of torch 2 imports `torch._dynamo` when it is made and when it steps, only to tell the compiler to leave
-it alone. Where nothing is compiled that is a second of start-up for nothing, and a deployed client pays it for each
-message.
+Each optimizer of torch 2 imports `torch._dynamo` when it is created and when it steps, only to exclude itself from
+compilation. Where nothing is compiled, this is a second of start-up without a use, and a deployed client pays it for
+each message.
 """
 
 import sys
@@ -18,9 +18,9 @@ _NAME = "torch._dynamo"
 
 @contextmanager
 def without_compiler() -> Iterator[None]:
-    """Around the making and the steps of optimizers. Does nothing once the compiler is loaded.
+    """Use this around the creation and the steps of optimizers. It does nothing once the compiler is loaded.
 
-    Nothing of a user's runs inside, so whoever does compile gets the real module.
+    No user code runs inside, so code that does compile gets the real module.
     """
     if _NAME in sys.modules:
         yield
@@ -38,7 +38,7 @@ def without_compiler() -> Iterator[None]:
 
 
 def _disable(function: Callable[..., Any], recursive: bool = True, **_: Any) -> Callable[..., Any]:
-    """torch keeps what this returns for good, so it asks the real compiler as soon as there is one."""
+    """torch keeps this result permanently, so it calls the real compiler as soon as there is one."""
     real: list[Callable[..., Any]] = []
 
     def called(*args: Any, **kwargs: Any) -> Any:

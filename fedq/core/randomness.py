@@ -1,7 +1,7 @@
-"""Generators keyed by (seed, what for, who, when). Knows no global state and no caller.
+"""Random generators keyed by (seed, purpose, client, time). Does not know any global state or caller.
 
-A draw depends on its key alone, never on what was drawn before, so that one experiment gives the same
-bits whatever process, order or runtime its clients run in.
+A draw depends only on its key, never on earlier draws, so one experiment gives the same bits in every process, order
+or runtime.
 """
 
 import hashlib
@@ -23,5 +23,5 @@ def key64(seed: int, *parts: Part) -> int:
 
 
 def generator(seed: int, *parts: Part) -> np.random.Generator:
-    """A counter-based generator (Philox) of its own for the key."""
+    """A separate counter-based generator (Philox) for the key."""
     return np.random.Generator(np.random.Philox(key=key(seed, *parts)))

@@ -1,7 +1,7 @@
-"""torch's global generators, seeded for a while and put back. Knows torch's devices; no models and no caller.
+"""Seed torch's global generators for a while and restore them. Depends on torch's devices; not on models.
 
-Layers that draw, such as dropout, draw from the generator of the device they are on, and `torch.manual_seed` seeds
-them all. One that is not put back would go on from a seed that others know.
+Layers that draw random numbers, such as dropout, use the generator of their device, and `torch.manual_seed` seeds all
+of them. A generator that is not restored would continue from a seed that others know.
 """
 
 from collections.abc import Iterator
@@ -12,9 +12,9 @@ import torch
 
 @contextmanager
 def seeded(seed: int, *devices: torch.device) -> Iterator[None]:
-    """Seed the generators of the CPU and of `devices` here, and put them back after."""
+    """Seed the generators of the CPU and of `devices`, and restore them afterwards."""
     metal = any(device.type == "mps" for device in devices)
-    before = torch.mps.get_rng_state() if metal else None  # fork_rng does not know how
+    before = torch.mps.get_rng_state() if metal else None  # fork_rng does not support MPS
     with torch.random.fork_rng(devices=[device for device in devices if device.type == "cuda"]):
         torch.manual_seed(seed)
         try:

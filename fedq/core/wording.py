@@ -1,4 +1,4 @@
-"""Numbers and foreign text as a person reads them. Knows formats; not what is shown where."""
+"""Format numbers and untrusted text for people. Does not know where they are shown."""
 
 import math
 import unicodedata
@@ -19,7 +19,7 @@ def number(value: float | None) -> str:
 
 
 def fixed(value: float | None) -> str:
-    """Three decimals where they say something, else an exponent: a column of losses lines up."""
+    """Three decimals if the value has them, else an exponent, so that a column of losses is aligned."""
     if value is None or not math.isfinite(value):
         return NONE
     return f"{value:.3f}" if value == 0 or 0.001 <= abs(value) < 10_000 else f"{value:.1e}"
@@ -35,7 +35,7 @@ def spent(epsilon: float | None) -> str:
 
 
 def size(num_bytes: int | None) -> str:
-    """Decimal units, as networks and disks count: 1234567 -> '1.23 MB'."""
+    """Decimal units, as for networks and disks: 1234567 -> '1.23 MB'."""
     if num_bytes is None:
         return NONE
     if abs(num_bytes) < 1000:
@@ -65,7 +65,7 @@ def duration(seconds: float | None) -> str:
 
 
 def clock(seconds: float) -> str:
-    """'0:41', '3:07', '2:05:09': for a line that ticks."""
+    """'0:41', '3:07', '2:05:09': for a running clock."""
     whole = int(seconds)
     hours, rest = divmod(whole, 3600)
     return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
@@ -92,7 +92,7 @@ def times(ratio: float | None) -> str:
 
 
 def one_line(text: str, *, limit: int = 500) -> str:
-    """Foreign text made harmless: a client's id cannot move the cursor, recolour or forge a line."""
+    """Make untrusted text safe: a client's id cannot move the cursor, change colours or forge a line."""
     shown = "".join(c if unicodedata.category(c)[0] != "C" and c not in "\u2028\u2029" else _escape(c) for c in text)
     return shown if len(shown) <= limit else shown[: limit - 3] + "..."
 

@@ -1,4 +1,4 @@
-"""Datasets and how they are dealt to clients. Knows arrays and files; not models, Flower or Hydra."""
+"""Datasets and their partition over clients. Depends on arrays and files; not on models, Flower or Hydra."""
 
 from fedq.data.accept import as_dataset
 from fedq.data.errors import DataNotFoundError

@@ -1,4 +1,4 @@
-"""Turn what a user's own loader returns into a Dataset. Knows arrays and tensors; not files."""
+"""Turn the result of a user's own loader into a Dataset. Depends on arrays and tensors; not on files."""
 
 from typing import Any
 
@@ -11,10 +11,11 @@ ACCEPTED = (
 
 
 def as_dataset(obj: Any, name: str) -> Dataset:
-    """Check and wrap what `data._target_` returned; `name` stands in messages and results.
+    """Check and wrap the object that `data._target_` returned; `name` is used in messages and results.
 
-    The number of outputs is the highest class + 1, or the columns of float targets. Where a client holds
-    its own data and may lack the highest class, return a Dataset, which states `num_outputs`.
+    The number of outputs is the highest class + 1, or the number of columns of float targets. Where a client holds
+    its own data and may lack the highest class, return a Dataset, which states `num_outputs`. ValueError for other
+    objects.
 
     >>> import numpy as np
     >>> data = as_dataset((np.eye(3), np.array([0, 1, 2])), name="corners")
@@ -39,7 +40,7 @@ def _splits(obj: Any, name: str) -> tuple[Examples, Examples | None]:
 
 
 def _examples(pair: Any, where: str) -> Examples:
-    # Nested lists stay refused: a list of two rows and a pair of two arrays look the same.
+    # Nested lists are refused: a list of two rows and a pair of two arrays look the same.
     if any(not hasattr(part, "shape") for part in pair):
         raise ValueError(f"{where}: is {_describe(pair)}, not arrays; return {ACCEPTED}")
     try:
@@ -51,7 +52,7 @@ def _examples(pair: Any, where: str) -> Examples:
 def _num_outputs(train: Examples, test: Examples | None) -> int:
     if train.targets.ndim == 2:
         return int(train.targets.shape[1])
-    # A class that only the test set shows still needs an output. `Dataset` refuses mixed kinds of targets.
+    # A class that only the test set contains still needs an output. `Dataset` refuses mixed types of targets.
     shown = [split.targets for split in (train, test) if split is not None and len(split)]
     return 1 + max((int(targets.max()) for targets in shown), default=-1)
 

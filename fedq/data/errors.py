@@ -1,5 +1,5 @@
-"""What this room raises besides ValueError: one exception for each thing a caller can act on."""
+"""The exceptions of this package besides ValueError: one for each problem that a caller can act on."""
 
 
 class DataNotFoundError(FileNotFoundError):
-    """A configured data file is not there; the message says which and how to get it."""
+    """A configured data file does not exist; the message names the file and how to get it."""

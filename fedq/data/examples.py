@@ -1,4 +1,4 @@
-"""Checked arrays: inputs and targets of a dataset and its splits. Knows nothing of where they came from."""
+"""Checked arrays: inputs and targets of a dataset and its splits. Does not know their source."""
 
 import sys
 from dataclasses import dataclass
@@ -10,11 +10,11 @@ import numpy.typing as npt
 Targets = npt.NDArray[np.int64] | npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True, eq=False)  # eq: comparing arrays has no single truth value
+@dataclass(frozen=True, eq=False)  # eq: a comparison of arrays has no single truth value
 class Examples:
     """Inputs float32 (n, ...); targets int64 (n,) for classes, float32 (n, k) for regression and multi-label.
 
-    Arrays and torch tensors of other number types are converted; what would change meaning is refused.
+    Arrays and torch tensors of other number types are converted; a conversion that would change the meaning is refused.
 
     >>> shard = Examples([[0, 1], [2, 3], [4, 5]], [0, 1, 1])
     >>> shard.inputs.dtype, shard.targets.dtype, len(shard[[0, 2]])
@@ -28,7 +28,7 @@ class Examples:
         inputs, targets = _as_inputs(self.inputs), _as_targets(self.targets)
         if len(inputs) != len(targets):
             raise ValueError(
-                f"{len(inputs)} inputs and {len(targets)} targets: each example needs one of both; "
+                f"{len(inputs)} inputs and {len(targets)} targets: each example needs one input and one target; "
                 "make the first axes equal"
             )
         object.__setattr__(self, "inputs", inputs)
@@ -48,11 +48,11 @@ class Examples:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """What an experiment learns from: one training set that clients share out, and two held-out sets.
+    """The data of an experiment: one training set that is partitioned over clients, and two held-out sets.
 
-    `groups` holds the natural client of each training example (strings or integers), where one is known.
-    `fitted_on_private_data` says whether a statistic of the training examples is baked into the inputs; None: the
-    loader does not say, and no run on it is called private.
+    `groups` holds the natural client of each training example (strings or integers), if it is known.
+    `fitted_on_private_data` says whether the inputs contain a statistic of the training examples (such as their mean).
+    None: the loader does not say, and no run on this data is called private.
     """
 
     train: Examples
@@ -65,13 +65,13 @@ class Dataset:
 
     def __post_init__(self) -> None:
         if not len(self.train):
-            raise ValueError(f"{self.name}: there is no training example; give at least 1")
+            raise ValueError(f"{self.name}: there are no training examples; give at least 1")
         classes = self.train.targets.ndim == 1
         if self.num_outputs < (2 if classes else 1):
             rule = "classes, 2 or more, of integer targets" if classes else "columns of float targets"
             raise ValueError(
                 f"{self.name}: num_outputs={self.num_outputs}: must be the number of {rule}; "
-                "give num_outputs, or data that shows them all"
+                "give num_outputs, or data that contains all of them"
             )
         for split, examples in self._splits():
             self._check(split, examples)
@@ -114,7 +114,7 @@ class Dataset:
 
 
 def _array(values: Any) -> npt.NDArray[Any]:
-    # Whoever holds a tensor has imported torch: looking it up keeps this room free of torch's 1.5 s import.
+    # Code that holds a tensor has imported torch already: this look-up saves this package torch's 1.5 s import.
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(values, torch.Tensor):
         values = values.detach().cpu()
@@ -156,14 +156,14 @@ def _as_targets(values: Any) -> Targets:
 
 
 def _finite(array: npt.NDArray[Any], name: str) -> npt.NDArray[np.float32]:
-    with np.errstate(over="ignore"):  # too large for float32 becomes inf, which is reported below
+    with np.errstate(over="ignore"):  # a value too large for float32 becomes inf, which is reported below
         numbers = np.ascontiguousarray(array, dtype=np.float32)
     finite = np.isfinite(numbers)
     if not finite.all():
         first = tuple(int(i) for i in np.unravel_index(int(finite.argmin()), finite.shape))
         raise ValueError(
             f"{name}{list(first)}={array[first]}: must be finite in float32; "
-            f"drop or fill in example {first[0]} (value {', '.join(map(str, first[1:]))} of it)"
+            f"remove example {first[0]}, or fix its value {', '.join(map(str, first[1:]))}"
         )
     return numbers
 

@@ -1,4 +1,4 @@
-"""Fashion-MNIST from idx files, plain or gzipped. Reads files with bounds; downloads nothing."""
+"""Fashion-MNIST from idx files, plain or gzipped. Reads files with size limits; downloads nothing."""
 
 import gzip
 import math
@@ -15,7 +15,7 @@ from fedq.data.examples import Dataset, Examples
 from fedq.data.split import check_fractions, held_out
 
 # Mean and standard deviation of the published training images / 255. The set is public, so these are
-# configuration: they are not computed from what the clients hold.
+# configuration: they are not computed from the clients' data.
 PIXEL_MEAN, PIXEL_STD = 0.2860, 0.3530
 IMAGE_SHAPE = (28, 28)
 LARGEST_FILE = 2**28  # bytes after decompression; the training images are 47 MB
@@ -30,8 +30,8 @@ HOW_TO_GET = (
 def fashion_mnist(path: str = DEBIAN_FOLDER, validation_fraction: float = 0.1) -> Dataset:
     """70,000 images of 28x28, standardised, shape (n, 1, 28, 28), 10 classes (Xiao et al., arXiv:1708.07747).
 
-    `path` is the folder of the four idx files. The last part of the published training set validates:
-    the published order is shuffled, and the published test set stays the test set.
+    `path` is the folder of the four idx files. The last part of the published training set is the validation set:
+    the published order is random already. The published test set is the test set.
     """
     check_fractions(validation_fraction=validation_fraction)
     train = _read_split(Path(path).expanduser(), "train")
@@ -42,7 +42,7 @@ def fashion_mnist(path: str = DEBIAN_FOLDER, validation_fraction: float = 0.1) -
 
 
 def read_idx(path: str | Path, *, largest: int = LARGEST_FILE) -> npt.NDArray[np.uint8]:
-    """Array of unsigned bytes from an idx file, gzipped or not; at most `largest` bytes are ever read.
+    """Read unsigned bytes from an idx file, gzipped or not; never more than `largest` bytes.
 
     Format: bytes 0, 0, type, number of axes; the axes' lengths as big-endian uint32; the values
     (http://yann.lecun.com/exdb/mnist).
@@ -70,9 +70,11 @@ def _parse(stream: IO[bytes], path: Path, largest: int) -> npt.NDArray[np.uint8]
         raise ValueError(f"{path}: ends within its header; copy the file again")
     shape = struct.unpack(f">{magic[3]}I", lengths)
     size = math.prod(shape)
-    # The header is a claim: it is held against a bound before anything of that size is read.
+    # The header is untrusted: its size is checked before anything of that size is read.
     if size > largest:
-        raise ValueError(f"{path}: claims {size} bytes of shape {shape}, over the bound of {largest}; check data.path")
+        raise ValueError(
+            f"{path}: declares {size} bytes of shape {shape}, over the limit of {largest}; check data.path"
+        )
     values = stream.read(size + 1)
     if len(values) != size:
         held = "more" if len(values) > size else len(values)

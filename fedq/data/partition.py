@@ -1,4 +1,4 @@
-"""Deal the training examples to clients. Knows labels and client keys; not inputs, files or models."""
+"""Partition the training examples over clients. Depends on labels and client keys; not on inputs, files or models."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -10,12 +10,12 @@ Indices = npt.NDArray[np.int64]
 Counts = npt.NDArray[np.int64]
 Array = npt.NDArray[Any]
 
-# Draws of a whole Dirichlet partition before the last one is repaired: the usual cases need one or two.
+# Draws of a whole Dirichlet partition before the last one is repaired; usually one or two are enough.
 DRAWS = 100
 
 
 class Partitioner(Protocol):
-    """One sorted index array a client: disjoint, together all examples, none empty."""
+    """A function to one sorted index array per client: disjoint, not empty, together all examples."""
 
     def __call__(
         self, targets: Array, groups: Array | None, *, clients: int, rng: np.random.Generator
@@ -24,7 +24,7 @@ class Partitioner(Protocol):
 
 @dataclass(frozen=True)
 class Iid:
-    """Shuffle and deal: sizes differ by at most one."""
+    """Shuffle and split evenly: sizes differ by at most one."""
 
     def __call__(
         self, targets: Array, groups: Array | None, *, clients: int, rng: np.random.Generator
@@ -35,11 +35,11 @@ class Iid:
 
 @dataclass(frozen=True)
 class Dirichlet:
-    """Label skew: each class is shared out by its own draw from Dirichlet(alpha), so sizes differ too.
+    """Label skew: each class is split by its own draw from Dirichlet(alpha), so sizes differ too.
 
     The per-class form of Yurochkin et al. 2019 (arXiv:1905.12022) of the skew of Hsu et al. 2019
-    (arXiv:1909.06335); small alpha gives each client few classes, large alpha approaches iid.
-    Redrawn until every client has `min_size` examples; the last draw is repaired if none has.
+    (arXiv:1909.06335). Small alpha gives each client few classes; large alpha approaches iid.
+    Repeated until every client has `min_size` examples; the last draw is repaired if none succeeds.
     """
 
     alpha: float = 0.5
@@ -93,7 +93,7 @@ class ByColumn:
     ) -> list[Indices]:
         if groups is None:
             raise ValueError(
-                "partition=by_column: the data names no client for its examples; "
+                "partition=by_column: the data has no client keys for its examples; "
                 "set data.client=COLUMN (data=csv), give Dataset.groups, or use partition=iid"
             )
         keys, key_of = np.unique(groups, return_inverse=True)
@@ -123,9 +123,9 @@ def _check_clients(clients: int, num_examples: int) -> None:
 
 
 def _draw_counts(class_sizes: Counts, clients: int, alpha: float, rng: np.random.Generator) -> Counts:
-    """How many examples of each class (row) each client (column) gets; rows sum to the class's size."""
+    """The number of examples of each class (row) for each client (column); rows sum to the class's size."""
     shares = rng.dirichlet(np.full(clients, alpha), size=len(class_sizes))
-    # Rounding the cumulated shares, not the shares, keeps every row's sum exact.
+    # Rounding the cumulative shares, not the shares, keeps every row's sum exact.
     cuts = np.rint(shares.cumsum(axis=1) * class_sizes[:, None]).astype(np.int64)
     cuts[:, -1] = class_sizes
     return np.diff(cuts, axis=1, prepend=0)
@@ -138,7 +138,7 @@ def _lift_to(counts: Counts, min_size: int) -> Counts:
     while sizes.min() < min_size:
         giver, taker = int(sizes.argmax()), int(sizes.argmin())
         label = int(counts[:, giver].argmax())
-        # The giver stays at or above min_size, so each move only ever fixes: the loop ends.
+        # The giver stays at or above min_size, so no move makes another client too small: the loop ends.
         moved = min(min_size - sizes[taker], sizes[giver] - min_size, counts[label, giver])
         counts[label, giver] -= moved
         counts[label, taker] += moved

@@ -1,7 +1,7 @@
-"""One client's examples as a file of their own. Knows arrays and one file format; not who deals them out.
+"""Write and read one client's examples as a file. Depends on arrays and one file format; not on the partition.
 
-A shard file (`*.shard.npz`) is what a rehearsal gives each client, so that a client process opens its own data and
-nobody else's. It holds arrays and a line of JSON; nothing in it is executed or unpickled.
+A rehearsal gives each client a shard file (`*.shard.npz`), so that a client process opens only its own data.
+The file holds arrays and a line of JSON; nothing in it is executed or unpickled.
 """
 
 import json
@@ -16,12 +16,12 @@ SUFFIX = ".shard.npz"
 
 
 def is_shard(path: str | Path) -> bool:
-    """Whether the path names a shard file; any other file is a loader's."""
+    """Whether the path names a shard file; other files belong to a loader."""
     return str(path).endswith(SUFFIX)
 
 
 def write_shard(path: Path, examples: Examples, like: Dataset) -> None:
-    """Write the examples, and what a client must know of the whole: outputs, name, how inputs were scaled."""
+    """Write the examples, and what a client must know about the whole set: outputs, name, how inputs were scaled."""
     about = {
         "num_outputs": like.num_outputs,
         "name": like.name,
@@ -31,10 +31,9 @@ def write_shard(path: Path, examples: Examples, like: Dataset) -> None:
 
 
 def read_shard(path: str | Path) -> Dataset:
-    """All examples of one client; it has no validation and no test set.
+    """Read all examples of one client, without validation and test set.
 
-    Raises ValueError for a file that is no shard, OSError where it cannot be read.
-
+    ValueError for a file that is not a shard, OSError if it cannot be read.
     >>> import tempfile
     >>> from fedq.data import digits
     >>> whole = digits()
@@ -45,7 +44,7 @@ def read_shard(path: str | Path) -> Dataset:
     (5, 10, 'digits', None)
     """
     try:
-        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:  # numpy leaves a damaged file open
+        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:  # numpy does not close a damaged file
             about = json.loads(str(file["about"]))
             train = Examples(file["inputs"], file["targets"])
         return Dataset(

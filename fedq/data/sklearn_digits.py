@@ -1,4 +1,4 @@
-"""scikit-learn's bundled handwritten digits. Needs no download and no files of its own."""
+"""scikit-learn's bundled handwritten digits. Needs no download and no files."""
 
 import numpy as np
 
@@ -9,12 +9,12 @@ from fedq.data.split import split_indices
 def digits(validation_fraction: float = 0.1, test_fraction: float = 0.2, seed: int = 0) -> Dataset:
     """1,797 images of 8x8 grey levels in [0, 1], shape (n, 1, 8, 8), 10 classes (UCI optdigits, test part).
 
-    Fractions are of all examples; `seed` fixes the split and is apart from the experiment's seed.
+    Fractions refer to all examples; `seed` fixes the split and is independent of the experiment's seed.
     """
     from sklearn.datasets import load_digits  # takes a second to import
 
     loaded = load_digits()
-    # Grey levels count the set pixels of a 4x4 cell: 16 is the scale's public end, not a fitted maximum.
+    # Grey levels count the set pixels of a 4x4 cell: 16 is the public maximum, not a fitted one.
     images = (loaded.images / 16).astype(np.float32)[:, None]
     parts = split_indices(len(images), validation_fraction=validation_fraction, test_fraction=test_fraction, seed=seed)
     train, validation, test = (Examples(images[part], loaded.target[part]) for part in parts)

@@ -1,4 +1,4 @@
-"""Which examples train, validate and test. Knows counts and fractions; not the examples."""
+"""Choose training, validation and test examples. Depends on counts and fractions; not on the examples."""
 
 import hashlib
 
@@ -9,7 +9,7 @@ Indices = npt.NDArray[np.int64]
 
 
 def check_fractions(*, validation_fraction: float, test_fraction: float = 0.0) -> None:
-    """Refuse fractions that leave nothing to train on."""
+    """ValueError for fractions that leave no training examples."""
     for key, value in (("validation_fraction", validation_fraction), ("test_fraction", test_fraction)):
         if not 0 <= value < 1:
             raise ValueError(f"data.{key}={value}: must be at least 0 and below 1; try 0.1")
@@ -21,20 +21,20 @@ def check_fractions(*, validation_fraction: float, test_fraction: float = 0.0) -
 
 
 def trained_on(num_examples: int, fraction: float) -> int:
-    """How many of a client's examples are trained on where a share is held out: one at least."""
+    """The number of training examples of a client where a share is held out; at least one."""
     return max(1, num_examples - held_out(num_examples, fraction))
 
 
 def held_out(num_examples: int, fraction: float) -> int:
-    """Size of a held-out part: rounded, but never empty when one was asked for."""
+    """The size of a held-out part: rounded, but not empty if the fraction is above 0."""
     return max(1, round(num_examples * fraction)) if fraction else 0
 
 
 def held_out_by_content(inputs: npt.NDArray[np.generic], targets: npt.NDArray[np.generic], share: float) -> Indices:
-    """Indices of the examples that are held out: each by a hash of its own content, about `share` of them.
+    """Indices of the held-out examples: a hash of each example's content decides, for about `share` of them.
 
-    So one example more or less moves no other from one side to the other, as under DP it must not; and equal examples
-    are on one side. Everybody who knows an example knows its side.
+    Adding or removing an example moves no other example from one side to the other, as DP requires. Equal examples
+    are on the same side. Everybody who knows an example knows its side.
     """
     bound = int(share * 2**64)
     chosen = []
@@ -49,9 +49,9 @@ def held_out_by_content(inputs: npt.NDArray[np.generic], targets: npt.NDArray[np
 def split_indices(
     num_examples: int, *, validation_fraction: float, test_fraction: float, seed: int
 ) -> tuple[Indices, Indices, Indices]:
-    """Shuffle once, then cut: (train, validation, test), disjoint and covering all.
+    """Shuffle once, then cut: (train, validation, test), disjoint and covering all examples.
 
-    The stream is keyed by `seed` alone, so the split is the same on every machine and for every experiment.
+    The random stream depends on `seed` only, so the split is the same on every machine and for every experiment.
     """
     check_fractions(validation_fraction=validation_fraction, test_fraction=test_fraction)
     num_test = held_out(num_examples, test_fraction)

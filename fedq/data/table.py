@@ -1,4 +1,4 @@
-"""Read a CSV file into checked columns. Knows text and line numbers; not what a column is used for."""
+"""Read a CSV file into checked columns. Depends on text and line numbers; not on the use of a column."""
 
 import csv
 import difflib
@@ -17,7 +17,7 @@ MISSING_MARKS = frozenset({"", "na", "n/a", "nan", "null", "?"})
 
 @dataclass(frozen=True)
 class Table:
-    """Columns of stripped cells, and for each row the line of the file it ends on."""
+    """Columns of stripped cells, and for each row the line in the file where it ends."""
 
     path: str
     columns: dict[str, list[str]]
@@ -27,11 +27,11 @@ class Table:
         return len(self.lines)
 
     def where(self, row: int, column: str) -> str:
-        """The place of one cell, for messages."""
+        """The position of one cell, for messages."""
         return f"{self.path}, line {self.lines[row]}, column '{column}'"
 
     def require(self, column: str, key: str) -> None:
-        """Refuse a configured name that is no column, and offer the nearest that is."""
+        """ValueError for a configured name that is not a column; the message suggests the nearest column."""
         if column not in self.columns:
             nearest = difflib.get_close_matches(column, self.columns, n=1, cutoff=0.0)
             raise ValueError(
@@ -40,31 +40,31 @@ class Table:
             )
 
     def texts(self, column: str, *, refused: Collection[str] = MISSING_MARKS) -> list[str]:
-        """The column's cells, none of them empty or another of the `refused` marks (lower case)."""
+        """The column's cells; ValueError for an empty cell or one of the `refused` marks (lower case)."""
         cells = self.columns[column]
         for row, cell in enumerate(cells):
             if cell.lower() in refused:
-                what = f"holds '{cell}', a mark for no value" if cell else "is empty"
+                what = f"holds '{cell}', a mark for a missing value" if cell else "is empty"
                 raise ValueError(f"{self.where(row, column)}: the cell {what}; fill it in or delete the row")
         return cells
 
     def numbers(self, column: str, *, fix: str) -> npt.NDArray[np.float64]:
-        """The column as numbers that float32 can hold; `fix` says what to do about one that holds text."""
+        """The column as numbers that float32 can hold; `fix` tells the user what to do about text."""
         values = np.empty(len(self), dtype=np.float64)
         for row, cell in enumerate(self.texts(column)):
             number = as_number(cell)
             if number is None:
                 raise ValueError(f"{self.where(row, column)}: '{cell}' is not a number; {fix}")
-            if not abs(number) <= LARGEST:  # so written, NaN fails too
+            if not abs(number) <= LARGEST:  # written so that NaN fails too
                 raise ValueError(
-                    f"{self.where(row, column)}: '{cell}' is no finite float32; fill in a number or delete the row"
+                    f"{self.where(row, column)}: '{cell}' is not a finite float32; fill in a number or delete the row"
                 )
             values[row] = number
         return values
 
 
 def as_number(cell: str) -> float | None:
-    """The number a cell spells, or None. Python's own 1_000 is no number in a table."""
+    """The number in a cell, or None. Python's own 1_000 is not a number in a table."""
     try:
         return None if "_" in cell else float(cell)
     except ValueError:
@@ -72,7 +72,10 @@ def as_number(cell: str) -> float | None:
 
 
 def read_table(path: str | Path, *, delimiter: str = ",") -> Table:
-    """Read a UTF-8 file whose first row names the columns; blank lines are skipped."""
+    """Read a UTF-8 file whose first row names the columns; blank lines are skipped.
+
+    DataNotFoundError for a missing file; ValueError for a file that is not such a table.
+    """
     path = Path(path).expanduser()
     if len(delimiter) != 1:
         raise ValueError(f"data.delimiter={delimiter!r}: must be one character; try ',' or ';'")
@@ -82,7 +85,7 @@ def read_table(path: str | Path, *, delimiter: str = ",") -> Table:
     rows: list[list[str]] = []
     header: list[str] = []
     try:
-        # utf-8-sig: spreadsheets put a byte order mark before the first column's name.
+        # utf-8-sig: spreadsheets write a byte order mark before the first column's name.
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, delimiter=delimiter, strict=True)
             for row in reader:
@@ -93,7 +96,7 @@ def read_table(path: str | Path, *, delimiter: str = ",") -> Table:
                     continue
                 if len(row) != len(header):
                     raise ValueError(
-                        f"{path}, line {reader.line_num}: {len(row)} cells where the header names "
+                        f"{path}, line {reader.line_num}: {len(row)} cells, but the header names "
                         f"{len(header)} columns; fix the row, or set data.delimiter (now {delimiter!r})"
                     )
                 rows.append([cell.strip() for cell in row])

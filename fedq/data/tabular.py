@@ -1,4 +1,4 @@
-"""A CSV file as a Dataset: which column is what, and how cells become numbers. Guesses no missing value."""
+"""Read a CSV file as a Dataset: the use of each column, and the conversion of cells to numbers."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,15 +26,15 @@ def csv(
     delimiter: str = ",",
     seed: int = 0,
 ) -> Dataset:
-    """Each column but target, client and ignored ones is a numeric feature; inputs (n, features).
+    """Read a CSV file; each column but target, client and ignored ones is a numeric feature; inputs (n, features).
 
-    `target` is one column or several, separated by commas (a list where names hold commas). Classes are
-    the sorted distinct labels, or `classes` in that order, which files of several owners need: each alone may lack one.
-    Regression targets keep their units; multilabel columns hold 0 and 1.
+    `target` is one column or several, separated by commas (a list if names hold commas). Classes are
+    the sorted distinct labels, or `classes` in that order: files of several sites need it, since each may lack a class.
+    Regression targets keep their units; multilabel columns hold 0 and 1. A missing value is an error.
     The column names, the set of labels and the client keys count as public.
 
-    `standardize` takes mean and standard deviation from the training part. Those are statistics of private
-    data, so the result then says `fitted_on_private_data`; with `standardize=False` it does not.
+    `standardize` uses mean and standard deviation of the training part. These are statistics of private
+    data, so the dataset then has `fitted_on_private_data=True`; with `standardize=False` it has False.
     """
     if task not in TASKS:
         raise ValueError(f"data.task={task}: must be one of {', '.join(TASKS)}; try classification")
@@ -54,14 +54,14 @@ def csv(
     features = [column for column in table.columns if column not in used]
     if not features:
         raise ValueError(
-            f"{table.path}: no feature column is left beside data.target, data.client and data.ignore; "
+            f"{table.path}: no feature column is left after data.target, data.client and data.ignore; "
             "name fewer columns there"
         )
 
     if classes is not None and task != "classification":
         raise ValueError(f"data.classes={list(classes)}: data.task={task} has no classes; leave it out")
     targets, num_outputs = TASKS[task](table, target_columns, classes)
-    inputs = np.stack([table.numbers(column, fix=_FEATURE_MEND) for column in features], axis=1)
+    inputs = np.stack([table.numbers(column, fix=_FEATURE_FIX) for column in features], axis=1)
     parts = split_indices(len(table), validation_fraction=validation_fraction, test_fraction=test_fraction, seed=seed)
     if standardize:
         inputs = _standardized(inputs, by=inputs[parts[0]])
@@ -77,12 +77,12 @@ def csv(
     )
 
 
-_FEATURE_MEND = "encode the column as numbers (one 0/1 column a value), or name it in data.ignore or data.client"
+_FEATURE_FIX = "encode the column as numbers (one 0/1 column a value), or name it in data.ignore or data.client"
 
 
 def _names(given: str | Sequence[str], table: Table, key: str) -> list[str]:
     if isinstance(given, str):
-        # A column whose own name holds a comma is meant as a whole.
+        # A name that is a column is one column, even if it contains a comma.
         whole = given in table.columns
         given = [given] if whole else [name.strip() for name in given.split(",") if name.strip()]
     names = list(given)
@@ -92,7 +92,7 @@ def _names(given: str | Sequence[str], table: Table, key: str) -> list[str]:
 
 
 def _classes(table: Table, columns: list[str], classes: Sequence[Any] | None) -> tuple[Targets, int]:
-    """Index of each row's label among `classes`, or among the sorted distinct ones (by number if all are numbers)."""
+    """Index of each row's label in `classes`, or in the sorted distinct labels (by number if all are numbers)."""
     if len(columns) > 1:
         raise ValueError(
             f"data.target={','.join(columns)}: one column holds the classes; "
@@ -106,20 +106,20 @@ def _classes(table: Table, columns: list[str], classes: Sequence[Any] | None) ->
         values = table.numbers(column, fix="")
         if (values != np.rint(values)).any():
             row = int(np.flatnonzero(values != np.rint(values))[0])
-            raise ValueError(f"{table.where(row, column)}: '{cells[row]}' is no class; use data.task=regression")
+            raise ValueError(f"{table.where(row, column)}: '{cells[row]}' is not a class; use data.task=regression")
     if classes is not None:
         return _numbered(table, column, values, classes), len(classes)
     labels, indices = np.unique(values, return_inverse=True)
     if len(labels) < 2:
         raise ValueError(
-            f"data.target={column}: every row holds '{cells[0]}', and there must be at least 2 classes; "
+            f"data.target={column}: every row holds '{cells[0]}', but there must be at least 2 classes; "
             "name another column"
         )
     return indices.astype(np.int64), len(labels)
 
 
 def _numbered(table: Table, column: str, values: npt.NDArray[Any], classes: Sequence[Any]) -> Targets:
-    """Each value's place in `classes`, which may name more of them than this table holds."""
+    """The index of each value in `classes`, which may contain more classes than this table."""
     wanted = [_label(c) for c in classes]
     if len(set(wanted)) != len(wanted) or len(wanted) < 2:
         raise ValueError(f"data.classes={list(classes)}: must be 2 or more different labels")
@@ -133,13 +133,13 @@ def _numbered(table: Table, column: str, values: npt.NDArray[Any], classes: Sequ
 
 
 def _label(value: Any) -> float | str:
-    """A number where it spells one, in this file or another: 1, 1.0 and "1" are one class."""
+    """The number that a value spells, else its text: 1, 1.0 and "1" are the same class in every file."""
     number = as_number(str(value))
     return str(value) if number is None else number
 
 
 def _values(table: Table, columns: list[str], classes: Sequence[Any] | None) -> tuple[Targets, int]:
-    """Float columns as they stand."""
+    """Float columns without a change."""
     fix = "data.task=regression needs numbers; use data.task=classification for labels"
     values = np.stack([table.numbers(column, fix=fix) for column in columns], axis=1)
     return values.astype(np.float32), len(columns)
@@ -165,15 +165,15 @@ TASKS: dict[str, Callable[[Table, list[str], Sequence[Any] | None], tuple[Target
 
 
 def _standardized(inputs: npt.NDArray[np.float64], *, by: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Mean 0 and deviation 1 in the rows of `by`; a column that is constant there keeps its scale."""
-    # Not `std > 0`: rounding leaves 1e-17 on a constant column, and the held-out rows would blow up.
+    """Mean 0 and standard deviation 1 over the rows of `by`; a column that is constant there keeps its scale."""
+    # Not `std > 0`: rounding leaves 1e-17 on a constant column, and the held-out rows would become huge.
     scale: npt.NDArray[np.float64] = np.where(np.ptp(by, axis=0) > 0, by.std(axis=0), 1.0)
     mean: npt.NDArray[np.float64] = by.mean(axis=0)
     return (inputs - mean) / scale
 
 
 def _client_keys(table: Table, column: str) -> npt.NDArray[Any]:
-    """Client keys as integers where that keeps all of them apart, so that 10 sorts after 9; else as text."""
+    """Client keys as integers if they stay distinct, so that 10 sorts after 9; else as text."""
     cells = table.texts(column, refused={""})
     keys = np.array(cells)
     if all(cell.isascii() and cell.isdigit() and len(cell) <= 18 for cell in set(cells)):

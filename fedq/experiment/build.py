@@ -6,7 +6,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
-from fedq.codec import CODECS, Codec, with_feedback
+from fedq.codec import CODECS, Codec, with_error_feedback
 from fedq.config import Config, ConfigError, Problem, problems, public, rules
 from fedq.config.client_level import protects_examples
 from fedq.config.robustness import unstated_weights
@@ -24,7 +24,7 @@ from fedq.experiment.optimizers import check_training
 from fedq.experiment.plans import plan_of
 from fedq.experiment.site import Site
 from fedq.privacy import ClientLevelPlan
-from fedq.quant import QuantReport, spell_out
+from fedq.quant import QuantReport, enable_per_example_gradients
 from fedq.server import Downlink
 from fedq.server.broadcast import downlink_for
 from fedq.server.pruning import parts_of
@@ -66,7 +66,7 @@ def build(
         else None
     )
     if net is not None and protects_examples(config):
-        spell_out(net)
+        enable_per_example_gradients(net)
     if net is not None and report is not None:
         _check_pruning(config, net, report, found)
     check_training(config, dataset, found)
@@ -200,7 +200,7 @@ def _downlink(config: Config, codec: Codec | None, found: list[Problem]) -> Down
     if own is None:
         return None
     try:
-        return Downlink(with_feedback(own, kind == "delta"), kind)
+        return Downlink(with_error_feedback(own, kind == "delta"), kind)
     except ValueError as error:
         found.append(Problem("downlink.name", config.downlink.name, *rule_and_fix(error)))
         return None

@@ -1,1 +1,1 @@
-"""What speaks Flower: the message format, the grid and Flower's private names. Knows packets; not training."""
+"""All code that depends on Flower's interfaces: the message format, the grid and Flower's private names."""

@@ -1,4 +1,4 @@
-"""The one file that touches Flower's private names (flwr is pinned to a minor version for it). Knows no fedq."""
+"""The only file with Flower's private names (flwr is pinned to a minor version). Imports nothing of fedq."""
 
 import logging
 import os
@@ -34,39 +34,39 @@ __all__ = [
 
 
 class EngineEndedError(RuntimeError):
-    """Flower's simulation engine is gone, and all its nodes with it."""
+    """Flower's simulation engine has ended, and all its nodes with it."""
 
 
-# What a grid raises where nobody is reached any more; anything else it raises over one reply alone.
+# The errors of a grid that reaches no node any more; all its other errors concern one reply only.
 LINK_ERRORS = (OSError, httpx.TransportError, EngineEndedError)
 
 
 def is_remote(grid: Any) -> bool:
-    """Whether a SuperLink stands between the server and its nodes: then a pull may wait for one node's upload."""
+    """Whether a SuperLink is between the server and its nodes: then a pull may wait for one node's upload."""
     from flwr.superlink.grid.http_grid import HttpGrid
 
     return isinstance(grid, HttpGrid)
 
 
 def node_keys(grid: Any) -> dict[int, bytes]:
-    """Node -> its public key, by which the SuperLink lets it in (PEM); b"" where it has none."""
+    """Node -> public key (PEM) that the SuperLink registered for it; b"" for none."""
     return {node.node_id: bytes(node.public_key) for node in grid.get_nodes()}
 
 
 def enter(run_id: int = 1, node_id: int = 1) -> None:
-    """Say who this process is: Flower's `Message` refuses to be made without it."""
+    """Set the identity of this process: Flower's `Message` cannot be created without it."""
     TaskIdentity.run_id = run_id
     TaskIdentity.node_id = node_id
     TaskIdentity.task_id = 1
 
 
 def new_context(node_id: int, node_config: dict[str, str | int | float | bool]) -> Context:
-    """The context of one simulated node; it lives as long as its node."""
+    """The context of one simulated node; keep it as long as the node."""
     return Context(run_id=1, node_id=node_id, node_config=node_config, state=RecordDict(), run_config={})
 
 
 def serialized(message: Message) -> bytes:
-    """The message as it would cross a network."""
+    """The message as it is sent over a network."""
     data: bytes = message_to_proto(message).SerializeToString()
     return data
 
@@ -85,7 +85,7 @@ def is_in_memory(grid: Any) -> bool:
 
 
 def bundle(folder: Path) -> bytes:
-    """The app directory as Flower sends it; ValueError where Flower refuses it (a name, a pattern, over 10 MB)."""
+    """The app directory as Flower sends it; ValueError if Flower refuses it (a name, a pattern, over 10 MB)."""
     from flwr.cli.build import build_fab_from_disk
     from flwr.cli.utils import AppPathDepthError
 
@@ -104,13 +104,13 @@ def simulation(
     resources: Mapping[str, float],
     environment: Mapping[str, str],
 ) -> Iterator[Any]:
-    """Flower's simulation engine with that many nodes, and the grid to them; `address`: of an existing Ray cluster.
+    """Start Flower's simulation engine with nodes, and yield the grid; `address`: of an existing Ray cluster.
 
-    The engine would run the server in a thread of its own. Here it is turned round: the engine gets the thread, so
-    that Ctrl-C, the live view and the caller's stack stay in the main one.
+    The engine would run the server in a separate thread. Here the engine runs in the thread instead, so
+    that Ctrl-C, the live view and the caller's stack stay in the main thread.
     """
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else each run begins with a warning about it
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else each run starts with a warning about it
     import ray
     from flwr.simulation import run_simulation
 
@@ -133,12 +133,12 @@ def simulation(
     def engine() -> None:
         try:
             run_simulation(server, app, nodes, backend_config={"client_resources": dict(resources)})
-        except BaseException as error:  # SystemExit too: it must reach the caller, not end a thread in silence
+        except BaseException as error:  # SystemExit too: it must reach the caller instead of ending a thread silently
             handed.put(error)
 
     thread = threading.Thread(target=engine, name="flower-simulation", daemon=True)
     logger, silence = logging.getLogger("flwr"), _OnlyErrors()
-    logger.addFilter(silence)  # a deprecation and the engine's progress; the run has a display of its own
+    logger.addFilter(silence)  # hides a deprecation and the engine's progress; the run has its own display
     thread.start()
     try:
         grid = handed.get()
@@ -153,7 +153,7 @@ def simulation(
 
 
 class _Watched:
-    """The engine's grid; a reply is not waited for when the engine has ended."""
+    """The engine's grid, which raises instead of waiting for a reply when the engine has ended."""
 
     def __init__(self, grid: Grid, engine: threading.Thread, said: "queue.Queue[Any]") -> None:
         self._grid, self._engine, self._said = grid, engine, said
@@ -175,7 +175,7 @@ class _Watched:
 
 
 def _cause(error: BaseException) -> str:
-    """What the engine's own layers have wrapped."""
+    """The error inside the engine's own wrapper exceptions."""
     while error.__cause__ is not None:
         error = error.__cause__
     return str(error)

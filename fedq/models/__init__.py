@@ -1,4 +1,4 @@
-"""Small reference models. Knows torch; not data, training, quantization, Flower or Hydra."""
+"""Small reference models. Depends on torch; not on data, training, quantization, Flower or Hydra."""
 
 from fedq.models.reference import ACTIVATIONS, cnn, cnn_wide, linear, mlp
 from fedq.models.resnet import resnet8_gn

@@ -1,6 +1,6 @@
-"""Reference models for small inputs, each a plain `nn.Sequential`. Knows shapes; not how a model is used.
+"""Reference models for small inputs, each a plain `nn.Sequential`. Depends on shapes only.
 
-Weights are torch's default initialisation from torch's global generator: whoever builds a model seeds it.
+Weights have torch's default initialisation from torch's global generator: the caller seeds it.
 """
 
 import math
@@ -16,13 +16,13 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
 STANDARDIZE = ("none", "example")
 
 # (kernel 1, kernel 2, stride, padding) of `cnn`. The second row is the first at half the scale, for
-# images under 14 pixels: on 8x8 it ends in the same 32 maps of 4x4 as the first does on 28x28.
+# images under 14 pixels: on 8x8 it ends in 32 maps of 4x4, like the first on 28x28.
 FULL_SCALE, HALF_SCALE = (8, 4, 2, 3), (4, 2, 1, 1)
-SMALLEST_FULL, SMALLEST_HALF = 14, 5  # pixels: the least side that leaves one value after the last pooling
+SMALLEST_FULL, SMALLEST_HALF = 14, 5  # pixels: the smallest side that leaves one value after the last pooling
 
 
 def linear(input_shape: Sequence[int], num_outputs: int) -> nn.Module:
-    """One linear layer on the flattened input: softmax or linear regression, with a suitable loss."""
+    """One linear layer on the flattened input: softmax or linear regression, depending on the loss."""
     check_shapes(input_shape, num_outputs)
     return nn.Sequential(
         OrderedDict(flatten=nn.Flatten(), output=nn.Linear(math.prod(input_shape), num_outputs)),
@@ -39,8 +39,8 @@ def mlp(
 ) -> nn.Module:
     """Fully connected layers of `hidden` widths, with an activation after each but the last.
 
-    `standardize="example"` gives each input mean 0 and variance 1 over its own values: no other example takes part,
-    so it costs no epsilon, and gradients of like size lose less to DP-SGD's clipping.
+    `standardize="example"` gives each input mean 0 and variance 1 over its own values. No other example takes part,
+    so it costs no epsilon, and gradients of similar norm lose less to DP-SGD's clipping.
     """
     check_shapes(input_shape, num_outputs)
     if isinstance(hidden, int):
@@ -66,7 +66,7 @@ def cnn(input_shape: Sequence[int], num_outputs: int) -> nn.Module:
     """The tanh CNN of Papernot et al. 2021, Table 1 (arXiv:2007.14191): 26,010 parameters on Fashion-MNIST.
 
     The first convolution's "same" padding on 28x28 is 3, as in the authors' TensorFlow Privacy and in Opacus'
-    MNIST example. Images of 5 to 13 pixels (digits: 8) get the same net at half the kernel size and stride 1.
+    MNIST example. Images of 5 to 13 pixels (digits: 8) get the same network at half the kernel size and stride 1.
     """
     check_shapes(input_shape, num_outputs)
     channels, height, width = check_images("cnn", input_shape, least=SMALLEST_HALF)
@@ -74,7 +74,7 @@ def cnn(input_shape: Sequence[int], num_outputs: int) -> nn.Module:
 
     def after_pooling(side: int) -> int:
         pooled1 = (side + 2 * padding - kernel1) // stride
-        return (pooled1 - kernel2) // stride  # + 1 of the convolution and - 1 of the pooling cancel
+        return (pooled1 - kernel2) // stride  # the convolution's + 1 and the pooling's - 1 cancel
 
     return nn.Sequential(
         OrderedDict(

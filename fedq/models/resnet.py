@@ -1,4 +1,4 @@
-"""A residual network without batch statistics, for DP. Knows shapes; not how a model is used."""
+"""A residual network without batch statistics, for DP. Depends on shapes only."""
 
 from collections.abc import Sequence
 
@@ -7,11 +7,11 @@ from torch import Tensor, nn
 from fedq.models.shapes import check_images, check_shapes
 
 _WIDTHS = (16, 32, 64)
-_GROUPS = 8  # of channels that GroupNorm normalises together
+_GROUPS = 8  # groups of channels in GroupNorm
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions and what they are added to; a 1x1 convolution where the shape changes."""
+    """Two 3x3 convolutions with a skip connection; a 1x1 convolution on it if the shape changes."""
 
     def __init__(self, before: int, width: int, *, stride: int) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""Wavelet scattering of images (Bruna and Mallat 2013): fixed convolutions and moduli. Knows shapes; no data.
+"""Wavelet scattering of images (Bruna and Mallat 2013): fixed convolutions and moduli. Depends on shapes; not on data.
 
-Not how a model is used. Nothing here is learned or measured: filters and ranges follow from theory, so under DP they
-cost no epsilon (Tramer and Boneh 2021, arXiv:2011.11660). J = 2 scales and L = 8 angles: 81 maps of a channel.
+Nothing here is learned or measured: filters and ranges follow from theory, so under DP they cost no epsilon
+(Tramer and Boneh 2021, arXiv:2011.11660). J = 2 scales and L = 8 angles give 81 maps per channel.
 """
 
 import math
@@ -16,20 +16,20 @@ from torch import Tensor, nn
 from fedq.models.shapes import check_images, check_shapes
 
 _ANGLES = 8
-_SIGMA = 0.8  # pixels: width of the finest wavelet along its wave; across it is twice that
-_RADIUS = 6  # pixels at the finest scale; beyond lie 3e-5 of a wavelet's magnitude
+_SIGMA = 0.8  # pixels: width of the finest wavelet along its wave; twice that across it
+_RADIUS = 6  # pixels at the finest scale; 3e-5 of a wavelet's magnitude is outside
 MAPS = 1 + 2 * _ANGLES + _ANGLES**2
-# Largest response of a wavelet, of what its input's range allows: |psi| sums to 0.64 at most.
+# Largest response of a wavelet, relative to the range of its input: |psi| sums to 0.64 at most.
 _RESPONSE = 0.64
 
 _Layer = TypeVar("_Layer", nn.Conv2d, nn.Linear)
 
 
 class Scattering(nn.Module):
-    """Images (n, c, h, w) -> (n, 81 c, h // 4, w // 4): orders 0, 1 and 2, in kymatio's order of the paths.
+    """Images (n, c, h, w) -> (n, 81 c, h // 4, w // 4): orders 0, 1 and 2, in kymatio's order of paths.
 
-    Filters and borders are those of kymatio (arXiv:1812.11214), wavelets cut off where 3e-5 of them is left. `largest`:
-    magnitude of an input value, public; the ranges of int8 grids follow from it.
+    Filters and borders are those of kymatio (arXiv:1812.11214), with wavelets truncated where 3e-5 of them is left.
+    `largest`: public bound on the magnitude of an input value; the ranges of int8 grids follow from it.
     """
 
     def __init__(self, input_shape: Sequence[int], *, largest: float) -> None:
@@ -42,7 +42,7 @@ class Scattering(nn.Module):
         self.sides = tuple(padded)
         self.pad = nn.ReflectionPad2d((before[1], after[1], before[0], after[0]))
         first = _RESPONSE * largest
-        second = _RESPONSE / 2 * first  # a modulus is no negative: half of the wavelet meets it
+        second = _RESPONSE / 2 * first  # a modulus is not negative, so only half of the wavelet's range is possible
         self.fine = _wavelets(0, inputs=(-largest, largest), outputs=(-first, first))
         self.coarse = _wavelets(1, inputs=(-largest, largest), outputs=(-first, first))
         self.second = _wavelets(1, inputs=(0, first), outputs=(-second, second))
@@ -62,10 +62,10 @@ class Scattering(nn.Module):
 
 
 class LowPass(nn.Module):
-    """Every fourth value of a Gaussian mean on the torus, but the first and last: (.., h, w) -> (.., h / 4 - 2, ...).
+    """Gaussian means at every fourth value on the torus but the first and last: (.., h, w) -> (.., h / 4 - 2, ...).
 
-    A product of two Gaussians, so each axis has a small matrix of its own. `every`: which pixels of the padded image
-    the input holds, all or every second one; the Gaussian of the latter has frequencies up to theirs, as in kymatio.
+    The kernel is a product of two Gaussians, so each axis has its own small matrix. `every`: 1 if the input holds all
+    pixels of the padded image, 2 for every second one; its Gaussian then has frequencies up to theirs, as in kymatio.
     """
 
     def __init__(self, padded: Sequence[int], *, every: int, inputs: tuple[float, float]) -> None:
@@ -74,7 +74,7 @@ class LowPass(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         maps, height, width = x.shape[1], self.down.in_features, self.along.in_features
-        # Rows under each other: int8 kernels take a matrix.
+        # Rows one below the other: int8 kernels need a matrix.
         rows = self.along(x.reshape(-1, width)).reshape(-1, height, self.along.out_features)
         columns = self.down(rows.transpose(1, 2).reshape(-1, height))
         means: Tensor = columns.reshape(-1, maps, self.along.out_features, self.down.out_features)
@@ -84,14 +84,14 @@ class LowPass(nn.Module):
 def scatter_linear(
     input_shape: Sequence[int], num_outputs: int, *, largest: float = 2.1, eps: float = 1e-4
 ) -> nn.Module:
-    """Softmax regression on scattering coefficients: 39,700 weights on 28x28x1 and 10 classes, which start from 0.
+    """Softmax regression on scattering coefficients: 39,700 weights on 28x28x1 and 10 classes, initialised to 0.
 
-    Each three maps in a row are brought to mean 0 and variance 1 over one example (Tramer and Boneh 2021, table 9),
-    quiet ones to less: `eps` is added to the variance of coefficients.
+    Each group of three adjacent maps gets mean 0 and variance 1 over one example (Tramer and Boneh 2021, table 9),
+    less for small variances: `eps` is added to the variance of coefficients.
     """
-    layers, shape = _front("scatter_linear", input_shape, num_outputs, largest, eps)
+    layers, shape = _frozen_scattering("scatter_linear", input_shape, num_outputs, largest, eps)
     output = nn.Linear(math.prod(shape), num_outputs)
-    # The loss is convex: a random start would be noise to be unlearned.
+    # The loss is convex: a random start would only be noise that training must remove.
     nn.init.zeros_(output.weight)
     nn.init.zeros_(output.bias)
     layers |= {"flatten": nn.Flatten(), "output": output}
@@ -100,7 +100,7 @@ def scatter_linear(
 
 def scatter_cnn(input_shape: Sequence[int], num_outputs: int, *, largest: float = 2.1, eps: float = 1e-4) -> nn.Module:
     """Two convolutions of 16 and 32 channels on scattering coefficients (Tramer and Boneh 2021, table 8)."""
-    layers, (maps, height, width) = _front("scatter_cnn", input_shape, num_outputs, largest, eps)
+    layers, (maps, height, width) = _frozen_scattering("scatter_cnn", input_shape, num_outputs, largest, eps)
     after = -(-height // 2) * -(-width // 2)
     layers |= {
         "conv1": nn.Conv2d(maps, 16, 3, stride=2, padding=1),
@@ -115,10 +115,10 @@ def scatter_cnn(input_shape: Sequence[int], num_outputs: int, *, largest: float 
     return nn.Sequential(layers)
 
 
-def _front(
+def _frozen_scattering(
     model: str, input_shape: Sequence[int], num_outputs: int, largest: float, eps: float
 ) -> tuple["OrderedDict[str, nn.Module]", tuple[int, int, int]]:
-    """Scattering and its normalisation, and the shape that they make of an example."""
+    """Scattering and its normalisation, and the shape of their output for one example."""
     check_shapes(input_shape, num_outputs)
     channels, height, width = check_images(model, input_shape, least=5)
     if not 0 < largest < math.inf:
@@ -134,14 +134,14 @@ def _front(
 
 
 def _modulus(waves: Tensor) -> Tensor:
-    """Of real parts and as many imaginary parts behind them."""
+    """The modulus of real parts followed by the same number of imaginary parts."""
     return (waves[:, :_ANGLES].square() + waves[:, _ANGLES:].square()).sqrt()
 
 
 def _wavelets(scale: int, *, inputs: tuple[float, float], outputs: tuple[float, float]) -> nn.Conv2d:
-    """A convolution on the torus with Morlet wavelets of 8 angles, at every 2**scale-th pixel, which never learns.
+    """A frozen convolution on the torus with Morlet wavelets of 8 angles, at every 2**scale-th pixel.
 
-    Outputs: 8 real parts, 8 imaginary parts.
+    Outputs: 8 real parts, then 8 imaginary parts.
     """
     radius, sigma, frequency = _RADIUS * 2**scale, _SIGMA * 2**scale, 0.75 * math.pi / 2**scale
     y, x = np.mgrid[-radius : radius + 1, -radius : radius + 1].astype(np.float64)
@@ -152,12 +152,12 @@ def _wavelets(scale: int, *, inputs: tuple[float, float], outputs: tuple[float, 
         across = x * math.cos(theta) - y * math.sin(theta)
         envelope = np.exp(-(along**2 + across**2 / 4) / (2 * sigma**2)) / (4 * math.pi * sigma**2)
         wave = envelope * np.exp(1j * frequency * along)
-        found.append(wave - envelope * wave.sum() / envelope.sum())  # its mean is 0
+        found.append(wave - envelope * wave.sum() / envelope.sum())  # so that the mean is 0
     filters = np.concatenate([np.real(found), np.imag(found)])
     layer = nn.Conv2d(
         1, len(filters), 2 * radius + 1, stride=2**scale, padding=radius, padding_mode="circular", bias=False
     )
-    # A convolution of torch's does not turn the filter around.
+    # torch's convolution does not flip the filter.
     return _fixed(layer, filters[:, None, ::-1, ::-1], inputs, outputs)
 
 
@@ -176,7 +176,7 @@ def _averages(side: int, every: int, inputs: tuple[float, float]) -> nn.Linear:
 def _fixed(
     layer: _Layer, weight: np.ndarray, inputs: tuple[float, float], outputs: tuple[float, float] | None
 ) -> _Layer:
-    """The layer with these weights for good, and with the ranges of its int8 grids."""
+    """The layer with these frozen weights, and with the ranges of its int8 grids."""
     values = np.ascontiguousarray(weight, dtype=np.float32)
     layer.weight = nn.Parameter(torch.from_numpy(values), requires_grad=False)
     layer.input_range, layer.output_range = inputs, outputs  # type: ignore[assignment]

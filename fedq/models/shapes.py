@@ -1,4 +1,4 @@
-"""What a model may ask of the shape of its input. Knows numbers alone."""
+"""Checks of a model's input shape and number of outputs."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""A small transformer encoder over the patches of an image. Knows shapes; not how a model is used."""
+"""A small transformer encoder over the patches of an image. Depends on shapes only."""
 
 from collections.abc import Sequence
 
@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 from fedq.models.shapes import check_images, check_shapes
 
-_PATCHES = 4  # along each side
+_PATCHES = 4  # number of patches along each side
 
 
 class EncoderBlock(nn.Module):
-    """Attention and a feed-forward net, each behind a LayerNorm and added to its input (Xiong et al. 2020)."""
+    """Attention and a feed-forward network, each after a LayerNorm, with skip connections (Xiong et al. 2020)."""
 
     def __init__(self, width: int, *, heads: int) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class EncoderBlock(nn.Module):
 
 
 class Transformer(nn.Module):
-    """16 patches of an image through encoder blocks; the mean over patches decides."""
+    """16 patches of an image through encoder blocks; the output is computed from the mean over patches."""
 
     places: Tensor
 
@@ -50,7 +50,7 @@ class Transformer(nn.Module):
         n, c, h, w = x.shape
         cells = x.reshape(n, c, _PATCHES, h // _PATCHES, _PATCHES, w // _PATCHES)
         patches = cells.permute(0, 2, 4, 1, 3, 5).reshape(n, _PATCHES**2, -1)
-        # One row of numbers for each example, since per-example gradients want a batch axis.
+        # One row of position values for each example, since per-example gradients need a batch axis.
         places = torch.zeros_like(patches[..., 0], dtype=torch.long) + self.places
         tokens = self.patch(patches) + self.position(places)
         out: Tensor = self.output(self.norm(self.blocks(tokens)).mean(1))

@@ -1,7 +1,7 @@
-"""Every example's gradient from one backward pass over the batch. Knows torch layers; not clipping, noise or budgets.
+"""Per-example gradients of a batch from one backward pass. Depends on torch layers; not on clipping, noise or budgets.
 
-Layers of the kinds in `layers.SAMPLERS` are recorded (what went in, and the gradient of what came out); all others are
-left to Opacus' hooks. See `recording`.
+Layers of the types in `layers.SAMPLERS` are recorded: their input and the gradient of their output. All other layers
+use Opacus' hooks. See `recording`.
 """
 
 from fedq.per_example.contributions import Contribution, Dense, Outer, averaged

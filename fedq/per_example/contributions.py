@@ -1,11 +1,13 @@
-"""The gradients of one parameter for each example of a batch: as rows, or as the factors of outer products.
-Knows tensors and their norms; not layers, clip norms or noise.
+"""The gradients of one parameter for each example of a batch, as rows or as factors of outer products.
 
-Why factors: the gradient of a Linear layer's weight for one example is g x^T, whose norm is |g| |x| and whose weighted
+Depends on tensors and their norms; not on layers, clip norms or noise.
+
+Why factors: the gradient of a Linear layer's weight for one example is g x^T. Its norm is |g| |x|, and its weighted
 sum over examples is one matrix product (Goodfellow 2015, arXiv:1510.01799; Bu et al. 2023, arXiv:2210.00038). The
-256 matrices themselves are never written. Only there: with several places in an example (a convolution, a
-sequence) the same trick takes the norm of a sum that may cancel, so that float32 sums made afterwards could be longer
-than the norm says. Those gradients are written out, and the norm is that of the very numbers that are summed.
+256 matrices themselves are never written. This holds for one position per example only. With several positions (a
+convolution, a sequence) the same method would give the norm of a sum that may cancel, and the float32 sums made
+afterwards could be longer than this norm. So those gradients are written out, and the norm is that of the numbers that
+are summed.
 """
 
 from collections.abc import Sequence
@@ -14,17 +16,17 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-# Squares added up in float32 before float64 takes over: 64 of them are off by at most 64 * 2^-24, in any order.
+# Squares are added in float32, then in float64: the relative error of 64 squares is at most 64 * 2^-24, in any order.
 _SEGMENT = 64
 
 
 @dataclass
 class Dense:
-    """Row i is the gradient of example i, its values in any one order."""
+    """Row i is the gradient of example i; all rows have their values in the same order."""
 
     parameter: nn.Parameter
     rows: Tensor  # (n, parameter.numel())
-    # How to put a row into the parameter's order: view as `stored`, then permute by `axes`. Empty: it is in order.
+    # How to bring a row into the parameter's order: view as `stored`, then permute by `axes`. Empty: in order already.
     stored: Sequence[int] = ()
     axes: Sequence[int] = ()
 
@@ -33,7 +35,7 @@ class Dense:
         return len(self.rows)
 
     def squared_norms(self) -> Tensor:
-        """float64 (n,), at most 2^-17.9 too small relative to the true ones, and never by cancellation."""
+        """float64 (n,), relative error at most 2^-17.9 (too small), never by cancellation."""
         rows = self.rows
         if rows.dtype != torch.float32:
             return exact(rows).square().sum(1)
@@ -41,24 +43,24 @@ class Dense:
         segments = torch.unflatten(rows[:, :whole], 1, (whole // _SEGMENT, _SEGMENT))
         norms = torch.linalg.vector_norm(segments, dim=2)
         rest = torch.linalg.vector_norm(rows[:, whole:], dim=1, keepdim=True)
-        # A square below float32's smallest number is lost or rounded: half of that number at most, each.
+        # A square below float32's smallest number is lost or rounded: an error of at most half of that number each.
         lost = rows.shape[1] * 2.0**-149
         return exact(norms).square().sum(1) + exact(rest).square().sum(1) + lost
 
     def weighted_sum(self, weights: Tensor) -> Tensor:
-        """sum_i weights[i] row i, flat float64 on the CPU, in the parameter's order."""
+        """sum_i weights[i] * row i, flat float64 on the CPU, in the parameter's order."""
         weights = weights.to(self.rows.device, self.rows.dtype)
         if self.rows.device.type == "cpu":
             return self.in_order((weights @ self.rows).double())
-        # A GPU may be told to multiply matrices in TF32, whose 10 bits would let an example exceed its bound.
+        # A GPU may multiply matrices in TF32, whose 10 bits would let an example exceed its bound.
         return self.in_order((self.rows * weights.unsqueeze(1)).sum(0).cpu().double())
 
     def forget(self, examples: Tensor) -> None:
-        """Make these rows zero, whatever they hold; `examples`: indices."""
+        """Set these rows to zero, whatever they hold; `examples`: indices."""
         self.rows.index_fill_(0, examples.to(self.rows.device), 0.0)
 
     def dense(self) -> "Dense":
-        """With rows in the parameter's order."""
+        """The same contribution with rows in the parameter's order."""
         if not self.stored:
             return self
         rows = torch.unflatten(self.rows, 1, tuple(self.stored)).permute(0, *(1 + axis for axis in self.axes))
@@ -71,9 +73,9 @@ class Dense:
 
 @dataclass
 class Outer:
-    """The gradient of example i is left[i] right[i]^T, of a parameter of shape (left columns, right columns).
+    """The gradient of example i is left[i] right[i]^T, for a parameter of shape (left columns, right columns).
 
-    Its sums are for CPUs: a GPU may be told to multiply matrices in TF32, whose 10 bits would let an example exceed
+    Its sums run on CPUs only: a GPU may multiply matrices in TF32, whose 10 bits would let an example exceed
     its bound.
     """
 
@@ -88,24 +90,24 @@ class Outer:
         return len(self.left)
 
     def squared_norms(self) -> Tensor:
-        """float64 (n,), right to 1e-13: all of it is float64."""
+        """float64 (n,), relative error at most 1e-13: all operations are float64."""
         left, right = self.lengths()
         return (left * right).square()
 
     def lengths(self) -> tuple[Tensor, Tensor]:
-        """float64 (n,) norms of both factors, as they were when it was first asked."""
+        """float64 (n,) norms of both factors, as they were at the first call."""
         if self._lengths is None:
             left, right = (torch.linalg.vector_norm(exact(factor), dim=1) for factor in (self.left, self.right))
             self._lengths = left, right
         return self._lengths
 
     def weighted_sum(self, weights: Tensor) -> Tensor:
-        """As Dense's. Each example's share is two roundings of 2^-24 off, so as short as its weighted factors."""
+        """As for Dense. An example's part has two roundings of 2^-24, so it is as short as its weighted factors."""
         left = (self.left.double() * weights.unsqueeze(1)).to(self.left.dtype)
         return (left.T @ self.right).double().flatten()
 
     def forget(self, examples: Tensor) -> None:
-        if not self._owned:  # the factors are activations and gradients that others may still read
+        if not self._owned:  # the factors are activations and gradients that other code may still read
             self.left, self.right, self._owned = self.left.clone(), self.right.clone(), True
         for factor in (self.left, self.right):
             factor.index_fill_(0, examples.to(factor.device), 0.0)
@@ -118,12 +120,12 @@ Contribution = Dense | Outer
 
 
 def exact(values: Tensor) -> Tensor:
-    """In float64, which MPS lacks."""
+    """The values in float64, on the CPU for devices without float64 (MPS)."""
     return (values.cpu() if values.device.type == "mps" else values).double()
 
 
 def averaged(contributions: Sequence[Contribution], views: int) -> list[Contribution]:
-    """An example's gradient is the mean over its views, which are `views` rows one after the other (De et al. 2022)."""
+    """The mean over the augmented copies of each example, `views` adjacent rows (De et al. 2022, arXiv:2204.13650)."""
     if views == 1:
         return list(contributions)
     rows = {c.parameter: c.dense().rows for c in contributions}
@@ -131,7 +133,7 @@ def averaged(contributions: Sequence[Contribution], views: int) -> list[Contribu
 
 
 def merged(contributions: Sequence[Contribution]) -> list[Contribution]:
-    """One for each parameter: where several layers or calls share it, their gradients are added before any norm."""
+    """One contribution per parameter: if layers or calls share a parameter, gradients are added before any norm."""
     by_parameter: dict[nn.Parameter, Contribution] = {}
     for contribution in contributions:
         before = by_parameter.get(contribution.parameter)

@@ -1,7 +1,7 @@
-"""Per-example gradients of each kind of layer, from its input and the gradient of its output. Knows torch layers.
+"""Per-example gradients of each layer type, from its input and the gradient of its output. Depends on torch layers.
 
-Knows no hooks and no Opacus. A sampler must give for each trained parameter what autograd gives for one example alone;
-tests hold each to that. It sees tensors in any memory format, with the examples on axis 0.
+Does not know hooks or Opacus. For each trained parameter a sampler must return what autograd gives for each example
+alone; tests check this. Tensors may have any memory format, with the examples on axis 0.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,13 +14,13 @@ from fedq.per_example.contributions import Contribution, Dense, Outer
 
 # layer, its input (n, ...), gradient of the summed loss for its output (n, ...) -> gradients of trained parameters
 Sampler = Callable[[nn.Module, Tensor, Tensor], list[Contribution]]
-# Bytes of patches made at once: they are read right after they are written, best from the cache.
+# Bytes of patches per step: they are read right after they are written, ideally from the cache.
 _PATCH_BYTES = 1 << 21
-ALIGNED = 16  # float32 values: 64 bytes, the widest vector of today's CPUs
+ALIGNED = 16  # float32 values: 64 bytes, the widest vector of current CPUs
 
 
 def linear(layer: nn.Module, x: Tensor, grad: Tensor) -> list[Contribution]:
-    """(n, in) or (n, ..., in): one outer product an example, or the sum of several."""
+    """(n, in) or (n, ..., in): one outer product per example, or the sum of several."""
     found: list[Contribution] = []
     weight, bias = trained(layer, "weight"), trained(layer, "bias")
     if x.dim() == 1:
@@ -34,7 +34,7 @@ def linear(layer: nn.Module, x: Tensor, grad: Tensor) -> list[Contribution]:
         products = functional.pad(left, (0, more[0])).transpose(1, 2) @ functional.pad(right, (0, more[1]))
         found.append(Dense(weight, products[:, :out, :columns].reshape(len(x), out * columns)))
     if bias is not None:
-        # Its rows may be zeroed, the factors of the weight's gradient stay as they are.
+        # Its rows may be set to zero later; the factors of the weight's gradient must not change.
         found.append(Dense(bias, grad.clone() if grad.dim() == 2 else grad.flatten(1, -2).sum(1)))
     return found
 
@@ -46,7 +46,7 @@ def conv1d(layer: nn.Module, x: Tensor, grad: Tensor) -> list[Contribution]:
 
 
 def conv2d(layer: nn.Module, x: Tensor, grad: Tensor) -> list[Contribution]:
-    """Any stride, padding, dilation and groups."""
+    """Gradients of Conv2d with any stride, padding, dilation and groups."""
     assert isinstance(layer, nn.Conv2d)
     return _convolution(layer, _padded(layer, x), grad, layer.kernel_size, layer.stride, layer.dilation)
 
@@ -62,11 +62,11 @@ def _convolution(
     layer: nn.Conv1d | nn.Conv2d, x: Tensor, grad: Tensor,
     kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int],
 ) -> list[Contribution]:  # fmt: skip
-    """For each example and group one matrix product: gradients of all places times the patches that they saw."""
+    """One matrix product per example and group: gradients at all positions times the input patches."""
     found: list[Contribution] = []
     weight, bias = trained(layer, "weight"), trained(layer, "bias")
     n, out, high, wide = grad.shape
-    grad = grad.permute(0, 2, 3, 1).contiguous()  # a view of what is in channels_last
+    grad = grad.permute(0, 2, 3, 1).contiguous()  # a view for a channels_last tensor
     if weight is not None:
         x = x.permute(0, 2, 3, 1).contiguous()
         groups, inner = layer.groups, x.shape[3] // layer.groups
@@ -77,7 +77,7 @@ def _convolution(
         places, columns = high * wide, kernel[0] * kernel[1] * inner
         of_group = out // groups
         by_group, more = grad.view(n, places, groups, of_group), _to_align(places, of_group, columns)
-        # A product that begins at an odd address may be rounded otherwise than its neighbour's.
+        # A product that starts at an unaligned address may be rounded differently from its neighbour's.
         by_group = functional.pad(by_group, (0, more[0])).permute(0, 2, 3, 1)
         rows = x.new_empty((n, groups, of_group + more[0], columns + more[1]))
         at_once = max(1, _PATCH_BYTES // max(1, places * columns * groups * x.element_size()))
@@ -93,7 +93,7 @@ def _convolution(
 
 
 def _to_align(places: int, out: int, columns: int) -> tuple[int, int]:
-    """Outputs and columns to add so that the three matrices of every example's product begin at whole vectors."""
+    """Outputs and columns to add, so that the three matrices of each example's product start at whole vectors."""
     if not any(size % ALIGNED for size in (places * out, places * columns, out * columns)):
         return 0, 0
     return -out % ALIGNED, -columns % ALIGNED
@@ -122,7 +122,7 @@ def _affine(layer: nn.Module, normed: Tensor, grad: Tensor, reduced: Callable[[T
 
 
 def embedding(layer: nn.Module, x: Tensor, grad: Tensor) -> list[Contribution]:
-    """Rows of the table that an example looks up get its gradients; the one that pads gets none."""
+    """Gradients go to the table rows that an example looks up; the padding row gets none."""
     assert isinstance(layer, nn.Embedding)
     weight = trained(layer, "weight")
     if weight is None:
@@ -136,12 +136,12 @@ def embedding(layer: nn.Module, x: Tensor, grad: Tensor) -> list[Contribution]:
 
 
 def trained(layer: nn.Module, name: str) -> nn.Parameter | None:
-    """The layer's parameter of that name if it is trained."""
+    """The layer's parameter of that name, or None if it is not trained."""
     parameter = getattr(layer, name)
     return parameter if isinstance(parameter, nn.Parameter) and parameter.requires_grad else None
 
 
-# By exact type: a subclass may compute something else.
+# By exact type: a subclass may compute something different.
 SAMPLERS: dict[type[nn.Module], Sampler] = {
     nn.Linear: linear,
     nn.Conv1d: conv1d,
@@ -153,5 +153,5 @@ SAMPLERS: dict[type[nn.Module], Sampler] = {
 
 
 def register(kind: type[nn.Module], sampler: Sampler) -> None:
-    """For a layer of another room. Its only parameters must be those that the sampler gives gradients of."""
+    """Add a sampler for a layer of another package. It must return gradients for all parameters of the layer."""
     SAMPLERS[kind] = sampler

@@ -1,11 +1,12 @@
-"""Watches one model's layers for a while, so that a backward pass yields each example's gradients.
-Knows modules, autograd and Opacus' hooks; not the algebra of a kind of layer, clipping or noise.
+"""Record one model's layers for a while, so that a backward pass gives each example's gradients.
 
-A watched layer computes as always, with its own parameters held constant, and a node is put behind it in autograd's
-graph. When the backward pass comes by, the node hands input and gradient to the layer's sampler. So the batch's
-ordinary parameter gradients, which DP-SGD has no use for, are never computed, nothing is compiled, and any batch
-size will do. Layers of other kinds, layers that share a parameter with such a one, and all within a module that Opacus
-differentiates as a whole, get Opacus' hooks; what they yield is merged with the rest.
+Depends on modules, autograd and Opacus' hooks; not on the formulas of a layer type, clipping or noise.
+
+A recorded layer computes as always, with its own parameters held constant, followed by a node in autograd's graph.
+In the backward pass the node gives input and gradient to the layer's sampler. So the batch's ordinary parameter
+gradients, which DP-SGD does not need, are never computed, nothing is compiled, and any batch size is possible. Opacus'
+hooks are used for layers of other types, for layers that share a parameter with such a layer, and for all layers
+inside a module that Opacus differentiates as a whole; the results are merged.
 """
 
 import warnings
@@ -20,16 +21,16 @@ from torch import Tensor, nn
 from fedq.per_example.contributions import Contribution, Dense, merged
 from fedq.per_example.layers import SAMPLERS
 
-_NAMES = {"weight", "bias", "log_range"}  # parameters that samplers know; torch's weight_norm makes others
+_NAMES = {"weight", "bias", "log_range"}  # parameters that samplers support; torch's weight_norm adds others
 
 
 class _Tap(torch.autograd.Function):
-    """The identity, in place; hands over what comes back. `anchor` makes autograd come by at a model's first layer."""
+    """The identity, in place; passes the gradient to `take`. `anchor` makes autograd visit a model's first layer."""
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, x: Tensor, anchor: Tensor, take: Callable[[Tensor, Tensor], None]) -> Tensor:
         ctx.mark_dirty(y)
-        ctx.save_for_backward(x)  # and not just kept: autograd refuses if somebody changes it in place
+        ctx.save_for_backward(x)  # so that autograd raises if the tensor is changed in place
         ctx.take = take
         return y
 
@@ -42,7 +43,7 @@ class _Tap(torch.autograd.Function):
 
 
 class Recorder:
-    """What a model's backward passes yielded since it was last asked."""
+    """The per-example gradients of a model's backward passes since the last `take`."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -50,7 +51,7 @@ class Recorder:
         self._watched: set[nn.Parameter] = set()
 
     def watch(self, layer: nn.Module) -> Callable[[], None]:
-        """Begin with one layer; what is returned ends it."""
+        """Start to record one layer; call the result to stop."""
         plain, sampler = layer.forward, SAMPLERS[type(layer)]
         parameters = [p for p in layer.parameters(recurse=False) if p.requires_grad]
         self._watched |= set(parameters)
@@ -72,30 +73,30 @@ class Recorder:
                     parameter.requires_grad_(True)
             return _Tap.apply(y, x, anchor, take)  # type: ignore[no-untyped-call]
 
-        layer.forward = forward  # on the object: the class stays as it is for all others
+        layer.forward = forward  # on the object, so that the class does not change
         return partial(delattr, layer, "forward")
 
     def forget(self) -> None:
-        """What an interrupted pass has left."""
+        """Discard what an interrupted pass has left."""
         self._found = []
         for parameter in self.model.parameters():
             parameter.grad = None
             parameter.__dict__.pop("grad_sample", None)
 
     def take(self, examples: int) -> list[Contribution]:
-        """One contribution for each parameter that took part; ValueError where one is not of so many examples."""
+        """One contribution for each parameter in use; ValueError if one has another number of examples."""
         found, self._found = self._found, []
         for name, parameter in self.model.named_parameters():
-            samples: Tensor | None = getattr(parameter, "grad_sample", None)  # Opacus puts it there
+            samples: Tensor | None = getattr(parameter, "grad_sample", None)  # set by Opacus
             if samples is not None:
                 parameter.grad_sample = None  # type: ignore[attr-defined]
                 found.append(Dense(parameter, samples.flatten(1)))
             elif parameter in self._watched and parameter.grad is not None:
                 raise ValueError(
-                    f"parameter {name} is used outside of its layer, where no per-example gradients are taken; "
+                    f"parameter {name} is used outside of its layer, so it has no per-example gradients; "
                     "share the layer or its parameter (b.weight = a.weight), or use privacy=off"
                 )
-            parameter.grad = None  # a bare sum: must never reach an optimizer
+            parameter.grad = None  # an unclipped sum, which must never reach an optimizer
         for contribution in found:
             _check_rows(contribution.examples, examples)
         return merged(found)
@@ -103,9 +104,9 @@ class Recorder:
 
 @contextmanager
 def recorded(model: nn.Module) -> Iterator[Recorder]:
-    """Watch all layers that are trained, in training mode; afterwards no trace is left, also after an error.
+    """Record all trained layers, in training mode; everything is undone afterwards, also after an error.
 
-    ValueError for what neither this nor Opacus can differentiate.
+    ValueError for a model that neither fedq nor Opacus can differentiate per example.
     """
     was_training = {module: module.training for module in model.modules()}
     left = left_to_opacus(model)
@@ -123,10 +124,10 @@ def recorded(model: nn.Module) -> Iterator[Recorder]:
 
 
 def left_to_opacus(model: nn.Module) -> set[nn.Module]:
-    """Layers with trained parameters of their own that are not recorded here."""
+    """Layers with trained parameters of their own that this module does not record."""
     left: set[nn.Module] = set()
     _walk(model, left)
-    # What shares a parameter with a layer that Opacus gets goes with it: gradients must be added before any norm.
+    # Layers that share a parameter with an Opacus layer go to Opacus too: gradients must be added before any norm.
     while True:
         theirs = {p for layer in left for p in layer.parameters(recurse=False)}
         more = {m for m in _trained(model) if m not in left and any(p in theirs for p in m.parameters(recurse=False))}
@@ -137,7 +138,7 @@ def left_to_opacus(model: nn.Module) -> set[nn.Module]:
 
 def _walk(module: nn.Module, left: set[nn.Module]) -> None:
     if _has_trained(module) and not _recordable(module):
-        left |= set(_trained(module))  # Opacus' hooks count the uses of all parameters within a module
+        left |= set(_trained(module))  # Opacus' hooks count the uses of all parameters inside a module
         return
     for child in module.children():
         _walk(child, left)
@@ -152,7 +153,7 @@ def _has_trained(module: nn.Module) -> bool:
 
 
 def _recordable(layer: nn.Module) -> bool:
-    """Of a known kind and as that kind is: no parametrization, no forward of somebody's own."""
+    """Whether the layer has a known type and its own forward, without parametrizations."""
     names = {name for name, _ in layer.named_parameters(recurse=False)}
     return type(layer) in SAMPLERS and names <= _NAMES and "forward" not in layer.__dict__
 
@@ -166,14 +167,14 @@ def _opacus_hooks(model: nn.Module, layers: set[nn.Module]) -> Iterator[None]:
             return (m for m in super().iterate_submodules(module) if m in layers)
 
     try:
-        # strict=False: Opacus refuses any buffer. Constant ones are harmless; DP-SGD sees to it that they are.
+        # strict=False: Opacus refuses any buffer. Constant buffers are harmless; DP-SGD checks that they are constant.
         OfSome(model, loss_reduction="sum", strict=False)
     except NotImplementedError as error:
         raise ValueError(
             f"Opacus has no per-example gradients for this model: {error}; keep buffers in layers of their own"
         ) from error
     with warnings.catch_warnings():
-        # The first layer's input needs no gradient; Opacus' hooks ask for its output's only.
+        # The first layer's input needs no gradient; Opacus' hooks use the gradient of its output only.
         warnings.filterwarnings("ignore", message="Full backward hook is firing", category=UserWarning)
         yield
 
@@ -196,8 +197,8 @@ def _clean(model: nn.Module, was_training: dict[nn.Module, bool]) -> None:
 def _check_rows(rows: int, examples: int) -> None:
     if rows != examples:
         raise ValueError(
-            f"a layer has per-example gradients of {rows} examples in a batch of {examples}: its input must "
-            "have the examples on axis 0, so that the bound is of each whole example; keep the batch axis first "
+            f"a layer has per-example gradients for {rows} examples in a batch of {examples}: its input must "
+            "have the examples on axis 0, so that each whole example is clipped; put the batch axis first "
             "(batch_first=True), or use privacy=off"
         )
 

@@ -1,7 +1,7 @@
-"""nn.MultiheadAttention spelled out, so that each of its products can be one of integers. Knows torch and grids.
+"""nn.MultiheadAttention as separate products, so that each of them can be an integer product.
 
-The hooks of whoever hooks the layer see its packed input projection alone, as `layers` explains: what Opacus takes
-for the layer is a Linear. The output projection is a layer of its own, as in torch.
+Depends on torch and grids. A hook on the layer sees only its packed input projection, as `layers` explains: to Opacus
+the layer is a Linear. The output projection is a layer of its own, as in torch.
 """
 
 import math
@@ -13,29 +13,29 @@ from torch.nn import functional
 from fedq.quant.grids import FixedGrid, Grid
 from fedq.quant.layers import Product, QLinear, QuantizedLayer, is_hooked
 
-WHOLE = -1  # all thirds of the packed projection
+WHOLE = -1  # query, key and value parts of the packed projection
 
 
 class QMultiheadAttention(QuantizedLayer, nn.MultiheadAttention):
-    """nn.MultiheadAttention whose four kinds of products are of integers; arguments and results are torch's.
+    """nn.MultiheadAttention with four kinds of integer products; arguments and results are those of torch.
 
-    Grids: `input_grid` of query, key and value, `output_grid` of what they are projected to, `chances` of the
-    attention weights (within [0, 1]), and the output projection's own. With float activations there are none.
+    Grids: `input_grid` for query, key and value, `output_grid` for their projections, `chances` for the attention
+    weights (within [0, 1]), and the output projection's own grid. With float activations there are no grids.
     """
 
     chances: Grid | None
 
-    def equip(self, out_grid: Grid | None = None) -> None:
-        """`out_grid`: of the output projection's input."""
+    def add_grids(self, out_grid: Grid | None = None) -> None:
+        """Add the inner grids. `out_grid`: for the output projection's input."""
         QLinear.adopt(self.out_proj, form=self.form, input_grid=out_grid)
         grid = self.input_grid
         self.chances = None if grid is None else FixedGrid(1.0, signed=False, bits=grid.bits)
 
     @staticmethod
     def unsupported(layer: nn.MultiheadAttention) -> str | None:
-        """Why such a layer stays float, or None."""
+        """The reason why such a layer stays float, or None."""
         if not layer._qkv_same_embed_dim:
-            return "MultiheadAttention with kdim or vdim of its own is not supported"
+            return "MultiheadAttention with its own kdim or vdim is not supported"
         if layer.bias_k is not None or layer.add_zero_attn:
             return "MultiheadAttention with add_bias_kv or add_zero_attn is not supported"
         return None
@@ -46,16 +46,16 @@ class QMultiheadAttention(QuantizedLayer, nn.MultiheadAttention):
         return [Product("in_proj_weight", bias, None if self.source is None else self.source[0])]
 
     def forward(self, part: int | Tensor, x: Tensor) -> Tensor:  # type: ignore[override]
-        """(n, length, width) -> the packed projection, or the third of it that `part` says."""
+        """(n, length, width) -> the packed projection, or the third of it that `part` selects."""
         return functional.linear(x, *self._third(int(part)))
 
     def rows(self, part: int) -> slice:
-        """Of the packed projection: query's, key's or value's, or `WHOLE`."""
+        """Rows of the packed projection: query's, key's or value's, or all with `WHOLE`."""
         return slice(None) if part == WHOLE else slice(part * self.embed_dim, (part + 1) * self.embed_dim)
 
     def _third(self, part: int) -> tuple[Tensor, Tensor | None]:
         (product,) = self.products
-        weight, bias = self.snapped(product)
+        weight, bias = self.fake_quantized(product)
         if part == WHOLE:
             return weight, bias
         return weight[self.rows(part)], None if bias is None else bias[self.rows(part)]
@@ -71,9 +71,9 @@ class QMultiheadAttention(QuantizedLayer, nn.MultiheadAttention):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """As nn.MultiheadAttention."""
+        """As nn.MultiheadAttention, in the batch-first or sequence-first format of the layer."""
         if is_causal and attn_mask is None:
-            raise ValueError("is_causal=True: needs attn_mask, as torch's own does; give it the causal mask")
+            raise ValueError("is_causal=True: needs attn_mask, as in torch; pass the causal mask")
         itself = query is key and key is value
         unbatched = query.dim() == 2
         if unbatched:
@@ -97,7 +97,7 @@ class QMultiheadAttention(QuantizedLayer, nn.MultiheadAttention):
         return out, weights if need_weights else None
 
     def _projected(self, query: Tensor, key: Tensor, value: Tensor, *, itself: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Query and value (n, heads, length, head_dim), key (n, heads, head_dim, length)."""
+        """Query and value (n, heads, length, head_dim) and key (n, heads, head_dim, length)."""
         if itself:
             parts = list(self._part(query, WHOLE).chunk(3, dim=-1))
         else:
@@ -107,21 +107,21 @@ class QMultiheadAttention(QuantizedLayer, nn.MultiheadAttention):
 
     def _part(self, x: Tensor, part: int) -> Tensor:
         x = x if self.input_grid is None else self.input_grid(x)
-        # An argument, which hooks keep with what they keep of the call: they want tensors, and the batch comes last.
-        told = torch.tensor(part) if is_hooked(self) else part
-        projected: Tensor = nn.Module.__call__(self, told, x)
+        # The part is a tensor argument with the batch last: hooks store the arguments of a call and expect tensors.
+        selected = torch.tensor(part) if is_hooked(self) else part
+        projected: Tensor = nn.Module.__call__(self, selected, x)
         return self._after_projection(projected)
 
     def _after_projection(self, x: Tensor) -> Tensor:
-        """On the grid, all of it in one pass."""
+        """Put the whole projection on its grid, in one pass."""
         return x if self.output_grid is None else self.output_grid(x)
 
     def _before_product(self, x: Tensor) -> Tensor:
-        """An export puts the grid here."""
+        """The identity; an export puts the grid here."""
         return x
 
     def _mask(self, padding: Tensor | None, attention: Tensor | None, scores: Tensor) -> Tensor | None:
-        """What is added to the scores: minus infinity where nothing shall be seen."""
+        """The mask to add to the scores, minus infinity at ignored positions; None for no mask."""
         mask = None
         if attention is not None:
             mask = _additive(attention, scores)

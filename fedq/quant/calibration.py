@@ -1,7 +1,7 @@
-"""Give dynamic grids ranges that stay: those of inputs that are public. Knows quantized models and tensors; no data.
+"""Replace dynamic grids by fixed ranges from public inputs. Depends on quantized models and tensors; not on data.
 
-The same function quantizes a trained float model after the training (PTQ): `quantize(model, ranges="dynamic")`, then
-this with some of its inputs.
+This also quantizes a trained float model after the training (PTQ): `quantize(model, ranges="dynamic")`, then
+`with_fixed_ranges` with some inputs.
 """
 
 import copy
@@ -16,13 +16,13 @@ _BATCH = 256
 
 
 def with_fixed_ranges(model: nn.Module, inputs: Tensor) -> nn.Module:
-    """A copy of `model` in evaluation mode, each dynamic grid fixed at the largest value that it meets in `inputs`.
+    """A copy of `model` in evaluation mode; each dynamic grid is fixed at the largest value that it sees in `inputs`.
 
-    `inputs` (n, ...) become part of what is delivered, through their extremes: they must be public, or the model's
-    privacy does not cover them. ValueError for inputs that are empty or not finite.
+    The extremes of `inputs` (n, ...) become part of the exported model: the inputs must be public, since the model's
+    privacy guarantee does not cover them. ValueError for inputs that are empty or not finite.
     """
     if not len(inputs) or (inputs.is_floating_point() and not torch.isfinite(inputs).all()):
-        raise ValueError(f"calibration: {len(inputs)} inputs, or NaN or infinity among them; give finite public inputs")
+        raise ValueError(f"calibration: {len(inputs)} inputs, or some hold NaN or infinity; give finite public inputs")
     fixed = copy.deepcopy(model).eval()
     grids = [module for module in fixed.modules() if isinstance(module, DynamicGrid)]
     for grid in grids:

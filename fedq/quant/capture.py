@@ -1,4 +1,4 @@
-"""A model's graph as ONNX, by torch's own exporter (torch.export and onnxscript). Knows torch; not quantization."""
+"""Capture a model's graph as ONNX with torch's exporter (torch.export and onnxscript). Does not know quantization."""
 
 import contextlib
 import logging
@@ -18,9 +18,9 @@ OPSET = 20
 
 
 def captured(model: nn.Module, input_shape: Sequence[int], dtype: torch.dtype) -> "onnx.ModelProto":
-    """The graph of a model on the CPU in evaluation mode; `input_shape`: of one example, the batch stays dynamic.
+    """The ONNX graph of a model on the CPU in evaluation mode, with a dynamic batch size.
 
-    ExportError where its forward cannot be captured.
+    `input_shape`: the shape of one example. ExportError if the model's forward cannot be captured.
     """
     import torch.ao.quantization.fx._decomposed  # defines torch.ops.quantized_decomposed
 
@@ -39,7 +39,7 @@ def captured(model: nn.Module, input_shape: Sequence[int], dtype: torch.dtype) -
             )
     except ImportError as error:
         raise ExportError(f"the export needs onnxscript ({error}); pip install onnxscript") from error
-    except Exception as error:  # the exporter wraps whatever a user's forward raises
+    except Exception as error:  # the exporter wraps every error of a user's forward
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
@@ -51,7 +51,7 @@ def captured(model: nn.Module, input_shape: Sequence[int], dtype: torch.dtype) -
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's remarks on packages it would also support."""
+    """Silence the exporter's messages about optional packages."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

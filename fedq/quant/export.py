@@ -1,12 +1,11 @@
-"""Write a quantized model as an ONNX file for int8 kernels. Knows torch and the quantized layers.
+"""Write a quantized model as an ONNX file for int8 kernels. Depends on torch and the quantized layers.
 
-Knows no training and no data; what concerns the finished graph alone is in `onnx_graph`. The graph is
-captured by torch's own exporter (see `capture`), so any float operation between quantized
-layers is the library's business; only grids and parameters are replaced before, by
-QuantizeLinear/DequantizeLinear pairs and integer constants, and the file is cleaned after. Measured on one
-core: 2.6 s for the first export of a process, most of it onnxscript's registry, and 0.4 to 0.7 s for the
-next. A converter of our own over torch.fx would take milliseconds, but know only the operations in its
-table.
+Does not know training or data; `onnx_graph` holds what concerns only the finished graph. torch's own exporter captures
+the graph (see `capture`), so all float operations between quantized layers are handled by torch. Before the capture,
+grids and parameters are replaced by QuantizeLinear/DequantizeLinear pairs and integer constants; after it, the file is
+cleaned. Time on one core: 2.6 s for the first export of a process, mostly for onnxscript's registry, and 0.4 to 0.7 s
+for the next. A converter of our own over torch.fx would take milliseconds, but would support only the operations in
+its table.
 """
 
 import contextlib
@@ -22,42 +21,42 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedq.quant.agreement import candidates, checked, compare
 from fedq.quant.attention import WHOLE, QMultiheadAttention
 from fedq.quant.capture import captured
 from fedq.quant.grids import DynamicGrid, Grid
 from fedq.quant.int8_model import ExportError
 from fedq.quant.layers import Product, QConv1d, QConv2d, QEmbedding, QLinear, QuantizedLayer
+from fedq.quant.parity import checked, compare, comparison_inputs
 from fedq.quant.weights import parameter_levels
 
 
 class _OnnxGrid(nn.Module):
     """A grid as the pair QuantizeLinear, DequantizeLinear.
 
-    Levels are stored as uint8, which is onnxruntime's fastest format beside int8 weights on x86. It would
-    convert int8 levels by itself, but not where a tensor has two readers, and there it then fuses no
-    integer kernel. The 16 levels of 4 bits lie among them, and a Clip keeps to them.
+    Levels are stored as uint8, which is onnxruntime's fastest format with int8 weights on x86. onnxruntime converts
+    int8 levels to uint8 by itself, but not for a tensor with two readers, and it then fuses no integer kernel. The
+    16 levels of 4 bits are a part of the uint8 levels, and a Clip keeps the values inside them.
     """
 
     def __init__(self, grid: Grid, *, of_kernel: bool) -> None:
         super().__init__()
         self.step, self.zero_point = float(grid.step), grid.zero_point
         self.within = None if grid.bits == 8 else (grid.lowest * self.step, grid.highest * self.step)
-        self.of_kernel = of_kernel  # of a kernel's output, which must be quantized before anything else is done
+        self.of_kernel = of_kernel  # a kernel's output must be quantized before any other operation
 
     def forward(self, x: Tensor) -> Tensor:
         if self.within is not None:
-            x = self._snapped(x) if self.of_kernel else x
+            x = self._fake_quantized(x) if self.of_kernel else x
             x = x.clamp(*self.within)
-        return self._snapped(x)
+        return self._fake_quantized(x)
 
-    def _snapped(self, x: Tensor) -> Tensor:
+    def _fake_quantized(self, x: Tensor) -> Tensor:
         ops, form = torch.ops.quantized_decomposed, (self.step, self.zero_point, 0, 255, torch.uint8)
         return ops.dequantize_per_tensor(ops.quantize_per_tensor(x, *form), *form)  # type: ignore[no-any-return]
 
 
 class _IntegerParameters(nn.Module):
-    """A weight as int8 and its bias as int32 constants, each behind one DequantizeLinear per output channel."""
+    """A weight as int8 and its bias as int32 constants, each followed by a DequantizeLinear per output channel."""
 
     weight: Tensor
     weight_step: Tensor
@@ -66,7 +65,7 @@ class _IntegerParameters(nn.Module):
 
     def __init__(self, layer: QuantizedLayer, product: Product, rows: slice = slice(None)) -> None:
         super().__init__()
-        assert layer.form is not None  # `_freeze` passes the others over
+        assert layer.form is not None  # `_freeze` skips layers without integer weights
         weight: Tensor = getattr(layer, product.weight)[rows]
         bias: Tensor | None = None if product.bias is None else getattr(layer, product.bias)[rows]
         source = None if product.grid is None else product.grid.bias_step
@@ -84,7 +83,7 @@ class _IntegerParameters(nn.Module):
         return weight, _dequantize(self.bias, self.weight_step * self.input_step, -(2**31), 2**31 - 1)
 
     def rows(self, chosen: Tensor) -> Tensor:
-        """Some rows of the weight: they alone are dequantized."""
+        """The selected rows of the weight; only these rows are dequantized."""
         levels = functional.embedding(chosen, self.weight).to(torch.float32)
         return levels * functional.embedding(chosen, self.weight_step[:, None])
 
@@ -97,9 +96,9 @@ def _dequantize(levels: Tensor, step: Tensor, lowest: int, highest: int) -> Tens
 
 
 class _Frozen(QuantizedLayer):
-    """Stands before a quantized layer's own class: its parameters are integers behind DequantizeLinear."""
+    """A mixin before a quantized layer's own class: the parameters are integers followed by DequantizeLinear."""
 
-    def snapped(self, product: Product) -> tuple[Tensor, Tensor | None]:
+    def fake_quantized(self, product: Product) -> tuple[Tensor, Tensor | None]:
         integers: nn.ModuleDict = self.integers  # type: ignore[assignment]
         return integers[product.weight]()  # type: ignore[no-any-return]
 
@@ -111,9 +110,9 @@ class _FrozenEmbedding(_Frozen):
 
 
 class _FrozenConvolution(_Frozen):
-    """What pads with other values than zeros stands between grid and kernel, so the grid stands there again."""
+    """Padding with other values than zero comes after the grid, so the grid is applied again before the kernel."""
 
-    pads: tuple[list[int], str] | None  # as functional.pad takes them; None: zeros, which the kernel pads itself
+    pads: tuple[list[int], str] | None  # arguments of functional.pad; None: zeros, which the kernel pads itself
 
     def forward(self, x: Tensor) -> Tensor:
         if self.pads is not None:
@@ -123,7 +122,7 @@ class _FrozenConvolution(_Frozen):
 
 
 class _FrozenAttention(_Frozen):
-    """The grid stands right before each product: onnxruntime fuses no kernel across what splits a tensor in three."""
+    """The grid is applied right before each product: onnxruntime fuses no kernel across a Split in three."""
 
     def _third(self, part: int) -> tuple[Tensor, Tensor | None]:
         integers: nn.ModuleDict = self.integers  # type: ignore[assignment]
@@ -145,14 +144,14 @@ def export_onnx(
     input_dtype: torch.dtype = torch.float32,
     examples: np.ndarray | None = None,
 ) -> None:
-    """Write `model`, as `quantize` left it and training moved it, to `path`: the whole file or none.
+    """Write `model` (quantized by `quantize`, then trained) to `path`: the complete file or none.
 
-    `input_shape`: of one example, without the batch axis, which stays dynamic. `skip`: as `quantize` got it. The model
-    is untouched. The file is checked by ONNX, loaded and run: a Conv, Gemm or MatMul outside `skip` that onnxruntime
-    would not compute on integers raises ExportError, and so do outputs that are not the model's, on some `examples`
-    (n, *input_shape), or on made-up ones where there are none.
+    `input_shape`: the shape of one example, without the batch axis, which stays dynamic. `skip`: as for `quantize`. The
+    model does not change. The file is checked by ONNX, loaded and run. ExportError if onnxruntime would compute a Conv,
+    Gemm or MatMul outside `skip` on floats, or if the outputs differ from the model's on some `examples`
+    (n, *input_shape), or on generated inputs if there are none.
     """
-    from fedq.quant.onnx_graph import clean, drop_idle_relus, name_float_products  # lazily: it imports onnx
+    from fedq.quant.onnx_graph import clean, drop_idle_relus, name_float_products  # lazy: imports onnx
 
     proto = captured(_freeze(model), input_shape, input_dtype)
     drop_idle_relus(proto.graph)
@@ -166,8 +165,8 @@ def export_onnx(
             file.flush()
             os.fsync(file.fileno())
         delivered = checked(proto, temporary, allowed)
-        compare(model, delivered, candidates(examples, tuple(input_shape), input_dtype))
-        os.chmod(temporary, 0o644)  # mkstemp's file is for the owner only
+        compare(model, delivered, comparison_inputs(examples, tuple(input_shape), input_dtype))
+        os.chmod(temporary, 0o644)  # mkstemp creates a file that only its owner can read
         os.replace(temporary, target)
     finally:
         with contextlib.suppress(FileNotFoundError):
@@ -175,7 +174,7 @@ def export_onnx(
 
 
 def _freeze(model: nn.Module) -> nn.Module:
-    """A copy in eval mode whose layers hold integers and whose grids are ONNX's."""
+    """A copy in eval mode with integer weights in its layers and ONNX operators as its grids."""
     frozen = copy.deepcopy(model).cpu().eval()
     layers = {
         name: layer
@@ -186,11 +185,11 @@ def _freeze(model: nn.Module) -> nn.Module:
         raise ExportError("model has no quantized layer: call fedq.quantize on it before training")
     for name, tensor in frozen.state_dict().items():
         if not torch.isfinite(tensor).all():
-            raise ExportError(f"{name}: holds NaN or infinity; the training diverged, so lower its lr")
+            raise ExportError(f"{name}: holds NaN or infinity: the training diverged; lower the learning rate")
     for name, layer in layers.items():
         if layer.source is None and not isinstance(layer, QEmbedding):
             raise ExportError(
-                f"{name or 'model'}: its activations are float, so no int8 kernel can compute it; "
+                f"{name or 'model'}: the activations are float, so no int8 kernel can compute this layer; "
                 "use quant.activations=8"
             )
         layer.integers = nn.ModuleDict({p.weight: _IntegerParameters(layer, p) for p in layer.products})
@@ -199,15 +198,15 @@ def _freeze(model: nn.Module) -> nn.Module:
             layer.integers.update(thirds)
         if isinstance(layer, QConv1d | QConv2d) and layer.source is not None:
             _pad_before(layer, layer.source[0])
-    # Only now: a layer's source may be another layer's output grid.
+    # After the loop above: a layer's source may be another layer's output grid.
     for layer in layers.values():
         layer.__class__ = _frozen_class(type(layer))
     for module in list(frozen.modules()):
-        for name, grid in list(module._modules.items()):  # two names may stand for one grid
+        for name, grid in list(module._modules.items()):  # one grid may have two names
             if isinstance(grid, DynamicGrid):
                 raise ExportError(
-                    "the model's activation ranges are dynamic, and an int8 kernel takes one range for all examples: "
-                    "give public inputs that show them (quant.calibration=FILE.npy), or use quant.activations=fixed"
+                    "the model's activation ranges are dynamic, but an int8 kernel needs one range for all examples: "
+                    "give public calibration inputs (quant.calibration=FILE.npy), or use quant.activations=fixed"
                 )
             if isinstance(grid, Grid):
                 of_kernel = name == "output_grid" and isinstance(module, QConv1d | QConv2d | QLinear)
@@ -216,7 +215,7 @@ def _freeze(model: nn.Module) -> nn.Module:
 
 
 def _pad_before(layer: Any, grid: Grid) -> None:
-    """Take the padding out of a convolution that is to be frozen, for `_FrozenConvolution` to do."""
+    """Remove the padding of a convolution that will be frozen; `_FrozenConvolution` pads instead."""
     layer.again, layer.pads = grid, None
     if layer.padding_mode != "zeros":
         layer.pads = (layer._reversed_padding_repeated_twice, layer.padding_mode)

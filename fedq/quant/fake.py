@@ -1,7 +1,7 @@
-"""Round values to integer grids in the forward pass, straight through in the backward pass. Knows tensors.
+"""Fake quantization: round to integer grids in the forward pass, straight-through in the backward pass.
 
-Knows no modules, Opacus or ONNX. Every rounding is half to even, and every division is a division (not a
-product with the reciprocal), because that is what onnxruntime's QuantizeLinear does: the bits shall agree.
+Depends on tensors; does not know modules, Opacus or ONNX. Every rounding is half to even, and every division is a
+division (not a product with the reciprocal), because onnxruntime's QuantizeLinear works so: the bits must be equal.
 """
 
 from collections.abc import Callable
@@ -17,10 +17,10 @@ from fedq.quant.weights import WeightFormat, parameter_levels
 _NOTHING = np.empty(0, np.float32)
 
 
-class _Snap(torch.autograd.Function):
-    """Nearest grid value; the gradient passes where lowest < x / step < highest.
+class _FakeQuantize(torch.autograd.Function):
+    """The nearest grid value; the gradient passes where lowest < x / step < highest.
 
-    The bounds are known integers even where the step is a tensor on another device.
+    The bounds are known integers even if the step is a tensor on another device.
     """
 
     @staticmethod
@@ -29,7 +29,7 @@ class _Snap(torch.autograd.Function):
         ctx.save_for_backward(x, *([] if ctx.step is not None else [step]))
         if type(step) is float and (kernels := _kernels(x)) is not None:
             out = torch.empty_like(x)
-            kernels.snap(_flat(x), _flat(out), step, lowest, highest)
+            kernels.fake_quantize(_flat(x), _flat(out), step, lowest, highest)
             return out
         return torch.div(x, step).round_().clamp_(lowest, highest).mul_(step)
 
@@ -38,7 +38,7 @@ class _Snap(torch.autograd.Function):
         x, *learned = ctx.saved_tensors
         (grad,) = grads
         lowest, highest = ctx.levels
-        # A gradient of the gradient needs torch's own operations.
+        # A second-order gradient needs torch's own operations.
         if (
             not learned
             and not torch.is_grad_enabled()
@@ -46,24 +46,24 @@ class _Snap(torch.autograd.Function):
             and (kernels := _kernels(x, grad)) is not None
         ):
             passed = torch.empty_like(x)
-            kernels.pass_within(_flat(grad), _flat(x), _flat(passed), ctx.step, lowest, highest)
+            kernels.straight_through_gradient(_flat(grad), _flat(x), _flat(passed), ctx.step, lowest, highest)
             return passed, None, None, None, None
         units = torch.div(x, learned[0] if learned else ctx.step)
-        passed = pass_within(grad, units, lowest, highest)
+        passed = straight_through_gradient(grad, units, lowest, highest)
         if not ctx.needs_input_grad[1]:
             return passed, None, None, None, None
         moved = step_gradient(grad, passed, units, lowest, highest).sum().mul_(ctx.slope)
         return passed, moved.view(1), None, None, None
 
 
-class _SnapWithin(torch.autograd.Function):
-    """`_Snap` for values that cannot leave the range: nothing to clamp, to save or to mask."""
+class _FakeQuantizeInRange(torch.autograd.Function):
+    """`_FakeQuantize` for values that cannot leave the range: it clamps, saves and masks nothing."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, step: float | Tensor) -> Tensor:
         if type(step) is float and (kernels := _kernels(x)) is not None:
             out = torch.empty_like(x)
-            kernels.snap(_flat(x), _flat(out), step, -np.inf, np.inf)
+            kernels.fake_quantize(_flat(x), _flat(out), step, -np.inf, np.inf)
             return out
         return torch.div(x, step).round_().mul_(step)
 
@@ -72,7 +72,7 @@ class _SnapWithin(torch.autograd.Function):
         return grads[0], None
 
 
-class _SnapParameters(torch.autograd.Function):
+class _FakeQuantizeParameters(torch.autograd.Function):
     """Weight and bias on the grids of `parameter_levels`; the gradient of both is the identity."""
 
     @staticmethod
@@ -86,20 +86,20 @@ class _SnapParameters(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor | None]:
         compilable = form.bits != 2 and not (training and form.rounding == "stochastic")
         if compilable and not isinstance(input_step, Tensor) and (kernels := _kernels(weight)) is not None:
-            snapped = torch.empty_like(weight)
+            fake_quantized = torch.empty_like(weight)
             moved = None if bias is None else torch.empty_like(bias)
             flat_bias = (_NOTHING, _NOTHING) if bias is None or moved is None else (_flat(bias), _flat(moved))
             together = form.granularity == "tensor"
-            kernels.snap_rows(
-                _flat(weight), flat_bias[0], input_step or 0.0, form.largest, together, len(weight), _flat(snapped),
-                flat_bias[1],
+            kernels.fake_quantize_rows(
+                _flat(weight), flat_bias[0], input_step or 0.0, form.largest, together, len(weight),
+                _flat(fake_quantized), flat_bias[1],
             )  # fmt: skip
-            return snapped, moved
+            return fake_quantized, moved
         levels, step, bias_levels, bias_step = parameter_levels(weight, bias, input_step, form, training=training)
-        snapped = levels.mul_(step)
+        fake_quantized = levels.mul_(step)
         if bias_levels is None or bias_step is None:
-            return snapped, None if bias is None else bias.clone()
-        return snapped, bias_levels.mul_(bias_step)
+            return fake_quantized, None if bias is None else bias.clone()
+        return fake_quantized, bias_levels.mul_(bias_step)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
@@ -107,7 +107,7 @@ class _SnapParameters(torch.autograd.Function):
 
 
 def _kernels(*tensors: Tensor) -> Any:
-    """The compiled kernels where all tensors are plain float32 arrays of this process, else None."""
+    """The compiled kernels if all tensors are plain float32 CPU arrays, else None."""
     x = tensors[0]
     if (
         torch.compiler.is_compiling()
@@ -120,40 +120,40 @@ def _kernels(*tensors: Tensor) -> Any:
 
 
 def _flat(x: Tensor) -> np.ndarray:
-    """All values of a dense tensor in the order of memory, sharing it."""
+    """All values of a dense tensor in memory order, as an array that shares the memory."""
     return x.detach().as_strided((x.numel(),), (1,)).numpy()
 
 
-def pass_within(grad: Tensor, units: Tensor, lowest: int, highest: int) -> Tensor:
-    """The gradient where lowest < units < highest, else zero; one fused pass."""
+def straight_through_gradient(grad: Tensor, units: Tensor, lowest: int, highest: int) -> Tensor:
+    """`grad` where lowest < units < highest, else zero; one fused pass."""
     return torch.ops.aten.hardtanh_backward(grad, units, lowest, highest)  # type: ignore[no-any-return]
 
 
 def step_gradient(grad: Tensor, passed: Tensor, units: Tensor, lowest: int, highest: int) -> Tensor:
-    """Each value's share of the gradient for the step (Esser et al. 2020, eq. 3); `passed`: from
-    `pass_within`.
+    """Each value's contribution to the gradient of the step (LSQ, Esser et al. 2020, eq. 3).
 
-    dy/dstep is round(units) - units inside the range and lowest or highest outside. The two are summed apart,
-    since the difference of their totals would lose what the rounding errors say.
+    `passed`: the result of `straight_through_gradient`. dy/dstep is round(units) - units inside the range, and lowest
+    or highest outside. The two parts are summed separately, since the difference of their totals would lose the
+    rounding errors.
     """
     clamped = units.clamp(lowest, highest)
     levels = clamped.round()
     return torch.sub(levels, clamped).mul_(grad).addcmul_(torch.sub(grad, passed), levels)
 
 
-def snap(x: Tensor, step: float | Tensor, lowest: int, highest: int, *, slope: float = 1.0) -> Tensor:
-    """x on the grid {lowest..highest} * step; a tensor `step` (1,) gets `slope` times its gradient."""
-    snapped: Tensor = _applied(_Snap, x, step, lowest, highest, slope)
-    return snapped
+def fake_quantize(x: Tensor, step: float | Tensor, lowest: int, highest: int, *, slope: float = 1.0) -> Tensor:
+    """x on the grid {lowest..highest} * step. If `step` is a tensor (1,), its gradient is multiplied by `slope`."""
+    fake_quantized: Tensor = _applied(_FakeQuantize, x, step, lowest, highest, slope)
+    return fake_quantized
 
 
-def snap_within(x: Tensor, step: float | Tensor) -> Tensor:
-    """x on the grid of multiples of `step`; for x that is known to stay in range."""
-    snapped: Tensor = _applied(_SnapWithin, x, step)
-    return snapped
+def fake_quantize_in_range(x: Tensor, step: float | Tensor) -> Tensor:
+    """x on the grid of multiples of `step`; x must be known to stay in range."""
+    fake_quantized: Tensor = _applied(_FakeQuantizeInRange, x, step)
+    return fake_quantized
 
 
-def snap_parameters(
+def fake_quantize_parameters(
     weight: Tensor,
     bias: Tensor | None,
     input_step: float | Tensor | None,
@@ -161,9 +161,11 @@ def snap_parameters(
     *,
     training: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias as the int8 kernel sees them, times their steps; identity for gradients."""
-    snapped: tuple[Tensor, Tensor | None] = _applied(_SnapParameters, weight, bias, input_step, form, training)
-    return snapped
+    """Weight and bias as the int8 kernel uses them, times their steps; the gradient is the identity."""
+    fake_quantized: tuple[Tensor, Tensor | None] = _applied(
+        _FakeQuantizeParameters, weight, bias, input_step, form, training
+    )
+    return fake_quantized
 
 
 def _applied(function: type[torch.autograd.Function], *arguments: Any) -> Any:

@@ -1,6 +1,6 @@
-"""The plain float model of a quantized one, and its float32 ONNX file: what int8 is measured against.
+"""The float reference model of a quantized model, and its float32 ONNX file, as the baseline for int8.
 
-Knows torch and the quantized layers by their bases alone; no grids' values, no training and no data.
+Depends on torch and the base classes of the quantized layers; not on grid values, training or data.
 """
 
 import copy
@@ -17,17 +17,17 @@ from fedq.quant.swap import AbsorbedReLU
 
 
 def float_reference(model: nn.Module) -> nn.Module:
-    """A deep copy with the same float weights, whose layers are torch's own again and which has no grid.
+    """A deep copy with the same float weights, in which all layers are torch's own again and there are no grids.
 
-    Its keys are those of the model before `quantize`. The model itself is untouched.
+    Its keys are those of the model before `quantize`. The model itself does not change.
     """
     reference = copy.deepcopy(model)
     for module in list(reference.modules()):
         if isinstance(module, AbsorbedReLU):
-            module.__class__ = nn.ReLU  # type: ignore[assignment]  # whose own attributes it has kept
+            module.__class__ = nn.ReLU  # type: ignore[assignment]  # it still has the attributes of nn.ReLU
         elif isinstance(module, QuantizedLayer):
             for kind in type(module).__mro__:
-                if issubclass(kind, QuantizedLayer):  # what it has beside torch's; a grid goes with the grids below
+                if issubclass(kind, QuantizedLayer):  # remove what the quantized class added; grids are removed below
                     for name in kind.__annotations__:
                         module.__dict__.pop(name, None)
             module.__class__ = float_base(type(module))  # type: ignore[assignment]
@@ -38,7 +38,7 @@ def float_reference(model: nn.Module) -> nn.Module:
 
 
 def float_base(kind: type[nn.Module]) -> type[nn.Module]:
-    """The layer of torch.nn that a quantized layer is: the first one among its bases."""
+    """The torch.nn class of a quantized layer: the first one among its bases."""
     for base in kind.__mro__:
         if base.__module__.startswith("torch.nn.") and base is not nn.Module:
             return base
@@ -52,11 +52,9 @@ def export_float32(
     *,
     input_dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Write the float reference model of `model`, as torch exports it; the batch size stays dynamic.
+    """Write the float reference model of `model` as ONNX, with a dynamic batch size.
 
-    `input_shape`: of one example.
-
-    ExportError where it cannot be captured.
+    `input_shape`: the shape of one example. ExportError if the model cannot be captured.
     """
     proto = captured(float_reference(model).cpu().eval(), input_shape, input_dtype)
     Path(path).write_bytes(proto.SerializeToString(deterministic=True))

@@ -1,7 +1,7 @@
-"""Tell Opacus, and fedq's own recorder, the exact per-example gradients of quantized layers. Knows both; not noise.
+"""Register the exact per-example gradients of quantized layers with Opacus and with fedq's own recorder.
 
-The layers' hooks see a quantized input and the gradient of the raw output (see `layers`), and the gradient of their
-parameters' rounding is the identity: the per-example gradients of the plain layers are theirs.
+Does not know noise. A hook on a layer sees a quantized input and the gradient of the raw output (see `layers`), and the
+gradient of parameter rounding is the identity. So the per-example gradients are those of the plain layers.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from fedq import per_example
 from fedq.per_example import Contribution, Dense, layers
 from fedq.per_example.layers import Sampler
 from fedq.quant.attention import QMultiheadAttention
-from fedq.quant.fake import pass_within, step_gradient
+from fedq.quant.fake import step_gradient, straight_through_gradient
 from fedq.quant.grids import LearnedGrid
 from fedq.quant.layers import QConv1d, QConv2d, QEmbedding, QLinear
 from fedq.quant.recurrent import QLSTM
@@ -22,12 +22,12 @@ _Samples = dict[nn.Parameter, Tensor]
 
 
 def learned_grid(grid: nn.Module, x: Tensor, grad: Tensor) -> list[Contribution]:
-    """Of `log_range`, one number for each example."""
+    """Per-example gradients of `log_range`, one number for each example."""
     assert isinstance(grid, LearnedGrid)
     step, levels = grid.step, (grid.lowest, grid.highest)
     units = x / step
-    moved = step_gradient(grad, pass_within(grad, units, *levels), units, *levels)
-    # The step is exp(log_range) / highest, so its derivative for log_range is the step itself.
+    moved = step_gradient(grad, straight_through_gradient(grad, units, *levels), units, *levels)
+    # The step is exp(log_range) / highest, so its derivative with respect to log_range is the step itself.
     return [Dense(grid.log_range, moved.flatten(start_dim=1).sum(dim=1, keepdim=True) * (grid.slope(x) * step))]
 
 
@@ -41,13 +41,13 @@ _SAMPLERS: dict[type[nn.Module], Sampler] = {
 
 
 def register_grad_samplers() -> None:
-    """Register every quantized layer and LearnedGrid; calling it again changes nothing."""
+    """Register every quantized layer and LearnedGrid. Calling it again has no effect."""
     from opacus.grad_sample import register_grad_sampler
 
     for kind, sampler in _SAMPLERS.items():
         per_example.register(kind, sampler)
         register_grad_sampler(kind)(_for_opacus(sampler))
-    # Layers whose hooks are called several times for one call: Opacus counts those.
+    # Layers whose hooks run several times in one call: Opacus counts the runs.
     register_grad_sampler(QMultiheadAttention)(attention_grad_sample)
     register_grad_sampler(QLSTM)(lstm_grad_sample)
 
@@ -67,7 +67,7 @@ def _trained(layer: nn.Module) -> bool:
 def attention_grad_sample(
     layer: QMultiheadAttention, activations: list[Tensor], backprops: Tensor
 ) -> dict[nn.Parameter, Tensor]:
-    """Of the packed input projection, or of a third of it; the output projection is a layer of its own."""
+    """Per-example gradients of the packed input projection, or of a third of it."""
     part, x = activations
     rows = layer.rows(int(part))
     samples: dict[nn.Parameter, Tensor] = {}
@@ -88,7 +88,7 @@ def _in_rows(parameter: Tensor, rows: slice, sample: Tensor) -> Tensor:
 
 
 def lstm_grad_sample(layer: QLSTM, activations: list[Tensor], backprops: Tensor) -> dict[nn.Parameter, Tensor]:
-    """Of one step of one layer and direction; Opacus adds up the steps."""
+    """Per-example gradients of one step of one layer and direction; Opacus adds the steps."""
     samples: dict[nn.Parameter, Tensor] = {}
     which, *operands = activations
     for product, x in zip(layer.products_of(*which.tolist()), operands, strict=True):

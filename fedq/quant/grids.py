@@ -1,8 +1,8 @@
-"""Where the integer grid of one activation comes from: fixed, learned, observed or dynamic. Knows torch modules.
+"""The integer grid of one activation: fixed, learned, observed or dynamic. Depends on torch modules.
 
-Knows no layers, Opacus or ONNX. A signed grid of 8 bits has levels -128..127, of which the range counts 127 to each
-side: ONNX's QuantizeLinear saturates at -128, and what saturates in the delivered model must do so in
-training. A non-negative grid, as after ReLU, has levels 0..255. With 4 bits they are -8..7 and 0..15.
+Does not know layers, Opacus or ONNX. A signed grid of 8 bits has levels -128..127, and its range is 127 levels on each
+side: ONNX's QuantizeLinear saturates at -128, and training must saturate where the exported model does. A non-negative
+grid, as after ReLU, has levels 0..255. With 4 bits the levels are -8..7 and 0..15.
 """
 
 import math
@@ -10,18 +10,18 @@ import math
 import torch
 from torch import Tensor, nn
 
-from fedq.quant.fake import snap, snap_within
+from fedq.quant.fake import fake_quantize, fake_quantize_in_range
 
-_MOMENTUM = 0.1  # share of a batch's extreme in an observed range, as in torch's BatchNorm
+_MOMENTUM = 0.1  # weight of a batch's maximum in an observed range, as in torch's BatchNorm
 
 
 def _float32(value: float) -> float:
-    """Rounded to float32, since that is how ONNX stores a scale."""
+    """Round to float32, because ONNX stores a scale as float32."""
     return torch.tensor(value, dtype=torch.float32).item()
 
 
 class Grid(nn.Module):
-    """One activation's grid: [0, range] or [-range, range]."""
+    """The grid of one activation, over [0, range] or [-range, range]."""
 
     def __init__(self, *, signed: bool, bits: int = 8) -> None:
         super().__init__()
@@ -31,21 +31,21 @@ class Grid(nn.Module):
 
     @property
     def zero_point(self) -> int:
-        """The uint8 level that stands for 0, with 8 bits and with 4."""
+        """The uint8 level of the value 0, with 8 bits and with 4."""
         return 128 if self.signed else 0
 
     @property
     def step(self) -> float | Tensor:
-        """Value of one level."""
+        """The difference between two adjacent levels."""
         raise NotImplementedError
 
     @property
     def bias_step(self) -> float | Tensor | None:
-        """`step`, for the bias of a layer that reads this grid; None: it differs between examples."""
+        """`step`, for the bias of a layer that reads this grid; None if it differs between examples."""
         return self.step
 
     def describe(self) -> str:
-        """As `[-4, 4] fixed`, for reports."""
+        """A short text for reports, such as `[-4, 4] fixed`."""
         top = float(self.step) * self.highest
         return f"[{-top if self.signed else 0:g}, {top:.4g}] {self.kind}{self._width}"
 
@@ -60,7 +60,7 @@ class Grid(nn.Module):
 
 
 class FixedGrid(Grid):
-    """A public constant. `bounded`: the values cannot leave the range (tanh), so nothing clamps."""
+    """A grid with a public constant range. `bounded`: the values cannot leave the range (tanh), so nothing clamps."""
 
     kind = "fixed"
 
@@ -75,22 +75,22 @@ class FixedGrid(Grid):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.bounded:
-            return snap_within(x, self._step)
-        return snap(x, self._step, self.lowest, self.highest)
+            return fake_quantize_in_range(x, self._step)
+        return fake_quantize(x, self._step, self.lowest, self.highest)
 
 
 class LearnedGrid(Grid):
-    """A range trained with the weights (LSQ, Esser et al. 2020), stored as its logarithm.
+    """A grid with a range that is trained with the weights (LSQ, Esser et al. 2020), stored as its logarithm.
 
     The logarithm keeps the range positive whatever noise DP adds. The gradient is divided by sqrt(values per
-    example), LSQ's factor without its number of levels, which the logarithm has already taken in.
+    example): this is LSQ's factor without the number of levels, which the logarithm already accounts for.
     """
 
     kind = "learned"
 
     def __init__(self, limit: float, *, signed: bool, bits: int = 8) -> None:
         super().__init__(signed=signed, bits=bits)
-        # Shape (1,), not (): Opacus' per-sample gradients and flat vectors want at least one dimension.
+        # Shape (1,), not (): Opacus' per-sample gradients and flat vectors need at least one dimension.
         self.log_range = nn.Parameter(torch.tensor([math.log(limit)], dtype=torch.float32))
 
     @property
@@ -98,19 +98,19 @@ class LearnedGrid(Grid):
         return self.log_range.detach().exp() / self.highest
 
     def slope(self, x: Tensor) -> float:
-        """Factor on the gradient of the step; of one example's shape, so that a batch does not change it."""
+        """Factor on the gradient of the step. It depends on one example's shape only, not on the batch size."""
         return 1 / math.sqrt(max(x.shape[1:].numel(), 1))
 
     def forward(self, x: Tensor) -> Tensor:
         step = self.log_range.exp() / self.highest
-        return snap(x, step, self.lowest, self.highest, slope=self.slope(x))
+        return fake_quantize(x, step, self.lowest, self.highest, slope=self.slope(x))
 
 
 class ObservedGrid(Grid):
-    """A range that follows the data in training mode and is frozen in eval mode. Leaks under DP: not private.
+    """A grid whose range follows the data in training mode and is frozen in eval mode. Not private under DP.
 
-    It starts from the public constant rather than from the first batch, so that clients which average it
-    after a few steps agree on the start.
+    It starts from the public constant instead of the first batch, so that clients that average the range
+    after a few steps start from the same value.
     """
 
     kind = "observed"
@@ -127,27 +127,27 @@ class ObservedGrid(Grid):
     def forward(self, x: Tensor) -> Tensor:
         if self.training and x.numel():
             self._observe(x.detach())
-        return snap(x, self.step, self.lowest, self.highest)
+        return fake_quantize(x, self.step, self.lowest, self.highest)
 
     def _observe(self, x: Tensor) -> None:
         least, most = x.aminmax()
         extreme = torch.maximum(-least, most) if self.signed else most
-        # A batch that is all zero or not finite says nothing about the range.
+        # A batch that is all zero or not finite does not change the range.
         usable = torch.isfinite(extreme) & (extreme > 0)
         self.range.lerp_(torch.where(usable, extreme, self.range), _MOMENTUM)
 
 
 class DynamicGrid(Grid):
-    """A range of each example's own, found anew each time and kept nowhere. For training: int8 kernels take one step
-    for all examples, so `calibration.with_fixed_ranges` takes its place before an export.
+    """A grid with a range for each example, computed in each call and never stored. It is for training: int8 kernels
+    use one step for all examples, so `calibration.with_fixed_ranges` replaces it before an export.
     """
 
     kind = "dynamic"
 
     def __init__(self, limit: float, *, signed: bool, bits: int = 8) -> None:
         super().__init__(signed=signed, bits=bits)
-        self.limit = limit  # of no use in training: where the range is not known otherwise
-        self.seen: float | None = None  # largest value since calibration began; None: nobody asked
+        self.limit = limit  # the range where no other is known; not used in training
+        self.seen: float | None = None  # largest value since calibration began; None: no calibration
 
     @property
     def step(self) -> float:
@@ -168,8 +168,8 @@ class DynamicGrid(Grid):
                 self.seen = max(self.seen, float(top.max()))
             step = (top / self.highest).clamp_min_(2.0**-60)
         if self.signed:
-            return snap_within(x, step)
-        return snap(x, step, self.lowest, self.highest)
+            return fake_quantize_in_range(x, step)
+        return fake_quantize(x, step, self.lowest, self.highest)
 
 
 RANGES: dict[str, type[FixedGrid] | type[LearnedGrid] | type[ObservedGrid] | type[DynamicGrid]] = {

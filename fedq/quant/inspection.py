@@ -1,7 +1,7 @@
 """Look inside a quantized model: integers, ranges, and where it differs from its float reference model.
 
-Knows torch and layers; no data and no files. The float reference model is the same model with unrounded weights and
-without grids; a grid from 0 is replaced by the ReLU whose work it did. Every grid counts at the layer that holds it.
+Depends on torch and layers; not on data or files. The float reference model has the same weights without rounding and
+no grids; a grid from 0 is replaced by the ReLU whose work it does. Every grid is reported with the layer that holds it.
 """
 
 import copy
@@ -19,7 +19,7 @@ from fedq.quant.grids import DynamicGrid, Grid
 from fedq.quant.layers import Product, QuantizedLayer
 from fedq.quant.weights import WeightFormat, parameter_levels
 
-_BATCH = 32  # examples: the outputs of every layer are held for one batch
+_BATCH = 32  # examples per batch; the outputs of every layer are stored for one batch
 BINS = 15
 
 
@@ -30,37 +30,37 @@ class WeightView:
     name: str
     shape: tuple[int, ...]
     zeros: float  # share of levels that are 0
-    histogram: tuple[int, ...]  # of levels, from the lowest to the highest; empty: float
-    bytes: int  # in the file: levels (and gaps, where sparse), steps and bias; a tied weight's count once
-    tied_to: str | None = None  # the weight that it is, under another name
+    histogram: tuple[int, ...]  # counts of levels, from the lowest to the highest; empty: float
+    bytes: int  # in the file: levels (and gaps, if sparse), steps and bias; a tied weight counts once
+    tied_to: str | None = None  # name of the weight that it shares
 
 
 @dataclass(frozen=True)
 class GridView:
-    """One grid, and what came upon it in the quantized model."""
+    """One grid, and statistics of its inputs in the quantized model."""
 
     role: str  # input, output, hidden, chances
     kind: str
     bits: int
-    low: float | None  # None: dynamic, each example has its own
+    low: float | None  # None: dynamic, each example has its own range
     high: float | None
-    clipped: float  # share of activations beyond an end; below a grid from 0 lies a ReLU's work, not counted
-    used: float  # largest magnitude over the end of the grid; 0: nothing came
+    clipped: float  # share of activations outside the grid; values below a grid from 0 (a ReLU) do not count
+    used: float  # largest magnitude divided by the end of the grid; 0: no input
 
 
 @dataclass(frozen=True)
 class LayerView:
-    """One layer with weights. Errors are norms of differences over norms of the float reference model's output."""
+    """One layer with weights. Errors are relative: ||difference|| / ||output of the float reference model||."""
 
     name: str
     kind: str
-    bits: int | None  # of weights; None: float32
+    bits: int | None  # bits of the weights; None: float32
     weights: tuple[WeightView, ...]
     grids: tuple[GridView, ...]
-    source: str | None  # the layer on whose output grid the input is
-    own_error: float  # this layer alone quantized, its input float
-    weights_error: float  # its weights alone
-    error: float  # all quantized up to and with this layer
+    source: str | None  # the layer whose output grid the input uses
+    own_error: float  # only this layer quantized, with float input
+    weights_error: float  # only its weights quantized
+    error: float  # everything quantized up to this layer
 
     @property
     def bytes(self) -> int:
@@ -73,16 +73,16 @@ class Inspection:
 
     layers: tuple[LayerView, ...]
     examples: int
-    parameters: int  # a tied weight once
+    parameters: int  # number of values; a tied weight counts once
 
     @property
     def worst(self) -> LayerView:
-        """The layer that loses most by itself."""
+        """The layer with the largest error of its own."""
         return max(self.layers, key=lambda layer: layer.own_error)
 
     @property
     def int8_bytes(self) -> int:
-        """Of all weights, steps and biases; what an ONNX file says beside them is not in it."""
+        """Bytes of all weights, steps and biases, without the rest of an ONNX file."""
         return sum(layer.bytes for layer in self.layers)
 
     @property
@@ -91,15 +91,15 @@ class Inspection:
 
 
 def inspect(model: nn.Module, inputs: Tensor) -> Inspection:
-    """What `quantize` left and training moved, on `inputs` (n, ...); the model is untouched."""
+    """Inspect a quantized model on `inputs` (n, ...). The model does not change. ValueError for a float model."""
     if not any(_form(module) is not None for module in model.modules()):
         raise ValueError("model has no quantized layer: call fedq.quantize on it before training")
     if not len(inputs):
-        raise ValueError("inputs: there is no example; give at least 1")
+        raise ValueError("inputs: there are no examples; give at least 1")
     broken = [n for n, v in model.state_dict().items() if v.is_floating_point() and not torch.isfinite(v).all()]
     if broken:
-        raise ValueError(f"{broken[0]}: holds NaN or infinity; the training diverged, so lower its lr")
-    bench = _Bench(model)
+        raise ValueError(f"{broken[0]}: holds NaN or infinity: the training diverged; lower the learning rate")
+    bench = _Comparison(model)
     with torch.no_grad():
         for start in range(0, len(inputs), _BATCH):
             bench.compare(inputs[start : start + _BATCH])
@@ -107,8 +107,8 @@ def inspect(model: nn.Module, inputs: Tensor) -> Inspection:
         return Inspection(tuple(bench.views()), len(inputs), sum(parameters.values()))
 
 
-class _Switch(nn.Module):
-    """A grid that can be taken away, and counts what comes upon it while it counts at all."""
+class _RecordingGrid(nn.Module):
+    """A grid that can be switched off, and that records statistics of its inputs while recording is on."""
 
     def __init__(self, grid: Grid) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class _Switch(nn.Module):
 
     @property
     def bias_step(self) -> float | Tensor | None:
-        return self.grid.bias_step  # an LSTM's products ask the grid of its hidden states
+        return self.grid.bias_step  # an LSTM's products read it from the grid of the hidden states
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.on:
@@ -149,8 +149,8 @@ class _Switch(nn.Module):
 
 
 @dataclass
-class _Gap:
-    """Squared norms of a difference and of what it is measured by, summed over calls and batches."""
+class _RelativeError:
+    """Squared norms of a difference and of its reference, summed over calls and batches."""
 
     difference: float = 0.0
     whole: float = 0.0
@@ -168,38 +168,38 @@ class _Gap:
 
 @dataclass
 class _Errors:
-    own: _Gap = field(default_factory=_Gap)
-    weights: _Gap = field(default_factory=_Gap)
-    total: _Gap = field(default_factory=_Gap)
-    kept: list[Tensor] = field(default_factory=list)  # the float reference model's outputs, call by call, of one batch
+    own: _RelativeError = field(default_factory=_RelativeError)
+    weights: _RelativeError = field(default_factory=_RelativeError)
+    total: _RelativeError = field(default_factory=_RelativeError)
+    kept: list[Tensor] = field(default_factory=list)  # the reference's outputs of one batch, in order
 
 
-class _Probed(QuantizedLayer):
-    """Stands before a quantized layer's own class: its weights can be unrounded, and its calls are compared."""
+class _ComparedLayer(QuantizedLayer):
+    """A mixin before a quantized layer's own class: weight rounding can be switched off, and calls are compared."""
 
-    bench: "tuple[_Bench]"  # in a tuple, as `source` is
+    bench: "tuple[_Comparison]"  # in a tuple, like `source`
     exact: bool
 
-    def snapped(self, product: Product) -> tuple[Tensor, Tensor | None]:
+    def fake_quantized(self, product: Product) -> tuple[Tensor, Tensor | None]:
         if self.exact:
             return getattr(self, product.weight), None if product.bias is None else getattr(self, product.bias)
-        return super().snapped(product)
+        return super().fake_quantized(product)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.bench[0].called(self, lambda: super(_Probed, self).__call__(*args, **kwargs))
+        return self.bench[0].called(self, lambda: super(_ComparedLayer, self).__call__(*args, **kwargs))
 
 
 @dataclass(frozen=True)
-class _Known:
-    """A weight that was seen under a name; of a float parameter, itself."""
+class _SeenWeight:
+    """A weight and the name under which it was first seen; for a float parameter, the parameter itself."""
 
     name: str
     levels: Tensor
     step: Tensor
 
 
-class _Bench:
-    """A copy of the model that can be float, quantized, or quantized in one layer."""
+class _Comparison:
+    """A copy of the model that can run as float, quantized, or quantized in one layer."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = copy.deepcopy(model).cpu().eval()
@@ -208,25 +208,25 @@ class _Bench:
         self.layers = [m for m in self.names if isinstance(m, QuantizedLayer) or _has_parameters(m)]
         self.errors = {layer: _Errors() for layer in self.layers}
         self.holders: dict[int, QuantizedLayer] = {}  # grid -> the layer that holds it
-        made: dict[int, _Switch] = {}
+        made: dict[int, _RecordingGrid] = {}
         for module in self.names:
             for name, child in list(module.named_children()):
                 if isinstance(child, Grid):
-                    made.setdefault(id(child), _Switch(child))
+                    made.setdefault(id(child), _RecordingGrid(child))
                     setattr(module, name, made[id(child)])
                     if isinstance(module, QuantizedLayer):
                         self.holders.setdefault(id(child), module)
         self.switches = list(made.values())
         for layer in self.layers:
             if isinstance(layer, QuantizedLayer):
-                layer.__class__ = type(f"Probed{type(layer).__name__}", (_Probed, type(layer)), {})
-                assert isinstance(layer, _Probed)  # for mypy
+                layer.__class__ = type(f"Probed{type(layer).__name__}", (_ComparedLayer, type(layer)), {})
+                assert isinstance(layer, _ComparedLayer)  # for mypy
                 layer.bench, layer.exact = (self,), False
             else:
                 layer.register_forward_hook(self._float_called)
 
     def compare(self, inputs: Tensor) -> None:
-        """One batch through the float reference model, each layer also alone, then through the quantized model."""
+        """Run one batch through the float reference model, each layer also alone, then through the quantized model."""
         self._turn(on=False)
         self.phase = "float"
         self.model(inputs)
@@ -235,14 +235,14 @@ class _Bench:
         self.model(inputs)
         self.phase = None
 
-    def called(self, layer: "_Probed", call: Callable[[], Any]) -> Any:
+    def called(self, layer: "_ComparedLayer", call: Callable[[], Any]) -> Any:
         output = call()
         if self.phase == "float":
-            self.phase = None  # what is tried here counts nowhere else
+            self.phase = None  # the calls below are not recorded
             expected = _first(output)
             layer.exact = False
             self.errors[layer].weights.add(_first(call()), expected)
-            own = [child for child in layer.children() if isinstance(child, _Switch)]
+            own = [child for child in layer.children() if isinstance(child, _RecordingGrid)]
             for switch in own:
                 switch.on = True
             self.errors[layer].own.add(_first(call()), expected)
@@ -258,7 +258,7 @@ class _Bench:
     def _compared(self, layer: nn.Module, output: Any) -> None:
         errors = self.errors[layer]
         if self.phase == "float":
-            errors.kept.append(_first(output).clone())  # a later layer may work in place
+            errors.kept.append(_first(output).clone())  # a copy, since a later layer may work in place
         elif self.phase == "quantized" and errors.kept:
             errors.total.add(_first(output), errors.kept.pop(0))
 
@@ -266,22 +266,22 @@ class _Bench:
         for switch in self.switches:
             switch.on, switch.counts = on, on
         for layer in self.layers:
-            if isinstance(layer, _Probed):
+            if isinstance(layer, _ComparedLayer):
                 layer.exact = not on
             self.errors[layer].kept = self.errors[layer].kept if on else []
 
     def views(self) -> Iterator[LayerView]:
-        known: dict[int, _Known] = {}
+        known: dict[int, _SeenWeight] = {}
         for layer in self.layers:
             errors, name = self.errors[layer], self.names[layer]
-            spelled_out = isinstance(layer, QuantizedLayer)
+            is_fedq_layer = isinstance(layer, QuantizedLayer)
             source = self._source(layer) if isinstance(layer, QuantizedLayer) else None
             yield LayerView(
                 name,
-                float_base(type(layer)).__name__ if spelled_out else type(layer).__name__,
+                float_base(type(layer)).__name__ if is_fedq_layer else type(layer).__name__,
                 form.bits if (form := _form(layer)) is not None else None,
                 tuple(_weights(layer, name, known)),
-                tuple(c.view(_role(n)) for n, c in layer.named_children() if isinstance(c, _Switch)),
+                tuple(c.view(_role(n)) for n, c in layer.named_children() if isinstance(c, _RecordingGrid)),
                 source,
                 errors.own.relative,
                 errors.weights.relative,
@@ -295,12 +295,12 @@ class _Bench:
         return None if holder is None or holder is layer else self.names[holder]
 
 
-def _weights(layer: nn.Module, name: str, known: dict[int, _Known]) -> Iterator[WeightView]:
-    """The weights of a layer; `known`: those that were seen before, by identity."""
+def _weights(layer: nn.Module, name: str, known: dict[int, _SeenWeight]) -> Iterator[WeightView]:
+    """The weights of a layer; `known`: weights that were seen before, by identity."""
     prefix, form = f"{name}." if name else "", _form(layer)
     if not isinstance(layer, QuantizedLayer) or form is None:
         for key, p in layer.named_parameters(recurse=False):
-            before = known.setdefault(id(p), _Known(f"{prefix}{key}", p, p))
+            before = known.setdefault(id(p), _SeenWeight(f"{prefix}{key}", p, p))
             tied = None if before.name == f"{prefix}{key}" else before.name
             zeros = float((p == 0).double().mean()) if p.numel() else 0.0
             yield WeightView(f"{prefix}{key}", tuple(p.shape), zeros, (), 0 if tied else 4 * p.numel(), tied)
@@ -310,7 +310,7 @@ def _weights(layer: nn.Module, name: str, known: dict[int, _Known]) -> Iterator[
         bias: nn.Parameter | None = None if product.bias is None else getattr(layer, product.bias)
         source = None if product.grid is None else product.grid.bias_step
         levels, step, _, _ = parameter_levels(weight, bias, source, form)
-        before = known.setdefault(id(weight), _Known(f"{prefix}{product.weight}", levels, step))
+        before = known.setdefault(id(weight), _SeenWeight(f"{prefix}{product.weight}", levels, step))
         tied = None if before.name == f"{prefix}{product.weight}" else before.name
         whole = levels.to(torch.int8).numpy()
         stored = 0 if bias is None else 4 * bias.numel()
@@ -327,20 +327,20 @@ def _weights(layer: nn.Module, name: str, known: dict[int, _Known]) -> Iterator[
 
 
 def _stored(levels: np.ndarray) -> int:
-    from fedq.quant.storage import LEAST_VALUES, cheapest  # lazily: it imports onnx
+    from fedq.quant.storage import LEAST_VALUES, smallest_form  # imported here, because it imports onnx
 
-    return cheapest(levels).bytes if levels.size >= LEAST_VALUES else levels.size
+    return smallest_form(levels).bytes if levels.size >= LEAST_VALUES else levels.size
 
 
 def histogram(levels: np.ndarray, *, largest: int) -> tuple[int, ...]:
-    """Levels -largest..largest, any shape, counted in at most `BINS` bins of equal width."""
+    """Counts of levels -largest..largest (any shape), in at most `BINS` bins of equal width."""
     bins = min(BINS, 2 * largest + 1)
     counts, _ = np.histogram(levels, bins=bins, range=(-largest - 0.5, largest + 0.5))
     return tuple(int(count) for count in counts)
 
 
 def _form(layer: nn.Module) -> WeightFormat | None:
-    """None: its weights are float, though it may be spelled out as the quantized ones are."""
+    """The weight format; None if the weights are float, also in a layer with fedq's own implementation."""
     return layer.form if isinstance(layer, QuantizedLayer) else None
 
 
@@ -353,7 +353,7 @@ def _role(name: str) -> str:
 
 
 def _first(output: Any) -> Tensor:
-    """Of a layer that returns more than one tensor (attention, LSTM)."""
+    """The output, or the first tensor of a layer that returns several (attention, LSTM)."""
     while not isinstance(output, Tensor):
         output = output[0]
     return output

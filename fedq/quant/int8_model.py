@@ -1,4 +1,4 @@
-"""Run an int8 ONNX model and say which kernels ran. Knows numpy, ONNX and onnxruntime; not torch."""
+"""Run an int8 ONNX model and report which kernels ran. Depends on numpy, ONNX and onnxruntime; not on torch."""
 
 import json
 import os
@@ -14,29 +14,29 @@ import numpy as np
 if TYPE_CHECKING:
     import onnx
 
-# Operators that multiply matrices, in ONNX and in onnxruntime's own fusions of them.
+# Operators that multiply matrices, in ONNX and in onnxruntime's fused operators.
 _PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN", "Einsum", "Attention")
-FLOAT = "float"  # begins the name of a product of floats in a file that fedq wrote
-_DTYPES = {"tensor(int64)": np.int64, "tensor(int32)": np.int32}  # of inputs that are no numbers to compute with
+FLOAT = "float"  # prefix of the name of a float product in a file that fedq wrote
+_DTYPES = {"tensor(int64)": np.int64, "tensor(int32)": np.int32}  # of inputs that are token ids
 _PROVIDERS = ["CPUExecutionProvider"]
-_BATCH = 1024  # examples a call: bounds memory, and is large enough to cost nothing
+_BATCH = 1024  # examples per call: bounds the memory, at no cost in speed
 
 
 class ExportError(RuntimeError):
-    """The model cannot become an int8 model; nothing was written."""
+    """The model cannot be exported as an int8 model; nothing was written."""
 
 
 class Int8Model:
-    """A model on disk as a function of arrays: float32 (n, ...), or int64 for token numbers, to float32 (n, ...).
+    """An ONNX model file as a function of arrays: float32 (n, ...), or int64 token ids, to float32 (n, ...).
 
-    `int8_ops` and `float_ops` (operator -> count) are of the graph that onnxruntime really runs, after its
-    own optimisation for this processor. An operator is int8 if its data input is; QuantizeLinear and
-    DequantizeLinear touch floats and are counted there. Arithmetic on shapes is in neither.
+    `int8_ops` and `float_ops` (operator -> count) describe the graph that onnxruntime runs after its own
+    optimisation for this processor. An operator is int8 if its data input is; QuantizeLinear and
+    DequantizeLinear read or write floats and count as float. Arithmetic on shapes is in neither.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, threads: int = 1) -> None:
         if not Path(path).is_file():
-            raise FileNotFoundError(f"{path}: there is no model file; a finished run writes model.onnx")
+            raise FileNotFoundError(f"{path}: no such model file; a finished run writes model.onnx")
         self._path, self._threads = os.fspath(path), threads
         self._session, ran = self._optimised()
         self._input = self._session.get_inputs()[0]
@@ -44,21 +44,21 @@ class Int8Model:
 
     @cached_property
     def float_products(self) -> list[str]:
-        """Name and operator of each node that onnxruntime would compute on floats.
+        """Name and operator of each matrix product that onnxruntime would compute on floats.
 
-        A node that it made of others has the name of the product in its own; only those of its NCHWc layout have not,
-        so that is left out.
+        A fused node contains the name of the product in its own name. Only nodes in onnxruntime's NCHWc layout do not,
+        so this layout is switched off here.
         """
         _, ran = self._optimised(without=["NchwcTransformer"])
         return [f"{node.name} ({node.op_type})" for node in float_products(ran)]
 
     def __call__(self, inputs: np.ndarray) -> np.ndarray:
-        """Outputs for inputs of shape (n, *input_shape), in batches."""
+        """Outputs (float32) for inputs of shape (n, *input_shape), computed in batches."""
         shape = tuple(self._input.shape[1:])
         if inputs.shape[1:] != shape or inputs.ndim != 1 + len(shape):
-            raise ValueError(f"inputs have shape {inputs.shape}: the model takes (n, {', '.join(map(str, shape))})")
+            raise ValueError(f"inputs have shape {inputs.shape}: the model needs (n, {', '.join(map(str, shape))})")
         inputs = self._as_input(inputs)
-        if not len(inputs):  # some kernels fail on no examples; one made of zeros tells the outputs' shape
+        if not len(inputs):  # some kernels fail on an empty batch; an example of zeros gives the outputs' shape
             return self(np.zeros((1, *shape), inputs.dtype))[:0]
         starts = range(0, len(inputs), _BATCH)
         return np.concatenate([self._session.run(None, {self._input.name: inputs[i : i + _BATCH]})[0] for i in starts])
@@ -66,7 +66,7 @@ class Int8Model:
     def profile(self, inputs: np.ndarray, *, calls: int = 10) -> list[tuple[str, float]]:
         """(operator, its share of the kernels' time) over some calls on `inputs`, the slowest first.
 
-        By onnxruntime's own profiler, in a session of its own: it slows each kernel, the short ones most.
+        Measured by onnxruntime's profiler in a separate session. The profiler slows each kernel, short ones most.
         """
         import onnxruntime
 
@@ -89,7 +89,7 @@ class Int8Model:
         return np.ascontiguousarray(inputs, dtype=_DTYPES.get(self._input.type, np.float32))
 
     def _optimised(self, *, without: Sequence[str] = ()) -> tuple[Any, "onnx.ModelProto"]:
-        """A session and the graph that it runs; `without`: names of onnxruntime's optimizers."""
+        """A session and the graph that it runs; `without`: names of onnxruntime optimizers to switch off."""
         import onnx
         import onnxruntime
 
@@ -107,7 +107,7 @@ class Int8Model:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
-        options.log_severity_level = 3  # else it warns that the optimised file is for this machine only
+        options.log_severity_level = 3  # no warning that the optimised file is for this machine only
         return options
 
 
@@ -119,7 +119,7 @@ def float_products(model: "onnx.ModelProto") -> list["onnx.NodeProto"]:
 
 def is_product(op_type: str) -> bool:
     """Whether an operator multiplies matrices."""
-    # Fusions are called FusedConv, FusedMatMul, NhwcFusedConv, MatMulNBits, ...
+    # Fused operators are FusedConv, FusedMatMul, NhwcFusedConv, MatMulNBits, ...
     return any(name in op_type for name in _PRODUCTS)
 
 
@@ -148,14 +148,14 @@ def _floats() -> tuple[int, ...]:
 
 
 def _tensor_types(model: "onnx.ModelProto") -> dict[str, int]:
-    """Element type by tensor name. ONNX cannot infer it for onnxruntime's own operators, hence the rules."""
+    """Element type by tensor name. ONNX cannot infer it for onnxruntime's own operators, so there are rules here."""
     from onnx import TensorProto
 
     graph = model.graph
     types = {tensor.name: tensor.data_type for tensor in graph.initializer}
     types |= {value.name: value.type.tensor_type.elem_type for value in [*graph.input, *graph.value_info]}
     types[""] = TensorProto.UNDEFINED
-    for node in graph.node:  # in the order of computation, as ONNX demands
+    for node in graph.node:  # ONNX requires the order of computation
         out = _output_type(node, types)
         types |= dict.fromkeys(node.output, out)
     return types

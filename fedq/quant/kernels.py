@@ -1,6 +1,6 @@
-"""Compiled forms of `fake`: each one pass over memory where torch makes four. The same bits; knows flat arrays.
+"""The compiled forms of `fake`, each one pass over memory where torch makes four. The bits are the same.
 
-Rounding is half to even and division a division, as there.
+Depends on flat arrays. Rounding is half to even and a division is a division, as in `fake`.
 """
 
 # The types are in the decorators, where numba reads them.
@@ -10,7 +10,7 @@ import numpy as np
 
 from fedq.core.compiled import boolean, f4, i64, kernel, reads, void, writes
 
-__all__ = ["pass_within", "snap", "snap_rows"]
+__all__ = ["fake_quantize", "fake_quantize_rows", "straight_through_gradient"]
 
 _ZERO, _ONE = np.float32(0.0), np.float32(1.0)
 _BIAS_LEVELS = np.float32(2.0**30)  # as in `weights`
@@ -18,8 +18,8 @@ _SMALLEST_STEP = np.float32(2.0**-60)
 
 
 @kernel(void, reads(f4), writes(f4), f4, f4, f4)
-def snap(x, out, step, lowest, highest):
-    """out = round(x / step) within lowest..highest, times step."""
+def fake_quantize(x, out, step, lowest, highest):
+    """out = round(x / step), clamped to lowest..highest, times step."""
     for i in range(x.size):
         units = x[i] / step
         units = lowest if units < lowest else units  # NaN stays NaN
@@ -28,7 +28,7 @@ def snap(x, out, step, lowest, highest):
 
 
 @kernel(void, reads(f4), reads(f4), writes(f4), f4, f4, f4)
-def pass_within(grad, x, out, step, lowest, highest):
+def straight_through_gradient(grad, x, out, step, lowest, highest):
     """out = grad where lowest < x / step < highest, else 0."""
     for i in range(x.size):
         units = x[i] / step
@@ -36,10 +36,10 @@ def pass_within(grad, x, out, step, lowest, highest):
 
 
 @kernel(void, reads(f4), reads(f4), f4, f4, boolean, i64, writes(f4), writes(f4))
-def snap_rows(weight, bias, input_step, limit, together, rows, snapped, snapped_bias):
+def fake_quantize_rows(weight, bias, input_step, limit, together, rows, fake_quantized, fake_quantized_bias):
     """Weight (rows, ...) and bias on the grids of `weights.parameter_levels`; `together`: one step for all rows.
 
-    `input_step` 0: the bias stays as it is. `bias` may be empty.
+    `input_step` 0: the bias does not change. `bias` may be empty.
     """
     columns = weight.size // rows
     steps = np.empty(rows, np.float32)
@@ -73,10 +73,10 @@ def snap_rows(weight, bias, input_step, limit, together, rows, snapped, snapped_
     for row in range(rows):
         step = steps[row]
         for i in range(row * columns, (row + 1) * columns):
-            snapped[i] = np.rint(weight[i] / step) * step
+            fake_quantized[i] = np.rint(weight[i] / step) * step
     for row in range(bias.size):
         if on_grid:
             bias_step = steps[row] * input_step
-            snapped_bias[row] = np.rint(bias[row] / bias_step) * bias_step
+            fake_quantized_bias[row] = np.rint(bias[row] / bias_step) * bias_step
         else:
-            snapped_bias[row] = bias[row]
+            fake_quantized_bias[row] = bias[row]

@@ -1,4 +1,4 @@
-"""Latency of the int8 model and of its float32 reference model, measured in turns on this machine."""
+"""Measure the latency of the int8 model and of its float32 reference model in turns on this machine."""
 
 import os
 import statistics
@@ -16,22 +16,22 @@ from fedq.quant.float_reference import export_float32
 from fedq.quant.int8_model import Int8Model
 
 BATCH = 64
-_SECONDS = 0.4  # of timing: medians of dozens of calls on small models, of three on large ones
+_SECONDS = 0.4  # seconds of timing: enough for dozens of calls of a small model and three of a large one
 _CALLS = (3, 200)
 
 
 @dataclass(frozen=True)
-class Pace:
-    """Speed of the int8 model over that of the float32 one, and where the int8 model's time goes."""
+class Latency:
+    """Speed-up of the int8 model over the float32 model, and the share of each operator in its time."""
 
     speedup: float
-    profile: dict[str, float]  # operator -> share of the kernels' time, the slowest first
+    profile: dict[str, float]  # operator -> share of the kernels' time, slowest first
 
 
-def measure(model: nn.Module, int8: str | os.PathLike[str], inputs: np.ndarray) -> Pace:
-    """Time the file `int8` of `model` against the float32 file of its reference: one thread, batches of 64, in turns.
+def measure(model: nn.Module, int8: str | os.PathLike[str], inputs: np.ndarray) -> Latency:
+    """Time the file `int8` against the float32 reference of `model`: one thread, batches of 64, alternating calls.
 
-    `inputs`: some examples, repeated or cut to a batch. ExportError where there is no float32 file.
+    `inputs`: some examples (n, ...), repeated or cut to a batch. ExportError if the float32 file cannot be exported.
     """
     batch = np.resize(inputs, (BATCH, *inputs.shape[1:]))
     ours = Int8Model(int8)
@@ -39,12 +39,12 @@ def measure(model: nn.Module, int8: str | os.PathLike[str], inputs: np.ndarray) 
         path = Path(folder) / "float32.onnx"
         export_float32(model, inputs.shape[1:], path, input_dtype=torch.from_numpy(batch).dtype)
         plain = Int8Model(path)
-        fast, slow = in_turns(lambda: ours(batch), lambda: plain(batch))
-    return Pace(slow / fast, dict(ours.profile(batch, calls=3)))
+        fast, slow = measure_alternately(lambda: ours(batch), lambda: plain(batch))
+    return Latency(slow / fast, dict(ours.profile(batch, calls=3)))
 
 
-def in_turns(*calls: Callable[[], object], seconds: float = _SECONDS) -> list[float]:
-    """Median seconds of each, measured in turns: what else the machine does meets all of them alike."""
+def measure_alternately(*calls: Callable[[], object], seconds: float = _SECONDS) -> list[float]:
+    """Median seconds of each call. Calls alternate, so that other load on the machine affects all of them equally."""
     taken: list[list[float]] = [[] for _ in calls]
     for call in calls:
         call()

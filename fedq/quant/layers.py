@@ -1,9 +1,8 @@
-"""Layers that compute in training what integer kernels compute later. Knows torch and grids.
+"""Layers that compute in training what integer kernels compute later. Depends on torch and grids.
 
-Knows no Opacus and no ONNX, but is shaped for Opacus: the grids are applied in `__call__`, around the
-hooks, so that whoever hooks the layer sees a plain layer between a quantized input and its raw output.
-Hence the per-sample gradients of the plain layers are exact here, and a learned range is a module of its
-own to Opacus.
+They do not use Opacus or ONNX, but they support Opacus: the grids are applied in `__call__`, outside the hooks. So a
+hook on a layer sees a plain layer between a quantized input and its raw output. Therefore the per-sample gradients of
+the plain layers are exact here, and Opacus sees a learned range as a separate module.
 """
 
 from dataclasses import dataclass
@@ -13,14 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedq.quant.fake import snap_parameters
+from fedq.quant.fake import fake_quantize_parameters
 from fedq.quant.grids import Grid
 from fedq.quant.weights import WeightFormat
 
 
 @dataclass(frozen=True)
 class Product:
-    """One weight of a layer, the bias that is added, and the grid of what it is multiplied with (None: float)."""
+    """One weight of a layer, its bias, and the grid of its other operand (None: float)."""
 
     weight: str
     bias: str | None
@@ -28,12 +27,12 @@ class Product:
 
 
 class QuantizedLayer(nn.Module):
-    """What all quantized layers share: grids around a plain layer whose weights and biases are on grids too."""
+    """The common base of quantized layers: grids around a plain layer whose weights and biases are on grids too."""
 
-    form: WeightFormat | None  # None: float, and only spelled out
+    form: WeightFormat | None  # None: float weights, in fedq's implementation of the layer
     input_grid: Grid | None
     output_grid: Grid | None
-    # The grid that the input is on, which may belong to another layer. In a tuple, so that torch does not
+    # The grid of the input, which may belong to another layer. In a tuple, so that torch does not
     # register that layer's grid here a second time.
     source: tuple[Grid] | None
 
@@ -49,35 +48,35 @@ class QuantizedLayer(nn.Module):
     ) -> "QuantizedLayer":
         """Turn a plain layer into a quantized one in place: identity, parameters, hooks and keys stay.
 
-        `inner`: grids that a kind of layer has beside these two, as its `equip` takes them.
+        `inner`: further grids of this kind of layer, as arguments of `add_grids`.
         """
         layer.__class__ = cls
         assert isinstance(layer, QuantizedLayer)  # for mypy
         layer.form = form
         layer.input_grid, layer.output_grid = input_grid, output_grid
         layer.source = None if input_grid is None else (input_grid,)
-        layer.equip(**inner)
+        layer.add_grids(**inner)
         return layer
 
-    def equip(self) -> None:
-        """What a kind of layer needs beside its grids, once those are there."""
+    def add_grids(self) -> None:
+        """Add what this kind of layer needs beside its input and output grids."""
 
     @property
     def products(self) -> list[Product]:
-        """All weights, for whoever wants to see their integers."""
+        """All weights of the layer, with bias and grid."""
         bias = None if getattr(self, "bias", None) is None else "bias"
         return [Product("weight", bias, None if self.source is None else self.source[0])]
 
-    def snapped(self, product: Product) -> tuple[Tensor, Tensor | None]:
-        """A weight and its bias on their grids."""
+    def fake_quantized(self, product: Product) -> tuple[Tensor, Tensor | None]:
+        """A weight and its bias after fake quantization."""
         weight: Tensor = getattr(self, product.weight)
         bias: Tensor | None = None if product.bias is None else getattr(self, product.bias)
         if self.form is None:
             return weight, bias
         step = None if product.grid is None else product.grid.bias_step
-        # Weights that are not trained are always rounded as they are delivered: there is nothing to average over.
+        # Weights that are not trained are always rounded as in the export: there is no noise to average out.
         training = self.training and weight.requires_grad
-        return snap_parameters(weight, bias, step, self.form, training=training)
+        return fake_quantize_parameters(weight, bias, step, self.form, training=training)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         (x,) = args or kwargs.values()
@@ -88,43 +87,43 @@ class QuantizedLayer(nn.Module):
 
 
 def is_hooked(layer: nn.Module) -> bool:
-    """Whether somebody hooks the layer to see the gradients of its calls."""
+    """Whether a hook on the layer reads the gradients of its calls."""
     return layer.training and torch.is_grad_enabled() and bool(layer._backward_hooks)
 
 
 class QLinear(QuantizedLayer, nn.Linear):  # bias: Parameter | None, as torch has it
-    """nn.Linear with integer weights, one step an output row."""
+    """nn.Linear with integer weights, one step per output row."""
 
     def forward(self, x: Tensor) -> Tensor:
         (product,) = self.products
-        weight, bias = self.snapped(product)
+        weight, bias = self.fake_quantized(product)
         return functional.linear(x, weight, bias)
 
 
 class QConv1d(QuantizedLayer, nn.Conv1d):
-    """nn.Conv1d with integer weights, one step an output channel."""
+    """nn.Conv1d with integer weights, one step per output channel."""
 
     def forward(self, x: Tensor) -> Tensor:
         (product,) = self.products
-        weight, bias = self.snapped(product)
+        weight, bias = self.fake_quantized(product)
         return self._conv_forward(x, weight, bias)  # type: ignore[no-any-return]
 
 
 class QConv2d(QuantizedLayer, nn.Conv2d):
-    """nn.Conv2d with integer weights, one step an output channel; any stride, padding, dilation and groups."""
+    """nn.Conv2d with integer weights, one step per output channel; any stride, padding, dilation and groups."""
 
     def forward(self, x: Tensor) -> Tensor:
         (product,) = self.products
-        weight, bias = self.snapped(product)
+        weight, bias = self.fake_quantized(product)
         return self._conv_forward(x, weight, bias)  # type: ignore[no-any-return]
 
 
 class QEmbedding(QuantizedLayer, nn.Embedding):
-    """nn.Embedding with integer rows, one step a row. Nothing is multiplied, so it has no input grid."""
+    """nn.Embedding with integer rows, one step per row. It multiplies nothing, so it has no input grid."""
 
     def forward(self, x: Tensor) -> Tensor:
         (product,) = self.products
-        weight, _ = self.snapped(product)
+        weight, _ = self.fake_quantized(product)
         return functional.embedding(
             x, weight, self.padding_idx, self.max_norm, self.norm_type, self.scale_grad_by_freq, self.sparse
         )

@@ -1,4 +1,4 @@
-"""Clean an exported ONNX graph, and say which of its products are of floats. Knows ONNX; not torch."""
+"""Clean an exported ONNX graph, and find its float products. Depends on ONNX; not on torch."""
 
 import ast
 import fnmatch
@@ -13,12 +13,12 @@ from fedq.quant.int8_model import FLOAT, ExportError, is_product
 from fedq.quant.onnx_passes import speed_up
 from fedq.quant.storage import pack_weights, shorten_names
 
-# Operators that pass values on as they are, and through which onnxruntime carries a DequantizeLinear.
+# Operators that do not change values. onnxruntime moves a DequantizeLinear through them.
 _MOVES = ("Transpose", "Reshape", "Unsqueeze", "Squeeze", "Identity", "Flatten", "MaxPool")
 
 
 def clean(proto: onnx.ModelProto) -> None:
-    """Leave nothing in the file but the graph: no stack traces, source paths, versions or needless zeros."""
+    """Remove everything but the graph from the file: stack traces, source paths, versions and needless zeros."""
     proto.producer_name, proto.producer_version, proto.doc_string = "fedq", "", ""
     proto.graph.name, proto.graph.doc_string = "fedq", ""
     del proto.metadata_props[:], proto.graph.metadata_props[:], proto.graph.value_info[:]
@@ -27,7 +27,7 @@ def clean(proto: onnx.ModelProto) -> None:
     for holder in holders:
         holder.doc_string = ""
         del holder.metadata_props[:]
-    # Zero is ONNX's default for a zero point. A bias may leave it out; without a weight's, onnxruntime
+    # Zero is ONNX's default zero point. It can be left out for a bias; without the weight's zero point, onnxruntime
     # fuses nothing.
     integers = {tensor.name for tensor in proto.graph.initializer if tensor.data_type == TensorProto.INT32}
     for node in proto.graph.node:
@@ -46,7 +46,7 @@ def clean(proto: onnx.ModelProto) -> None:
 
 
 def _drop_defaults(proto: onnx.ModelProto) -> None:
-    """Attributes that say what the operator does anyway."""
+    """Remove attributes that have their default value."""
     (own,) = [entry for entry in proto.opset_import if entry.domain == ""]
     for node in (node for node in proto.graph.node if not node.domain):
         defaults = {
@@ -59,7 +59,7 @@ def _drop_defaults(proto: onnx.ModelProto) -> None:
 
 
 def _share_constants(graph: onnx.GraphProto) -> None:
-    """One of each: zero points of layers of one width, grids that two layers read."""
+    """Keep one copy of equal constants: zero points of layers of one width, and grids that two layers read."""
     first: dict[bytes, str] = {}
     stands_for: dict[str, str] = {}
     for tensor in graph.initializer:
@@ -73,7 +73,7 @@ def _share_constants(graph: onnx.GraphProto) -> None:
 
 
 def _derive_bias_steps(graph: onnx.GraphProto) -> None:
-    """A bias' steps are its weight's times the input's: computed when the file is loaded, they take no bytes in it."""
+    """Compute a bias' steps from the weight's and the input's steps at load time, so that they take no bytes."""
     arrays = {t.name: numpy_helper.to_array(t) for t in graph.initializer if t.data_type == TensorProto.FLOAT}
     integers = {t.name for t in graph.initializer if t.data_type == TensorProto.INT32}
     steps = [(name, array) for name, array in arrays.items() if array.ndim == 1]
@@ -99,7 +99,7 @@ def _derive_bias_steps(graph: onnx.GraphProto) -> None:
 
 
 def drop_idle_relus(graph: onnx.GraphProto) -> None:
-    """Drop a Relu after a grid without negative levels: it does nothing, but would part two int8 kernels."""
+    """Remove a Relu after a grid without negative levels: it has no effect, but separates two int8 kernels."""
     zeros = {t.name for t in graph.initializer if t.data_type == TensorProto.UINT8 and not any(t.raw_data)}
     never_negative = {
         node.output[0] for node in graph.node if node.op_type == "DequantizeLinear" and node.input[2] in zeros
@@ -119,9 +119,9 @@ def drop_idle_relus(graph: onnx.GraphProto) -> None:
 
 
 def float_products_by_scope(proto: onnx.ModelProto) -> list[tuple[onnx.NodeProto, list[str]]]:
-    """Products that are not of two integer operands, each with the names of the modules that it was called in.
+    """Products that have an operand of floats, each with the names of the modules in which it was called.
 
-    Of a graph as torch's exporter made it: `clean` drops where nodes come from.
+    For a graph as torch's exporter made it: `clean` removes the information about modules.
     """
     made_by = {name: node for node in proto.graph.node for name in node.output}
 
@@ -139,14 +139,14 @@ def float_products_by_scope(proto: onnx.ModelProto) -> list[tuple[onnx.NodeProto
 
 
 def name_float_products(proto: onnx.ModelProto, skip: Sequence[str]) -> set[str]:
-    """New names of all float products, which are inside modules that `skip` names; ExportError for another."""
+    """Rename all float products and return the names. ExportError for a float product outside the modules in `skip`."""
     names: set[str] = set()
     for node, scopes in float_products_by_scope(proto):
         if not any(fnmatch.fnmatchcase(scope, pattern) for scope in scopes for pattern in skip):
             inside = scopes[-1] if scopes else ""
             raise ExportError(
                 f"{inside or 'the model'}: a {node.op_type} would be computed on float32{_line(node)}; quantize its "
-                f"operands with a layer that fedq knows, or name the module in quant.skip={[inside or '*']}"
+                f"operands with a layer that fedq supports, or name the module in quant.skip={[inside or '*']}"
             )
         node.name = f"{FLOAT}{len(names)}"
         names.add(node.name)
@@ -154,14 +154,14 @@ def name_float_products(proto: onnx.ModelProto, skip: Sequence[str]) -> set[str]
 
 
 def _scopes(node: onnx.NodeProto) -> list[str]:
-    told = {entry.key: entry.value for entry in node.metadata_props}.get("pkg.torch.onnx.name_scopes", "[]")
-    scopes = ast.literal_eval(told)
-    return [str(scope) for scope in scopes[:-1] if scope]  # the last one is the operation's own name
+    recorded = {entry.key: entry.value for entry in node.metadata_props}.get("pkg.torch.onnx.name_scopes", "[]")
+    scopes = ast.literal_eval(recorded)
+    return [str(scope) for scope in scopes[:-1] if scope]  # the last scope is the operation itself
 
 
 def _line(node: onnx.NodeProto) -> str:
-    """Where in somebody's code it stands, as `: model.py, line 12`."""
-    told = {entry.key: entry.value for entry in node.metadata_props}.get("pkg.torch.onnx.stack_trace", "")
-    lines = [line.strip() for line in told.splitlines() if line.strip().startswith("File ")]
+    """The position in the user's code, such as `: model.py, line 12`."""
+    trace = {entry.key: entry.value for entry in node.metadata_props}.get("pkg.torch.onnx.stack_trace", "")
+    lines = [line.strip() for line in trace.splitlines() if line.strip().startswith("File ")]
     own = [line for line in lines if "/torch/" not in line and "/fedq/quant/" not in line]
     return f" ({own[-1]})" if own else ""

@@ -1,6 +1,6 @@
-"""Decide which grid each layer needs, from the model's graph where torch.fx can trace it. Knows torch and fx.
+"""Decide which grid each layer needs, from the model's graph if torch.fx can trace it. Depends on torch and fx.
 
-Changes nothing: it returns plans, and `swap` carries them out. Knows no Opacus and no ONNX.
+It changes nothing: it returns plans, and `swap` applies them. Does not know Opacus or ONNX.
 """
 
 import functools
@@ -17,22 +17,22 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class GridPlan:
-    """A grid to be made: [-limit, limit] or [0, limit]."""
+    """A grid to create: [-limit, limit] or [0, limit]."""
 
     limit: float
     signed: bool
-    bounded: bool = False  # the values cannot leave it, whatever the data (tanh, sigmoid)
-    of_data: bool = False  # holds the model's own input
-    told: bool = False  # by the model's author: nothing is learned or observed about it
+    bounded: bool = False  # the values cannot leave the range for any data (tanh, sigmoid)
+    is_model_input: bool = False  # for the model's own input
+    declared: bool = False  # given by the model's author, so never learned or observed
 
     @classmethod
     def of_range(cls, range: tuple[float, float]) -> "GridPlan":
-        """Of a layer's own `input_range` or `output_range`: (lowest, highest)."""
+        """A grid for a layer's `input_range` or `output_range`: (lowest, highest)."""
         lowest, highest = range
         limit = max(-lowest, highest)
         if not (lowest <= highest and 0 < limit < math.inf):
             raise ValueError(f"a layer's range {range}: must be (lowest, highest), finite, not both 0; fix the model")
-        return cls(limit, signed=lowest < 0, told=True)
+        return cls(limit, signed=lowest < 0, declared=True)
 
     def covering(self, other: "GridPlan") -> "GridPlan":
         """The grid that holds the values of both."""
@@ -40,42 +40,42 @@ class GridPlan:
             max(self.limit, other.limit),
             self.signed or other.signed,
             bounded=self.bounded and other.bounded,
-            of_data=self.of_data or other.of_data,
+            is_model_input=self.is_model_input or other.is_model_input,
         )
 
 
-# A convolution's output on its way into tanh: tanh(4) rounds to 127 / 127, so nothing is lost beyond.
+# A convolution's output before a tanh: tanh(4) rounds to 127 / 127, so nothing is lost above 4.
 TANH_GRID = GridPlan(4.0, signed=True)
 
 
-# An LSTM's hidden states, whatever state it is given: a sigmoid times a tanh. Its cells have no bound.
+# An LSTM's hidden states, for any initial state: a sigmoid times a tanh. Its cell states have no bound.
 _HIDDEN = GridPlan(1.0, signed=True, bounded=True)
 
 
 @dataclass
 class LayerPlan:
-    """Where one layer's input comes from and what its output needs."""
+    """The grid of one layer's input, and the grids that its output needs."""
 
-    input: GridPlan | None = None  # None: the input is on `producer`'s output grid already
+    input: GridPlan | None = None  # None: the input uses `producer`'s output grid
     producer: nn.Module | None = None
     output: GridPlan | None = None
-    inner: GridPlan | None = None  # of attention: the mixed values, on their way into the output projection
+    inner: GridPlan | None = None  # attention only: the input of the output projection
 
 
 @dataclass
 class Placement:
-    """Plans by layer, in the order of the graph; `absorbed`: ReLUs that a grid makes idle."""
+    """Plans by layer, in the order of the graph; `absorbed`: ReLUs that a grid replaces."""
 
     plans: dict[nn.Module, LayerPlan] = field(default_factory=dict)
     absorbed: list[nn.Module] = field(default_factory=list)
-    untraceable: str | None = None  # why there was no graph
+    untraceable: str | None = None  # the reason why the model could not be traced
 
 
 @dataclass(frozen=True)
 class _Value:
-    """What is known of a tensor: the grid that would hold it, and the layer on whose output grid it is.
+    """What is known about a tensor: the grid that would hold it, and the layer whose output grid it uses.
 
-    `parts`: of a tuple of tensors, what is known of each.
+    `parts`: the same for each tensor of a tuple.
     """
 
     fits: GridPlan
@@ -83,12 +83,12 @@ class _Value:
     parts: "tuple[_Value, ...]" = ()
 
 
-# Modules, functions and methods of tensors by what they do to values.
+# Modules, functions and tensor methods, by their effect on values.
 _RELU = (nn.ReLU, torch.relu, torch.relu_, functional.relu, functional.relu_, "relu", "relu_")
 _TANH = (nn.Tanh, torch.tanh, functional.tanh, "tanh", "tanh_")
 _SIGMOID = (nn.Sigmoid, torch.sigmoid, functional.sigmoid, "sigmoid", "sigmoid_", nn.Softmax, torch.softmax,
             functional.softmax, "softmax")  # fmt: skip
-# Move or drop values, or choose among them: what lies on a grid stays on it. Dropout does in eval mode; in
+# These move, drop or select values, so a value on a grid stays on it. Dropout does so in eval mode; in
 # training mode it rescales, and its noise is far above the grid's.
 _KEEPS_GRID = (
     nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.Flatten,
@@ -97,26 +97,26 @@ _KEEPS_GRID = (
     torch.flatten, torch.reshape, torch.squeeze, torch.unsqueeze, torch.permute, torch.transpose, "flatten",
     "view", "reshape", "contiguous", "squeeze", "unsqueeze", "permute", "transpose", "clone",
 )  # fmt: skip
-# Averages: values stay within the range, but leave the grid.
+# Averages: values stay within the range but leave the grid.
 _KEEPS_RANGE = (
     nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, functional.avg_pool2d,
     functional.adaptive_avg_pool2d, torch.mean, "mean",
 )  # fmt: skip
-_SHAPE_ONLY = ("size", "dim", "numel")  # read no values
-_SHAPE_ATTRIBUTES = ("shape", "ndim", "dtype", "device")  # of which `getattr` reads none; .mT does
+_SHAPE_ONLY = ("size", "dim", "numel")  # these read no values
+_SHAPE_ATTRIBUTES = ("shape", "ndim", "dtype", "device")  # `getattr` of these reads no values; .mT does
 _WITH_WEIGHTS = (nn.Linear, nn.modules.conv._ConvNd, nn.Embedding, nn.MultiheadAttention, nn.RNNBase)
 
 
 def place(model: nn.Module, layers: list[nn.Module], *, input_range: float, activation_range: float) -> Placement:
-    """Plan the grids of `layers` in `model`; without a graph every layer looks after itself.
+    """Plan the grids of `layers` in `model`; if the model cannot be traced, each layer is planned alone.
 
-    A layer that only training calls gets no plan, since what is delivered has it not; what training does with the
-    others counts as much as what evaluation does.
+    A layer that is not used in eval mode gets no plan, because it would not be exported. For the other layers the
+    graph of training mode counts as much as the graph of eval mode.
     """
     try:
         delivered = trace(model, training=False)
-    except Exception as error:  # whatever a user's forward raises when it meets a proxy
-        plans = {layer: _alone(layer, activation_range) for layer in layers}
+    except Exception as error:  # a user's forward may raise anything on a proxy
+        plans = {layer: _plan_alone(layer, activation_range) for layer in layers}
         return Placement(plans, untraceable=f"{type(error).__name__}: {error}".splitlines()[0])
     try:
         trained = trace(model, training=True)
@@ -126,9 +126,9 @@ def place(model: nn.Module, layers: list[nn.Module], *, input_range: float, acti
 
 
 def trace(model: nn.Module, *, training: bool) -> fx.GraphModule:
-    """The model's graph in one mode, in which every module of torch.nn is one node; a lone layer is seen from outside.
+    """The model's graph in one mode. Every torch.nn module is one node; a single layer is wrapped first.
 
-    Of branches that are taken by chance it has the one that this call took.
+    For random branches the graph has the branch that this call took.
     """
     modes = {module: module.training for module in model.modules()}
     seen_from_outside = nn.Sequential(model) if type(model).__module__.startswith("torch.nn") else model
@@ -141,7 +141,7 @@ def trace(model: nn.Module, *, training: bool) -> fx.GraphModule:
 
 
 class _Tracer(fx.Tracer):
-    """As fx's own, but looks into torch's modules that hold layers, such as an encoder; attention stays one node."""
+    """As fx's tracer, but it enters torch's modules that hold layers, such as an encoder; attention stays one node."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         holds_layers = any(isinstance(part, _WITH_WEIGHTS) for part in m.modules() if part is not m)
@@ -149,32 +149,32 @@ class _Tracer(fx.Tracer):
         return super().is_leaf_module(m, module_qualified_name) and not looked_into
 
 
-def _alone(layer: nn.Module, activation_range: float) -> LayerPlan:
-    """For a layer of which nothing is known but its type."""
+def _plan_alone(layer: nn.Module, activation_range: float) -> LayerPlan:
+    """A plan for a layer of which only the type is known."""
     signed = GridPlan(activation_range, signed=True)
     if isinstance(layer, nn.Embedding):
         return LayerPlan()
     return LayerPlan(
-        input=_told(layer, "input_range") or signed,
-        output=_told(layer, "output_range") or (None if isinstance(layer, nn.Linear | nn.LSTM) else signed),
+        input=_declared_range(layer, "input_range") or signed,
+        output=_declared_range(layer, "output_range") or (None if isinstance(layer, nn.Linear | nn.LSTM) else signed),
         inner=signed if isinstance(layer, nn.MultiheadAttention) else None,
     )
 
 
-def _given(node: fx.Node, *names: str) -> list[fx.Node]:
-    """The first arguments of a call, by place or by name, as far as there are any: alone, a layer is seen with one."""
+def _tensor_arguments(node: fx.Node, *names: str) -> list[fx.Node]:
+    """The tensor arguments of a call, by position or by name. A single wrapped layer has only one."""
     given = [node.args[i] if i < len(node.args) else node.kwargs.get(name) for i, name in enumerate(names)]
     return [argument for argument in given if isinstance(argument, fx.Node)]
 
 
-def _told(layer: nn.Module, name: str) -> GridPlan | None:
-    """The range that the model's author gave a layer as `input_range` or `output_range`: a pair of numbers."""
+def _declared_range(layer: nn.Module, name: str) -> GridPlan | None:
+    """The range that the model's author set on a layer as `input_range` or `output_range`: a pair of numbers."""
     range = getattr(layer, name, None)
     return None if range is None else GridPlan.of_range(range)
 
 
 class _Placer:
-    """One walk over each graph in the order of computation; `trained`: None where it could not be seen."""
+    """One pass over each graph in the order of computation; `trained`: None if training mode could not be traced."""
 
     def __init__(
         self,
@@ -190,7 +190,7 @@ class _Placer:
         self.all_seen = trained is not None
         called = {self._called(node) for node in delivered.graph.nodes}
         self.layers = {layer for layer in layers if layer in called}
-        self.input_fits = GridPlan(input_range, signed=True, of_data=True)
+        self.input_fits = GridPlan(input_range, signed=True, is_model_input=True)
         self.signed = GridPlan(activation_range, signed=True)
         self.positive = GridPlan(activation_range, signed=False)
         self.calls: dict[nn.Module, list[fx.Node]] = {}
@@ -215,24 +215,24 @@ class _Placer:
 
     def _output(self, layer: nn.Module, ends: list[fx.Node], idle: dict[nn.Module, None]) -> GridPlan | None:
         """The grid of a layer's output, or None to leave it float."""
-        if (told := _told(layer, "output_range")) is not None:
-            return told
+        if (declared := _declared_range(layer, "output_range")) is not None:
+            return declared
         if isinstance(layer, nn.Embedding | nn.LSTM):
             return None
         if isinstance(layer, nn.MultiheadAttention):
-            return self.signed  # of what it projects its input to
+            return self.signed  # for the projections of its input
         if ends and all(self._is(end, _RELU) for end in ends):
-            # The grid takes the ReLU's place, where that is a module to take the place of. A function
-            # stays, and behind a grid it would block the gradient of values that round to 0: then better a
-            # grid at the readers, whose kernels' outputs are the same, unless one of them has none.
+            # The grid replaces the ReLU if the ReLU is a module. A function cannot be replaced, and after a grid
+            # it would block the gradient of values that round to 0. Then a grid at the readers is better (their
+            # kernels' outputs are the same), unless one reader has no grid.
             taken = all(self._called(end) in idle for end in ends)
             readers = [reader for end in ends for reader in self._ends(end)]
             gridded = bool(readers) and all(self._called(reader) in self.layers for reader in readers)
             return None if gridded and not taken else self.positive
         if isinstance(layer, nn.Linear):
-            # The int8 Gemm kernel gives its int32 sums as float32 at no cost: logits and tanh get them whole.
+            # The int8 Gemm kernel returns its int32 sums as float32 at no cost: logits and tanh get full precision.
             return None
-        # For a convolution there is no such kernel.
+        # Convolutions have no such kernel.
         return TANH_GRID if ends and all(self._is(end, _TANH) for end in ends) else self.signed
 
     def _plan_inputs(self, plans: dict[nn.Module, LayerPlan]) -> None:
@@ -245,10 +245,10 @@ class _Placer:
             if node.op == "placeholder":
                 values[node] = _Value(self.input_fits)
             elif isinstance(layer, nn.MultiheadAttention) and layer in plans:
-                inputs.setdefault(layer, []).extend(values[x] for x in _given(node, "query", "key", "value"))
+                inputs.setdefault(layer, []).extend(values[x] for x in _tensor_arguments(node, "query", "key", "value"))
                 values[node] = _Value(self.signed)
             elif isinstance(layer, nn.LSTM) and layer in plans:
-                inputs.setdefault(layer, []).extend(values[x] for x in _given(node, "input"))
+                inputs.setdefault(layer, []).extend(values[x] for x in _tensor_arguments(node, "input"))
                 hidden = _Value(_HIDDEN)
                 states = _Value(self.signed, parts=(hidden, _Value(self.signed)))
                 values[node] = _Value(self.signed, parts=(hidden, states))
@@ -263,7 +263,7 @@ class _Placer:
             elif node.target is operator.getitem:
                 values[node] = _Value(source.fits)
             elif self._is(node, _RELU):
-                values[node] = _Value(self.positive, source.producer)  # at 0 every grid has a level
+                values[node] = _Value(self.positive, source.producer)  # every grid has a level at 0
             elif self._is(node, _TANH):
                 values[node] = _Value(GridPlan(1.0, signed=True, bounded=True))
             elif self._is(node, _SIGMOID):
@@ -276,22 +276,22 @@ class _Placer:
                 values[node] = _Value(self.signed)
         for layer, sources in inputs.items():
             producers = {value.producer for value in sources}
-            if (told := _told(layer, "input_range")) is not None:
-                plans[layer].input = told
+            if (declared := _declared_range(layer, "input_range")) is not None:
+                plans[layer].input = declared
             elif len(producers) == 1 and None not in producers:
                 plans[layer].producer = producers.pop()
             else:
                 plans[layer].input = functools.reduce(GridPlan.covering, [value.fits for value in sources])
 
     def _divides_otherwise(self, node: fx.Node) -> bool:
-        """Whether a pooling divides its sums by another number than that of their values."""
+        """Whether a pooling layer divides by another number than the number of summed values."""
         layer = self._called(node)
         if layer is not None:
             return getattr(layer, "divisor_override", None) is not None
         return node.target is functional.avg_pool2d and (len(node.args) > 6 or "divisor_override" in node.kwargs)
 
     def _ends(self, node: fx.Node) -> Iterator[fx.Node]:
-        """The first nodes that do more with a value than move it."""
+        """The first nodes after `node` that do more than move values."""
         for user in node.users:
             reads_shape = user.target is getattr and user.args[1] in _SHAPE_ATTRIBUTES
             if reads_shape or self._is(user, _SHAPE_ONLY):
@@ -305,7 +305,7 @@ class _Placer:
         return self.modules[str(node.target)] if node.op == "call_module" else None
 
     def _modules_called_only_at(self, nodes: set[fx.Node]) -> dict[nn.Module, None]:
-        """In the order of the graph; none where training may call them elsewhere, unseen."""
+        """Modules called only at `nodes`, in graph order; none if training mode, which may call them, is unknown."""
         only = (module for module, calls in self.calls.items() if nodes.issuperset(calls))
         return dict.fromkeys(only) if self.all_seen else {}
 

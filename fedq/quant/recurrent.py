@@ -1,7 +1,7 @@
-"""nn.LSTM spelled out step by step, so that its products can be of integers. Knows torch and grids.
+"""nn.LSTM step by step, so that its products can be integer products. Depends on torch and grids.
 
-The hooks of whoever hooks the layer see one step's gates at a time: what Opacus takes for the layer is two Linears
-that are added. Slower than torch's fused LSTM, which no hook can look into.
+A hook on the layer sees the gates of one step at a time: to Opacus the layer is the sum of two Linear layers. It is
+slower than torch's fused LSTM, which no hook can look into.
 """
 
 from typing import Any
@@ -15,25 +15,25 @@ from fedq.quant.layers import Product, QuantizedLayer, is_hooked
 
 
 class QLSTM(QuantizedLayer, nn.LSTM):
-    """nn.LSTM with integer weights; arguments and results are torch's, packed sequences and proj_size excepted.
+    """nn.LSTM with integer weights; arguments and results as in torch, without packed sequences and proj_size.
 
-    Grids: `input_grid` of the first layer's input, `hidden_grid` of hidden states, which lie within [-1, 1]. Cells and
-    gates stay float. With float activations there are none.
+    Grids: `input_grid` for the first layer's input, `hidden_grid` for hidden states, which are within [-1, 1]. Cell
+    states and gates stay float. With float activations there are no grids.
     """
 
     hidden_grid: Grid | None
-    held: list[tuple[Tensor, Tensor | None]]  # parameters of the layer and direction that is at work
+    held: list[tuple[Tensor, Tensor | None]]  # parameters of the current layer and direction
 
-    def equip(self) -> None:
-        assert self.output_grid is None  # the hidden states are on their grid anyway
+    def add_grids(self) -> None:
+        assert self.output_grid is None  # the hidden states have their own grid
         grid = self.input_grid
-        # Not `bounded`: a state that the caller gives to begin with may be any number.
+        # Not `bounded`: the caller's initial state may be any number.
         self.hidden_grid = None if grid is None else FixedGrid(1.0, signed=True, bits=grid.bits)
         self.held = []
 
     @staticmethod
     def unsupported(layer: nn.LSTM) -> str | None:
-        """Why such a layer stays float, or None."""
+        """The reason why such a layer stays float, or None."""
         return "LSTM with proj_size is not supported" if layer.proj_size else None
 
     @property
@@ -45,7 +45,7 @@ class QLSTM(QuantizedLayer, nn.LSTM):
         return 2 if self.bidirectional else 1
 
     def products_of(self, number: int, direction: int) -> tuple[Product, Product]:
-        """The two products of one layer and direction: of its input, and of its own last state."""
+        """The two products of one layer and direction: with its input and with its previous hidden state."""
         end = f"_l{number}{'_reverse' if direction else ''}"
         first = None if self.source is None else self.source[0]
         grid = first if number == 0 else self.hidden_grid
@@ -53,9 +53,9 @@ class QLSTM(QuantizedLayer, nn.LSTM):
         return Product(f"weight_ih{end}", biases[0], grid), Product(f"weight_hh{end}", biases[1], self.hidden_grid)
 
     def forward(self, which: Tensor | None, x: Tensor, hidden: Tensor) -> Tensor:  # type: ignore[override]
-        """One step's gates before their functions, (n, 4 * hidden_size), by the parameters that are `held`.
+        """One step's gates before the activation functions, (n, 4 * hidden_size), with the parameters in `held`.
 
-        `which`: layer and direction, for hooks, which keep them with what else they keep of the call.
+        `which`: layer and direction; a hook stores it with the other arguments of the call.
         """
         of_input, of_state = self.held
         return functional.linear(x, *of_input) + functional.linear(hidden, *of_state)
@@ -63,7 +63,7 @@ class QLSTM(QuantizedLayer, nn.LSTM):
     def __call__(self, x: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """As nn.LSTM."""
         if not isinstance(x, Tensor):
-            raise TypeError("a quantized LSTM takes tensors, no packed sequences; pad them, or name it in quant.skip")
+            raise TypeError("a quantized LSTM needs tensors, not packed sequences; pad them, or name it in quant.skip")
         unbatched = x.dim() == 2
         if unbatched:
             x = x.unsqueeze(0 if self.batch_first else 1)
@@ -96,26 +96,28 @@ class QLSTM(QuantizedLayer, nn.LSTM):
     def _run(
         self, steps: list[Tensor], state: tuple[Tensor, Tensor], which: tuple[int, int]
     ) -> tuple[list[Tensor], tuple[Tensor, Tensor]]:
-        """One layer in one direction."""
-        told = torch.tensor(which) if is_hooked(self) else None
+        """Run one layer in one direction."""
+        selected = torch.tensor(which) if is_hooked(self) else None
         hidden, cell = state
         hidden = self._on_grid(hidden)
         outputs = []
-        self.held = [self.snapped(product) for product in self.products_of(*which)]  # once for all steps
+        self.held = [
+            self.fake_quantized(product) for product in self.products_of(*which)
+        ]  # computed once for all steps
         try:
             for step in steps:
-                gates: Any = nn.Module.__call__(self, told, step, hidden)
+                gates: Any = nn.Module.__call__(self, selected, step, hidden)
                 into, forget, change, out = gates.chunk(4, dim=-1)  # torch's order
                 cell = torch.sigmoid(forget) * cell + torch.sigmoid(into) * torch.tanh(change)
                 hidden = self._on_grid(torch.sigmoid(out) * torch.tanh(cell))
                 outputs.append(hidden)
         finally:
-            self.held = []  # no copy of the module can hold what has a gradient
+            self.held = []  # a module that holds tensors with a gradient cannot be copied
         return outputs, (hidden, cell)
 
     def _joined(self, both: tuple[Tensor, Tensor]) -> Tensor:
         joined = torch.cat(both, dim=-1)
-        # On the grid already, but where it is delivered a kernel wants to see that right before it.
+        # It is on the grid already, but in the export a kernel needs the grid right before it.
         return joined if self.training else self._on_grid(joined)
 
     def _on_grid(self, hidden: Tensor) -> Tensor:

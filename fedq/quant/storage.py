@@ -1,7 +1,7 @@
-"""Store an ONNX graph's integer weights in as few bytes as they need. Knows ONNX; not torch.
+"""Store the integer weights of an ONNX graph in as few bytes as possible. Depends on ONNX; not on torch.
 
-Levels of 4 and 2 bits are packed, with a Cast to int8 behind them; a sparse weight is its kept levels and the gaps
-between them, with operators behind them that put it together. All of these read constants alone, so onnxruntime
+Levels of 4 and 2 bits are packed and followed by a Cast to int8. A sparse weight is stored as its nonzero levels and
+the gaps between them, followed by operators that rebuild it. All these operators read only constants, so onnxruntime
 computes them once, when it loads the file, and fuses the same int8 kernels as for a plain weight.
 """
 
@@ -14,8 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from fedq.quant.int8_model import FLOAT
 
-LEAST_VALUES = 256  # of a weight that is worth the operators
-_PACKED = {4: (TensorProto.INT4, 21), 2: (TensorProto.INT2, 25)}  # bits -> type, the opset that has it
+LEAST_VALUES = 256  # values; smaller weights are not worth the operators
+_PACKED = {4: (TensorProto.INT4, 21), 2: (TensorProto.INT2, 25)}  # bits -> type, first opset with this type
 _LARGEST = {8: 127, 4: 7, 2: 1}
 _IR_VERSIONS = {21: 10, 25: 13}
 _GAP_BITS = 8
@@ -23,30 +23,30 @@ _LARGEST_GAP = 2**_GAP_BITS - 1
 
 
 @dataclass(frozen=True)
-class Stored:
-    """How one weight lies in a file."""
+class StoredWeight:
+    """The stored form of one weight."""
 
-    bits: int  # of a level
-    kept: int  # levels that are stored; all of them, or those that are not 0 and fillers of long gaps
+    bits: int  # bits per level
+    kept: int  # stored levels: all, or the nonzero ones and fillers of long gaps
     sparse: bool
 
     @property
     def bytes(self) -> int:
-        """Of levels and gaps."""
+        """Bytes of levels and gaps."""
         return -(-self.kept * self.bits // 8) + (self.kept if self.sparse else 0)
 
 
-def cheapest(levels: np.ndarray) -> Stored:
-    """The fewest bytes for int8 `levels`, any shape."""
+def smallest_form(levels: np.ndarray) -> StoredWeight:
+    """The form with the fewest bytes for int8 `levels` of any shape."""
     largest = int(np.abs(levels.astype(np.int16)).max(initial=0))
     bits = min(bits for bits, top in _LARGEST.items() if largest <= top)
-    dense = Stored(bits, levels.size, sparse=False)
-    sparse = Stored(bits, len(_kept(levels.ravel())[0]), sparse=True)
+    dense = StoredWeight(bits, levels.size, sparse=False)
+    sparse = StoredWeight(bits, len(_kept(levels.ravel())[0]), sparse=True)
     return sparse if sparse.bytes < dense.bytes else dense
 
 
 def pack_weights(proto: onnx.ModelProto) -> None:
-    """Replace every int8 weight of the graph by its cheapest form, in place."""
+    """Replace every int8 weight of the graph by its smallest form, in place."""
     opset = 0
     before: list[onnx.NodeProto] = []
     kept: list[onnx.TensorProto] = []
@@ -54,7 +54,7 @@ def pack_weights(proto: onnx.ModelProto) -> None:
         form = None
         if tensor.data_type == TensorProto.INT8:
             levels = numpy_helper.to_array(tensor)
-            form = cheapest(levels) if levels.size >= LEAST_VALUES else None
+            form = smallest_form(levels) if levels.size >= LEAST_VALUES else None
         if form is None or (form.bits == 8 and not form.sparse):
             kept.append(tensor)
             continue
@@ -69,14 +69,14 @@ def pack_weights(proto: onnx.ModelProto) -> None:
     _raise_opset(proto, opset)
 
 
-def _dense(name: str, levels: np.ndarray, form: Stored) -> tuple[list[onnx.TensorProto], list[onnx.NodeProto]]:
+def _dense(name: str, levels: np.ndarray, form: StoredWeight) -> tuple[list[onnx.TensorProto], list[onnx.NodeProto]]:
     kind = _PACKED[form.bits][0]
     packed = helper.make_tensor(f"{name}.packed", kind, levels.shape, _packed(levels.ravel(), form.bits), raw=True)
     return [packed], [helper.make_node("Cast", [packed.name], [name], to=TensorProto.INT8)]
 
 
-def _sparse(name: str, levels: np.ndarray, form: Stored) -> tuple[list[onnx.TensorProto], list[onnx.NodeProto]]:
-    """Levels and gaps -> places by a running sum -> scattered into zeros."""
+def _sparse(name: str, levels: np.ndarray, form: StoredWeight) -> tuple[list[onnx.TensorProto], list[onnx.NodeProto]]:
+    """Levels and gaps -> positions by a running sum -> scattered into zeros."""
     flat = levels.ravel()
     places, gaps = _kept(flat)
     values = flat[places]
@@ -109,7 +109,7 @@ def _sparse(name: str, levels: np.ndarray, form: Stored) -> tuple[list[onnx.Tens
 
 
 def _kept(flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(places, gaps): of every level that is not 0 and of fillers, so that no gap is over 255; a gap is at least 1."""
+    """(positions, gaps) of nonzero levels and of fillers that keep every gap at 255 or below; a gap is at least 1."""
     places = np.flatnonzero(flat)
     gaps = np.diff(places, prepend=-1)
     fillers = (gaps - 1) // _LARGEST_GAP
@@ -125,7 +125,7 @@ def _kept(flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _packed(levels: np.ndarray, bits: int) -> bytes:
-    """The first value in the lowest bits, as ONNX packs INT4 and INT2."""
+    """Pack levels, the first value in the lowest bits, as ONNX packs INT4 and INT2."""
     per_byte = 8 // bits
     padded = np.zeros(-(-levels.size // per_byte) * per_byte, np.uint8)
     padded[: levels.size] = levels.astype(np.uint8) & (2**bits - 1)
@@ -144,7 +144,7 @@ def _raise_opset(proto: onnx.ModelProto, opset: int) -> None:
 
 
 def shorten_names(graph: onnx.GraphProto) -> None:
-    """Short names for all but the graph's inputs and outputs: on a small model long ones are a tenth of the file."""
+    """Shorten all names but those of inputs and outputs: in a small model, long names are a tenth of the file."""
     keep = {value.name for value in [*graph.input, *graph.output]} | {""}
     new: dict[str, str] = {name: name for name in keep}
 
@@ -155,7 +155,7 @@ def shorten_names(graph: onnx.GraphProto) -> None:
         tensor.name = short(tensor.name)
     holders: list[Any] = list(graph.node)
     for number, node in enumerate(holders):
-        # An export finds its products of floats by their names in what onnxruntime makes of the file.
+        # The export finds float products by their names in the graph that onnxruntime optimised.
         node.name = node.name if node.name.startswith(FLOAT) else f"n{number:x}"
         for names in (node.input, node.output):
             for i, name in enumerate(names):

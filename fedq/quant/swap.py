@@ -1,6 +1,6 @@
-"""Make a model quantization-aware in place, and say what was quantized and what was not. Knows torch modules.
+"""Make a model quantization-aware in place, and report which layers are quantized. Depends on torch modules.
 
-Knows no training, Opacus or ONNX.
+Does not know training, Opacus or ONNX.
 """
 
 import fnmatch
@@ -26,7 +26,7 @@ LAYERS: dict[type[nn.Module], type[QuantizedLayer]] = {
     nn.LSTM: QLSTM,
     nn.MultiheadAttention: QMultiheadAttention,
 }
-# Layers with weights that are not offered; named in the report instead of passed over.
+# Layers with weights that fedq cannot quantize; the report names them.
 _OTHER_WEIGHTS = (
     nn.modules.conv._ConvNd, nn.Bilinear, nn.Embedding, nn.EmbeddingBag, nn.RNNBase, nn.RNNCellBase,
     nn.MultiheadAttention, nn.Linear,
@@ -34,29 +34,29 @@ _OTHER_WEIGHTS = (
 
 
 class AbsorbedReLU(nn.Identity):
-    """A ReLU whose work the grid of the layer before it does: a grid from 0 has no negative level."""
+    """A ReLU that the grid of the previous layer replaces: a grid from 0 has no negative level."""
 
 
 @dataclass(frozen=True)
 class LayerReport:
-    """What became of one layer."""
+    """The result of `quantize` for one layer."""
 
     name: str
     kind: str  # class of the float layer: "Linear", "Conv2d", ...
     quantized: bool
-    reason: str = ""  # why it stays float
-    input: str = ""  # its input's grid, e.g. "[-4, 4] fixed", or "float"
+    reason: str = ""  # why the layer stays float
+    input: str = ""  # the grid of its input, e.g. "[-4, 4] fixed", or "float"
     output: str = ""
 
 
 @dataclass(frozen=True)
 class QuantReport:
-    """What `quantize` did, in the order of the model's modules."""
+    """The result of `quantize`, in the order of the model's modules."""
 
     layers: tuple[LayerReport, ...]
     ranges: str
     form: WeightFormat
-    untraceable: str | None  # why placement could not see the model's graph; None if it could
+    untraceable: str | None  # why the model could not be traced; None if it could
     weights: tuple[str, ...] = ()  # names of the parameters that become integers
 
     @property
@@ -70,7 +70,7 @@ class QuantReport:
 
     @property
     def left_float(self) -> dict[str, str]:
-        """Name -> reason."""
+        """Layer name -> reason."""
         return {layer.name: layer.reason for layer in self.layers if not layer.quantized}
 
     def __str__(self) -> str:
@@ -83,7 +83,7 @@ class QuantReport:
         if not self.portable:
             lines.append(f"weight levels up to {self.form.largest} can saturate on x86 without VNNI; 63 cannot")
         if self.untraceable is not None:
-            lines.append(f"placed without the model's graph, one layer at a time: {self.untraceable}")
+            lines.append(f"each layer was planned alone, since the model could not be traced: {self.untraceable}")
         return "\n".join(lines)
 
 
@@ -102,13 +102,13 @@ def quantize(
 ) -> QuantReport:
     """Make every Linear, Conv1d, Conv2d, Embedding, LSTM and MultiheadAttention quantization-aware, in place.
 
-    `weights`: 8, 4 or 2 (ternary) bits, one step for each `granularity` (channel or tensor); `rounding` of weights in
-    training: nearest or stochastic. `activations`: 8 or 4 bits, or None for float; `ranges`: fixed, learned, observed
-    or dynamic. `activation_range` is the top of a ReLU's grid, [0, activation_range], and of any grid about whose
-    values nothing is known; `input_range` is that of the model's input, [-input_range, input_range].
-    `weight_range`: largest 8-bit level (63 unless told). `skip`: shell patterns of names of modules that stay float,
-    with all that is in them. Keys of the state dict stay those of the float model; `learned` adds parameters
-    (`log_range`), `observed` adds buffers (`range`).
+    `weights`: 8, 4 or 2 (ternary) bits, one step for each `granularity` (channel or tensor). `rounding` of weights in
+    training: nearest or stochastic. `activations`: 8 or 4 bits, or None for float. `ranges`: fixed, learned, observed
+    or dynamic. `activation_range` is the top of a ReLU's grid, [0, activation_range], and of any grid for values of
+    unknown range; `input_range` is for the model's input, [-input_range, input_range].
+    `weight_range`: largest 8-bit level (default 63). `skip`: shell patterns of module names; these modules and all
+    their submodules stay float. The keys of the state dict stay those of the float model; `learned` adds parameters
+    (`log_range`), `observed` adds buffers (`range`). ValueError for a model without a layer to quantize.
 
     >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
     >>> print(quantize(model))
@@ -128,8 +128,8 @@ def quantize(
     idle = [name for layer, name in chosen.items() if layer not in placement.plans]
     if idle:
         raise ValueError(
-            f"model: no input reaches {', '.join(repr(name) for name in idle)} in evaluation mode, so what would be "
-            "delivered has it not; take it out of the model, or name it in quant.skip"
+            f"model: no input reaches {', '.join(repr(name) for name in idle)} in eval mode, so it would not be "
+            "exported; remove it from the model, or name it in quant.skip"
         )
     if activations is None:
         for layer in chosen:
@@ -141,17 +141,17 @@ def quantize(
     return _report(model, reasons, placement, ranges="off" if activations is None else ranges, form=form)
 
 
-_SPELLED_OUT = (nn.MultiheadAttention, nn.LSTM, nn.Conv1d, nn.Conv2d)
+_WITH_OWN_GRADIENTS = (nn.MultiheadAttention, nn.LSTM, nn.Conv1d, nn.Conv2d)
 
 
-def spell_out(model: nn.Module) -> None:
-    """Give what is left in float the per-example gradients of the quantized layers, in place. Outputs stay the same.
+def enable_per_example_gradients(model: nn.Module) -> None:
+    """Give the float layers that remain fedq's per-example gradients, in place. The outputs stay the same.
 
-    For DP: of torch's MultiheadAttention and LSTM Opacus has none, and its own have other keys; those that it has of
-    convolutions are wrong for padding that is not zeros and for channels_last tensors.
+    For DP: Opacus has no per-example gradients for torch's MultiheadAttention and LSTM, and its own versions have other
+    keys. Its gradients of convolutions are wrong for padding with other values than zero and for channels_last tensors.
     """
     for module in list(model.modules()):
-        if type(module) in _SPELLED_OUT and _unsupported(module) is None:
+        if type(module) in _WITH_OWN_GRADIENTS and _unsupported(module) is None:
             LAYERS[type(module)].adopt(module, form=None)
     _refuse_fused_paths(model)
 
@@ -166,7 +166,7 @@ def _carry_out(placement: Placement, make: "_GridMaker", form: WeightFormat) -> 
         if plan.producer is not None:
             assert isinstance(layer, QuantizedLayer)
             assert isinstance(plan.producer, QuantizedLayer)
-            assert plan.producer.output_grid is not None  # as planned: it is on that grid
+            assert plan.producer.output_grid is not None  # by the plan
             layer.source = (plan.producer.output_grid,)
     for relu in placement.absorbed:
         relu.__class__ = AbsorbedReLU
@@ -182,16 +182,16 @@ class _GridMaker:
             return None
         if plan.bounded:
             return FixedGrid(plan.limit, signed=plan.signed, bounded=True, bits=self.bits)
-        if plan.told or (plan.of_data and self.ranges == "learned"):
+        if plan.declared or (plan.is_model_input and self.ranges == "learned"):
             # The gradient of the model's input, which plain training never computes, would cost two thirds of a step
-            # of the cnn. A public constant serves.
+            # of the cnn. So a public constant is used.
             return FixedGrid(plan.limit, signed=plan.signed, bits=self.bits)
         grid: Grid = RANGES[self.ranges](plan.limit, signed=plan.signed, bits=self.bits)
         return grid.to(next(layer.parameters()).device)
 
 
 def _refuse_fused_paths(model: nn.Module) -> None:
-    """torch's encoder computes from the bare weights in evaluation mode, past the layers, unless it is told this."""
+    """Switch off the fused path of torch's encoder, which in eval mode bypasses the layers."""
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoderLayer):
             module.activation_relu_or_gelu = 0
@@ -208,14 +208,14 @@ def _check(activations: int | None, ranges: str, activation_range: float, input_
 
 
 def _reasons_to_stay_float(model: nn.Module, skip: Sequence[str]) -> dict[str, str]:
-    """Name -> reason, for every layer with weights that is not going to be quantized."""
+    """Layer name -> reason, for every layer with weights that will stay float."""
     projections = {module.out_proj for module in model.modules() if isinstance(module, nn.MultiheadAttention)}
-    layers = {m for m in model.modules() if isinstance(m, _OTHER_WEIGHTS)} - projections  # they go with their attention
+    layers = {m for m in model.modules() if isinstance(m, _OTHER_WEIGHTS)} - projections  # parts of attention
     skipped = _skipped(model, skip, layers | projections)
     reasons = {}
     for name, module in model.named_modules():
         if isinstance(module, QuantizedLayer):
-            raise ValueError(f"model: {name or 'it'} is quantized already; quantize a model once, from its float form")
+            raise ValueError(f"model: {name or 'it'} is quantized already; call quantize once, on the float model")
         if module in layers:
             if module in skipped:
                 reasons[name] = "named in quant.skip"
@@ -226,12 +226,12 @@ def _reasons_to_stay_float(model: nn.Module, skip: Sequence[str]) -> dict[str, s
         elif module in projections & skipped and not any(
             isinstance(m, nn.MultiheadAttention) and m.out_proj is module for m in skipped
         ):
-            raise ValueError(f"quant.skip={name!r}: is quantized with the attention around it; name that instead")
+            raise ValueError(f"quant.skip={name!r}: is quantized with its attention layer; name that layer instead")
     return reasons
 
 
 def _skipped(model: nn.Module, skip: Sequence[str], layers: set[nn.Module]) -> set[nn.Module]:
-    """Every module that a pattern names, and all that is in it; ValueError for a pattern that leaves nothing float."""
+    """Modules that match a pattern, and their submodules; ValueError for a pattern that matches no layer."""
     named = list(model.named_modules(remove_duplicate=False))
     skipped: set[nn.Module] = set()
     for pattern in skip:
@@ -240,12 +240,12 @@ def _skipped(model: nn.Module, skip: Sequence[str], layers: set[nn.Module]) -> s
             known = ", ".join(name for name, _ in named if name)
             raise ValueError(f"quant.skip={pattern!r}: matches no module; the model has {known}")
         inside = {part for module in found.values() for part in module.modules()}
-        # What is not torch's own may multiply without a layer, and the export asks for its name.
+        # A module that is not torch's may multiply without a layer, and the export then asks to skip it.
         own = any(not type(part).__module__.startswith("torch.") for part in inside)
         if not (own or layers & inside):
             raise ValueError(
-                f"quant.skip={pattern!r}: matches {', '.join(found)}, where there is no layer to quantize, so it would "
-                "do nothing; leave it out, or name a layer with weights or what holds one"
+                f"quant.skip={pattern!r}: matches {', '.join(found)}, without a layer to quantize, so it would "
+                "have no effect; remove it, or name a layer with weights or a module that holds one"
             )
         skipped |= inside
     return skipped

@@ -1,30 +1,30 @@
-"""How weights become integers: 8 or 4 bits or ternary, one step a channel or a tensor. Knows tensors; no layers."""
+"""Map weights to integers: 8 or 4 bits or ternary, one step per channel or tensor. Depends on tensors only."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-# An int32 accumulator starts from the bias. Half its range is left for the products.
+# An int32 accumulator starts at the bias; half of its range is reserved for the products.
 _BIAS_LEVELS = 2.0**30
-# Smallest step that keeps 1 / step and step * step finite in float32; an all-zero channel gets it.
+# The smallest step for which 1 / step and step * step are finite in float32; an all-zero channel gets it.
 _SMALLEST_STEP = 2.0**-60
-# Of the mean magnitude: what is below becomes 0 (Li et al. 2016, arXiv:1605.04711, eq. 6).
+# Fraction of the mean magnitude below which a weight becomes 0 (Li et al. 2016, arXiv:1605.04711, eq. 6).
 _TERNARY_THRESHOLD = 0.7
 
-LARGEST_LEVEL = {8: 63, 4: 7, 2: 1}  # bits -> largest level; 8 bits: what is exact on every processor
+LARGEST_LEVEL = {8: 63, 4: 7, 2: 1}  # bits -> largest level; 63 is exact on every processor
 GRANULARITIES = ("channel", "tensor")
 ROUNDINGS = ("nearest", "stochastic")
 
 
 @dataclass(frozen=True)
 class WeightFormat:
-    """The integers of a weight. ValueError for what is not offered."""
+    """The integer format of a weight. ValueError for options that are not supported."""
 
     bits: int = 8
-    granularity: str = "channel"  # of the output: axis 0 of the weight
-    rounding: str = "nearest"  # in training; what is delivered is rounded to nearest
-    limit: int | None = None  # largest level; None: by the bits
+    granularity: str = "channel"  # channel: the output channel, axis 0 of the weight
+    rounding: str = "nearest"  # in training; the export rounds to nearest
+    limit: int | None = None  # largest level; None: the default for the bits
 
     def __post_init__(self) -> None:
         if self.bits not in LARGEST_LEVEL:
@@ -34,25 +34,25 @@ class WeightFormat:
         if self.rounding not in ROUNDINGS:
             raise ValueError(f"rounding={self.rounding!r}: must be nearest or stochastic; use rounding=nearest")
         if self.limit is not None and self.bits != 8:
-            raise ValueError(f"weight_range={self.limit}: is of 8-bit weights; leave it out with weights={self.bits}")
+            raise ValueError(f"weight_range={self.limit}: is for 8-bit weights; leave it out with weights={self.bits}")
         if not 1 <= self.largest <= 127:
-            raise ValueError(f"quant.weight_range={self.limit}: must be 1..127 levels to each side; try 63")
+            raise ValueError(f"quant.weight_range={self.limit}: must be 1..127; try 63")
 
     @property
     def largest(self) -> int:
-        """Largest level, to each side."""
+        """The largest level; levels are -largest..largest."""
         return LARGEST_LEVEL[self.bits] if self.limit is None else self.limit
 
     @property
     def portable(self) -> bool:
         """Whether int8 kernels are exact on every processor.
 
-        x86 without VNNI adds two products of uint8 and int8 in 16 bits, saturating: 2 * 255 * 64 is the most.
+        x86 without VNNI adds two products of uint8 and int8 in 16 bits with saturation, so 2 * 255 * 64 is the limit.
         """
         return 2 * 255 * self.largest <= 2**15 - 1
 
     def describe(self) -> str:
-        """As `int8 weights`, for reports."""
+        """A short text for reports, such as `int8 weights`."""
         name = {8: "int8", 4: "int4", 2: "ternary"}[self.bits]
         return f"{name} weights" + ("" if self.granularity == "channel" else ", one step")
 
@@ -65,14 +65,14 @@ def parameter_levels(
     *,
     training: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """(weight levels, step per output channel, bias levels, bias step), levels as float32 whole numbers.
+    """(weight levels, step per output channel, bias levels, bias step); levels are whole numbers as float32.
 
-    Weight (out, ...) is symmetric about 0; the step has shape (out, 1, ...). The bias lies on the grid of the int32
-    sums, input_step * step. `input_step` None (float activations): no bias levels.
+    Weight (out, ...) is symmetric about 0; the step has shape (out, 1, ...). The bias is on the grid of the int32
+    sums, input_step * step. `input_step=None` (float activations): no bias levels.
     """
     levels, step = _ternary(weight, form) if form.bits == 2 else (None, _uniform_step(weight, form))
     if bias is not None and input_step is not None:
-        # A channel of (almost) zero weights may have a large bias: its step grows until the bias fits int32.
+        # A channel with (almost) zero weights may have a large bias: its step grows until the bias fits in int32.
         least = (bias.abs() / (input_step * _BIAS_LEVELS)).view(step.shape)
         step = torch.maximum(step, least)
         if form.granularity == "tensor":
@@ -80,7 +80,7 @@ def parameter_levels(
     if levels is None:
         levels = torch.div(weight, step)
         if training and form.rounding == "stochastic":
-            # floor(x + u) is x's neighbour above with probability frac(x); at the ends it stays in range.
+            # floor(x + u) is the integer above x with probability frac(x); at the ends it stays in range.
             levels = levels.add_(torch.rand_like(levels)).floor_().clamp_(-form.largest, form.largest)
         else:
             levels.round_()
@@ -91,7 +91,7 @@ def parameter_levels(
 
 
 def _uniform_step(weight: Tensor, form: WeightFormat) -> Tensor:
-    """The largest magnitude is the largest level."""
+    """The step for which the largest magnitude is the largest level."""
     step = weight.abs().amax(dim=tuple(range(1, weight.dim())), keepdim=True)
     if form.granularity == "tensor":
         step = step.amax(dim=0, keepdim=True).expand(step.shape)
@@ -99,10 +99,10 @@ def _uniform_step(weight: Tensor, form: WeightFormat) -> Tensor:
 
 
 def _ternary(weight: Tensor, form: WeightFormat) -> tuple[Tensor, Tensor]:
-    """Levels -1, 0, 1, and as step the mean magnitude of those that are not 0 (Li et al. 2016)."""
+    """Levels -1, 0, 1; the step is the mean magnitude of the weights that are not 0 (Li et al. 2016)."""
     rest = tuple(range(0 if form.granularity == "tensor" else 1, weight.dim()))
     magnitude = weight.abs()
-    # Weights that pruning has set to 0 take no part in the mean, or sparsity would lower the threshold.
+    # Weights that pruning set to 0 do not count in the mean, since sparsity would lower the threshold.
     present = (magnitude > 0).sum(dim=rest, keepdim=True).clamp_min(1)
     kept = magnitude > _TERNARY_THRESHOLD * magnitude.sum(dim=rest, keepdim=True) / present
     step = (magnitude * kept).sum(dim=rest, keepdim=True) / kept.sum(dim=rest, keepdim=True).clamp_min(1)

@@ -1,4 +1,4 @@
-"""How the two apps are run. Knows processes and folders; not terminals, and not how a round works."""
+"""How the two apps are run. Depends on processes and folders; not on terminals, and not on how a round works."""
 
 from fedq.runtime.deployment import DeploymentError, deploy
 from fedq.runtime.forecast import forecast

@@ -1,4 +1,4 @@
-"""A SuperLink connection of Flower's own config file, looked at before anything is started. Knows TOML and sockets."""
+"""Check a SuperLink connection of Flower's config file before a run starts. Depends on TOML and sockets."""
 
 import os
 import socket
@@ -8,14 +8,14 @@ from pathlib import Path
 
 from fedq.config import ConfigError, Problem
 
-_PATIENCE = 5.0  # seconds in which a SuperLink that is there accepts
+_PATIENCE = 5.0  # seconds in which a running SuperLink must accept
 
 
 @dataclass(frozen=True)
 class Connection:
     name: str
     address: str
-    secure: bool = True  # TLS, checked by the root certificates that the connection names
+    secure: bool = True  # TLS, with the root certificates of the connection
 
 
 def flwr_home() -> Path:
@@ -25,7 +25,7 @@ def flwr_home() -> Path:
 def find(name: str | None, *, insecure: bool = False) -> Connection:
     """The named connection, or Flower's default one, if a SuperLink answers there; else `ConfigError`.
 
-    `insecure`: also one that is in the clear, or that any certificate of the system's would pass for.
+    `insecure`: also accept a connection without TLS, or one that any system certificate would satisfy.
     """
     path = flwr_home() / "config.toml"
     key = "runtime.connection"
@@ -41,13 +41,13 @@ def find(name: str | None, *, insecure: bool = False) -> Connection:
     fix = f"docs/deploy.md shows one; {path} knows {', '.join(names) or 'none'}"
     chosen = name or known.get("default")
     if not chosen:
-        raise ConfigError([Problem(key, name, "Flower's config names no default connection", fix)])
+        raise ConfigError([Problem(key, name, "Flower's config has no default connection", fix)])
     if chosen not in names:
         raise ConfigError([Problem(key, chosen, "there is no such SuperLink connection", fix)])
     values = known[chosen]
     address = str(values.get("address") or "")
-    if address.startswith(":") or not address:  # Flower's own names of an engine on this machine
-        rule = f"its address is {address or 'not set'}: Flower's simulation, and no SuperLink that clients connect to"
+    if address.startswith(":") or not address:  # Flower's own names for an engine on this machine
+        rule = f"its address is {address or 'not set'}: Flower's simulation, not a SuperLink that clients connect to"
         raise ConfigError([Problem(key, chosen, rule, "Use runtime=ray, or name a connection to a SuperLink")])
     certificates = values.get("root-certificates")
     if certificates and not (Path(str(certificates)).is_absolute() and Path(str(certificates)).is_file()):
@@ -56,15 +56,19 @@ def find(name: str | None, *, insecure: bool = False) -> Connection:
     marked = values.get("insecure") is True
     secure = bool(certificates) and not marked
     if not secure and not insecure:
-        rule = "is marked insecure: models and updates would travel in the clear" if marked else "names no certificates"
-        hint = f'Add root-certificates = "/path/to/ca.crt" to it in {path}, or, to go on all the same, --insecure'
+        rule = (
+            "is marked insecure: models and updates would be sent without encryption"
+            if marked
+            else "names no certificates"
+        )
+        hint = f'Add root-certificates = "/path/to/ca.crt" to it in {path}, or use --insecure to continue anyway'
         raise ConfigError([Problem(key, chosen, rule, hint)])
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal():
         raise ConfigError([Problem(key, chosen, f"its address {address} is not HOST:PORT", f"Fix {path}")])
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE).close()
-    except (OSError, ValueError) as error:  # a host that is no name raises UnicodeError
+    except (OSError, ValueError) as error:  # an invalid host name raises UnicodeError
         rule = f"no SuperLink answers at {address} ({getattr(error, 'strerror', None) or error})"
         raise ConfigError([Problem(key, chosen, rule, f"Start it (docs/deploy.md), or fix {path}")]) from None
     return Connection(chosen, address, secure)

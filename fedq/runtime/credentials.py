@@ -1,4 +1,4 @@
-"""Keys and certificates for a rehearsal: a CA, a server's certificate, keys for nodes. Knows cryptography alone."""
+"""Keys and certificates for a rehearsal: a CA, a server's certificate, keys for nodes. Depends on cryptography only."""
 
 import datetime
 import ipaddress
@@ -13,7 +13,7 @@ _DAYS = 2
 
 
 def write_certificates(folder: Path) -> None:
-    """`ca.crt`, and `server.pem`/`server.key` for localhost and 127.0.0.1; the CA's own key is not kept."""
+    """Write `ca.crt`, and `server.pem`/`server.key` for localhost and 127.0.0.1; the CA's own key is not stored."""
     ca_key, server_key = ec.generate_private_key(ec.SECP384R1()), ec.generate_private_key(ec.SECP384R1())
     ca_name, server_name = _name("fedq rehearsal CA"), _name("localhost")
     ca = (
@@ -37,7 +37,7 @@ def write_certificates(folder: Path) -> None:
 
 
 def write_node_key(path: Path) -> None:
-    """`path` and `path.pub`: an OpenSSH ECDSA P-384 pair, as `ssh-keygen -t ecdsa -b 384` makes it."""
+    """Write `path` and `path.pub`: an OpenSSH ECDSA P-384 pair, as `ssh-keygen -t ecdsa -b 384` makes it."""
     key = ec.generate_private_key(ec.SECP384R1())
     _write_key(path, key, serialization.PrivateFormat.OpenSSH)
     public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
@@ -45,7 +45,7 @@ def write_node_key(path: Path) -> None:
 
 
 def _write_key(path: Path, key: ec.EllipticCurvePrivateKey, form: serialization.PrivateFormat) -> None:
-    path.touch(mode=0o600)  # before it holds anything
+    path.touch(mode=0o600)  # set the mode before it has content
     path.write_bytes(key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption()))
 
 

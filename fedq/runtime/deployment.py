@@ -1,6 +1,7 @@
-"""A run on somebody's SuperLink: bundle staged, run started, its rounds followed. Knows Flower's command line.
+"""Run an experiment on an existing SuperLink: stage the bundle, start the run, follow its rounds.
 
-The server and the clients run elsewhere; here is the live view alone. Ctrl-C ends the view, not the run.
+Depends on Flower's command line. The server and the clients run elsewhere; only the live view is here. Ctrl-C ends the
+view, not the run.
 """
 
 import os
@@ -23,12 +24,12 @@ from fedq.server.roster import BudgetSpentError
 
 
 class DeploymentError(RuntimeError):
-    """Flower refused the run, or the server says that it failed."""
+    """Flower refused the run, or the server reported a failure."""
 
 
 @dataclass
 class Followed:
-    """What the server told so far."""
+    """What the server has reported so far."""
 
     run: str = ""
     host: str = ""
@@ -36,8 +37,8 @@ class Followed:
     rows: list[RoundRow] = field(default_factory=list)
     result: dict[str, Any] | None = None
     failed: str = ""
-    spent: bool = False  # it failed since too few clients have privacy budget left
-    log: list[str] = field(default_factory=list)  # the last lines that were no events
+    spent: bool = False  # the run failed because too few clients have privacy budget left
+    log: list[str] = field(default_factory=list)  # the last lines that were not events
 
 
 _KEPT_LINES = 30
@@ -46,8 +47,8 @@ _KEPT_LINES = 30
 def deploy(config: Config, overrides: Sequence[str] | None = None, *, observers: Sequence[Observer] = ()) -> Result:
     """Run the experiment on the config's SuperLink connection and follow it; its files stay with the server.
 
-    `overrides`: as they were typed, Hydra's own settings too, none of which may travel. Raises `ConfigError` before
-    anything is started, and `DeploymentError` where the run fails.
+    `overrides`: as they were typed, including Hydra's own settings, which may not be sent. Raises `ConfigError` before
+    anything is started, and `DeploymentError` if the run fails.
     """
     if found := problems(config):
         raise ConfigError(found)
@@ -59,9 +60,9 @@ def deploy(config: Config, overrides: Sequence[str] | None = None, *, observers:
         watchers = Observers(observers)
         with watchers.watching(RunStart.of(config, None, where=connection.address)) as end:
 
-            def placed(told: Followed) -> None:
-                stop = f"flwr stop {told.run} {connection.name}"
-                where = f"run {told.run}, in {told.folder} on {told.host}"
+            def placed(followed: Followed) -> None:
+                stop = f"flwr stop {followed.run} {connection.name}"
+                where = f"run {followed.run}, in {followed.folder} on {followed.host}"
                 watchers.on_note(f"{where}; Ctrl-C ends this view, {stop} the run")
 
             return end(result_of(submit(staged, connection, watchers.on_round, note=watchers.on_note, placed=placed)))
@@ -73,46 +74,47 @@ def submit(
     watch: Callable[[RoundRow], None],
     *,
     note: Callable[[str], None] = lambda text: None,
-    placed: Callable[["Followed"], None] = lambda told: None,
+    placed: Callable[["Followed"], None] = lambda followed: None,
     environment: Mapping[str, str] | None = None,
     said: Callable[[Sequence[str]], None] = lambda command: None,
 ) -> Followed:
     """Start the run with `flwr run` and read its log to the end.
 
-    `said` sees the command; `placed` is called once, when it is known where the run folder lies.
+    `said` gets the command; `placed` is called once, as soon as the position of the run folder is known.
     """
     config = staged.folder.parent / "run.toml"
     config.write_bytes(run_config(staged.overrides))
     command = [flower_command("flwr"), "run", str(staged.folder), connection.name, "--stream"]
     command += ["--run-config", str(config)]
     said(command)
-    told = Followed()
+    followed = Followed()
     for line in _lines(command, environment):
-        known = bool(told.folder)
-        _hear(told, line, watch, note)
-        if told.folder and not known:
-            placed(told)
-    if not told.run:
-        raise DeploymentError(f"Flower did not start the run: {_last_words(told)}")
-    if told.failed:
-        raise (BudgetSpentError if told.spent else DeploymentError)(told.failed)
-    if told.result is None:
-        where = f"; what is done lies in {told.folder} on {told.host}" if told.folder else ""
-        again = f"`flwr log {told.run} {connection.name}` shows it, `flwr stop {told.run} {connection.name}` ends it"
+        known = bool(followed.folder)
+        _read_line(followed, line, watch, note)
+        if followed.folder and not known:
+            placed(followed)
+    if not followed.run:
+        raise DeploymentError(f"Flower did not start the run: {_end_of_log(followed)}")
+    if followed.failed:
+        raise (BudgetSpentError if followed.spent else DeploymentError)(followed.failed)
+    if followed.result is None:
+        where = f"; its files are in {followed.folder} on {followed.host}" if followed.folder else ""
+        target = f"{followed.run} {connection.name}"
+        again = f"`flwr log {target}` shows it, `flwr stop {target}` ends it"
         raise DeploymentError(
-            f"the view of run {told.run} ended, the run may go on: {again}{where}: {_last_words(told)}"
+            f"the view of run {followed.run} ended, but the run may continue: {again}{where}: {_end_of_log(followed)}"
         )
-    return told
+    return followed
 
 
-def result_of(told: Followed) -> Result:
-    """The result as the server told it: numbers, no arrays."""
-    assert told.result is not None
-    return replace(from_json(told.result), history=told.rows, elsewhere=f"{told.host}:{told.folder}")
+def result_of(followed: Followed) -> Result:
+    """The result as the server reported it: numbers, no arrays."""
+    assert followed.result is not None
+    return replace(from_json(followed.result), history=followed.rows, elsewhere=f"{followed.host}:{followed.folder}")
 
 
 def flower_command(name: str) -> str:
-    """Flower's program of this very environment."""
+    """Flower's program from the current Python environment."""
     beside = Path(sys.executable).parent / name
     return str(beside) if beside.exists() else name
 
@@ -130,31 +132,31 @@ def _lines(command: Sequence[str], environment: Mapping[str, str] | None) -> Ite
             raise
 
 
-def _hear(told: Followed, line: str, watch: Callable[[RoundRow], None], note: Callable[[str], None]) -> None:
-    if not told.run and (started := re.search(r"Successfully started run (\d+)", line)):
-        told.run = started[1]
+def _read_line(followed: Followed, line: str, watch: Callable[[RoundRow], None], note: Callable[[str], None]) -> None:
+    if not followed.run and (started := re.search(r"Successfully started run (\d+)", line)):
+        followed.run = started[1]
     event = events.parse(line)
     if event is None:
-        told.log = [*told.log[-_KEPT_LINES:], line.rstrip()]
+        followed.log = [*followed.log[-_KEPT_LINES:], line.rstrip()]
         return
     kind = event.pop("event")
     try:
         if kind == "row":
-            told.rows.append(RoundRow(**event))
-            watch(told.rows[-1])
+            followed.rows.append(RoundRow(**event))
+            watch(followed.rows[-1])
         elif kind == "note":
             note(str(event["text"]))
         elif kind == "folder":
-            told.host, told.folder = str(event["host"]), str(event["path"])
+            followed.host, followed.folder = str(event["host"]), str(event["path"])
         elif kind == "result":
-            from_json(event)  # raises where it is none
-            told.result = event
+            from_json(event)  # raises if it is not a result
+            followed.result = event
         elif kind == "failed":
-            told.failed, told.spent = str(event["reason"]), event.get("budget") is True
-    except (KeyError, TypeError, ValueError):  # a line that a user's model printed, or of another fedq
-        told.log = [*told.log[-_KEPT_LINES:], line.rstrip()]
+            followed.failed, followed.spent = str(event["reason"]), event.get("budget") is True
+    except (KeyError, TypeError, ValueError):  # printed by a user's model, or by another version of fedq
+        followed.log = [*followed.log[-_KEPT_LINES:], line.rstrip()]
 
 
-def _last_words(told: Followed) -> str:
-    words = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip(" │╭╮╰╯─") for line in told.log]
-    return " ".join(filter(None, words[-8:])) or "it said nothing"
+def _end_of_log(followed: Followed) -> str:
+    words = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip(" │╭╮╰╯─") for line in followed.log]
+    return " ".join(filter(None, words[-8:])) or "it printed nothing"

@@ -1,4 +1,4 @@
-"""What a run will cost, before it starts: its messages rehearsed with updates of noise. Trains nothing."""
+"""Forecast the cost of a run before it starts: all messages are rehearsed with updates of noise. Trains nothing."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,11 +25,11 @@ from fedq.server.meter import Meter
 from fedq.server.roster import Exchange, grid_exchange
 from fedq.server.round_aggregate import Traffic
 
-_MESSAGES = 20_000  # rehearsed at most, some seconds; what is left of a longer run is in proportion
+_MESSAGES = 20_000  # most rehearsed messages (some seconds); the rest of a longer run is extrapolated
 
 
 def forecast(experiment: Experiment) -> Forecast:
-    """Rehearse every message of the run, with updates of noise, and count."""
+    """Rehearse every message of the run with updates of noise, and count bytes, rounds and epsilon."""
     config, plan, participations = experiment.config, experiment.plan, _participations(experiment)
     traffic = _rehearse(experiment)
     return Forecast(
@@ -54,17 +54,17 @@ def forecast(experiment: Experiment) -> Forecast:
 
 
 @dataclass(frozen=True)
-class Held:
-    """What the ledgers of privacy.ledger hold before the run, and whose client will turn it away."""
+class SpentBudget:
+    """The spends in the ledgers of privacy.ledger before the run, and the clients that will decline it."""
 
-    epsilon: float  # of the client that has spent most
-    after: float  # what that client has spent once the run is done, budget or not
+    epsilon: float  # spend of the client that has spent most
+    after: float  # its spend after the run, even above its budget
     target: float
-    lacking: dict[str, str]  # client -> why it takes part in no round more: budget or ledger
+    lacking: dict[str, str]  # client -> why it takes part in no further round: budget or ledger
 
 
-def held(experiment: Experiment) -> Held | None:
-    """None where no ledger outlives a run, or none is begun. Reads alone."""
+def held(experiment: Experiment) -> SpentBudget | None:
+    """Read the clients' ledgers; None without privacy.ledger, or if no ledger exists yet."""
     plan = experiment.plan
     if plan is None or experiment.config.privacy.ledger is None:
         return None
@@ -75,7 +75,7 @@ def held(experiment: Experiment) -> Held | None:
     if not begun:
         return None
     lacking: dict[str, str] = {}
-    for name, path in begun.items():  # as the client itself will at hello
+    for name, path in begun.items():  # the check that the client makes in its handshake
         try:
             admit(Ledger(path, access="read"), experiment.plans[name], data=experiment.data_name)
         except Declined as declined:
@@ -85,11 +85,11 @@ def held(experiment: Experiment) -> Held | None:
     before = spent_before(experiment)
     counted = experiment.accuracy_source == "noisy_counts"
     after = epsilon_after(experiment, _participations(experiment), before=before, counted=counted)
-    return Held(epsilon_after(experiment, 0, before=before) or 0.0, after or 0.0, plan.target_epsilon, lacking)
+    return SpentBudget(epsilon_after(experiment, 0, before=before) or 0.0, after or 0.0, plan.target_epsilon, lacking)
 
 
-def held_by_server(experiment: Experiment) -> Held | None:
-    """The same of client-level DP, by the server's ledger; all of the run is refused where it does not fit."""
+def held_by_server(experiment: Experiment) -> SpentBudget | None:
+    """The same for client-level DP, from the server's ledger. A run that does not fit is refused as a whole."""
     plan, config = experiment.client_plan, experiment.config
     if plan is None or config.privacy.ledger is None:
         return None
@@ -101,14 +101,14 @@ def held_by_server(experiment: Experiment) -> Held | None:
     try:
         spends = [row.spend for row in Ledger(path, access="read").rows()]
     except LedgerError:
-        return Held(math.inf, math.inf, plan.target_epsilon, {})
+        return SpentBudget(math.inf, math.inf, plan.target_epsilon, {})
     before = charged(spends, clients=plan.clients)
     spent = epsilon(before, plan.delta, accountant=plan.accountant)
-    return Held(spent, plan.epsilon(plan.charges, before=before), plan.target_epsilon, {})
+    return SpentBudget(spent, plan.epsilon(plan.charges, before=before), plan.target_epsilon, {})
 
 
 def _participations(experiment: Experiment) -> int:
-    """The most rounds that any client is asked in."""
+    """The most rounds in which any client is asked."""
     secret = experiment.client_plan is not None and experiment.client_plan.sampling == "poisson"
     return experiment.config.rounds if secret else public.participation_cap(experiment.config)
 
@@ -126,7 +126,7 @@ def _client_level(experiment: Experiment) -> ClientLevelForecast | None:
 def _rehearse(experiment: Experiment) -> Traffic:
     config, strategy = experiment.config, experiment.strategy()
     meter = Meter(experiment.layout)
-    updates = [_packets(experiment, experiment.layout)]  # the last one is what clients send
+    updates = [_packets(experiment, experiment.layout)]  # the last one is what the clients send
     grid = InProcessGrid(_silent_clients(experiment, updates), config.clients)
     exchange = counted(grid_exchange(grid), meter)
     roster = Roster(dict(zip(experiment.identities, grid.contexts, strict=True)))
@@ -134,7 +134,7 @@ def _rehearse(experiment: Experiment) -> Traffic:
     sampler, last = CyclicSampler(experiment.identities, seed=config.seed), dict.fromkeys(experiment.identities, -1)
     rehearsed = min(config.rounds, max(1, _MESSAGES // public.cohort_size(config)))
     hello = meter.take()
-    snapshot = strategy.snapshot(experiment.initial, 1)  # as long as that of any other round, until weights are pruned
+    snapshot = strategy.snapshot(experiment.initial, 1)  # the same length in every round, until weights are pruned
     for round in range(rehearsed + 1):
         if round:
             cohort = sampler.cohort(round, public.cohort_size(config))
@@ -144,7 +144,7 @@ def _rehearse(experiment: Experiment) -> Traffic:
             _send(exchange, strategy.messages(round, broadcast, {c: last[c] for c in cohort}, roster))
             strategy.note(round, cohort, cohort)
             last.update(dict.fromkeys(cohort, round))
-            if not strategy.settled:  # which weights of which layers go is not known yet; how many is
+            if not strategy.settled:  # the number of pruned weights is known, not which ones
                 strategy.prune(round, experiment.initial)
                 snapshot = strategy.snapshot(experiment.initial, round)
                 updates.append(_packets(experiment, strategy.kept.layout))
@@ -154,7 +154,7 @@ def _rehearse(experiment: Experiment) -> Traffic:
             everyone = dict.fromkeys(experiment.identities, -1)
             _send(exchange, strategy.messages(round, snapshot, everyone, roster, task=wire.EVALUATE))
     sent = meter.take()
-    if rehearsed < config.rounds:  # a message of a later round is a byte longer at most
+    if rehearsed < config.rounds:  # a message of a later round is at most a byte longer
         share = config.rounds / rehearsed
         up, down, plain_up, plain_down = (
             int(share * n) for n in (sent.up, sent.down, sent.float32_up, sent.float32_down)
@@ -170,14 +170,14 @@ def _send(exchange: Exchange, messages: list[Message]) -> None:
 
 
 def _packets(experiment: Experiment, layout: codec.Layout) -> dict[str, bytes]:
-    """What a client sends in a round: packets of noise, as long as real ones."""
+    """The packets of a client in a round: noise, with the length of real packets."""
     noise = np.random.default_rng(0).normal(size=layout.size).astype(np.float32)
     codecs = {packet.name: codec.packet_codec(packet.name, experiment.codec) for packet in experiment.algorithm.uplink}
     return {name: codec.encode(noise, used, layout=layout) for name, used in codecs.items()}
 
 
 def _silent_clients(experiment: Experiment, updates: Sequence[Mapping[str, bytes]]) -> ClientApp:
-    """Clients whose replies have the size of real ones (with codec.entropy about that) and no content."""
+    """Clients whose replies have the size of real ones (with codec.entropy about this size) and no content."""
     app = ClientApp()
     private = experiment.plan is not None
     sizes, names = dict(_shard_sizes(experiment)), experiment.identities
@@ -187,8 +187,8 @@ def _silent_clients(experiment: Experiment, updates: Sequence[Mapping[str, bytes
 
     @app.query("hello")
     def hello(message: Message, context: Context) -> Message:
-        told = wire.Hello(name_of(context), __version__, codec.FORMATS, experiment.layout.digest)
-        return Message(wire.write_hello(told), reply_to=message)
+        content = wire.Hello(name_of(context), __version__, codec.FORMATS, experiment.layout.digest)
+        return Message(wire.write_hello(content), reply_to=message)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
@@ -208,15 +208,15 @@ def _silent_clients(experiment: Experiment, updates: Sequence[Mapping[str, bytes
 
 
 def _shard_sizes(experiment: Experiment) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Identity -> (examples trained on, examples held out)."""
+    """Identity -> (number of training examples, number of held-out examples)."""
     for identity, shard in experiment.shards.items():
         held = min(len(shard) - 1, held_out(len(shard), experiment.holdout))
         yield identity, (len(shard) - held, held)
 
 
 def _memory(experiment: Experiment) -> int:
-    """Data and what a fixed front made of it, and the vectors that a process holds at once; under DP the per-example
-    gradients of a batch.
+    """Bytes of the data and its cached frozen features, of the vectors that a process holds at once, and under DP of
+    the per-example gradients of a batch.
     """
     data = experiment.dataset
     splits = [s for s in (data.train, data.validation, data.test) if s is not None]

@@ -1,11 +1,11 @@
-"""Length-prefixed frames between a run and its workers: a JSON head and named byte strings. Nothing is pickled."""
+"""Length-prefixed frames between a run and its workers: a JSON header and named byte strings. Nothing is pickled."""
 
 import json
 import struct
 from collections.abc import Mapping
 from typing import IO, Any
 
-_LENGTHS = struct.Struct("<II")  # bytes of the head, number of blobs
+_LENGTHS = struct.Struct("<II")  # bytes of the header, number of blobs
 _BLOB = struct.Struct("<IQ")  # bytes of the name, bytes of the blob
 
 
@@ -21,7 +21,7 @@ def write_frame(stream: IO[bytes], head: Mapping[str, Any], blobs: Mapping[str, 
 
 
 def read_frame(stream: IO[bytes]) -> tuple[dict[str, Any], dict[str, bytes]] | None:
-    """The next frame; None where the other side has closed the stream."""
+    """Read the next frame; None if the other side has closed the stream."""
     lengths = stream.read(_LENGTHS.size)
     if len(lengths) < _LENGTHS.size:
         return None

@@ -1,4 +1,4 @@
-"""What runs, in a line, for a person. Depends on the config alone."""
+"""A run's configuration in one line, for people. Depends on the config only."""
 
 from fedq.config import Config, public
 

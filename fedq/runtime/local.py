@@ -1,4 +1,4 @@
-"""Clients in this process: a debugger and a notebook see everything. Knows apps and links; not the terminal."""
+"""Run clients in this process, for debuggers and notebooks. Depends on apps and links; not on the terminal."""
 
 from pathlib import Path
 
@@ -15,8 +15,8 @@ from fedq.server.roster import Exchange
 
 
 def in_process(experiment: Experiment, strategy: Strategy, folder: Path, *, replied: Replied = nobody) -> GridLink:
-    """A link to all clients of the experiment, each with its own folder below the run's."""
-    clients: dict[str, Client] = {}  # one for each name, so that its residual lives through the run
+    """A link to all clients of the experiment, each with its own folder inside the run's folder."""
+    clients: dict[str, Client] = {}  # one for each name, so that its residual lasts for the whole run
     names = experiment.identities
 
     def client_of(context: Context) -> Client:
@@ -37,6 +37,6 @@ def in_process(experiment: Experiment, strategy: Strategy, folder: Path, *, repl
             timeout=strategy.terms.timeout,
         )
 
-    # Node ids follow the order of the names, so every worker knows them without being told.
+    # Node ids follow the order of the names, so every worker can compute them.
     roster = Roster(dict(zip(names, grid.contexts, strict=True)))
     return GridLink(strategy, grid, greet, roster=roster, replied=replied)

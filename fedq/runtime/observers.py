@@ -1,4 +1,4 @@
-"""Observers of a run: the live view, trackers, and whatever else wants to know of its rounds. Depends on rows alone."""
+"""Observers of a run: the live view, trackers, and other code that follows the rounds. Depends on result rows only."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,48 +18,48 @@ LOG = logging.getLogger("fedq")
 
 @dataclass(frozen=True)
 class RunStart:
-    """What is known of a run before its first round. `folder`: of its files; None where they lie elsewhere."""
+    """What is known about a run before its first round. `folder`: its files; None if they are on another machine."""
 
     name: str
     rounds: int
-    detail: str  # what runs, in a line
+    detail: str  # the configuration in one line
     metric: str
     epsilon_budget: float | None
     folder: Path | None
-    config: Mapping[str, Any] = field(default_factory=dict)  # as `rules.identity` has it
+    config: Mapping[str, Any] = field(default_factory=dict)  # the result of `rules.identity`
 
     @classmethod
     def of(cls, config: Config, folder: Path | None, *, where: str = "") -> "RunStart":
-        """The start of a run of this config; `where`: on which machine, if not here."""
+        """The start of a run with this config; `where`: the machine, if it is not this one."""
         detail = f"{headline(config)}, on {where}" if where else headline(config)
         budget = epsilon_budget(config)
         return cls(config.name, config.rounds, detail, config.train.metric, budget, folder, rules.identity(config))
 
 
 class Observer:
-    """Override what you want to know of. Every method is called in the server's process, between rounds.
+    """Base class: override the methods that you need. They are called in the server's process, between rounds.
 
     An observer sees rows and the result, never data, updates or models, and cannot change the run.
     """
 
     def on_run_start(self, run: RunStart) -> None:
-        """Before the first round."""
+        """Called before the first round."""
 
     def on_replies(self, done: int, expected: int) -> None:
-        """Within a round: how many of the asked clients have answered."""
+        """Called within a round: how many of the asked clients have answered."""
 
     def on_round(self, row: RoundRow) -> None:
-        """A round ended, and its row is on disk."""
+        """Called after a round, when its row is on disk."""
 
     def on_note(self, text: str) -> None:
-        """Something that a person should know, in a line."""
+        """Called with one line of text that a person should know."""
 
     def on_run_end(self, result: Result | None) -> None:
-        """The run is over and its files are written; None where it ended by an error."""
+        """Called after the run, when its files are written; None if it ended with an error."""
 
 
 class Observers(Observer):
-    """Several observers as one. One that raises is reported once, left out from then on, and never ends the run."""
+    """Several observers as one. An observer that raises is reported once and then left out; it never ends the run."""
 
     def __init__(self, observers: Sequence[Observer] = ()) -> None:
         self._observers, self._known = list(observers), set[str]()
@@ -71,7 +71,7 @@ class Observers(Observer):
         self._tell(lambda observer: observer.on_replies(done, expected))
 
     def on_round(self, row: RoundRow) -> None:
-        """The row; and first a note why clients were lost, the first time that it happens for a reason."""
+        """Pass on the row, after a note for each reason for which clients were lost for the first time."""
         for reason in sorted(set(row.reasons) - self._known):
             meaning = {**wire.REFUSALS, **wire.REJECTIONS}.get(reason, "a packet that does not decode")
             self.on_note(f"round {row.round}: {row.reasons[reason]} lost, {reason}: {meaning}")
@@ -86,7 +86,7 @@ class Observers(Observer):
 
     @contextmanager
     def watching(self, run: RunStart) -> Iterator[Callable[[Result], Result]]:
-        """Around a run: tells of its start and its end. Call what it yields with the result."""
+        """A context around a run that reports its start and its end. Call the yielded function with the result."""
         ended: list[Result] = []
 
         def end(result: Result) -> Result:

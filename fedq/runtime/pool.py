@@ -1,7 +1,7 @@
-"""Clients in worker processes that share the broadcast and pre-sum. Knows frames and totals; not what workers train.
+"""Run clients in worker processes that share the broadcast and send partial sums. Does not know what workers train.
 
-A worker is `python -m fedq.runtime.worker`, given overrides and bytes: `fork` after a threaded torch operation
-hangs, and `spawn` runs a user's script without a main guard again, for ever.
+A worker is `python -m fedq.runtime.worker` and gets overrides and bytes: `fork` after a threaded torch operation
+hangs, and `spawn` runs a user's script without a main guard again, in an endless loop.
 """
 
 import os
@@ -25,14 +25,14 @@ from fedq.server.strategy import Strategy
 
 
 class WorkerDiedError(LinkLostError):
-    """A worker process ended; its clients' state ended with it, so the run cannot go on."""
+    """A worker process ended. Its clients' state is lost, so the run cannot continue."""
 
 
-_PATIENCE = 2.0  # seconds that workers have to end by themselves
+_PATIENCE = 2.0  # seconds for workers to end by themselves
 
 
 class Pool:
-    """`workers` processes. A client is served by the same one in every round: its residual lives there."""
+    """`workers` processes. A client is served by the same process in every round, which holds its residual."""
 
     def __init__(
         self,
@@ -53,9 +53,9 @@ class Pool:
             "path": sys.path,
             "folder": str(folder.absolute()),
         }
-        # One OpenMP thread in each: the bits must not depend on how many workers there are.
+        # One OpenMP thread in each worker: the bits must not depend on the number of workers.
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-        # The very fedq that runs here, however it came onto the path.
+        # The same fedq as in this process, wherever it was imported from.
         paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
         self._workers: list[subprocess.Popen[bytes]] = []
@@ -64,7 +64,7 @@ class Pool:
             worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
             self._workers.append(worker)
             assert worker.stdin is not None
-            with suppress(BrokenPipeError):  # one that died at once is found when it is first needed
+            with suppress(BrokenPipeError):  # a worker that died at once is detected at its first use
                 write_frame(worker.stdin, setup)
 
     def __enter__(self) -> "Pool":
@@ -76,7 +76,7 @@ class Pool:
         self.close()
 
     def close(self) -> None:
-        """End the workers: idle ones at the end of their input, busy ones by a signal after a moment."""
+        """End the workers: idle ones by the end of their input, busy ones by a signal after a short time."""
         for worker in self._workers:
             assert worker.stdin is not None
             with suppress(OSError):
@@ -86,13 +86,13 @@ class Pool:
             try:
                 worker.wait(timeout=max(0.0, end - time.monotonic()))
             except subprocess.TimeoutExpired:
-                worker.kill()  # a ledger's spend is one transaction: it is there or it is not
+                worker.kill()  # safe, since a ledger's spend is one transaction
                 worker.wait()
             assert worker.stdout is not None
             worker.stdout.close()
 
     def meet(self) -> tuple[Roster, Traffic]:
-        """The hellos are answered here: they need no data and no training."""
+        """Answer the hellos here: they need no data and no training."""
         return self._local.meet()
 
     def gather(
@@ -130,4 +130,4 @@ class Pool:
 
     def _death(self, number: int) -> WorkerDiedError:
         status = self._workers[number].wait()
-        return WorkerDiedError(f"worker {number} ended with status {status}; what it said stands above")
+        return WorkerDiedError(f"worker {number} ended with status {status}; its output is above")

@@ -1,4 +1,4 @@
-"""Programs that are started for a while and are surely gone afterwards. Knows processes; not what they do."""
+"""Start programs for a while and make sure that they end. Does not know what they do."""
 
 import ctypes
 import os
@@ -13,13 +13,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
-_GRACE = 4.0  # seconds to end by themselves after a SIGTERM
+_GRACE = 4.0  # seconds between SIGTERM and SIGKILL
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _MARK = "FEDQ_REHEARSAL"
 
 
 class Processes:
-    """Long-running programs, each with a log file; at the end none of them, nor of their children, is left."""
+    """Long-running programs, each with a log file. On exit all of them and their children are ended."""
 
     def __init__(self, mark: str, environment: Mapping[str, str]) -> None:
         self._mark, self._environment = mark, {**environment, _MARK: mark}
@@ -32,7 +32,7 @@ class Processes:
     def __exit__(
         self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with _deaf():  # an impatient second Ctrl-C must not leave half of them
+        with _ignore_signals():  # a second Ctrl-C must not interrupt the shutdown
             try:
                 self.end()
             finally:
@@ -42,7 +42,7 @@ class Processes:
         return {**self._environment, **extra}
 
     def start(self, command: Sequence[str], log: Path, extra: Mapping[str, str]) -> subprocess.Popen[bytes]:
-        """Start a program in a session of its own: a Ctrl-C at the terminal must not reach it before us."""
+        """Start a program in its own session: a Ctrl-C at the terminal must not reach it before this process."""
         with log.open("wb") as output:
             process = subprocess.Popen(
                 command,
@@ -58,7 +58,7 @@ class Processes:
         return process
 
     def check(self) -> None:
-        """RuntimeError, with the end of its log, if a program has ended that should go on."""
+        """RuntimeError, with the end of the log, if a program has ended that should still run."""
         for process, log in self._started:
             if process.poll() is not None:
                 raise RuntimeError(
@@ -66,7 +66,7 @@ class Processes:
                 )
 
     def end(self) -> None:
-        """SIGTERM to all, and after a moment SIGKILL to whoever is left, children included."""
+        """Send SIGTERM to all programs, and after a short time SIGKILL to those that still run, and their children."""
         for process, _ in self._started:
             if process.poll() is None:
                 process.terminate()
@@ -76,7 +76,9 @@ class Processes:
                 process.wait(timeout=max(0.1, end - time.monotonic()))
         for process, _ in self._started:
             with suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)  # the whole session: children that outlived their parent
+                os.killpg(
+                    process.pid, signal.SIGKILL
+                )  # the whole session, including children that outlived their parent
             process.wait()
         end = time.monotonic() + _GRACE
         while (left := self._descendants()) and time.monotonic() < end:
@@ -84,7 +86,7 @@ class Processes:
                 with suppress(ProcessLookupError, PermissionError):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.1)
-        for _ in range(20):  # a child of a child comes to us only when its parent is gone
+        for _ in range(20):  # a grandchild is adopted only after its parent has ended
             for pid in _adopted():
                 with suppress(ChildProcessError):
                     os.waitpid(pid, os.WNOHANG)
@@ -92,7 +94,7 @@ class Processes:
         self._started.clear()
 
     def _descendants(self) -> list[int]:
-        """Whoever was started with our mark in its environment, whatever session it made for itself (Linux)."""
+        """All processes with our mark in their environment, in any session (Linux)."""
         found, wanted = [], f"{_MARK}={self._mark}".encode()
         for entry in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
@@ -102,8 +104,8 @@ class Processes:
 
 
 @contextmanager
-def _deaf() -> Iterator[None]:
-    """No signal that a person or a scheduler sends to end us; Python lets the main thread alone decide."""
+def _ignore_signals() -> Iterator[None]:
+    """Ignore the signals by which a person or a scheduler ends this process; works in Python's main thread only."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -118,19 +120,19 @@ def _deaf() -> Iterator[None]:
 
 
 def _end_with_parent() -> None:
-    """In the child: be told to end when fedq is killed so that it can tell nobody (Linux)."""
+    """In the child: ask Linux to end this process when fedq is killed."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
 def _adopt_orphans(adopt: bool) -> None:
-    """Be the parent of descendants whose own parent ends, so that they can be waited for (Linux)."""
+    """Become the parent of descendants whose own parent ends, so that they can be waited for (Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, int(adopt), 0, 0, 0)
 
 
 def _adopted() -> list[int]:
-    """Flower's programs that ended after their parents: ours now, and zombies until somebody waits for them."""
+    """Programs that ended after their parents; they are zombies until this process waits for them."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Clients in Flower's simulation engine, on Ray. Knows how an actor builds its clients; not Flower's private names."""
+"""Run clients in Flower's simulation engine, on Ray. Describes how an actor builds its clients."""
 
 import importlib.util
 import os
@@ -27,11 +27,13 @@ _RESOURCES = {"num_cpus": 1, "num_gpus": 0}
 
 
 def problems(address: str | None) -> list[Problem]:
-    """What keeps this machine from using Ray, or from reaching the cluster at HOST:PORT."""
+    """The problems that prevent this machine from using Ray, or from reaching the cluster at HOST:PORT."""
     if importlib.util.find_spec("ray") is None:
         return [Problem("runtime", "ray", "Ray is not installed", 'Run pip install "fedq[ray]"')]
     host, _, port = (address or "").rpartition(":")
-    if host and port.isdecimal() and not host.startswith("ray:"):  # Ray itself would try for minutes
+    if (
+        host and port.isdecimal() and not host.startswith("ray:")
+    ):  # checked here, since Ray itself would try for minutes
         try:
             socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
         except (OSError, OverflowError) as error:
@@ -42,12 +44,12 @@ def problems(address: str | None) -> list[Problem]:
 
 @dataclass(frozen=True)
 class ActorClients:
-    """Travels to Ray's actors: how each of them builds a client. Text and paths, no objects."""
+    """How each of Ray's actors builds a client, as text and paths without objects."""
 
     overrides: tuple[str, ...]
     overlay: str | None
     path: tuple[str, ...]
-    folder: str  # of the run: on a cluster it must lie where every machine sees it
+    folder: str  # of the run; on a cluster, every machine must be able to read it
 
     def __call__(self, context: Context) -> Client:
         use_one_thread()
@@ -55,7 +57,7 @@ class ActorClients:
         sys.path[:0] = missing
         experiment = _experiment(self.overrides, self.overlay)
         name, folder = experiment.identities[int(context.node_config["partition-id"])], Path(self.folder)
-        # The next message of this client may meet another actor: what it keeps must be on disk.
+        # Another actor may handle this client's next message, so its state must be on disk.
         return experiment.client(name, folder=client_folder(folder, name), run=folder.name, durable=True)
 
 
@@ -68,9 +70,11 @@ def _experiment(overrides: tuple[str, ...], overlay: str | None) -> Experiment:
 def ray_link(
     experiment: Experiment, strategy: Strategy, folder: Path, *, replied: Replied, tell: Callable[[str], None]
 ) -> Iterator[GridLink]:
-    """A running engine with one node for each client."""
+    """A context with a running engine that has one node for each client."""
     config = experiment.config
-    package = str(Path(__file__).resolve().parents[2])  # the very fedq that runs here, however it came onto the path
+    package = str(
+        Path(__file__).resolve().parents[2]
+    )  # the same fedq as in this process, wherever it was imported from
     clients = ActorClients(
         tuple(config.overrides), config.overlay, (package, *filter(None, sys.path)), str(folder.absolute())
     )

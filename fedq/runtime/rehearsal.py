@@ -1,7 +1,7 @@
-"""A whole deployment on one machine: a real SuperLink and SuperNodes, with TLS and node keys. Knows Flower's programs.
+"""Rehearse a deployment on one machine: a real SuperLink and SuperNodes, with TLS and node keys.
 
-Every command is printed: each is what one organisation would run on a machine of its own (docs/deploy.md). All lies in
-a temporary directory, which is gone afterwards with every process, whatever happens.
+Depends on Flower's programs. Every command is printed: each is what one organisation would run on its own machine
+(docs/deploy.md). All files are in a temporary directory, which is removed with every process in all cases.
 """
 
 import json
@@ -36,8 +36,8 @@ from fedq.runtime.start import OUTPUTS, built
 from fedq.server.node_names import FILE as NODE_NAMES
 
 CONNECTION = "rehearsal"
-_START_UP = 60.0  # seconds in which a SuperLink or SuperNode listens
-_MOST = 64  # SuperNodes: each is a process of some 150 MB, and one more while it trains
+_START_UP = 60.0  # seconds until a SuperLink or SuperNode must listen
+_MOST = 64  # SuperNodes: each is a process of some 150 MB, and a second one while it trains
 
 
 def rehearsal(
@@ -48,14 +48,14 @@ def rehearsal(
     root: str | Path = OUTPUTS,
     observers: Sequence[Observer] = (),
 ) -> Result:
-    """Deploy the experiment here and return its result, with the run folder collected under `root`.
+    """Deploy the experiment here and return its result; the run folder is copied to `root`.
 
-    Raises `ConfigError` before anything is started, `DeploymentError` where the run fails.
+    Raises `ConfigError` before anything is started, and `DeploymentError` if the run fails.
     """
     config = replace(config, runtime=replace(config.runtime, name="deployment"))
     words = [o for o in (config.overrides if overrides is None else overrides) if not o.startswith("runtime=")]
     words = [*words, "runtime=deployment"]
-    if config.data.get("path") is not None:  # the server starts in another folder
+    if config.data.get("path") is not None:  # absolute, since the server starts in another folder
         config = replace(config, data={**config.data, "path": str(Path(str(config.data["path"])).absolute())})
         words = [*(o for o in words if not o.startswith("data.path=")), f"data.path={config.data['path']}"]
     found = problems(replace(config, overrides=words))
@@ -63,7 +63,7 @@ def rehearsal(
         found.append(Problem("clients", config.clients, f"at most {_MOST} SuperNodes are started here", "Use fewer"))
     if found:
         raise ConfigError(found)
-    # Built here as a local run, of which the options of a deployment's runtime are none.
+    # Built here as a local run, which has none of the options of runtime=deployment.
     own = [o for o in config.overrides if not o.startswith("runtime.")]
     experiment = built(replace(config, runtime=replace(config.runtime, name="local"), overrides=own))
     with tempfile.TemporaryDirectory(prefix="fedq-rehearsal-") as scratch:
@@ -71,17 +71,17 @@ def rehearsal(
         staged = stage(words, config, app=app_here(), into=place / "submitter")
         watchers = Observers(observers)
         with Processes(place.name, environment(place)) as processes:
-            stand = Stand(place, processes, say)
-            stand.start_superlink()
+            deployment = RehearsedDeployment(place, processes, say)
+            deployment.start_superlink()
             for number, identity in enumerate(experiment.identities):
-                stand.start_supernode(number, identity, experiment)
-            told = stand.run(config, staged, watchers)
-        return _collected(experiment, place, told, root)
+                deployment.start_supernode(number, identity, experiment)
+            followed = deployment.run(config, staged, watchers)
+        return _collected(experiment, place, followed, root)
 
 
 @dataclass
-class Stand:
-    """Who stands where: the server's folder, each client's, the submitter's. `say` prints commands."""
+class RehearsedDeployment:
+    """The parts of the deployment: the server's folder, each client's, the submitter's. `say` prints commands."""
 
     place: Path
     processes: Processes
@@ -102,7 +102,7 @@ class Stand:
         write_certificates(self.server)
         port = free_port()
         self.address = f"127.0.0.1:{port}"
-        self._tell("server", "certificates: ca.crt for everybody, server.pem and server.key for the SuperLink alone")
+        self._tell("server", "certificates: ca.crt for everybody, server.pem and server.key for the SuperLink only")
         command = [flower_command("flower-superlink"), "--host", "127.0.0.1", "--port", str(port)]
         command += ["--ssl-ca-certfile", str(self.server / "ca.crt")]
         command += ["--ssl-certfile", str(self.server / "server.pem")]
@@ -137,7 +137,7 @@ class Stand:
         self.supernode(identity, {**pairs, "data-path": str(shard), "state-dir": str(home / "state")})
 
     def register(self, identity: str) -> None:
-        """The server's operator lets a node in by its public key."""
+        """The server's operator registers a node by its public key."""
         key = self.client(identity) / "node.pub"
         command = [flower_command("flwr"), "supernode", "register", str(key), CONNECTION]
         self._show("server", command, {})
@@ -164,14 +164,14 @@ class Stand:
         return {"FLWR_HOME": str(self.place / "submitter" / "flwr")}
 
     def run(self, config: Config, staged: Staged, watchers: Observers) -> Followed:
-        """Whoever asks for the run: one command, and the rounds as they come."""
+        """The submitter starts the run with one command and follows the rounds."""
         for port in self._ports:
             self._await(port)
         connection = Connection(CONNECTION, self.address)
         environment = self.processes.environment(self.submitter)
         with watchers.watching(RunStart.of(config, None, where=connection.address)) as end:
             try:
-                told = submit(
+                followed = submit(
                     staged,
                     connection,
                     watchers.on_round,
@@ -179,8 +179,8 @@ class Stand:
                     environment=environment,
                     said=lambda command: self._show("submitter", command, {}),
                 )
-                end(result_of(told))
-                return told
+                end(result_of(followed))
+                return followed
             except DeploymentError as error:
                 logs = [self.server / "superlink.log", *sorted(self.place.glob("clients/*/supernode.log"))]
                 words = "\n".join(f"--- {log.relative_to(self.place)}\n{tail(log)}" for log in logs[:4])
@@ -195,7 +195,7 @@ class Stand:
                 return
             except OSError:
                 time.sleep(0.1)
-        raise DeploymentError(f"nobody listens on port {port} after {_START_UP:.0f} s")
+        raise DeploymentError(f"no process listens on port {port} after {_START_UP:.0f} s")
 
     def _show(self, who: str, command: Sequence[str], environment: Mapping[str, str]) -> None:
         words = [Path(command[0]).name, *command[1:]]
@@ -207,14 +207,14 @@ class Stand:
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
+    """A port on which no process listens now."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
 
 
 def environment(place: Path) -> dict[str, str]:
-    """What every process gets: this very fedq, one thread, a place for scratch, nothing told to anybody outside."""
+    """The environment of every process: the same fedq, one thread, a scratch folder, no telemetry."""
     scratch = place / "tmp"
     scratch.mkdir(parents=True)
     package = str(Path(__file__).resolve().parents[2])
@@ -224,22 +224,24 @@ def environment(place: Path) -> dict[str, str]:
     return {**os.environ, **fixed, "TMPDIR": str(scratch), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
-def _collected(experiment: Experiment, place: Path, told: Followed, root: str | Path) -> Result:
-    """The server's run folder and the clients' own files, which only a rehearsal may bring together."""
+def _collected(experiment: Experiment, place: Path, followed: Followed, root: str | Path) -> Result:
+    """Copy the server's run folder and the clients' own files; only a rehearsal may bring these together."""
     folder = new_run_folder(root, experiment.config.name)
-    shutil.copytree(told.folder, folder, dirs_exist_ok=True)
+    shutil.copytree(followed.folder, folder, dirs_exist_ok=True)
     for identity in experiment.identities:
         state, home = place / "clients" / identity / "state", folder / "clients" / identity
-        if (state / "runs" / told.run).is_dir():
+        if (state / "runs" / followed.run).is_dir():
             make_private_folder(home)
-            shutil.copytree(state / "runs" / told.run, home, ignore=shutil.ignore_patterns(".lock"), dirs_exist_ok=True)
-        for account in sorted(state.glob(f"{LEDGER}*")):  # and its head
+            shutil.copytree(
+                state / "runs" / followed.run, home, ignore=shutil.ignore_patterns(".lock"), dirs_exist_ok=True
+            )
+        for account in sorted(state.glob(f"{LEDGER}*")):  # and its ledger tip
             if account.suffix != ".lock":
                 make_private_folder(home)
                 shutil.copy(account, home / account.name)
     result = read_result(folder)
     if experiment.plan is not None:
-        files = ClientFiles(folder / "clients", told.run)
+        files = ClientFiles(folder / "clients", followed.run)
         rows = whole_rows(folder, result.history)
         spent, private, reasons = evidence_of(experiment, files, rows, result.reply_fields)
         said = {"epsilon": spent, "epsilon_of": "ledgers", "private": private, "privacy_reasons": reasons}

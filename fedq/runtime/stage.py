@@ -1,7 +1,7 @@
-"""What travels: the app directory as a bundle, and the overrides that may cross a network. Knows files; starts nothing.
+"""Prepare what is sent for a run: the app directory as a bundle, and the overrides that may be sent. Starts nothing.
 
-What a user sets on the command line for open keys (a model, a loader, their arguments) is written into the bundle's own
-`conf/` as a choice named `staged`: it travels as a file that every owner can read, never as an override.
+Values that a user sets on the command line for open keys (a model, a loader, their arguments) are written into the
+bundle's own `conf/` as a choice named `staged`: they are sent as a file that every site can read, never as an override.
 """
 
 import importlib.util
@@ -22,13 +22,13 @@ from fedq.experiment.binding import check_paths, imported
 from fedq.flower import private as flower
 
 _OPEN_GROUPS = ("model", "data")
-# How the apps are run and reached from here, which is no business of theirs.
+# Settings for how the apps are run and reached from here; the apps do not need them.
 _HERE = ("runtime.connection", "runtime.insecure", "runtime.workers", "runtime.address")
 
 
 @dataclass(frozen=True)
 class Staged:
-    """A bundle's folder, what of the command line goes beside it, and how large it is as it travels (bytes)."""
+    """A bundle's folder, the overrides that are sent with it, and its size as it is sent (bytes)."""
 
     folder: Path
     overrides: list[str]
@@ -36,11 +36,11 @@ class Staged:
 
 
 def stage(overrides: Sequence[str], config: Config, *, app: Path | None, into: Path) -> Staged:
-    """Fill `into` with the bundle of the app directory `app` (None: fedq's own configs alone).
+    """Fill `into` with the bundle of the app directory `app` (None: only fedq's own configs).
 
-    Raises `ConfigError` with every override that may not travel, and for a bundle that Flower would refuse.
+    Raises `ConfigError` for every override that may not be sent, and for a bundle that Flower would refuse.
     """
-    sent, open_groups = _parted(overrides)
+    sent, open_groups = _split_overrides(overrides)
     network.check(sent)
     overlay = None if config.overlay is None else Path(config.overlay)
     folder = into / "app"
@@ -61,15 +61,15 @@ def stage(overrides: Sequence[str], config: Config, *, app: Path | None, into: P
 
 
 def say_insecure(staged: Staged) -> None:
-    """Have the server's result say that the run was asked for over a connection that is not secure."""
+    """Make the server's result say that the run was submitted over an insecure connection."""
     path = staged.folder / "pyproject.toml"
     project = tomllib.loads(path.read_text(encoding="utf-8"))
     project["tool"]["flwr"]["app"]["config"][INSECURE] = True
     path.write_bytes(_toml(project))
 
 
-def _parted(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
-    """What goes as overrides, and the groups of which something was set that goes as a file."""
+def _split_overrides(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The overrides that are sent as overrides, and the groups with a setting that is sent as a file."""
     keys = [o.lstrip("+").partition("=")[0] for o in overrides]
     groups = [g for g in _OPEN_GROUPS if any(k.startswith(f"{g}.") for k in keys)]
     inside = tuple(f"{g}." for g in groups)
@@ -82,7 +82,7 @@ def _parted(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _project(folder: Path) -> dict[str, Any]:
-    """The bundle's pyproject.toml: the app's own, or one for an experiment that needs no code beside fedq's."""
+    """The bundle's pyproject.toml: the app's own, or one for an experiment that needs only fedq's code."""
     path = folder / "pyproject.toml"
     if path.exists():
         project = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -91,8 +91,8 @@ def _project(folder: Path) -> dict[str, Any]:
         project["tool"] = {"flwr": {"app": {"publisher": "fedq", "components": dict(COMPONENTS)}}}
     app = project["tool"]["flwr"]["app"]
     app.setdefault("config", {}).setdefault(network.OVERRIDES, "[]")
-    app["config"][EVENTS] = True  # whoever stages a run follows it
-    for key in ("fab-include", "fab-exclude"):  # the folder holds just what they let through
+    app["config"][EVENTS] = True  # the submitter follows the run
+    for key in ("fab-include", "fab-exclude"):  # the folder holds only files that passed these patterns
         app.pop(key, None)
     return project
 
@@ -101,7 +101,7 @@ def _bundle(folder: Path) -> bytes:
     try:
         return flower.bundle(folder)
     except ValueError as error:
-        rule = f"Flower makes no bundle of it: {' '.join(str(error).split())}"
+        rule = f"Flower cannot bundle it: {' '.join(str(error).split())}"
         fix = "Fix its pyproject.toml; `fedq new DIR` makes an app that works"
         raise ConfigError([Problem("app", folder.name, rule.rstrip("."), fix)]) from None
 
@@ -110,7 +110,7 @@ def _unpack(bundle: bytes, folder: Path) -> None:
     with zipfile.ZipFile(io.BytesIO(bundle)) as archive:
         archive.extractall(folder)
     manifest = folder / ".info"
-    if manifest.is_dir():  # Flower makes it anew
+    if manifest.is_dir():  # Flower creates it again
         for file in manifest.iterdir():
             file.unlink()
         manifest.rmdir()
@@ -132,7 +132,7 @@ def _write_choice(path: Path, node: dict[str, Any]) -> None:
 
 
 def _check_code(config: Config, folder: Path) -> None:
-    """A problem where a model or loader of this folder is named that the bundle does not hold."""
+    """A problem for a model or loader in this folder that the bundle does not contain."""
     found = []
     for group in _OPEN_GROUPS:
         target = str(getattr(config, group).get("_target_"))
@@ -141,20 +141,20 @@ def _check_code(config: Config, folder: Path) -> None:
             continue
         spec = importlib.util.find_spec(root) if root.isidentifier() else None
         origin = None if spec is None or spec.origin is None else Path(spec.origin).resolve()
-        installed = origin is None or "site-packages" in origin.parts  # in a .venv of this folder, as may be
+        installed = origin is None or "site-packages" in origin.parts  # maybe in a .venv in this folder
         if origin is not None and not installed and origin.is_relative_to(Path.cwd().resolve()) and root != "fedq":
-            rule = f"{origin.name} lies in this folder and not in the bundle, so no client could import it"
-            fix = "`fedq new DIR` makes an app directory; put the module there, and name it in its fab-include"
+            rule = f"{origin.name} is in this folder but not in the bundle, so no client could import it"
+            fix = "`fedq new DIR` makes an app directory; put the module there, and add it to its fab-include"
             found.append(Problem(f"{group}._target_", target, rule, fix))
     if found:
         raise ConfigError(found)
 
 
 def _check_paths(config: Config, groups: Sequence[str]) -> None:
-    """A problem for a path among the arguments of a model or loader: no client opens it."""
+    """A problem for a path among the arguments of a model or loader: no client can open it."""
     found: list[Problem] = []
     for group in groups:
-        unused: list[Problem] = []  # what cannot be imported here is said by whoever builds it
+        unused: list[Problem] = []  # the build reports what cannot be imported here
         target = imported(getattr(config, group).get("_target_"), group, unused)
         check_paths(config, group, target, found, allowed=("path",) if group == "data" else ())
     if found:
@@ -162,15 +162,15 @@ def _check_paths(config: Config, groups: Sequence[str]) -> None:
 
 
 def _check_same(config: Config, staged: Staged) -> None:
-    """What the other machines will compose is the experiment that was asked for here."""
+    """Check that the other machines will compose the same experiment as this machine."""
     from fedq.config import identity
 
     conf = staged.folder / "conf"
     there = compose(staged.overrides, overlay=conf if conf.is_dir() else None)
     if identity(there) != identity(config):
         changed = sorted(k for k, v in identity(config).items() if identity(there)[k] != v)
-        rule = "would be another experiment on the other machines"
-        raise ConfigError([Problem(", ".join(changed), "", rule, "Report this command: it is a fault of fedq")])
+        rule = "would be different on the other machines"
+        raise ConfigError([Problem(", ".join(changed), "", rule, "Please report this bug with the command")])
 
 
 def _toml(values: dict[str, Any]) -> bytes:
@@ -185,5 +185,5 @@ def run_config(overrides: Sequence[str]) -> bytes:
 
 
 def app_here() -> Path | None:
-    """The app directory where fedq was started, if it is one."""
+    """The app directory in which fedq was started, or None."""
     return Path.cwd() if is_app(Path.cwd()) else None

@@ -1,4 +1,4 @@
-"""One run from overrides to result: check everything, make the folder, run, deliver. Knows the runtimes by name."""
+"""One run from overrides to result: check everything, make the folder, run, write artifacts. Knows all runtimes."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,7 +30,7 @@ def run_observed(
     root: str | Path = OUTPUTS,
     observers: Sequence[Observer] = (),
 ) -> Result:
-    """`fedq.run` without a live view of its own."""
+    """`fedq.run` without its own live view."""
     config = compose(overrides, overlay=own_conf())
     if config.runtime.name == "deployment" and model is None and data is None:
         return deploy(config, observers=observers)
@@ -38,12 +38,12 @@ def run_observed(
 
 
 def check(overrides: Sequence[str], *, model: Any = None, data: Any = None, overlay: Path | None = None) -> Experiment:
-    """The experiment, built and ready, or `ConfigError` with everything that is wrong; touches no folder."""
+    """The built experiment, or `ConfigError` with all problems; writes no files."""
     return built(compose(overrides, overlay=overlay or own_conf()), model=model, data=data)
 
 
 def built(config: Config, *, model: Any = None, data: Any = None) -> Experiment:
-    """The same from a composed config; also what this machine lacks for the config's runtime is a problem."""
+    """The same from a composed config; missing requirements of the config's runtime are problems too."""
     if config.runtime.name == "ray" and (found := ray.problems(config.runtime.address)):
         raise ConfigError(found)
     return build(config, model=model, data=data)

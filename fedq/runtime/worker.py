@@ -1,4 +1,4 @@
-"""A worker process: builds the experiment from overrides, trains its share of each cohort, answers with a pre-sum.
+"""A worker process: builds the experiment from overrides, trains its part of each cohort, answers with a partial sum.
 
 python -m fedq.runtime.worker      reads frames on stdin, writes frames on stdout; ends when stdin does
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 
 def main() -> None:
     frames_in, frames_out = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a user's model prints must not end up between frames
+    os.dup2(2, 1)  # a user's model must not print between frames
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the run's process decides
     from fedq.runtime.frames import read_frame, write_frame
 

@@ -14,7 +14,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg
 
-from fedq.codec import REASONS, Codec, Layout, Segment, as_codec, with_feedback
+from fedq.codec import REASONS, Codec, Layout, Segment, as_codec, with_error_feedback
 from fedq.flower import wire
 from fedq.server.aggregation import Aggregation, Averaging
 from fedq.server.bounding import MedianPull
@@ -62,7 +62,7 @@ class QuantizedFedAvg(FedAvg):
     ) -> None:
         super().__init__(**flower)
         plain = as_codec(codec)
-        self.codec = with_feedback(plain, True) if feedback else plain
+        self.codec = with_error_feedback(plain, True) if feedback else plain
         self.downlink = downlink or downlink_for(self.codec)
         if self.downlink.kind == "delta":
             raise ValueError("downlink.kind=delta: another app's clients keep no weights to change; use weights")

@@ -103,7 +103,7 @@ class Broadcaster:
     def __init__(self, layout: packets.Layout, downlink: Downlink, *, seed: int) -> None:
         self._layout, self._downlink, self._seed = layout, downlink, seed
         fine = downlink.codec.name in packets.FINE
-        self._first = packets.with_feedback(downlink.codec, False) if fine else FIRST
+        self._first = packets.with_error_feedback(downlink.codec, False) if fine else FIRST
         self._held: np.ndarray | None = None  # what a client holds that has read the last broadcast
         self._since = 0  # round of what the first of `_deltas` is against
         self._deltas: list[tuple[int, bytes]] = []  # (round, packet), oldest first

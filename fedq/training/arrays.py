@@ -1,4 +1,4 @@
-"""An `nn.Module` <-> the flat float32 vector of a `Layout`. Knows torch and the layout; not packets or rounds."""
+"""Convert an `nn.Module` to the flat float32 vector of a `Layout` and back. Depends on torch; not on packets."""
 
 import hashlib
 from collections.abc import Iterator
@@ -14,9 +14,9 @@ from fedq.codec.layout import Role
 def layout_of(model: nn.Module) -> Layout:
     """One segment for each array of the state, in the model's own order.
 
-    Float parameters that are trained and float buffers are averaged; parameters that are not trained are
-    frozen, named by a digest of their content and never sent; integer buffers (counters) stay local. Float buffers
-    travel as float32 whatever the codec: a running variance that is rounded below zero makes every output NaN.
+    Trained float parameters and float buffers are averaged. Frozen parameters have role `frozen`: they are named by a
+    digest of their content and never sent. Integer buffers (counters) stay local. Float buffers are sent as float32
+    with every codec: a running variance that is rounded below zero makes every output NaN.
     """
     trained = {name: p.requires_grad for name, p in model.named_parameters(remove_duplicate=False)}
     segments = []
@@ -39,7 +39,7 @@ def read_vector(model: nn.Module, layout: Layout) -> np.ndarray:
 
 
 def load_vector(model: nn.Module, layout: Layout, vector: np.ndarray) -> None:
-    """Write the values into the model, in place; its other arrays stay as they are."""
+    """Write the vector (float32, shape (layout.size,)) into the model, in place; its other arrays do not change."""
     state = dict(_state(model))
     with torch.no_grad():
         for name, array in layout.unflatten(vector).items():
@@ -47,12 +47,12 @@ def load_vector(model: nn.Module, layout: Layout, vector: np.ndarray) -> None:
 
 
 def state_arrays(model: nn.Module) -> dict[str, np.ndarray]:
-    """A copy of every array of the model's state, a tied weight once."""
+    """A copy of every array of the model's state; a tied weight appears once."""
     return {name: _numpy(tensor).copy() for name, tensor in _state(model)}
 
 
 def _state(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Name and storage of each array, a tied weight once (under its first name)."""
+    """Name and storage of each array; a tied weight appears once, under its first name."""
     seen: set[int] = set()
     for name, tensor in model.state_dict(keep_vars=True).items():
         if id(tensor) not in seen:

@@ -1,7 +1,7 @@
-"""Several views of each image: mirrored, shifted. Public transformations. Knows tensors; not training or privacy.
+"""Augmented copies (views) of each image: flipped and shifted. Depends on tensors; not on training or privacy.
 
 For augmentation multiplicity (De et al. 2022, arXiv:2204.13650): DP-SGD averages the gradients of an example's views
-before it clips, so views vary what a model sees of an example and cost no epsilon.
+before it clips. So the views cost no epsilon. The transformations are public.
 """
 
 from collections.abc import Callable
@@ -17,20 +17,20 @@ _SHIFT = 2  # pixels, to each side
 
 @dataclass(frozen=True)
 class Views:
-    """`count` views of each image, the first as it is; `kinds` of `AUGMENTATIONS`."""
+    """`count` views of each image, the first one unchanged; `kinds` are names in `AUGMENTATIONS`."""
 
     count: int
     kinds: tuple[str, ...] = AUGMENTATIONS
 
     def of(self, images: Tensor, uniform: Callable[[tuple[int, ...]], np.ndarray]) -> Tensor:
-        """(n count, c, h, w) of images (n, c, h, w): those of one image stand together.
+        """The views, shape (n * count, c, h, w), of images (n, c, h, w); the views of one image are adjacent.
 
-        `uniform` draws from 0 to 1, three numbers a view. What is shifted in repeats the border; the right half of the
-        images is mirrored to the left with probability 1/2.
+        `uniform` draws numbers from 0 to 1, three for each view. A shift repeats the border; images are flipped left to
+        right with probability 1/2.
         """
         n, _, height, width = images.shape
         drawn = torch.from_numpy(np.ascontiguousarray(uniform((n, self.count, 3))))
-        drawn[:, 0] = 0.5  # neither mirrored nor shifted
+        drawn[:, 0] = 0.5  # neither flipped nor shifted
         mirrored, down, right = drawn.flatten(0, 1).unbind(1)
         span = 2 * _SHIFT + 1 if "shift" in self.kinds else 1
         rows = _places(height, (down * span).floor().long() - span // 2)
@@ -42,5 +42,5 @@ class Views:
 
 
 def _places(side: int, shifts: Tensor) -> Tensor:
-    """Which pixel stands at each place of each shifted view: (views, side)."""
+    """The source pixel of each position of each shifted view, shape (views, side)."""
     return (torch.arange(side) - shifts[:, None]).clamp(0, side - 1)

@@ -1,4 +1,4 @@
-"""Adds an algorithm's correction to the gradients of a local step. Depends on a model and its layout."""
+"""Add an algorithm's correction to the gradients of a local step. Depends on a model and its layout."""
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ from fedq.codec import Layout
 
 
 class Corrected:
-    """Called after each backward pass (under DP after the noise), before the optimizer's step.
+    """A function to call after each backward pass (under DP after the noise), before the optimizer's step.
 
     Averaged arrays that are not trained, such as running means, are part of the flat weights and get no correction.
     """

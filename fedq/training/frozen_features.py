@@ -1,6 +1,7 @@
-"""The first layers of a model, where nothing trains them: what they make of a shard is computed once. Knows torch.
+"""The output of a model's frozen leading layers, computed once per example (a feature cache). Depends on torch.
 
-Not quantization, privacy or rounds: layers that are fixed and look at one example each are so under all of them.
+Does not know quantization, privacy or rounds: a frozen layer that treats each example alone is the same with all of
+them.
 """
 
 import math
@@ -16,15 +17,15 @@ from fedq.privacy import refuse_mixing
 from fedq.privacy.batch_invariance import aligned_products, in_parts
 from fedq.privacy.model_validation import device_of
 
-_AT_ONCE = 100  # examples: the maps of more do not fit a processor's cache
-_MOST_BYTES = 2 * 2**30  # of outputs that are kept; what comes later is computed each time
+_AT_ONCE = 100  # examples per step: the feature maps of more do not fit into a processor's cache
+_MOST_BYTES = 2 * 2**30  # maximum size of the cache; further outputs are computed each time
 
 
 class FrozenFeatures:
-    """Leading layers without anything that is trained, and their outputs for inputs that come again.
+    """Leading layers without trained parameters, and a cache of their outputs.
 
-    Inputs are known by a digest of their values, so it does not matter who holds them or whether they were copied.
-    They are computed in parts of one size, so that an example's outputs are the same to the bit beside any others.
+    Inputs are identified by a digest of their values, so copies are found too. They are computed in batches of one
+    size, so that an example's outputs have the same bits beside any other examples.
     """
 
     def __init__(self, layers: nn.Sequential, input_shape: tuple[int, ...]) -> None:
@@ -33,7 +34,7 @@ class FrozenFeatures:
         self._output_shape = tuple(_outputs(layers, torch.zeros((_AT_ONCE, *input_shape))).shape[1:])
 
     def __call__(self, inputs: np.ndarray) -> np.ndarray:
-        """Outputs float32 (n, ...) of inputs float32 (n, ...), not to be written to."""
+        """Outputs (float32, read-only, shape (n, ...)) for inputs (float32, shape (n, ...))."""
         key = xxhash.xxh3_128_digest(inputs.tobytes()) + repr(inputs.shape).encode()
         outputs = self._kept.get(key)
         if outputs is None:
@@ -43,25 +44,25 @@ class FrozenFeatures:
         return outputs
 
     def kept_bytes(self, examples: int) -> int:
-        """Memory that the outputs of so many different examples take, once all of them were seen."""
+        """Bytes of the cache after the outputs of `examples` different examples were computed."""
         return min(examples * 4 * math.prod(self._output_shape), _MOST_BYTES)
 
     def _computed(self, inputs: np.ndarray) -> np.ndarray:
         outputs = np.empty((len(inputs), *self._output_shape), np.float32)
         all_of_them = torch.from_numpy(inputs)
         for rows, count in in_parts(np.arange(len(inputs)), _AT_ONCE):
-            # Indexed by torch, whose memory is aligned: kernels may round otherwise at another address.
+            # Indexed by torch, whose memory is aligned: kernels may round differently at another address.
             part = _outputs(self.layers, all_of_them[torch.from_numpy(rows)])
             outputs[rows[:count]] = part[:count].numpy()
         return outputs
 
 
 def divided(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[FrozenFeatures | None, nn.Module]:
-    """The front of a plain sequence and the rest of it, which share its modules; or None and the model as it is.
+    """The frozen leading layers of an `nn.Sequential` and the other layers; or None and the model itself.
 
-    A front that holds no weights is none: computing it again is cheaper than keeping what it made. Neither is one whose
-    output for an example turns on chance, on the mode or on the example's neighbours, or whose last bits turn on its
-    place among them; it is probed for that.
+    The modules are shared. Layers without weights alone are not split off: computing them again is cheaper than a
+    cache. Neither are layers whose output for an example depends on random numbers, on the mode or on other examples,
+    or whose last bits depend on the position in the batch; a probe tests this.
     """
     if type(model) is not nn.Sequential:
         return None, model
@@ -98,7 +99,7 @@ def _settled(layers: nn.Sequential, input_shape: tuple[int, ...]) -> bool:
 
 
 def _outputs(layers: nn.Module, inputs: Tensor) -> Tensor:
-    """On the CPU, of `_AT_ONCE` inputs."""
+    """Outputs for `_AT_ONCE` inputs, on the CPU."""
     with torch.inference_mode(), aligned_products():
         outputs: Tensor = layers(inputs.to(device_of(layers))).cpu()
     return outputs

@@ -1,4 +1,4 @@
-"""What the bits of a run depend on beside its config, and the one setting that fixes them. Knows torch; not models."""
+"""What a run's bits depend on besides the config, and how to fix it. Depends on torch; not on models."""
 
 import platform
 from collections.abc import Iterator
@@ -12,12 +12,12 @@ import torch
 
 from fedq.training.hardware import Hardware
 
-# avx2 and avx512f alone add products of int8 in 16 bits; each of the others has an instruction for it.
+# Only avx2 and avx512f add products of int8 in 16 bits; each of the others has an instruction for it.
 _TELLING_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
 
 
 def fingerprint(hardware: Hardware, *, autocast: str) -> dict[str, Any]:
-    """Versions, devices and threads. Bits are promised between equal fingerprints only, and on a CPU only."""
+    """Versions, devices and threads. Equal bits are promised only for equal fingerprints, and only on a CPU."""
     return {
         "python": platform.python_version(),
         "torch": str(torch.__version__),
@@ -36,7 +36,7 @@ def fingerprint(hardware: Hardware, *, autocast: str) -> dict[str, Any]:
 
 
 def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
-    """What the first core can do that int8 kernels ask for; empty where Linux does not say it."""
+    """The features of the first core that matter to int8 kernels; empty if Linux does not report them."""
     if not cpuinfo.exists():
         return []
     first = cpuinfo.read_text(encoding="utf-8", errors="replace").partition("\n\n")[0]
@@ -46,13 +46,13 @@ def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
 
 
 def use_one_thread() -> None:
-    """One torch thread for the rest of this process, which does nothing else."""
+    """Use one torch thread for the rest of this process."""
     torch.set_num_threads(1)
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """One torch thread: 1 and 2 give different bits, and 2 processes of 2 ran 20 times slower than 2 of 1."""
+    """Use one torch thread: 1 and 2 give different bits, and 2 processes of 2 ran 20 times slower than 2 of 1."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

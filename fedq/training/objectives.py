@@ -1,4 +1,4 @@
-"""Losses and metrics by name. Knows torch; not models, data or privacy.
+"""Losses and metrics by name. Depends on torch; not on models, data or privacy.
 
 A loss takes (outputs (n, k), targets, reduction) and reduces over examples by `mean` or `sum`; values of one
 example are averaged over its outputs, so that the sum over examples is what DP-SGD clips one by one.
@@ -32,7 +32,7 @@ INTEGER_TARGETS = frozenset({"cross_entropy", "accuracy"})
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure of merit over a whole set: outputs (n, k), targets -> float."""
+    """A quality metric over a whole set: outputs (n, k), targets -> float."""
 
     of: Callable[[Tensor, Tensor], float]
     greater_is_better: bool
@@ -40,7 +40,7 @@ class Metric:
 
 
 def _r2(outputs: Tensor, targets: Tensor) -> float:
-    """Coefficient of determination, mean over outputs; a constant target scores 0 where it is predicted exactly."""
+    """Coefficient of determination, mean over outputs; a constant target that is predicted exactly scores 0."""
     residual = ((outputs - targets) ** 2).sum(0)
     spread = ((targets - targets.mean(0)) ** 2).sum(0)
     return (

@@ -1,7 +1,7 @@
-"""Weights that are zero and stay so while the others are trained. Knows tensors; not who prunes, or DP-SGD.
+"""Keep pruned weights at zero while the others are trained. Depends on tensors; not on who prunes, or on DP-SGD.
 
-A gradient of zero leaves a zero weight where it is under SGD, momentum, weight decay and Adam, but an optimizer may mix
-values of a matrix: so weights are put back to zero after each step too.
+With a zero gradient, a zero weight stays zero under SGD, momentum, weight decay and Adam. But an optimizer may mix the
+values of a matrix, so the weights are set to zero after each step too.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ Pruned = Mapping[nn.Parameter, torch.Tensor]  # parameter -> bool of its shape, 
 
 
 def pruned_in(model: nn.Module, layout: Layout, kept: np.ndarray | None) -> Pruned:
-    """The parameters that hold pruned weights, all set to exactly 0.0; `kept`: bool (layout.size,), None: all."""
+    """Set pruned weights to 0.0 and return their parameters; `kept`: bool (layout.size,), None: nothing is pruned."""
     if kept is None:
         return {}
     parameters, pruned = dict(model.named_parameters()), {}

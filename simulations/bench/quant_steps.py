@@ -15,7 +15,7 @@ from fedq import models
 from fedq.core.compiler import without_compiler
 from fedq.privacy import DPSGD, DPPlan, Ledger, SeededRandom, SpendContext
 from fedq.privacy.plan import Noise
-from fedq.quant import jit, quantize, register_grad_samplers, spell_out
+from fedq.quant import enable_per_example_gradients, jit, quantize, register_grad_samplers
 from simulations.bench.row import Row
 from simulations.bench.timing import Contender, Effort, medians
 
@@ -103,7 +103,7 @@ def _step(model: nn.Module) -> Callable[[], None]:
 def _private(name: str, effort: Effort) -> Row:
     register_grad_samplers()
     quantized, plain = _quantized(name), fresh(name)
-    spell_out(plain)  # of torch's attention Opacus has no per-example gradients
+    enable_per_example_gradients(plain)  # of torch's attention Opacus has no per-example gradients
     for model in (quantized, plain):
         in_training_format(model)
     contenders: dict[str, Contender] = {"qat": lambda: noised_step(quantized), "float32": lambda: noised_step(plain)}

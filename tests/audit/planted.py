@@ -10,7 +10,7 @@ from fedq import models
 from fedq.audit import Audit, Effort, Subject, audit_subject
 from fedq.codec import Int8
 from fedq.privacy import DPPlan
-from fedq.quant import register_grad_samplers, spell_out
+from fedq.quant import enable_per_example_gradients, register_grad_samplers
 from fedq.training import Recipe, Trainer, Views, layout_of, read_vector
 from tests.audit.bugs import NONE, Bug, Observer
 
@@ -63,7 +63,7 @@ def model_of(kind: str) -> nn.Sequential:
         dropout = [nn.Dropout(0.5)] if kind == "dropout" else []
         model = nn.Sequential(nn.Flatten(), Observer(), nn.Linear(64, 16), nn.Tanh(), *dropout, nn.Linear(16, 10))
     register_grad_samplers()
-    spell_out(model)
+    enable_per_example_gradients(model)
     return model
 
 

@@ -250,7 +250,7 @@ def test_bfloat16_is_refused_by_name(context):
         ({"arrays": "weights"}, "no arrays under 'weights'"),
         ({"accepted": "1"}, "accepted must be int"),
         ({"codec": 8}, "codec must be str"),
-        ({"codec": "int9"}, "codec 'int9': known are float32"),
+        ({"codec": "int9"}, "codec 'int9': known codecs are float32"),
         ({"options": "text"}, "options must be bytes"),
         ({"options": b"\xff" * 8}, "options=f{16}: float32 has none"),
         ({"options": b""}, "options"),

@@ -133,7 +133,7 @@ def test_add_equals_add_vector_of_the_decoded_packet(rng):
 
 def test_an_empty_layout_and_an_empty_accumulator():
     total = Accumulator(Layout.flat(0))
-    with pytest.raises(ValueError, match=r"mean of no updates.*skip it"):
+    with pytest.raises(ValueError, match=r"mean of no updates.*skip the round"):
         total.mean()
     total.add(packed([]), 2)
     assert total.mean().shape == (0,)

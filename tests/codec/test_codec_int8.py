@@ -22,7 +22,7 @@ def round_trip(values, codec=None, key=0):
     vector[: len(values)] = values
     layout, codec = Layout.flat(vector.size), codec or Int8()
     packet = encode(vector, codec, layout=layout, key=key)
-    num_scales = codec.num_sides(vector.size)
+    num_scales = codec.num_scales(vector.size)
     scales = np.frombuffer(packet, "<f4", num_scales, HEADER_BYTES)
     levels = np.frombuffer(packet, np.int8, offset=HEADER_BYTES + 4 * num_scales)
     return decode(packet, layout)[: len(values)], scales, levels[: len(values)]

@@ -96,7 +96,7 @@ def test_int8_levels_are_those_of_the_codec(kind, size, block, first_index, key,
     values = kind(rng, size)
     codec = Int8(block=block, rounding="nearest" if key is None else "stochastic")
     stream = Stream(first_index, seed=0, key=key or 0)
-    scales, levels = np.empty(codec.num_sides(size), np.float32), np.empty(size, np.uint8)
+    scales, levels = np.empty(codec.num_scales(size), np.float32), np.empty(size, np.uint8)
     codec.encode_run(values, scales, levels, stream)
     good, found_scales, found_levels = encode_uniform(values, block, 127, key=key, first_index=first_index)
     assert good

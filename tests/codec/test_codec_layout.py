@@ -128,7 +128,7 @@ def test_segment_refuses_a_bad_field(fields, message):
 
 
 def test_layout_refuses_a_name_that_stands_twice():
-    with pytest.raises(ValueError, match="'w' stands twice"):
+    with pytest.raises(ValueError, match="'w' appears twice"):
         Layout([Segment("w", (1,)), Segment("w", (2,))])
 
 

@@ -76,7 +76,7 @@ def test_scales_up_to_the_largest_are_read(codec, largest):
 def test_what_rotated_blocks_leave_is_cut_into_powers_of_two():
     # Values -> scales: filled up to a multiple of 128, which binary digits then cut.
     sizes = {256: 1, 257: 2, 384: 2, 385: 1, 512: 1, 4096 + 384: 3, 4096 + 385: 2}
-    assert {n: Int4(rotate=True).num_sides(n) for n in sizes} == sizes
+    assert {n: Int4(rotate=True).num_scales(n) for n in sizes} == sizes
     assert [(cut.start, cut.width) for cut in Int4(rotate=True).cut(4096 + 384)] == [
         (0, 4096),
         (4096, 256),

@@ -9,7 +9,7 @@ import xxhash
 
 from fedq.codec import REASONS, Layout, MalformedUpdate, MaskedLayout, Segment
 from fedq.codec import mask as masks
-from tests.codec import stranger
+from tests.codec import independent_decoder
 from tests.codec.test_packet_format_document import vector_of
 
 LAYOUT = Layout([Segment("weight", (16, 16)), Segment("bias", (2,))])
@@ -56,8 +56,8 @@ def test_the_vector_in_the_document_is_read(mask):
 
 def test_a_reader_written_from_the_document_alone_reads_it(mask, packet):
     segments = [("weight", (16, 16)), ("bias", (2,))]
-    assert stranger.read_mask(packet, segments) == mask.tolist()
-    assert stranger.kept_digest(mask.tolist(), segments) == MaskedLayout(LAYOUT, mask).layout.digest
+    assert independent_decoder.read_mask(packet, segments) == mask.tolist()
+    assert independent_decoder.kept_digest(mask.tolist(), segments) == MaskedLayout(LAYOUT, mask).layout.digest
     assert MaskedLayout(LAYOUT, mask).layout.digest.hex() == "2341e43bf4ed747d5676f2e17071a1ed"
 
 

@@ -32,7 +32,7 @@ from fedq.codec import (
     encode,
     packed_size,
     peek,
-    with_feedback,
+    with_error_feedback,
 )
 from fedq.codec.header import HEADER_BYTES
 
@@ -212,11 +212,11 @@ def test_decoded_vector_is_writeable_and_owns_its_memory():
 
 
 def test_feedback_is_switched_and_nothing_else():
-    assert with_feedback(Int8(32), True) == Int8(32, feedback=True)
-    assert with_feedback(Int8(32, feedback=True), False) == Int8(32)
+    assert with_error_feedback(Int8(32), True) == Int8(32, feedback=True)
+    assert with_error_feedback(Int8(32, feedback=True), False) == Int8(32)
     for codec in (Float32(), TopK(), Int8(feedback=True)):
-        assert with_feedback(codec, codec.feedback) is codec
-    assert with_feedback(Float32(), True) == Float32()  # which loses nothing
+        assert with_error_feedback(codec, codec.feedback) is codec
+    assert with_error_feedback(Float32(), True) == Float32()  # which loses nothing
 
 
 def test_a_layout_remembers_16_codecs_and_then_starts_anew():
@@ -274,7 +274,7 @@ def test_float16_refuses_what_it_cannot_carry(value):
     vector = np.zeros(600, np.float32)
     vector[400] = value
     layout = Layout([Segment("a", (300,)), Segment("b", (300,))])
-    with pytest.raises(ValueError, match=r"at index 400: float16 carries at most 65504; use codec=int8"):
+    with pytest.raises(ValueError, match=r"at index 400: float16 holds at most 65504; use codec=int8"):
         encode(vector, "float16", layout=layout)
 
 
@@ -333,7 +333,7 @@ def test_a_codec_like_no_other_gets_no_proposal():
 
 @pytest.mark.parametrize("vector", [[0.0], np.zeros(1), np.zeros((1, 1), np.float32), np.zeros((), np.float32)])
 def test_only_vectors_have_a_digest(vector):
-    with pytest.raises(ValueError, match="digest of something else than a 1-D numpy float32 array"):
+    with pytest.raises(ValueError, match="digest needs a 1-D numpy float32 array"):
         digest(vector)
 
 

@@ -44,10 +44,10 @@ def test_a_rotation_is_signs_and_hadamard_matrices():
 
 
 def signs_of(indices, *, seed, step):
-    from tests.codec import stranger
+    from tests.codec import independent_decoder
 
     key = seed + (step + 1) * 2**32
-    return np.array([1 - 2 * (stranger.word(key, int(i) // 32) >> (int(i) % 32) & 1) for i in indices])
+    return np.array([1 - 2 * (independent_decoder.word(key, int(i) // 32) >> (int(i) % 32) & 1) for i in indices])
 
 
 def test_a_spike_is_spread_over_the_whole_block():

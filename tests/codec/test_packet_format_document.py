@@ -25,7 +25,7 @@ from fedq.codec import (
     encode,
 )
 from fedq.codec.uniform import largest_scale
-from tests.codec import stranger
+from tests.codec import independent_decoder
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "packet-format.md"
 
@@ -73,7 +73,7 @@ def test_a_vector_is_what_encode_writes(name, dense_layout, dense_vector):
 def test_a_reader_written_from_the_document_alone_reads_its_vectors(name, dense_layout):
     packet = vector_of(name)
     decoded = decode(packet, dense_layout, kind="delta", round=7, base=digest(np.zeros(258, np.float32)))
-    assert decoded.tolist() == stranger.read(packet, [("weight", (16, 16)), ("bias", (2,))])
+    assert decoded.tolist() == independent_decoder.read(packet, [("weight", (16, 16)), ("bias", (2,))])
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_that_reader_reads_segments_that_are_no_multiple_of_the_block(codec, rng
     layout = Layout([Segment(*shape) for shape in shapes])
     vector = rng.normal(size=layout.size).astype(np.float32)
     packet = encode(vector, codec, layout=layout, key=99)
-    assert decode(packet, layout).tolist() == stranger.read(packet, shapes)
+    assert decode(packet, layout).tolist() == independent_decoder.read(packet, shapes)
 
 
 def test_stochastic_levels_are_those_of_the_formula(dense_vector):
@@ -114,7 +114,7 @@ def test_stochastic_levels_are_those_of_the_formula(dense_vector):
 
 def stochastic_level(value, scale, i, *, key):
     """The document's formula, one value at a time."""
-    half = stranger.hashed(key, i // 4) >> (16 * (i % 4)) & 0xFFFF
+    half = independent_decoder.hashed(key, i // 4) >> (16 * (i % 4)) & 0xFFFF
     y = float(np.float32(value) * (np.float32(1) / np.float32(scale)))
     return math.floor((round(y * 2**16) + half) / 2**16)
 

@@ -83,5 +83,5 @@ def test_single_class_is_nothing_to_learn():
 
 
 def test_empty_training_set_is_refused():
-    with pytest.raises(ValueError, match="mine: there is no training example"):
+    with pytest.raises(ValueError, match="mine: there are no training examples"):
         as_dataset((X[:0], Y[:0]), "mine")

@@ -62,7 +62,7 @@ def test_boolean_matrix_of_targets_is_multi_label():
 def test_first_value_that_float32_cannot_hold_is_named(bad):
     inputs = np.zeros((4, 3))
     inputs[2, 1] = inputs[3, 0] = bad
-    with pytest.raises(ValueError, match=r"inputs\[2, 1\]=.*finite in float32; drop or fill in example 2"):
+    with pytest.raises(ValueError, match=r"inputs\[2, 1\]=.*finite in float32; remove example 2"):
         Examples(inputs, np.zeros(4, int))
 
 
@@ -124,7 +124,7 @@ def test_input_shape_is_that_of_one_example():
 
 
 def test_dataset_without_training_examples_is_refused(three_examples):
-    with pytest.raises(ValueError, match="there is no training example"):
+    with pytest.raises(ValueError, match="there are no training examples"):
         dataset(three_examples[:0])
 
 

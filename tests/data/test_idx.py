@@ -70,7 +70,7 @@ def test_claimed_size_is_refused_before_it_is_read(tmp_path):
     bomb = tmp_path / "bomb.gz"
     header = bytes([0, 0, 8, 4]) + struct.pack(">4I", *[2**32 - 1] * 4)
     bomb.write_bytes(gzip.compress(header + bytes(2**20)))
-    with pytest.raises(ValueError, match="over the bound of 268435456"):
+    with pytest.raises(ValueError, match="over the limit of 268435456"):
         read_idx(bomb)
 
 
@@ -78,7 +78,7 @@ def test_bound_can_be_met_exactly(tmp_path):
     file = tmp_path / "six.idx"
     file.write_bytes(VALID)
     assert read_idx(file, largest=6).size == 6
-    with pytest.raises(ValueError, match=r"claims 6 bytes .* over the bound of 5"):
+    with pytest.raises(ValueError, match=r"declares 6 bytes .* over the limit of 5"):
         read_idx(file, largest=5)
 
 

@@ -158,7 +158,7 @@ def test_empty_clients_cannot_be_asked_for():
 
 
 def test_by_column_without_keys_says_where_to_get_them():
-    with pytest.raises(ValueError, match=r"names no client.*set data\.client=COLUMN"):
+    with pytest.raises(ValueError, match=r"has no client keys.*set data\.client=COLUMN"):
         ByColumn()(np.zeros(3), None, clients=3, rng=rng())
 
 

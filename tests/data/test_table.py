@@ -46,8 +46,8 @@ def test_line_numbers_count_line_breaks_within_quotes(write):
         ("a,b\n", "no rows below the header"),
         ("a,,c\n1,2,3\n", "column 2 has no name"),
         ("a,b,a\n1,2,3\n", "names column 'a' twice"),
-        ("a,b\n1,2\n1\n", "line 3: 1 cells where the header names 2 columns"),
-        ("a,b\n1,2,3\n", r"line 2: 3 cells .*set data.delimiter \(now ','\)"),
+        ("a,b\n1,2\n1\n", "line 3: 1 cells, but the header names 2 columns"),
+        ("a,b\n1,2,3\n", r"line 2: 3 cells, .*set data.delimiter \(now ','\)"),
         ('a,b\n1,"2\n', "line 2: unexpected end of data; fix the quotes"),
         ('a,b\n1,"2"3\n', "line 2: .*expected after.*; fix the quotes"),
         (b"a,b\n1,\xff\n", "not UTF-8 text .*save it as UTF-8"),
@@ -85,7 +85,7 @@ def test_cell_without_value_is_named(write, cell):
 @pytest.mark.parametrize("cell", ["inf", "-inf", "1e39", "-1e400"])
 def test_number_that_float32_cannot_hold_is_named(write, cell):
     table = read_table(write(f"a\n1\n{cell}\n"))
-    with pytest.raises(ValueError, match=rf"line 3, column 'a': '{cell}' is no finite float32"):
+    with pytest.raises(ValueError, match=rf"line 3, column 'a': '{cell}' is not a finite float32"):
         table.numbers("a", fix="")
 
 

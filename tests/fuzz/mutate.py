@@ -238,30 +238,30 @@ def _options(data: bytes, start: Seed, rng: Random) -> bytes:
 def _another_codec(data: bytes, start: Seed, rng: Random) -> bytes:
     """The body read by another codec, cut or repeated to its length, so that lengths are no reason to refuse it."""
     codec, layout = rng.choice(codecs()), start.layout
-    num_sides = replace(start, codec=codec).num_sides
-    length = 4 * num_sides + level_bytes(codec, layout)
+    num_scales = replace(start, codec=codec).num_scales
+    length = 4 * num_scales + level_bytes(codec, layout)
     body = (data[HEADER_BYTES:] or b"\0") * (length // max(1, len(data) - HEADER_BYTES) + 1)
     if rng.random() < 0.5:  # scales that pass, so that what comes after them is read
-        body = struct.pack("<f", rng.choice((0.0, 1.0, 2.0**-126, 2.0**100))) * num_sides + body
-    sides, levels = body[: 4 * num_sides], body[4 * num_sides : length]
+        body = struct.pack("<f", rng.choice((0.0, 1.0, 2.0**-126, 2.0**100))) * num_scales + body
+    scales, levels = body[: 4 * num_scales], body[4 * num_scales : length]
     header = _written(_written(data[:HEADER_BYTES], 6, bytes([codec.wire_id])), 48, codec.options())
     header = header if codec.uses_seed else _written(header, 12, bytes(4))
-    return header + sides + (_deflated(levels) if codec.entropy else levels)
+    return header + scales + (_deflated(levels) if codec.entropy else levels)
 
 
-def _side(data: bytes, start: Seed, rng: Random) -> bytes:
+def _scale(data: bytes, start: Seed, rng: Random) -> bytes:
     """A scale, or a verbatim value."""
     for _ in range(rng.choice((1, 1, 3))):
-        at = HEADER_BYTES + 4 * rng.choice((0, start.num_sides - 1, rng.randrange(start.num_sides or 1)))
+        at = HEADER_BYTES + 4 * rng.choice((0, start.num_scales - 1, rng.randrange(start.num_scales or 1)))
         told = rng.choice((*INTERESTING_FLOATS, rng.uniform(-1e3, 1e3)))
         raw = struct.pack("<f", told) if rng.random() < 0.9 else rng.choice(INTERESTING_NANS)
-        data = _written(data, at, raw) if start.num_sides else data
+        data = _written(data, at, raw) if start.num_scales else data
     return data
 
 
-def _every_side(data: bytes, start: Seed, rng: Random) -> bytes:
+def _every_scale(data: bytes, start: Seed, rng: Random) -> bytes:
     good = (0.0, 1.0, 2.0**-126, 2.0**99, 2.0**100, 3.4028234663852886e38, 8454659 * 2.0**98, 9586980 * 2.0**102)
-    return _written(data, HEADER_BYTES, struct.pack("<f", rng.choice(good)) * start.num_sides)
+    return _written(data, HEADER_BYTES, struct.pack("<f", rng.choice(good)) * start.num_scales)
 
 
 def _level(data: bytes, start: Seed, rng: Random) -> bytes:
@@ -362,7 +362,7 @@ def _levels_longer_or_shorter(data: bytes, start: Seed, rng: Random) -> bytes:
 
 def _stream(data: bytes, start: Seed, rng: Random) -> bytes:
     """The deflate stream itself."""
-    kept = HEADER_BYTES + 4 * start.num_sides
+    kept = HEADER_BYTES + 4 * start.num_scales
     stream, size = data[kept:], start.num_level_bytes
     how = rng.randrange(9)
     if how == 0:
@@ -395,7 +395,7 @@ def _flagged(data: bytes, rng: Random) -> bytes:
 
 def _with_levels(data: bytes, start: Seed, change: Callable[[bytearray], None]) -> bytes:
     """With levels changed, inflated before and deflated after where they are."""
-    kept = HEADER_BYTES + 4 * start.num_sides
+    kept = HEADER_BYTES + 4 * start.num_scales
     levels, entropy = bytearray(data[kept:]), start.codec.entropy
     if entropy:
         try:
@@ -432,8 +432,8 @@ AWARE: dict[str, Mutator] = {
     "header field": _header_field,
     "options": _options,
     "another codec": _another_codec,
-    "side": _side,
-    "every side": _every_side,
+    "scale": _scale,
+    "every scale": _every_scale,
     "level": _level,
     "every level": _every_level,
     "last bits": _last_bits,

@@ -14,9 +14,9 @@ import xxhash
 from fedq.codec import CODECS, REASONS, Accumulator, Layout, MalformedUpdate, Segment, jit
 from fedq.codec import packet as packets
 from fedq.codec.blockwise import Blockwise
-from fedq.codec.codecs import with_feedback
+from fedq.codec.codecs import with_error_feedback
 from fedq.codec.sparse import Sparse
-from tests.codec import stranger
+from tests.codec import independent_decoder
 from tests.fuzz.seeds import HEADER_BYTES
 
 FINITE = "finite vector"
@@ -43,7 +43,7 @@ class Case:
     sums: bytes = b""  # of the accumulator that it is added to; b"": an empty one
     company: tuple[bytes, ...] = ()  # good packets that are added before it
     compiled: bool = False  # read the second time, and sum, by the compiled kernels
-    measured: bool = False  # measure what is allocated, and let a stranger read it: slow
+    measured: bool = False  # measure what is allocated, and let the independent decoder read it: slow
 
 
 def check(case: Case) -> str:
@@ -98,53 +98,53 @@ def _check_vector(case: Case, vector: np.ndarray) -> None:
     for name, value in case.expected.items():
         found = getattr(header, name)
         if name == "codec":  # whether an error is fed back is the sender's business
-            found, value = (with_feedback(codec, False) for codec in (header.build_codec(), value))
+            found, value = (with_error_feedback(codec, False) for codec in (header.build_codec(), value))
         _must(found == value, f"packet of {name} {found!r} was accepted as {value!r}")
     parts = packets.parts_of(case.data, case.layout)
     for part in parts:
         _check_part(part, vector[part.run.start : part.run.stop])
     if header.build_codec().entropy:
         unpacker = zlib.decompressobj(wbits=-15)
-        levels = unpacker.decompress(data[HEADER_BYTES + 4 * sum(part.sides.size for part in parts) :])
+        levels = unpacker.decompress(data[HEADER_BYTES + 4 * sum(part.scales.size for part in parts) :])
         _must(len(levels) == sum(part.levels.size for part in parts), "levels that inflate to another length")
         _must(unpacker.eof and not unpacker.unused_data, "a deflate stream that does not end where the packet does")
     else:
-        length = HEADER_BYTES + sum(4 * part.sides.size + part.levels.size for part in parts)
+        length = HEADER_BYTES + sum(4 * part.scales.size + part.levels.size for part in parts)
         _must(len(data) == length, f"a packet of {len(data)} bytes was accepted: its parts have {length}")
     if case.measured and _is_plain(case.layout):
-        read = stranger.read(data, [(segment.name, segment.shape) for segment in case.layout.segments])
+        read = independent_decoder.read(data, [(segment.name, segment.shape) for segment in case.layout.segments])
         _must(vector.tolist() == read, "another reader of the same document reads other values")
 
 
 def _is_plain(layout: Layout) -> bool:
-    """What tests/codec/stranger.py reads."""
+    """What tests/codec/independent_decoder.py reads."""
     return all(segment == Segment(segment.name, segment.shape) for segment in layout.segments)
 
 
 def _check_part(part: Any, values: np.ndarray) -> None:
-    codec, sides, levels = part.codec, part.sides, part.levels
+    codec, scales, levels = part.codec, part.scales, part.levels
     if codec.name == "float32":
-        _must(values.tobytes() == sides.tobytes(), "verbatim values are not as they stand")
+        _must(values.tobytes() == scales.tobytes(), "verbatim values are not as they stand")
     elif codec.name == "float16":
         _must(np.array_equal(values, levels.view("<f2").astype(np.float32)), "float16 values are not as they stand")
     elif isinstance(codec, Blockwise):
         lengths = _lengths(codec, values.size)
         largest = float(np.abs(codec.points.points).max()) if codec.points else codec.largest_level
-        _must(sides.size == len(lengths), f"{sides.size} scales of {len(lengths)} blocks")
-        _check_scales(sides)
+        _must(scales.size == len(lengths), f"{scales.size} scales of {len(lengths)} blocks")
+        _check_scales(scales)
         used = codec.num_coded(values.size) * codec.bits % 8
         _must(not used or levels[-1] >> used == 0, "a bit after the last code is set")
         if codec.rotate:
             starts = np.cumsum([0, *lengths[:-1]])
             norms = np.sqrt(np.add.reduceat(values.astype(np.float64) ** 2, starts))
-            allowed = np.sqrt(lengths) * largest * sides.astype(np.float64) * (1 + 1e-3)
+            allowed = np.sqrt(lengths) * largest * scales.astype(np.float64) * (1 + 1e-3)
             _must((norms <= allowed).all(), f"norms {norms} of rotated blocks: allowed are {allowed}")
         else:
-            _check_magnitudes(values, largest * np.repeat(sides, lengths).astype(np.float64))
+            _check_magnitudes(values, largest * np.repeat(scales, lengths).astype(np.float64))
     elif isinstance(codec, Sparse):
-        _check_scales(sides)
+        _check_scales(scales)
         codes = levels[levels.size - codec.num_kept(values.size) :].view(np.int8)
-        products = codes * np.repeat(sides, codec.block)[: codes.size]
+        products = codes * np.repeat(scales, codec.block)[: codes.size]
         # Each at a place of its own, in the order of the places.
         kept, sent = (some[some != 0] for some in (values, products))
         _must(np.array_equal(kept, sent), f"kept are {_shown(kept)}: sent were {_shown(sent)}")

@@ -52,9 +52,9 @@ class Seed:
     told: tuple[tuple[str, Any], ...]  # kind, round, base
 
     @property
-    def num_sides(self) -> int:
+    def num_scales(self) -> int:
         return sum(
-            run.stop - run.start if run.verbatim else self.codec.num_sides(run.stop - run.start)
+            run.stop - run.start if run.verbatim else self.codec.num_scales(run.stop - run.start)
             for run in self.layout.runs
         )
 

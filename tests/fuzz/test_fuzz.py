@@ -103,7 +103,7 @@ def test_an_inflater_without_a_limit_is_seen(monkeypatch):
     start = next(seed for seed in seeds() if seed.codec.entropy and seed.layout.size == 256)
     packer = zlib.compressobj(wbits=-15)
     bomb = packer.compress(bytes(2**22)) + packer.flush()
-    case = Case("packet", sealed(start.packet[: 72 + 4 * start.num_sides] + bomb), start.layout, measured=True)
+    case = Case("packet", sealed(start.packet[: 72 + 4 * start.num_scales] + bomb), start.layout, measured=True)
     assert check(case) == "deflate"
     monkeypatch.setattr(packet, "inflate", unlimited)
     with pytest.raises(ViolationError, match="bytes were allocated"):

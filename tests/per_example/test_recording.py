@@ -206,7 +206,7 @@ def test_no_trace_is_left(fails):
 
 def test_examples_must_be_on_axis_0():
     model = nn.Sequential(nn.Linear(4, 4), nn.Flatten(0, 1), nn.Linear(4, 2))
-    with pytest.raises(ValueError, match=r"gradients of 15 examples in a batch of 3.*axis 0"):
+    with pytest.raises(ValueError, match=r"gradients for 15 examples in a batch of 3.*axis 0"):
         rows_of(model, torch.randn(3, 5, 4))
 
 

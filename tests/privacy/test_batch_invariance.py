@@ -13,7 +13,7 @@ from fedq import models
 from fedq.per_example import recorded
 from fedq.privacy import DPSGD, DPPlan, SeededRandom, SpendContext, dpsgd
 from fedq.privacy.batch_invariance import aligned_products, alike, in_parts, rows_at_once
-from fedq.quant import quantize, register_grad_samplers, spell_out
+from fedq.quant import enable_per_example_gradients, quantize, register_grad_samplers
 
 SHAPE = (1, 28, 28)
 
@@ -84,7 +84,7 @@ def of_fedq(name, *, quantized=False):
     if quantized:
         quantize(model)
     else:
-        spell_out(model)
+        enable_per_example_gradients(model)
     register_grad_samplers()
     stream = torch.Generator().manual_seed(2)
     with torch.no_grad():

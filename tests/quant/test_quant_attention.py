@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedq.quant import QLSTM, QMultiheadAttention, quantize, spell_out
+from fedq.quant import QLSTM, QMultiheadAttention, enable_per_example_gradients, quantize
 
 
 def on_grid(module: nn.Module) -> nn.Module:
@@ -32,7 +32,7 @@ def spelled(module: nn.Module, how: str) -> nn.Module:
     if how == "quantized":
         quantize(holder, activations=None)
     else:
-        spell_out(holder)
+        enable_per_example_gradients(holder)
     return twin
 
 
@@ -138,5 +138,5 @@ def test_a_packed_sequence_is_refused_with_the_mend():
     holder = nn.Sequential(model)
     quantize(holder, activations=None)
     packed = nn.utils.rnn.pack_sequence([torch.randn(5, 4), torch.randn(3, 4)])
-    with pytest.raises(TypeError, match=r"no packed sequences; pad them, or name it in quant\.skip"):
+    with pytest.raises(TypeError, match=r"not packed sequences; pad them, or name it in quant\.skip"):
         model(packed)

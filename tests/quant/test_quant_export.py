@@ -229,7 +229,7 @@ def test_a_float_product_that_is_allowed_covers_no_other(tmp_path: Path):
     model = Constant()
     quantize(model, skip=["skipped"])
     model.conv.output_grid = None
-    with pytest.raises(ExportError, match=r"would compute n\w+ \(.*Conv\) on float32 in spite of int8 weights"):
+    with pytest.raises(ExportError, match=r"would compute n\w+ \(.*Conv\) on float32 despite int8 weights"):
         export_onnx(model, (1, 8, 8), tmp_path / "model.onnx", skip=["skipped"])
 
 
@@ -281,9 +281,9 @@ def _data_dependent() -> nn.Module:
     ("make", "shape", "message"),
     [
         (_not_quantized, (64,), "no quantized layer"),
-        (_float_activations, (64,), r"0: its activations are float.*quant\.activations=8"),
+        (_float_activations, (64,), r"0: the activations are float.*quant\.activations=8"),
         (_diverged, (64,), r"2\.weight: holds NaN or infinity"),
-        (_without_an_output_grid, (1, 8, 8), r"would compute .*Conv.* on float32 in spite of int8 weights"),
+        (_without_an_output_grid, (1, 8, 8), r"would compute .*Conv.* on float32 despite int8 weights"),
         (_data_dependent, (1, 8, 8), "forward cannot be captured for ONNX"),
     ],
 )
@@ -301,7 +301,7 @@ def test_a_model_that_cannot_be_int8_leaves_the_old_file(
 @pytest.mark.integration
 def test_inputs_of_another_shape_are_refused(trained: Trained):
     model = Int8Model(trained.path)
-    with pytest.raises(ValueError, match=r"inputs have shape \(3, 5\): the model takes \(n, "):
+    with pytest.raises(ValueError, match=r"inputs have shape \(3, 5\): the model needs \(n, "):
         model(np.zeros((3, 5), dtype=np.float32))
 
 
@@ -311,7 +311,7 @@ def test_no_examples_give_no_outputs(trained: Trained):
 
 
 def test_a_missing_file_is_named(tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match=r"absent\.onnx: there is no model file"):
+    with pytest.raises(FileNotFoundError, match=r"absent\.onnx: no such model file"):
         Int8Model(tmp_path / "absent.onnx")
 
 
@@ -433,6 +433,6 @@ def test_a_file_that_computes_something_else_is_not_left_behind(tmp_path: Path, 
     monkeypatch.setattr(Int8Model, "__call__", lambda self, inputs: -np.ones((len(inputs), 10), np.float32))
     model = mlp()
     quantize(model)
-    with pytest.raises(ExportError, match="away from the trained model's"):
+    with pytest.raises(ExportError, match="differ from the trained model's"):
         export_onnx(model, (64,), tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from fedq.models import resnet8_gn, transformer
 from fedq.per_example import left_to_opacus, recorded
-from fedq.quant import quantize, register_grad_samplers, spell_out
+from fedq.quant import enable_per_example_gradients, quantize, register_grad_samplers
 from fedq.quant.attention import QMultiheadAttention
 from fedq.quant.grids import FixedGrid, LearnedGrid
 from fedq.quant.layers import QuantizedLayer
@@ -98,7 +98,7 @@ def quantized_with_batch(name: str, setting: str, batch: int) -> tuple[nn.Module
     make, shape = MODELS[name]
     model = make().double()
     if setting == "skipped":
-        spell_out(model)
+        enable_per_example_gradients(model)
     else:
         quantize(model, **{**TIGHT, **(WIDE if name == "conv1d" else {}), **SETTINGS[setting]})
     for number, grid in enumerate(m for m in model.modules() if isinstance(m, FixedGrid)):
@@ -148,8 +148,8 @@ def test_fedq_s_own_recorder_finds_the_same(name: str, setting: str):
     assert got.keys() == expected.keys()
     for key, gradients in expected.items():
         assert (got[key].view(gradients.shape) - gradients).abs().max() < min(1e-5, 1e-3 * gradients.abs().max()), key
-    spelled_out = any(isinstance(layer, (QMultiheadAttention, QLSTM)) for layer in model.modules())
-    assert bool(left_to_opacus(model)) == spelled_out
+    is_fedq_layer = any(isinstance(layer, (QMultiheadAttention, QLSTM)) for layer in model.modules())
+    assert bool(left_to_opacus(model)) == is_fedq_layer
 
 
 @settings(max_examples=40, deadline=None)

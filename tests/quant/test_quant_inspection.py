@@ -8,7 +8,7 @@ from torch import nn
 from fedq.quant import export_onnx, quantize
 from fedq.quant.float_reference import float_reference
 from fedq.quant.inspection import histogram, inspect
-from fedq.quant.swap import spell_out
+from fedq.quant.swap import enable_per_example_gradients
 
 
 def layers(model, inputs, **options):
@@ -140,7 +140,7 @@ def test_the_float_twin_is_the_one_that_speed_is_measured_against():
 def test_layers_that_are_spelled_out_but_float_show_as_float():
     model = Sequence()
     quantize(model, skip=("lstm",))
-    spell_out(model)
+    enable_per_example_gradients(model)
     found = {layer.name: layer for layer in inspect(model, torch.ones(3, 5)).layers}
     assert (found["lstm"].kind, found["lstm"].bits, found["lstm"].own_error) == ("LSTM", None, 0.0)
     assert found["lstm"].bytes == sum(4 * p.numel() for p in model.lstm.parameters())

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedq.quant import jit
-from fedq.quant.fake import snap, snap_parameters, snap_within
+from fedq.quant.fake import fake_quantize, fake_quantize_in_range, fake_quantize_parameters
 from fedq.quant.weights import WeightFormat
 
 ODD = [0.0, -0.0, float("inf"), -float("inf"), float("nan"), 1e-45, 3e38, -0.3, 0.5, 1.5, -2.5, 127.5, -128.5, 255.5]
@@ -53,12 +53,14 @@ def test_snap_and_its_gradient(both, shape, layout, levels, step):
     x = values(shape, layout)
 
     def forward() -> Tensor:
-        return snap(x, step, *levels)
+        return fake_quantize(x, step, *levels)
 
     def backward() -> Tensor:
         # Torch itself passes a NaN's gradient at some places of a vector and not at others.
         z = x.nan_to_num(nan=1.0).requires_grad_()
-        snap(z, step, *levels).backward(torch.arange(1.0, 1.0 + x.numel()).view(shape).to(memory_format=layout))
+        fake_quantize(z, step, *levels).backward(
+            torch.arange(1.0, 1.0 + x.numel()).view(shape).to(memory_format=layout)
+        )
         assert z.grad is not None
         return z.grad
 
@@ -68,7 +70,7 @@ def test_snap_and_its_gradient(both, shape, layout, levels, step):
 
 def test_snap_within(both):
     x = values((7, 5))
-    assert same_bits(*both(lambda: snap_within(x, 1 / 127)))
+    assert same_bits(*both(lambda: fake_quantize_in_range(x, 1 / 127)))
 
 
 @pytest.mark.parametrize("form", [WeightFormat(), WeightFormat(4), WeightFormat(granularity="tensor")])
@@ -81,8 +83,8 @@ def test_weights_and_biases(both, form, step, bad):
         weight[2] = bad
         bias[3] = bad
     for part in (0, 1):
-        assert same_bits(*both(lambda part=part: snap_parameters(weight, bias, step, form)[part]))
-    assert same_bits(*both(lambda: snap_parameters(weight, None, step, form)[0]))
+        assert same_bits(*both(lambda part=part: fake_quantize_parameters(weight, bias, step, form)[part]))
+    assert same_bits(*both(lambda: fake_quantize_parameters(weight, None, step, form)[0]))
 
 
 @pytest.mark.parametrize(
@@ -92,7 +94,7 @@ def test_weights_and_biases(both, form, step, bad):
 )
 def test_other_tensors_go_by_torch(x, monkeypatch):
     before = jit._work
-    snap(x, 0.5, -128, 127)
+    fake_quantize(x, 0.5, -128, 127)
     assert jit._work == before  # whoever asks for kernels counts work
 
 
@@ -110,11 +112,11 @@ print(jit.kernels(0) is not None)
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("least", "environment", "told"),
+    ("least", "environment", "printed"),
     [(10**9, {}, "False"), (10, {}, "True"), (10, {"FEDQ_JIT": "0"}, "False")],
     ids=["little work", "much work", "turned off"],
 )
-def test_kernels_are_loaded_once_they_pay(least, environment, told):
+def test_kernels_are_loaded_once_they_pay(least, environment, printed):
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM.format(least=least)],
         env={**os.environ, **environment},
@@ -122,4 +124,4 @@ def test_kernels_are_loaded_once_they_pay(least, environment, told):
         text=True,
         check=True,
     )
-    assert done.stdout.strip() == told
+    assert done.stdout.strip() == printed

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from fedq.quant import Int8Model, export_onnx, quantize
-from fedq.quant.storage import Stored, cheapest, pack_weights
+from fedq.quant.storage import StoredWeight, pack_weights, smallest_form
 
 
 def weights(largest: int, density: float, size: int = 4096, seed: int = 0) -> np.ndarray:
@@ -23,26 +23,26 @@ def weights(largest: int, density: float, size: int = 4096, seed: int = 0) -> np
 @pytest.mark.parametrize(
     ("levels", "stored"),
     [
-        (np.full(1000, 63, np.int8), Stored(8, 1000, sparse=False)),
-        (np.full(1000, -7, np.int8), Stored(4, 1000, sparse=False)),
-        (np.full(1000, 1, np.int8), Stored(2, 1000, sparse=False)),
+        (np.full(1000, 63, np.int8), StoredWeight(8, 1000, sparse=False)),
+        (np.full(1000, -7, np.int8), StoredWeight(4, 1000, sparse=False)),
+        (np.full(1000, 1, np.int8), StoredWeight(2, 1000, sparse=False)),
         # 100 kept of 1,000, a byte each for level and gap: 200 bytes of 1,000.
-        (np.tile([0, 0, 0, 0, 0, 0, 0, 0, 0, 63], 100).astype(np.int8), Stored(8, 100, sparse=True)),
+        (np.tile([0, 0, 0, 0, 0, 0, 0, 0, 0, 63], 100).astype(np.int8), StoredWeight(8, 100, sparse=True)),
         # Ternary at 10 %: 25 + 100 bytes are less than 250.
-        (np.tile([0, 0, 0, 0, 0, 0, 0, 0, 0, 1], 100).astype(np.int8), Stored(2, 100, sparse=True)),
+        (np.tile([0, 0, 0, 0, 0, 0, 0, 0, 0, 1], 100).astype(np.int8), StoredWeight(2, 100, sparse=True)),
         # Every second one: 500 levels and 500 gaps are no fewer than 1,000 levels.
-        (np.tile([0, 63], 500).astype(np.int8), Stored(8, 1000, sparse=False)),
+        (np.tile([0, 63], 500).astype(np.int8), StoredWeight(8, 1000, sparse=False)),
     ],
     ids=["int8", "int4", "ternary", "sparse", "sparse ternary", "half"],
 )
 def test_the_cheapest_form_is_chosen(levels, stored):
-    assert cheapest(levels) == stored
+    assert smallest_form(levels) == stored
 
 
 def test_a_gap_longer_than_a_byte_gets_fillers():
     levels = np.zeros(1000, np.int8)
     levels[[0, 999]] = 5  # 999 places apart: three fillers of 255
-    assert cheapest(levels).kept == 5
+    assert smallest_form(levels).kept == 5
 
 
 def read_back(levels: np.ndarray) -> tuple[np.ndarray, list[str], int]:
@@ -73,7 +73,7 @@ def test_onnxruntime_reads_the_same_integers(largest, density, shape):
     levels = weights(largest, density, int(np.prod(shape))).reshape(shape)
     got, _, size = read_back(levels)
     assert np.array_equal(got, levels)
-    assert size <= cheapest(levels).bytes + 700  # names, shapes and operators
+    assert size <= smallest_form(levels).bytes + 700  # names, shapes and operators
 
 
 def test_small_weights_stay_as_they_are():

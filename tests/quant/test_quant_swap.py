@@ -167,7 +167,7 @@ def test_every_input_and_weight_of_a_layer_is_on_an_int8_grid(
         levels = x.double() / float(grid.step)
         assert (levels - levels.round()).abs().max() < 1e-4
         assert grid.lowest <= levels.round().min() <= levels.round().max() <= grid.highest
-        weight = layer.snapped(layer.products[0])[0].detach()
+        weight = layer.fake_quantized(layer.products[0])[0].detach()
         for channel in weight.flatten(start_dim=1):
             assert len(channel.unique()) <= 2 * 63 + 1
 
@@ -208,8 +208,10 @@ def test_float_activations_leave_weights_alone_quantized():
     report = quantize(model, activations=None)
     assert [(layer.input, layer.output) for layer in report.layers] == [("float", "float")] * 2
     x = torch.randn(3, 64)
-    first = torch.relu(x @ model[0].snapped(model[0].products[0])[0].T + model[0].bias)
-    assert torch.allclose(model(x), first @ model[2].snapped(model[2].products[0])[0].T + model[2].bias, atol=1e-5)
+    first = torch.relu(x @ model[0].fake_quantized(model[0].products[0])[0].T + model[0].bias)
+    assert torch.allclose(
+        model(x), first @ model[2].fake_quantized(model[2].products[0])[0].T + model[2].bias, atol=1e-5
+    )
 
 
 def test_a_skipped_layer_stays_float_and_the_report_says_why():
@@ -232,9 +234,9 @@ def test_a_skipped_container_leaves_every_layer_in_it_float():
 @pytest.mark.parametrize(
     ("make", "pattern", "message"),
     [
-        (mlp, "1", r"quant\.skip='1': matches 1, where there is no layer to quantize, so it would do nothing"),
-        (Across, "attention.out_proj", r"quant\.skip='attention\.out_proj': is quantized with the attention around it"),
-        (Across, "*out*", r"quant\.skip='attention\.out_proj': is quantized with the attention around it"),
+        (mlp, "1", r"quant\.skip='1': matches 1, without a layer to quantize, so it would have no effect"),
+        (Across, "attention.out_proj", r"quant\.skip='attention\.out_proj': is quantized with its attention layer"),
+        (Across, "*out*", r"quant\.skip='attention\.out_proj': is quantized with its attention layer"),
     ],
 )
 def test_a_pattern_that_would_leave_nothing_float_is_refused(make: Callable[[], nn.Module], pattern: str, message: str):
@@ -266,7 +268,7 @@ def test_a_layer_that_no_input_reaches_is_refused(activations: int | None):
         def forward(self, x: Tensor) -> Tensor:
             return self.used(x)
 
-    with pytest.raises(ValueError, match=r"no input reaches 'idle' in evaluation mode.*quant\.skip"):
+    with pytest.raises(ValueError, match=r"no input reaches 'idle' in eval mode.*quant\.skip"):
         quantize(Idle(), activations=activations)
     assert quantize(Idle(), activations=activations, skip=["idle"]).left_float == {"idle": "named in quant.skip"}
 
@@ -301,7 +303,7 @@ def test_any_stride_padding_and_grouping_computes_what_conv2d_does():
         ({"activations": 2}, r"activations=2: must be 8 or 4 bits, or None"),
         ({"granularity": "row"}, r"granularity='row': must be channel or tensor"),
         ({"rounding": "up"}, r"rounding='up': must be nearest or stochastic"),
-        ({"weights": 4, "weight_range": 63}, r"weight_range=63: is of 8-bit weights"),
+        ({"weights": 4, "weight_range": 63}, r"weight_range=63: is for 8-bit weights"),
         ({"ranges": "guessed"}, r"ranges=guessed: must be one of fixed, learned, observed, dynamic"),
         ({"weight_range": 128}, r"quant\.weight_range=128: must be 1\.\.127"),
         ({"input_range": 0.0}, r"quant\.input_range=0\.0: must be a number from 0\.001"),

@@ -91,13 +91,13 @@ def test_without_a_config_file_there_is_no_connection_of_that_name(home):
 
 
 def test_without_a_config_file_there_is_no_default(home):
-    with pytest.raises(ConfigError, match="names no default connection"):
+    with pytest.raises(ConfigError, match="has no default connection"):
         find(None)
 
 
 def test_a_config_without_a_default_needs_a_name_and_lists_those_there_are(home, listener):
     write(home, listener, default=False)
-    with pytest.raises(ConfigError, match=r"names no default connection.*knows mine"):
+    with pytest.raises(ConfigError, match=r"has no default connection.*knows mine"):
         find(None)
 
 

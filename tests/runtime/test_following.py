@@ -150,7 +150,7 @@ def test_a_run_that_flower_does_not_start_is_told_in_flower_s_words(follow):
 
 
 def test_a_command_that_says_nothing_is_told_so(follow):
-    with pytest.raises(DeploymentError, match="Flower did not start the run: it said nothing"):
+    with pytest.raises(DeploymentError, match="Flower did not start the run: it printed nothing"):
         follow([])
 
 
@@ -162,14 +162,14 @@ def test_a_run_that_the_server_calls_failed_is_told_in_its_words(follow):
 
 def test_a_run_that_ends_without_a_result_says_where_its_files_lie_and_what_was_said_last(follow):
     with pytest.raises(
-        DeploymentError, match=r"run 4711 ended, the run may go on: .* in /runs/a on srv: .*out of memory"
+        DeploymentError, match=r"run 4711 ended, but the run may continue: .* in /runs/a on srv: .*out of memory"
     ):
         follow([STARTED, FOLDER, DONE[2], "Killed: out of memory"])
     assert follow.seen.rows == ROWS[:1]
 
 
 def test_a_torn_result_is_none(follow):
-    with pytest.raises(DeploymentError, match="the run may go on"):
+    with pytest.raises(DeploymentError, match="the run may continue"):
         follow(DONE[:-1], tail=DONE[-1][:-20])
 
 

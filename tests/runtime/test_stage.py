@@ -157,7 +157,7 @@ def test_choices_of_one_s_own_travel_where_there_is_no_app(empty, tmp_path):
 def test_code_that_the_bundle_does_not_hold_is_refused(empty, tmp_path, monkeypatch):
     (empty / "loose_nets.py").write_text(MODULE)
     monkeypatch.syspath_prepend(str(empty))
-    with pytest.raises(ConfigError, match=r"loose_nets\.py lies in this folder and not in the bundle"):
+    with pytest.raises(ConfigError, match=r"loose_nets\.py is in this folder but not in the bundle"):
         staged(["model._target_=loose_nets.net"], tmp_path)
 
 
@@ -172,7 +172,7 @@ def test_a_loose_package_is_refused_as_a_loose_module_is(empty, tmp_path, monkey
 def test_code_beside_an_app_that_its_bundle_leaves_out_is_refused(app, tmp_path, monkeypatch):
     (app / "loose_nets.py").write_text(MODULE)
     monkeypatch.syspath_prepend(str(app))
-    with pytest.raises(ConfigError, match="name it in its fab-include"):
+    with pytest.raises(ConfigError, match="add it to its fab-include"):
         staged(["model._target_=loose_nets.net"], tmp_path, app=app)
 
 
@@ -217,21 +217,21 @@ def test_an_app_keeps_its_name_and_publisher(app, tmp_path):
 
 def test_a_bundle_over_10_mb_is_refused(app, tmp_path):
     (app / "clinics" / "weights.py").write_bytes(b"#" + os.urandom(11_000_000).hex().encode())
-    with pytest.raises(ConfigError, match=r"Flower makes no bundle of it.*(?i:size|10)"):
+    with pytest.raises(ConfigError, match=r"Flower cannot bundle it.*(?i:size|10)"):
         staged([], tmp_path, app=app)
 
 
 def test_a_project_name_that_flower_refuses_is_reported(app, tmp_path):
     path = app / "pyproject.toml"
     path.write_text(path.read_text().replace('name = "clinics"', 'name = "my_app"'))
-    with pytest.raises(ConfigError, match=r"Flower makes no bundle of it.*name.*Fix its pyproject\.toml"):
+    with pytest.raises(ConfigError, match=r"Flower cannot bundle it.*name.*Fix its pyproject\.toml"):
         staged([], tmp_path, app=app)
 
 
 def test_a_pattern_that_matches_no_file_is_reported(app, tmp_path):
     path = app / "pyproject.toml"
     path.write_text(path.read_text().replace('"README.md"', '"NOSUCH.md"'))
-    with pytest.raises(ConfigError, match="Flower makes no bundle of it"):
+    with pytest.raises(ConfigError, match="Flower cannot bundle it"):
         staged([], tmp_path, app=app)
 
 

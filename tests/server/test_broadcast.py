@@ -185,7 +185,7 @@ def test_a_model_that_rests_is_reached(lossy):
 
     Of Gaussian values sign with feedback loses 0.363 (docs/packet-format.md), the others less.
     """
-    federation = Federation(Downlink(codec.with_feedback(lossy, True), "delta"))
+    federation = Federation(Downlink(codec.with_error_feedback(lossy, True), "delta"))
     federation.send("a", master=START)
     first = np.square(federation.held["a"] - START, dtype=np.float64).sum()
     for _ in range(16):
@@ -248,7 +248,7 @@ def test_a_kind_that_is_none_is_refused():
 
 @pytest.mark.parametrize("fine", [Float32(), Float16(), Int8(block=64, rounding="stochastic"), Int4(rotate=True)])
 def test_a_fine_codec_of_the_update_is_that_of_the_model_too(fine):
-    assert downlink_for(codec.with_feedback(fine, True)) == Downlink(fine)
+    assert downlink_for(codec.with_error_feedback(fine, True)) == Downlink(fine)
 
 
 @pytest.mark.parametrize("coarse", [Int2(rotate=True), Sign(), TopK(), RandK()])

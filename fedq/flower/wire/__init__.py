@@ -1,11 +1,11 @@
-"""The only owner of record keys: requests and replies <-> Flower's `RecordDict`. Knows no arrays, models or policy."""
+"""The only owner of record keys: requests and replies <-> Flower's `RecordDict`. Does not know arrays or models."""
 
 from fedq.core.packet_names import UPDATE
 from fedq.flower.wire.checks import REJECTIONS, UNREADABLE, MalformedReply, reason_of
 from fedq.flower.wire.foreign import (
     ForeignRequest,
     Residual,
-    is_guest_request,
+    is_foreign_request,
     read_foreign_metrics,
     read_foreign_reply,
     read_foreign_request,
@@ -66,7 +66,7 @@ __all__ = [
     "Residual",
     "empty",
     "fields_of",
-    "is_guest_request",
+    "is_foreign_request",
     "mask_of",
     "model_of",
     "name_deltas",

@@ -1,11 +1,11 @@
-"""What makes a message malformed, and why. Knows Flower's records; no key of ours."""
+"""The checks that make a message malformed, and their reasons. Depends on Flower's records; not on fedq's own keys."""
 
 from collections.abc import Mapping, Set
 from typing import Any
 
 from flwr.app import RecordDict
 
-# Why a server drops a reply, beside the refusals and `packet_*` (codec.MalformedUpdate.reason).
+# Why a server drops a reply, besides the refusals and `packet_*` (codec.MalformedUpdate.reason).
 REJECTIONS = {
     "no_reply": "nothing came before the time-out",
     "error": "Flower reported an error in place of a reply",
@@ -29,7 +29,7 @@ REJECTIONS = {
 UNREADABLE = "unreadable"
 
 
-class MalformedReply(ValueError):  # noqa: N818  what arrived, as in codec.MalformedUpdate
+class MalformedReply(ValueError):  # noqa: N818  named for what was received, like codec.MalformedUpdate
     """A reply that must not be used; `reason` is one of `REJECTIONS`."""
 
     def __init__(self, reason: str, detail: str) -> None:
@@ -38,7 +38,7 @@ class MalformedReply(ValueError):  # noqa: N818  what arrived, as in codec.Malfo
 
 
 def reason_of(error: str | None) -> str:
-    """Of a reply that is Flower's error: `UNREADABLE` where it came and could not be read."""
+    """The reason for a reply that is Flower's error: `UNREADABLE` if a reply came that could not be read."""
     return UNREADABLE if error == UNREADABLE else "error"
 
 

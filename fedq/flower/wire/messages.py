@@ -1,8 +1,8 @@
-"""What fedq's own clients and server say: requests and replies <-> Flower's `RecordDict`. Knows no arrays or models.
+"""The messages of fedq's own clients and server: requests and replies <-> Flower's `RecordDict`.
 
-A message carries named packets (`model`, with a `mask` or none, or `delta.0`, `delta.1`, ... down, `update` up) beside
-a few public numbers.
-Nothing from the wire is trusted: `read_*` checks every key, type and range, and raises `MalformedReply` with a reason.
+A message carries named packets and a few public numbers. Packets to a client: `model`, with or without a `mask`, or
+`delta.0`, `delta.1`, ...; packets to the server: `update`. Does not know arrays or models.
+Nothing received is trusted: `read_*` checks every key, type and range, and raises `MalformedReply` with a reason.
 """
 
 import math
@@ -24,7 +24,7 @@ MODEL, MASK, _DELTA = "model", "mask", "delta."
 _HELLO, _REQUEST, REPLY = "fedq.hello", "fedq.request", "fedq.reply"
 PACKETS, _METRICS, _COUNTS, _REFUSAL = "fedq.packets", "fedq.metrics", "fedq.counts", "fedq.refusal"
 
-# What a client may say in place of an update. A code, never a text: texts hold paths and data.
+# What a client may send in place of an update: a code, never a text, because texts may contain data and paths.
 REFUSALS = {
     "budget": "the next round would exceed the client's privacy budget",
     "declined": "the client's own code failed, under DP, where why stays with its operator",
@@ -37,13 +37,13 @@ LONGEST_IDENTITY = 64
 LARGEST_COUNT = 2**40
 
 
-# All that may leave a client under DP: noise, public configuration and codes.
+# Everything that may leave a client under DP: noise, public configuration and codes.
 PUBLIC_FIELDS = frozenset(
     {
         *(f"{_HELLO}.{key}" for key in ("identity", "version", "formats", "layout")),
         f"{REPLY}.round",
         f"{PACKETS}.{UPDATE}",
-        *(f"{_COUNTS}.{key}" for key in ("right", "wrong")),  # both with noise, and paid for
+        *(f"{_COUNTS}.{key}" for key in ("right", "wrong")),  # both noised, with a spend in the ledger
         f"{_REFUSAL}.round",
         f"{_REFUSAL}.reason",
         f"{_REFUSAL}.identity",
@@ -52,28 +52,28 @@ PUBLIC_FIELDS = frozenset(
 
 
 def public_fields(packets: Iterable[str]) -> frozenset[str]:
-    """The same where an algorithm sends these packets: its own are computed from noised weights and public values."""
+    """`PUBLIC` with an algorithm's own packets: these are computed from noised weights and public values."""
     return PUBLIC_FIELDS | {f"{PACKETS}.{name}" for name in packets}
 
 
 @dataclass(frozen=True)
 class Hello:
-    """Who a client is and what it speaks, stated before the first round."""
+    """A client's identity and the formats that it supports, sent before the first round."""
 
     identity: str
-    version: str  # of fedq
+    version: str  # version of fedq
     formats: tuple[int, ...]  # packet format versions
     layout: bytes  # Layout.digest
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the server asks of one client in one round."""
+    """The server's request to one client in one round."""
 
     round: int
-    accepted: int  # last round whose update of this client was accepted; -1: none
+    accepted: int  # last round in which this client's update was accepted; -1: none
     packets: Mapping[str, bytes] = field(default_factory=dict)
-    holdout: float = 0.0  # share of its examples that the client keeps to evaluate on; 0 where the server can judge
+    holdout: float = 0.0  # share of its examples that the client holds out to evaluate on; 0 if the server evaluates
 
 
 @dataclass(frozen=True)
@@ -85,12 +85,12 @@ class Reply:
     num_examples: int | None = None
     loss: float | None = None
     metric: float | None = None
-    counts: tuple[int, int] | None = None  # right and wrong answers with noise, which may be negative
+    counts: tuple[int, int] | None = None  # noised numbers of right and wrong answers; they may be negative
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """No update, and the code that says why. To a hello, also who it is that refuses, if it knows."""
+    """A code in place of an update. In reply to a hello, also the client's identity, if it is known."""
 
     round: int
     reason: str
@@ -171,10 +171,10 @@ def read_reply(
     metrics: frozenset[str],
     counts: bool = False,
 ) -> Reply | Refusal:
-    """The reply, if it holds exactly the named packets and metrics (and noisy counts) and answers this round.
+    """The reply, if it holds exactly these packets and metrics (and noised counts) and answers this round.
 
-    Under DP `metrics` is empty: a reply that carries any is malformed, so that a client which leaks is
-    seen at once, not silently obeyed.
+    Under DP `metrics` is empty: a reply with a metric is malformed, so that a client that leaks is
+    detected at once.
     """
     if set(content) == {_REFUSAL}:
         return _refusal(content, round)
@@ -215,12 +215,12 @@ def _counts(record: ConfigRecord) -> tuple[int, int]:
 
 
 def name_deltas(deltas: Sequence[bytes]) -> dict[str, bytes]:
-    """Packets of changes, oldest first, as a request names them."""
+    """Names for packets of deltas, oldest first, as in a request."""
     return {f"{_DELTA}{number}": packet for number, packet in enumerate(deltas)}
 
 
 def model_of(packets: Mapping[str, bytes]) -> bytes | list[bytes]:
-    """What a request brings: one packet of weights, or packets of changes to apply one after the other."""
+    """The model in a request: one packet of weights, or packets of deltas to apply in order."""
     if set(packets) - {MASK} == {MODEL}:
         return packets[MODEL]
     deltas = name_deltas(list(packets.values()))
@@ -230,25 +230,25 @@ def model_of(packets: Mapping[str, bytes]) -> bytes | list[bytes]:
 
 
 def mask_of(packets: Mapping[str, bytes]) -> bytes:
-    """The packet that says which values of `model` are sent; b"" where all are."""
+    """The packet of the pruning mask; b"" if all values are sent."""
     return packets.get(MASK, b"")
 
 
 def packets_of(content: RecordDict) -> dict[str, bytes]:
-    """Name -> packet of any message of ours; empty when it carries none."""
+    """Name -> packet of any fedq message; empty if it carries none."""
     record = content.get(PACKETS)
     return {k: v for k, v in record.items() if isinstance(v, bytes)} if isinstance(record, ConfigRecord) else {}
 
 
 def fields_of(content: RecordDict) -> set[str]:
-    """`record.key` of everything that a message holds."""
+    """`record.key` of everything in a message."""
     return {f"{name}.{key}" for name, record in content.items() for key in record}
 
 
 def with_packets(content: RecordDict, packets: Mapping[str, bytes]) -> RecordDict:
-    """The same message with other packets, to ask what it would have cost. What else it holds stays, hostile or not.
+    """The same message with other packets, to compute its size. Everything else stays, malformed or not.
 
-    Only a mask does not, unless it is given: packets of all values come without one.
+    Only the mask is removed unless `packets` has one: packets of all values have no mask.
     """
     record = content.get(PACKETS)
     others = {k: v for k, v in record.items() if k != MASK} if isinstance(record, ConfigRecord) else {}
@@ -267,7 +267,7 @@ def _refusal(content: RecordDict, round: int) -> Refusal:
 
 def _identity(record: ConfigRecord) -> str:
     identity: str = typed(record, "identity", str)
-    # Names are sorted, logged and shown: 5,000 digits are no number to Python, and an escape moves a cursor.
+    # Names are sorted, logged and shown: Python refuses 5,000 digits as a number, and an escape can move the cursor.
     if not 0 < len(identity) <= LONGEST_IDENTITY or not identity.isprintable():
         raise MalformedReply("wrong_type", f"identity must be 1 to {LONGEST_IDENTITY} printable characters")
     return identity

@@ -1,8 +1,8 @@
-"""Rewrite an exported int8 graph so that onnxruntime runs it faster, with the same results. Knows ONNX; not torch.
+"""Rewrite an exported int8 graph so that onnxruntime runs it faster, with the same results. Depends on ONNX only.
 
-Every pass looks for one pattern, leaves whatever is not exactly that, and uses operators of the standard alone, so
-the file runs wherever it ran before. What a pass adds to weights are operators on constants, computed once when the
-file is loaded: the file holds each layer's own integers.
+Every pass looks for one pattern and leaves everything else unchanged. It uses only standard operators, so the file
+runs wherever it ran before. Operators that a pass adds to weights read constants and are computed once, when the file
+is loaded: the file holds each layer's own integers.
 """
 
 import onnx
@@ -24,7 +24,7 @@ PASSES = (
 
 
 def speed_up(proto: onnx.ModelProto) -> None:
-    """All passes, in place."""
+    """Apply all passes, in place."""
     graph = Graph(proto)
     for rewrite in PASSES:
         rewrite(graph)

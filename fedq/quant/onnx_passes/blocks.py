@@ -1,9 +1,10 @@
-"""A convolution of one to three channels as one of blocks of pixels. Knows ONNX; the rest of the graph sees no change.
+"""Compute a convolution of one to three channels on blocks of pixels. Depends on ONNX; the rest of the graph stays.
 
-An int8 kernel multiplies four neighbouring bytes at once. Of an image with one channel onnxruntime gathers it single
-bytes, and the float kernel is three times as fast. Here neighbours in a row become the channels of one position, so
-many that they are a multiple of four bytes, and the outputs that begin in them are computed together, as channels of
-that position, each with the same weights one stride further to the right. That multiplies zeros too; it pays still.
+An int8 kernel multiplies four adjacent bytes at once. For an image with one channel, onnxruntime gathers single bytes,
+and the float kernel is three times as fast. This pass turns adjacent pixels of a row into the channels of one position,
+as many as make a multiple of four bytes. The outputs that start in these pixels are computed together, as output
+channels of that position, each with the same weights shifted right by one stride. It multiplies some zeros too, but is
+still faster.
 """
 
 import math
@@ -15,14 +16,14 @@ import onnx
 
 from fedq.quant.onnx_passes.graph import Graph, attribute
 
-_BYTES = 4  # that a kernel multiplies at once
-_MOST_OUTPUTS = 128  # channels; at 256, multiplying zeros takes what gathering saves
+_BYTES = 4  # bytes that a kernel multiplies at once
+_MOST_OUTPUTS = 128  # channels; at 256, multiplying zeros costs as much as the pass saves
 _Add = Callable[..., str]
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """How the rows of an image are cut."""
+    """The partition of an image's rows into blocks."""
 
     pixels: int
     channels: int
@@ -36,22 +37,22 @@ class _Rows:
 
     @property
     def together(self) -> int:
-        """Outputs of one position."""
+        """Number of outputs at one position."""
         return _BYTES // math.gcd(_BYTES, self.channels * self.stride)
 
     @property
     def positions(self) -> int:
-        """Of which the last one may compute outputs that nobody wants."""
+        """Number of positions; the last one may compute unused outputs."""
         return -(-self.outputs // self.together)
 
     @property
     def block(self) -> int:
-        """Pixels of one position."""
+        """Number of pixels of one position."""
         return self.stride * self.together
 
     @property
     def reach(self) -> int:
-        """Blocks that the outputs of one position need."""
+        """Number of blocks that the outputs of one position read."""
         return -(-(self.stride * (self.together - 1) + self.kernel) // self.block)
 
     @property
@@ -60,12 +61,12 @@ class _Rows:
 
     @property
     def behind(self) -> int:
-        """Pixels to add at the end; `pads[0]` are added before."""
+        """Number of pixels to pad at the end; `pads[0]` pixels are padded at the start."""
         return self.blocks * self.block - self.pixels - self.pads[0]
 
 
 def convolve_blocks(graph: Graph) -> None:
-    """Where the input has few channels, and only there."""
+    """Rewrite each convolution whose input has few channels."""
     for conv in graph.each("Conv"):
         source, weight = (graph.maker(name, "DequantizeLinear") for name in conv.input[:2])
         quantize = graph.only_reader(conv.output[0], "QuantizeLinear")
@@ -81,7 +82,7 @@ def convolve_blocks(graph: Graph) -> None:
 
 
 def _rows(graph: Graph, conv: onnx.NodeProto, kernel: tuple[int, ...]) -> _Rows | None:
-    """None where it would not pay or cannot be."""
+    """The blocks of the rows; None if the pass cannot be applied or would not be faster."""
     strides, pads = attribute(conv, "strides", [1, 1]), attribute(conv, "pads", [0, 0, 0, 0])
     is_plain = attribute(conv, "group", 1) == 1 and list(attribute(conv, "dilations", [1, 1])) == [1, 1]
     if not is_plain or attribute(conv, "auto_pad", b"NOTSET") != b"NOTSET" or min(pads) < 0:
@@ -104,7 +105,7 @@ def _in_blocks(
     quantize: onnx.NodeProto,
     rows: _Rows,
 ) -> list[onnx.NodeProto]:
-    """All nodes from the levels before the convolution to the levels behind it."""
+    """All nodes from the levels before the convolution to the levels after it."""
     nodes: list[onnx.NodeProto] = []
 
     def add(kind: str, *inputs: str, to: str = "", **attributes: Any) -> str:
@@ -117,7 +118,7 @@ def _in_blocks(
     top, _, bottom, _ = attribute(conv, "pads", [0, 0, 0, 0])
 
     x = add("Pad", source.input[0], graph.integers(rows.pads[0], rows.behind), source.input[2], graph.integers(3))
-    # By way of pixels with their channels, the order of onnxruntime's kernels: the Transposes cancel its own.
+    # Through channels-last, the layout of onnxruntime's kernels: its own Transposes cancel these.
     x = add("Transpose", x, perm=[0, 2, 3, 1])
     x = add("Reshape", x, graph.integers(0, height, rows.blocks, rows.block * rows.channels))
     x = add("Transpose", x, perm=[0, 3, 1, 2])
@@ -143,7 +144,7 @@ def _weight_in_blocks(add: _Add, graph: Graph, weight: onnx.NodeProto, rows: _Ro
     """Levels (together * outputs, block * channels, lines, reach), steps and zero points."""
     outputs, channels, lines, columns = _known(graph, weight.input[0])
     length, copies = rows.reach * rows.block, rows.together
-    # Each copy's row is one stride longer than what it is cut to, so it begins one stride further to the right.
+    # Each copy's row is one stride longer than the slice, so each copy starts one stride further to the right.
     longer = length + rows.stride if copies > 1 else length
     w = weight.input[0]
     if longer > columns:
@@ -162,5 +163,5 @@ def _repeated(add: _Add, name: str, times: int) -> str:
 
 
 def _known(graph: Graph, name: str) -> tuple[int, ...]:
-    """A shape that `_rows` has looked at, with 0 for the batch."""
+    """A shape that `_rows` has checked, with 0 for the batch axis."""
     return tuple(size or 0 for size in graph.shape(name) or ())

@@ -1,7 +1,7 @@
-"""An ONNX graph that passes search and rewrite. Knows ONNX; not what a pass wants.
+"""An ONNX graph that passes search and rewrite. Depends on ONNX; does not know the passes.
 
-A name keeps its values and its shape for as long as it is there: a pass puts other nodes before it, never another
-meaning into it.
+A name keeps its values and its shape as long as it exists: a pass changes the nodes that compute it, never its
+meaning.
 """
 
 from collections import defaultdict
@@ -14,7 +14,7 @@ from onnx import helper, numpy_helper
 
 
 class Graph:
-    """Nodes in order, and who makes and reads what. Nothing reaches the model before `save`."""
+    """Nodes in order, with the producer and the readers of each name. Changes reach the model only in `save`."""
 
     def __init__(self, proto: onnx.ModelProto) -> None:
         self._proto = proto
@@ -28,18 +28,18 @@ class Graph:
         self._look()
 
     def each(self, kind: str) -> Iterator[onnx.NodeProto]:
-        """The nodes of this kind, less those that a pass has replaced meanwhile."""
+        """The nodes of this kind, without those that a pass has replaced meanwhile."""
         for node in [node for node in self._nodes if node.op_type == kind]:
             if any(self._makers.get(name) is node for name in node.output):
                 yield node
 
     def maker(self, name: str, kind: str) -> onnx.NodeProto | None:
-        """The node that computes it, if it is of this kind."""
+        """The node that computes `name`, if it is of this kind."""
         node = self._makers.get(name)
         return node if node is not None and node.op_type == kind else None
 
     def only_reader(self, name: str, kind: str) -> onnx.NodeProto | None:
-        """The node of this kind whose data it is, if nobody else reads it and it does not leave the graph."""
+        """The node of this kind that reads `name` as data, if it is the only reader and `name` is no graph output."""
         readers = self._readers[name]
         if name in self._outputs or len(readers) != 1:
             return None
@@ -47,16 +47,16 @@ class Graph:
         return node if node.op_type == kind and node.input[0] == name else None
 
     def array(self, name: str) -> np.ndarray | None:
-        """A constant's values."""
+        """The values of a constant, or None."""
         tensor = self._tensors.get(name)
         return None if tensor is None else numpy_helper.to_array(tensor)
 
     def shape(self, name: str) -> tuple[int | None, ...] | None:
-        """None: not known; an axis None: it depends on the batch."""
+        """The shape of a tensor; None: not known; an axis None: depends on the batch."""
         return tuple(self._tensors[name].dims) if name in self._tensors else self._shapes.get(name)
 
     def constant(self, values: np.ndarray) -> str:
-        """The name of a constant with these values, one for all who want them."""
+        """The name of a constant with these values; equal constants are shared."""
         key = (values.dtype.str, values.shape, values.tobytes())
         if key not in self._same:
             self._same[key] = self.name()
@@ -64,11 +64,11 @@ class Graph:
         return self._same[key]
 
     def integers(self, *values: int) -> str:
-        """The same, of a shape, of pads or of axes."""
+        """The name of an int64 constant, for a shape, pads or axes."""
         return self.constant(np.array(values, np.int64))
 
     def filled(self, size: int, value: float) -> str:
-        """The same number so many times, by a node at the very front."""
+        """The name of a vector of `size` equal values, computed by a node at the start."""
         key = (size, value)
         if key not in self._filled:
             tensor = helper.make_tensor("value", onnx.TensorProto.FLOAT, [1], [value])
@@ -80,7 +80,7 @@ class Graph:
         return helper.make_node(kind, inputs, [to or self.name()] if isinstance(to, str) else to, **attributes)
 
     def replace(self, old: onnx.NodeProto, new: Iterable[onnx.NodeProto]) -> None:
-        """Put `new`, in this order, in place of `old` and of what made the same names; what nobody reads goes."""
+        """Put `new`, in this order, in place of `old` and other producers of the same names; remove unread nodes."""
         put = list(new)
         again = {name for node in put for name in node.output}
         at = next(i for i, node in enumerate(self._nodes) if node is old)
@@ -91,12 +91,12 @@ class Graph:
         self._look()
 
     def name(self) -> str:
-        """One that nobody has."""
+        """A new unused name."""
         self._made += 1
         return f"pass.{self._made}"
 
     def save(self) -> None:
-        """Into the model, without the constants that nobody reads."""
+        """Write the nodes into the model, without constants that no node reads."""
         graph = self._proto.graph
         self._nodes = [*self._filled.values(), *self._nodes]
         self._look()
@@ -121,7 +121,7 @@ class Graph:
 
 
 def attribute(node: onnx.NodeProto, name: str, otherwise: Any = None) -> Any:
-    """An attribute's value."""
+    """The value of an attribute, or `otherwise`."""
     return next((helper.get_attribute_value(a) for a in node.attribute if a.name == name), otherwise)
 
 

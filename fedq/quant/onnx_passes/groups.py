@@ -1,13 +1,13 @@
-"""GroupNorm's scale and shift as one operator. Knows ONNX."""
+"""Compute GroupNorm's scale and shift in one operator. Depends on ONNX."""
 
 from fedq.quant.onnx_passes.graph import Graph
 
 
 def scale_and_shift_at_once(graph: Graph) -> None:
-    """A product and a sum per channel behind a normalisation, as one BatchNormalization of mean 0 and variance 1.
+    """Replace a product and a sum per channel after a normalisation by a BatchNormalization of mean 0 and variance 1.
 
-    Two passes over the floats become one. With its epsilon of 0 the scale stays what it is, so at most the last bit
-    of a float differs, where a processor multiplies and adds at once.
+    Two passes over the floats become one. Its epsilon is 0, so the scale does not change; at most the last bit of a
+    float differs, on a processor that multiplies and adds in one step.
     """
     for scale in graph.each("Mul"):
         shift = graph.only_reader(scale.output[0], "Add")

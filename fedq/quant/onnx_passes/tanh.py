@@ -1,8 +1,8 @@
-"""A tanh between two grids as integers alone. Knows ONNX; not the rest of the graph.
+"""Compute a tanh between two grids on integers. Depends on ONNX; not on the rest of the graph.
 
-onnxruntime has no kernel of a tanh on levels: it computes a float tanh of every value, between a node that makes
-floats and one that makes levels. It has one for a sigmoid, as a table of the 256 levels; and a max-pooling before
-the tanh leaves it fewer values than one behind it.
+onnxruntime has no tanh kernel on levels: it computes a float tanh of every value, between a DequantizeLinear and a
+QuantizeLinear. It has one for a sigmoid, as a table of the 256 levels. A max-pooling before the tanh leaves fewer
+values than one after it.
 """
 
 from collections.abc import Callable
@@ -13,14 +13,14 @@ import onnx
 
 from fedq.quant.onnx_passes.graph import Graph
 
-# Of a level: closer to the border between two levels, float32 kernels may disagree on which of them it is.
+# In levels: closer than this to the border between two levels, float32 kernels may disagree on the level.
 _SAFE = 1e-4
 _LEVELS = np.arange(256)
 
 
 @dataclass(frozen=True)
 class _Grid:
-    """What QuantizeLinear and DequantizeLinear take, of uint8 levels."""
+    """Scale and zero point of QuantizeLinear and DequantizeLinear for uint8 levels."""
 
     names: tuple[str, str]
     step: np.float32
@@ -28,7 +28,7 @@ class _Grid:
 
 
 def pool_before_tanh(graph: Graph) -> None:
-    """Max-pooling of what is on a grid, then the tanh: it is monotone, so the largest level stays the largest."""
+    """Move max-pooling before the tanh: tanh is monotonic, so the largest level stays the largest."""
     for tanh in graph.each("Tanh"):
         before = _grid(graph, graph.maker(tanh.input[0], "DequantizeLinear"))
         pool = graph.only_reader(tanh.output[0], "MaxPool")
@@ -45,7 +45,7 @@ def pool_before_tanh(graph: Graph) -> None:
 
 
 def tanh_as_sigmoid(graph: Graph) -> None:
-    """tanh(x) = 2 sigmoid(2 x) - 1: twice the step before it; half the step and another zero point behind it."""
+    """tanh(x) = 2 sigmoid(2 x) - 1: twice the step before it; half the step and another zero point after it."""
     for tanh in graph.each("Tanh"):
         dequantize = graph.maker(tanh.input[0], "DequantizeLinear")
         before, behind = _grid(graph, dequantize), _grid_behind(graph, tanh.output[0])
@@ -68,7 +68,7 @@ def tanh_as_sigmoid(graph: Graph) -> None:
 
 
 def _grid_behind(graph: Graph, name: str) -> _Grid | None:
-    """The grid that all its readers see it on."""
+    """The grid on which all readers of `name` see it, or None."""
     while (reshape := graph.only_reader(name, "Reshape")) is not None:
         name = reshape.output[0]
     return _grid(graph, graph.only_reader(name, "QuantizeLinear"))
@@ -86,7 +86,7 @@ def _grid(graph: Graph, node: onnx.NodeProto | None) -> _Grid | None:
 def _table(
     before: _Grid, step: np.float32, zero: int, function: Callable[[np.ndarray], np.ndarray]
 ) -> np.ndarray | None:
-    """(256,) levels behind a function of those before it; None where float32 kernels may disagree."""
+    """(256,) output levels of a function of the input levels; None if float32 kernels may disagree."""
     values = ((_LEVELS - before.zero).astype(np.float32) * before.step).astype(np.float64)
     exact = function(values) / float(step)
     levels = np.rint(exact)

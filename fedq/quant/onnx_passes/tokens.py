@@ -1,7 +1,7 @@
-"""Linear layers on tokens as products of two matrices, with results on their grid at once. Knows ONNX.
+"""Compute linear layers on tokens as products of two matrices, with quantized results. Depends on ONNX.
 
-onnxruntime has an int8 kernel with bias and output grid for a Gemm, which takes matrices alone. Of what has an axis
-more, as the tokens of an example, it multiplies the integers, makes floats of them, and adds the bias to those.
+onnxruntime has an int8 kernel with bias and output grid for Gemm, which needs matrices. For a tensor with one more
+axis, such as the tokens of an example, it multiplies the integers, converts the sums to floats, and adds a float bias.
 """
 
 from itertools import pairwise
@@ -14,9 +14,9 @@ _MOVES = ("Reshape", "Transpose")
 
 
 def quantize_before_split(graph: Graph) -> None:
-    """Where all parts of a tensor are put on one grid, put it there whole: fewer bytes to split and to transpose.
+    """Quantize a tensor before a Split if all its parts have the same grid: fewer bytes to split and to transpose.
 
-    The product that made it can then have the grid in its own kernel, which sees no further than a Split.
+    The kernel of the product before the Split can then include the grid; it cannot do so across a Split.
     """
     for split in graph.each("Split"):
         ways = [_way_to_grid(graph, name) for name in split.output]
@@ -38,7 +38,7 @@ def quantize_before_split(graph: Graph) -> None:
 
 
 def _way_to_grid(graph: Graph, name: str) -> list[onnx.NodeProto]:
-    """What moves it about and, at the end, the QuantizeLinear; empty where there is another way or another end."""
+    """The nodes that move values from `name` to one QuantizeLinear (the last); empty if there is another use."""
     way: list[onnx.NodeProto] = []
     while (quantize := graph.only_reader(name, "QuantizeLinear")) is None:
         move = next((node for kind in _MOVES if (node := graph.only_reader(name, kind)) is not None), None)
@@ -50,8 +50,8 @@ def _way_to_grid(graph: Graph, name: str) -> list[onnx.NodeProto]:
 
 
 def multiply_flat(graph: Graph) -> None:
-    """(n, tokens, width) -> (n * tokens, width) before a linear layer and back behind it, on levels where it can be."""
-    flat: dict[str, str] = {}  # levels -> the same as a matrix
+    """(n, tokens, width) -> (n * tokens, width) before a linear layer and back after it, on levels if possible."""
+    flat: dict[str, str] = {}  # levels -> the same levels as a matrix
     for product in graph.each("MatMul"):
         source = graph.maker(product.input[0], "DequantizeLinear")
         transpose = graph.maker(product.input[1], "Transpose")
@@ -83,7 +83,7 @@ def multiply_flat(graph: Graph) -> None:
 
 
 def _constant_shape(graph: Graph, name: str) -> tuple[int, ...] | None:
-    """The shape of what is dequantized there, if that is a constant; else None."""
+    """The shape of the constant that is dequantized there; None if it is no constant."""
     node = graph.maker(name, "DequantizeLinear")
     levels = None if node is None else graph.array(node.input[0])
     return None if levels is None else levels.shape

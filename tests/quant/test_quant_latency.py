@@ -7,8 +7,7 @@ import pytest
 import torch
 from quant_models import Untraceable, mlp, tanh_cnn
 
-from fedq.quant import ExportError, Int8Model, export_onnx, quantize
-from fedq.quant import latency as pace
+from fedq.quant import ExportError, Int8Model, export_onnx, latency, quantize
 
 pytestmark = pytest.mark.integration
 
@@ -40,7 +39,7 @@ def test_a_profile_leaves_no_file_behind(delivered, tmp_path, monkeypatch):
 
 
 def test_a_model_is_measured_beside_its_float_twin(delivered):
-    found = pace.measure(*delivered, np.zeros((3, 64), np.float32))
+    found = latency.measure(*delivered, np.zeros((3, 64), np.float32))
     assert found.speedup > 0
     assert "QGemm" in found.profile
 
@@ -49,8 +48,8 @@ def test_few_examples_make_a_whole_batch(delivered, monkeypatch):
     seen = set()
     call = Int8Model.__call__
     monkeypatch.setattr(Int8Model, "__call__", lambda self, inputs: seen.add(inputs.shape) or call(self, inputs))
-    pace.measure(*delivered, np.zeros((3, 64), np.float32))
-    assert seen == {(pace.BATCH, 64)}
+    latency.measure(*delivered, np.zeros((3, 64), np.float32))
+    assert seen == {(latency.BATCH, 64)}
 
 
 def test_without_a_float_file_nothing_is_measured(tmp_path):
@@ -60,18 +59,18 @@ def test_without_a_float_file_nothing_is_measured(tmp_path):
     other = Untraceable()
     quantize(other)
     with pytest.raises(ExportError, match="cannot be captured"):
-        pace.measure(other, tmp_path / "model.onnx", np.zeros((1, 1, 8, 8), np.float32))
+        latency.measure(other, tmp_path / "model.onnx", np.zeros((1, 1, 8, 8), np.float32))
 
 
 def test_contenders_take_turns():
     turns: list[str] = []
-    pace.in_turns(lambda: turns.append("a"), lambda: turns.append("b"), seconds=0)
+    latency.measure_alternately(lambda: turns.append("a"), lambda: turns.append("b"), seconds=0)
     assert "".join(turns) == "abababab"  # a warm-up and the least number of calls
 
 
 def test_a_slow_call_is_timed_three_times_and_no_more(monkeypatch):
     clock = iter(range(0, 10_000, 10))
-    monkeypatch.setattr(pace.time, "perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr(latency.time, "perf_counter", lambda: float(next(clock)))
     calls: list[int] = []
-    assert pace.in_turns(lambda: calls.append(1), seconds=1) == [10.0]
+    assert latency.measure_alternately(lambda: calls.append(1), seconds=1) == [10.0]
     assert len(calls) == 1 + 3

@@ -33,14 +33,14 @@ def read(packet, segments):
             size *= dimension
         runs.append(Run(first, size, codec if size >= 256 else 1, block + 1, rounding, flags, fraction, seed))
         first += size
-    num_sides = sum(run.sides() for run in runs)
-    sides, body = struct.unpack_from(f"<{num_sides}f", packet, 72), packet[72 + 4 * num_sides :]
+    num_scales = sum(run.scales() for run in runs)
+    scales, body = struct.unpack_from(f"<{num_scales}f", packet, 72), packet[72 + 4 * num_scales :]
     if flags & 4:
         body = zlib.decompress(body, wbits=-15)
-    values, side, level = [], 0, 0
+    values, scale, level = [], 0, 0
     for run in runs:
-        values += run.read(sides[side : side + run.sides()], body[level : level + run.level_bytes()])
-        side, level = side + run.sides(), level + run.level_bytes()
+        values += run.read(scales[scale : scale + run.scales()], body[level : level + run.level_bytes()])
+        scale, level = scale + run.scales(), level + run.level_bytes()
     assert level == len(body)
     return values
 
@@ -80,7 +80,7 @@ class Run:
             rest -= w
         return lengths
 
-    def sides(self):
+    def scales(self):
         return self.size if self.codec == 1 else 0 if self.codec == 2 else len(self.cut(self.coded))
 
     def level_bytes(self):
@@ -97,13 +97,13 @@ class Run:
             low += 1
         return low, self.kept + (self.size - 1) // 2**low
 
-    def read(self, sides, levels):
+    def read(self, scales, levels):
         if self.codec == 1:
-            return list(sides)
+            return list(scales)
         if self.codec == 2:
             return list(struct.unpack(f"<{self.size}e", levels))
         if self.codec in (7, 8):
-            kept = scaled([b - 256 * (b > 127) for b in levels[-self.kept :]], sides, self.cut(self.kept))
+            kept = scaled([b - 256 * (b > 127) for b in levels[-self.kept :]], scales, self.cut(self.kept))
             values = [0.0] * self.size
             places = self.read_places(levels[: -self.kept]) if self.codec == 7 else self.picked()
             for place, value in zip(places, kept, strict=True):
@@ -111,7 +111,7 @@ class Run:
             return values
         bits = BITS[self.codec]
         codes = [get(levels, i, bits) for i in range(self.coded)]
-        values = scaled([self.point(code, bits) for code in codes], sides, self.cut(self.coded))
+        values = scaled([self.point(code, bits) for code in codes], scales, self.cut(self.coded))
         return self.rotated_back(values)[: self.size] if self.rotate else values
 
     def point(self, code, bits):
