@@ -28,11 +28,11 @@ from fedq.config.client_level import protects_examples
 from fedq.experiment import Experiment, Site, build
 from fedq.experiment.ledgers import LEDGER, Account, ledger_name
 from fedq.flower import wire
-from fedq.privacy import Declined, DPPlan, SecureRandom, head_of, limits
+from fedq.privacy import Declined, DPPlan, SecureRandom, limits, tip_of
 from fedq.training.numerics import use_one_thread
 
-HEAD_BESIDE: Final = (
-    "the ledger's head lies beside the ledger: who restores or deletes both is not noticed. Name a folder on another "
+TIP_BESIDE: Final = (
+    "the ledger's tip lies beside the ledger: who restores or deletes both is not noticed. Name a folder on another "
     'disk with head-dir="/..." in the node config, or with head= in the policy file'
 )
 ANYBODY: Final = "*"  # the owner of a part of data that every machine has
@@ -85,8 +85,8 @@ def client_of(context: Context) -> Client | OwnedClient:
         files = simulated_clients(context.run_id) / identity
         return _experiment(overrides, folder, owner).client(identity, folder=files, run=run, durable=True)
     files = node.state / "runs" / run
-    head = head_of(node.state / LEDGER, policy, node.heads)
-    account = Account(node.state / LEDGER, head, bundle)
+    tip = tip_of(node.state / LEDGER, policy, node.tips)
+    account = Account(node.state / LEDGER, tip, bundle)
 
     def built() -> Client:
         experiment = _experiment(overrides, folder, owner)
@@ -103,15 +103,15 @@ def client_of(context: Context) -> Client | OwnedClient:
     client.on_training = partial(count_request, files, most=None if policy is None else policy.max_rounds)
     if policy is None and not node.limited:
         warn_owner(client.state, ACCEPTS_ANYTHING)
-    if head is None and protects_examples(config):
-        warn_owner(client.state, HEAD_BESIDE)
+    if tip is None and protects_examples(config):
+        warn_owner(client.state, TIP_BESIDE)
     return client
 
 
 def _privacy(config: Config, plan: DPPlan, account: Account, owner: Site, run: str) -> Privacy:
     """This client's side of DP, from public configuration alone."""
     name, holdout = ledger_name(config, owner), config.train.holdout if config.evaluate == "dp" else 0.0
-    return Privacy(plan, account.ledger, SecureRandom(), name, run, account.bundle, account.head, holdout)
+    return Privacy(plan, account.ledger, SecureRandom(), name, run, account.bundle, account.tip, holdout)
 
 
 @contextmanager

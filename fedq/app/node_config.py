@@ -21,7 +21,7 @@ class Node:
     policy: Path | None = None  # the weakest privacy that the owner accepts
     epsilon: float | None = None  # the owner's own budget, over all runs
     delta: float | None = None  # at which that budget is counted; 1e-5 where an epsilon is given alone
-    heads: Path | None = None  # the folder for the ledger's head, where the policy names no file for it
+    tips: Path | None = None  # key head-dir: folder for the tip of the ledger, if the policy names no file for it
 
     @property
     def limited(self) -> bool:
@@ -43,12 +43,12 @@ class Node:
         partition = typed("partition-id", int, "0")
         data = typed("data-path", str, '"/path/to/own/data"')
         state = typed("state-dir", str, '"/path/to/own/state"')
-        heads = typed("head-dir", str, '"/path/on/another/disk"')
+        tips = typed("head-dir", str, '"/path/on/another/disk"')
         policy = typed("policy", str, '"/path/to/policy.toml"')
         epsilon = node_config.get("epsilon")
         delta = own_delta(epsilon, node_config.get("delta"))
         found += own_limit_problems(epsilon, delta, where="node-config ", policy=policy)
-        for key, path in (("data-path", data), ("state-dir", state), ("head-dir", heads), ("policy", policy)):
+        for key, path in (("data-path", data), ("state-dir", state), ("head-dir", tips), ("policy", policy)):
             if isinstance(path, str) and not Path(path).expanduser().is_absolute():
                 rule = "must be absolute: started in another folder, this node would begin with an empty ledger"
                 found.append(Problem(f"node-config {key}", path, rule, f'Use {key}="/..."'))
@@ -56,10 +56,10 @@ class Node:
             found.append(Problem("node-config name", None, "a client must say who it is", 'Use name="clinic-a"'))
         if found:
             raise ConfigError(found)
-        own = (Path(p).expanduser() if p else None for p in (data, state, policy, heads))
-        own_data, own_state, own_policy, own_heads = own
+        own = (Path(p).expanduser() if p else None for p in (data, state, policy, tips))
+        own_data, own_state, own_policy, own_tips = own
         budget = None if epsilon is None else float(epsilon)
-        return cls(name, partition, own_data, own_state, own_policy, budget, delta, own_heads)
+        return cls(name, partition, own_data, own_state, own_policy, budget, delta, own_tips)
 
     def identity(self, config: Config) -> str:
         """The name, or the name of the partition; it must be one that the experiment knows."""

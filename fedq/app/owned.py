@@ -64,7 +64,7 @@ class OwnedClient:
         check_holdout(request, self.privacy)
         plan, context, source = self.privacy.plan, self.privacy.context(request.round), self.privacy.random.source
         spend = (plan.evaluation_spend if counts else plan.spend)(context, noise_source=source)
-        ledger = Ledger(self.privacy.ledger, head=self.privacy.head)
+        ledger = Ledger(self.privacy.ledger, tip=self.privacy.tip)
         return ledger.spend(spend, guard=budget_guard(plan, counts=counts))
 
     def _after_admission(self, work: Callable[[Client], wire.Reply]) -> wire.Reply:

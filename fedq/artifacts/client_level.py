@@ -147,7 +147,7 @@ def server_evidence(
         ledger.verify()
         rows = ledger.rows()
         spends = {row.id: row.spend for row in rows if row.spend.run == files.run}
-        decisions = ledger.head().accepted
+        decisions = ledger.tip().accepted
         verified, others = True, [row.spend for row in rows if row.spend.run != files.run]
     of_round = {evidence.round: evidence for evidence in done}
     proven, ended = {evidence.spend_row_id for evidence in done}, {what.number for what in rounds}

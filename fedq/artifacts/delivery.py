@@ -288,7 +288,7 @@ def gather_evidence(
                 ledger = Ledger(path, access="read")
                 ledger.verify()
                 spends = {row.id: row.spend for row in ledger.rows()}
-                decisions += [f"client {identity}, {said}" for said in ledger.head().accepted]
+                decisions += [f"client {identity}, {said}" for said in ledger.tip().accepted]
                 plan = experiment.plans[identity]
                 accounts[identity] = (ledger.epsilon(plan.delta, accountant=plan.accountant), plan.target_epsilon)
             except LedgerError:

@@ -35,11 +35,11 @@ def status(
         Ledger,
         LedgerError,
         PolicyError,
-        head_of,
         is_begun,
         is_coarse,
         limits,
         read_policy,
+        tip_of,
         uncounted,
     )
     from fedq.results.accounts import ClientStatus, by_run, total
@@ -51,8 +51,8 @@ def status(
     try:
         accepts = None if policy is None else read_policy(policy)
         path = state.absolute() / LEDGER
-        head = head_of(path, accepts, head_dir)
-        rows = Ledger(path, access="read", head=head).rows() if is_begun(path, head=head) else []
+        tip = tip_of(path, accepts, head_dir)
+        rows = Ledger(path, access="read", tip=tip).rows() if is_begun(path, tip=tip) else []
     except (LedgerError, PolicyError) as error:
         refuse_text(str(error))
     # As the client itself does: node config and policy, whichever is stricter.
@@ -73,7 +73,7 @@ def status(
                 floor=None if accepts is None else accepts.max_epsilon,
                 uncounted=[] if epsilon is not None or delta is not None else uncounted(accepts),
                 coarse=is_coarse([row.spend.as_mechanism() for row in rows]),
-                head=None if head is None else str(head),
+                tip=None if tip is None else str(tip),
                 runs=runs,
                 older_runs=older,
                 left=dict(_left(state / "runs")),

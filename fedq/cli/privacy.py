@@ -19,9 +19,11 @@ BUDGETS = (0.5, 1.0, 2.0, 3.0, 5.0, 8.0)
 @app.command(short_help="Print and check a ledger, or all below a folder: fedq privacy ledger PATH.")
 def ledger(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="A ledger, or a folder that holds some.")],
-    head: Annotated[
+    tip: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Its head, if it does not lie beside it; or the folder that head-dir names."),
+        typer.Option(
+            "--head", metavar="FILE", help="The ledger's tip, if not beside the ledger; or the folder of head-dir."
+        ),
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="All rows, not the newest alone.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The same as JSON, one object a ledger.")] = False,
@@ -31,31 +33,31 @@ def ledger(
 ) -> None:
     """Exit status 0: every ledger is whole; 1: one does not check out.
 
-    A ledger that is shorter than its head says, or whose head is gone, is not continued until a person decides:
-    put the right files back, or --accept REASON, which stays on record in the head. A changed row cannot be accepted.
+    A ledger that is shorter than its tip says, or whose tip is gone, is not continued until a person decides:
+    put the right files back, or --accept REASON, which stays on record in the tip. A changed row cannot be accepted.
     """
     from fedq.console.accounts import ledger_table
-    from fedq.privacy import Ledger, LedgerError, head_in
+    from fedq.privacy import Ledger, LedgerError, tip_in
     from fedq.results import strict_json
     from fedq.results.accounts import ledger_json
 
     found = ledgers_at(path)
-    if head is not None and head.is_dir():
-        head = head_in(head, found[0])
-    if len(found) > 1 and (head is not None or accept is not None):
+    if tip is not None and tip.is_dir():
+        tip = tip_in(tip, found[0])
+    if len(found) > 1 and (tip is not None or accept is not None):
         refuse_text(f"{path}: holds {len(found)} ledgers. Name one of them")
     broken = False
     for file in found:
         try:
             if accept is not None:
-                Ledger(file, head=head).accept(accept)
-            account = Ledger(file, access="read", head=head)
+                Ledger(file, tip=tip).accept(accept)
+            account = Ledger(file, access="read", tip=tip)
             account.verify()
-            rows, decisions = account.rows(), account.head().accepted
+            rows, decisions = account.rows(), account.tip().accepted
         except (LedgerError, ValueError) as error:
             say(f"fedq: {error}")
             if accept is not None:
-                say("--accept changed nothing: it takes a shorter chain or a lost head for the account, no changed row")
+                say("--accept changed nothing: it takes a shorter chain or a lost tip for the account, no changed row")
             broken = True
             continue
         if as_json:
@@ -69,11 +71,11 @@ def ledger(
 def ledgers_at(path: Path) -> list[Path]:
     """The ledger that `path` is, or all below the folder; ends the command where there is none."""
     if path.is_dir():
-        from fedq.privacy.ledger import HEAD_SUFFIX
+        from fedq.privacy.ledger import TIP_SUFFIX
 
-        # A head's ledger may have been deleted.
-        heads = {head.with_suffix("") for head in path.rglob(f"*.sqlite{HEAD_SUFFIX}")}
-        found = sorted({*path.rglob("*.sqlite"), *heads})
+        # A tip's ledger may have been deleted.
+        tips = {tip.with_suffix("") for tip in path.rglob(f"*.sqlite{TIP_SUFFIX}")}
+        found = sorted({*path.rglob("*.sqlite"), *tips})
         if not found:
             refuse_text(f"{path}: holds no ledger (*.sqlite). Name a client's state-dir, or a run's folder")
         return found

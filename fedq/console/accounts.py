@@ -80,9 +80,9 @@ def plan_table(rows: Sequence[PlanRow], facts: Mapping[str, str], *, mean: str) 
     from rich.table import Table
     from rich.text import Text
 
-    head = Table.grid(padding=(0, 2, 0, 0))
+    summary = Table.grid(padding=(0, 2, 0, 0))
     for name, value in facts.items():
-        head.add_row(Text(name, style="cyan"), Text(value))
+        summary.add_row(Text(name, style="cyan"), Text(value))
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("epsilon", justify="right")
     rounds = list(rows[0].noise)
@@ -91,7 +91,7 @@ def plan_table(rows: Sequence[PlanRow], facts: Mapping[str, str], *, mean: str) 
     for row in rows:
         table.add_row(f"{row.epsilon:g}", *(_noise(row, number) for number in rounds))
     words = f"noise multiplier (and std of the noise on a coordinate of {mean}, in clip norms)"
-    return Group(head, Text(f"\n{words}", style="dim"), table, Text(""))
+    return Group(summary, Text(f"\n{words}", style="dim"), table, Text(""))
 
 
 def _noise(row: PlanRow, rounds: int) -> str:
@@ -105,32 +105,32 @@ def status_table(status: ClientStatus) -> "RenderableType":
     from rich.table import Table
     from rich.text import Text
 
-    head = Table.grid(padding=(0, 2, 0, 0))
-    head.add_row(Text("client's files", style="cyan"), Text(status.path))
+    summary = Table.grid(padding=(0, 2, 0, 0))
+    summary.add_row(Text("client's files", style="cyan"), Text(status.path))
     if status.data:
-        head.add_row(Text("data", style="cyan"), Text(one_line(status.data, limit=100)))
+        summary.add_row(Text("data", style="cyan"), Text(one_line(status.data, limit=100)))
     nothing = not status.runs
     said = (
         "nothing: no ledger here, of a client that never trained, or in another folder"
         if nothing
         else f"epsilon {spent(status.epsilon)} at delta {status.delta:g}" + (f" ({COARSE})" if status.coarse else "")
     )
-    head.add_row(Text("spent", style="cyan"), Text(said, style="bold"))
-    head.add_row(Text("left", style="cyan"), _rest(status))
+    summary.add_row(Text("spent", style="cyan"), Text(said, style="bold"))
+    summary.add_row(Text("left", style="cyan"), _rest(status))
     beside = "beside the ledger: restoring both is not noticed; name another disk by head-dir= in the node config"
-    head.add_row(
-        Text("ledger's head", style="cyan"),
-        Text(status.head or beside, style="" if status.head else "yellow", overflow="fold"),
+    summary.add_row(
+        Text("ledger's tip", style="cyan"),
+        Text(status.tip or beside, style="" if status.tip else "yellow", overflow="fold"),
     )
     if status.floor is not None:
-        head.add_row(
+        summary.add_row(
             Text("policy", style="cyan"), Text(f"runs that aim at more than epsilon {status.floor:g} are declined")
         )
     if status.uncounted:
         units = " or ".join(f"privacy={unit}" for unit in status.uncounted)
         words = f"runs with {units}, of which nothing enters the ledger: only a budget or the policy's unit bars them"
-        head.add_row(Text("not counted", style="cyan"), Text(words, style="yellow"))
-    parts: list[RenderableType] = [head]
+        summary.add_row(Text("not counted", style="cyan"), Text(words, style="yellow"))
+    parts: list[RenderableType] = [summary]
     if status.runs:
         parts += [Text(""), runs_table(status.runs, status.older_runs)]
     if status.left:

@@ -162,7 +162,7 @@ class Experiment:
             self.data_name,
             run,
             account.bundle,
-            account.head,
+            account.tip,
             self.holdout,
         )
 

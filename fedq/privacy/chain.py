@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from fedq.privacy.spend import Spend
 
-SCHEMA_VERSION: Final = 2  # 1: without a head, and Gaussian mechanisms alone
+SCHEMA_VERSION: Final = 2  # 1: without a tip, and Gaussian mechanisms alone
 SPEND_NAMES: Final = tuple(field.name for field in fields(Spend))
 _SCHEMAS: Final = range(1, SCHEMA_VERSION + 1)
 _CANONICAL: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
@@ -73,7 +73,7 @@ def checked(found: Iterable[Sequence[Any]], identity: str) -> list[Row]:
         if digest != _hash(row_id, schema, time, spend, chained):
             raise BrokenChainError(
                 f"row {row_id} was changed after it was written (its hash differs). Put the right file back, from a "
-                "backup with its head; nobody can vouch for a changed row"
+                "backup with its tip; nobody can vouch for a changed row"
             )
         rows.append(Row(row_id, schema, time, spend, chained, digest))
         previous = digest

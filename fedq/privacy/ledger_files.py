@@ -18,9 +18,9 @@ def journal_beside(path: Path) -> Path:
     return path.with_name(f"{path.name}-journal")
 
 
-def odd_file(path: Path, head: Path) -> str | None:
+def odd_file(path: Path, tip: Path) -> str | None:
     """Why a ledger and what lies beside it may not be opened; None where they may."""
-    for file in (path, head, journal_beside(path)):
+    for file in (path, tip, journal_beside(path)):
         if file.exists() and not file.is_file():
             return f"{file}: is no ordinary file; put the ledger's own file there"
     journal = journal_beside(path)

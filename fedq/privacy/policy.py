@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from fedq.privacy.admission import Declined
-from fedq.privacy.ledger import head_in
+from fedq.privacy.ledger import tip_in
 
 VERSION: Final = 1
 # Weakest first. `client` hides a client from the others but nothing from the server, who adds the noise.
@@ -37,7 +37,7 @@ class Policy:
     models: tuple[str, ...] = ()  # digests of models (configuration and code); empty: any
     bundles: tuple[str, ...] = ()  # digests of app directories; empty: any
     noise: str = "discrete"  # the weakest kind that is accepted: gaussian (floats, whose low bits may tell) or discrete
-    head: str = ""  # where the ledger's head is kept; "": where the node config says, or beside the ledger
+    head: str = ""  # file of the ledger's tip; "": where the node config says, or beside the ledger
     # What a run may ask of this client, beside privacy; None: no limit.
     max_rounds: int | None = None  # rounds in which it may ask it to train
     max_steps: int | None = None  # optimizer steps in one of them, noised or not
@@ -128,11 +128,11 @@ def limits(policy: Policy | None, epsilon: float | None, delta: float | None) ->
     return min(epsilons, default=None), min(deltas, default=None)
 
 
-def head_of(ledger: Path, policy: Policy | None, heads: Path | None) -> Path | None:
-    """Where the ledger's head lies, by the policy or else in the folder `heads`; None: beside the ledger."""
+def tip_of(ledger: Path, policy: Policy | None, tips: Path | None) -> Path | None:
+    """File of the ledger's tip: as the policy says, else in the folder `tips`; None: beside the ledger."""
     if policy is not None and policy.head:
         return Path(policy.head)
-    return None if heads is None else head_in(heads, ledger)
+    return None if tips is None else tip_in(tips, ledger)
 
 
 def uncounted(policy: Policy | None) -> tuple[str, ...]:

@@ -103,7 +103,7 @@ class ClientStatus:
     floor: float | None  # the largest epsilon that the policy accepts of a run
     uncounted: Sequence[str]  # units of privacy that are accepted though no ledger of the client's counts them
     coarse: bool  # whether epsilon is the coarser bound on many different mechanisms
-    head: str | None  # where the ledger's head lies; None: beside it
+    tip: str | None  # where the ledger's tip lies; None: beside it
     runs: Sequence[RunSpend]  # the newest
     older_runs: int
     left: Mapping[str, Left]  # by run

@@ -233,7 +233,7 @@ def _collected(experiment: Experiment, place: Path, told: Followed, root: str | 
         if (state / "runs" / told.run).is_dir():
             make_private_folder(home)
             shutil.copytree(state / "runs" / told.run, home, ignore=shutil.ignore_patterns(".lock"), dirs_exist_ok=True)
-        for account in sorted(state.glob(f"{LEDGER}*")):  # and its head
+        for account in sorted(state.glob(f"{LEDGER}*")):  # and its tip
             if account.suffix != ".lock":
                 make_private_folder(home)
                 shutil.copy(account, home / account.name)

@@ -19,7 +19,7 @@ from fedq.experiment.digests import model_digest
 from fedq.flower import private as flower
 from fedq.flower import wire
 from fedq.new.app import make_app
-from fedq.privacy import Declined, Ledger, head_in
+from fedq.privacy import Declined, Ledger, tip_in
 from tests.privacy.ledgers import SPEND
 
 USUAL = ["clients=4", "quant=off", "privacy=off", "partition=iid"]  # what may cross a network
@@ -333,21 +333,21 @@ def test_a_policy_may_name_the_code_it_has_reviewed(shard, tmp_path, monkeypatch
         client(words, policy=policy_file(tmp_path, reviewed), **node)
 
 
-def test_the_head_of_the_ledger_lies_where_the_policy_says(shard, tmp_path):
+def test_the_tip_of_the_ledger_lies_where_the_policy_says(shard, tmp_path):
     text = POLICY.format(epsilon=8) + f'head = "{tmp_path / "elsewhere" / "head"}"\n'
     node = {"partition_id": 2, "data_path": shard, "state_dir": tmp_path, "policy": policy_file(tmp_path, text)}
-    assert client(BUDGET_8, **node).privacy.head == tmp_path / "elsewhere" / "head"
+    assert client(BUDGET_8, **node).privacy.tip == tmp_path / "elsewhere" / "head"
 
 
-def test_the_head_lies_in_the_folder_for_heads_unless_the_policy_names_a_file(shard, tmp_path):
+def test_the_tip_lies_in_the_folder_for_tips_unless_the_policy_names_a_file(shard, tmp_path):
     heads = tmp_path / "heads"
     node = {"partition_id": 2, "data_path": shard, "state_dir": tmp_path / "a", "head_dir": heads}
-    head = client(BUDGET_8, **node).privacy.head
-    assert head == head_in(heads, tmp_path / "a" / "ledger.sqlite")
+    head = client(BUDGET_8, **node).privacy.tip
+    assert head == tip_in(heads, tmp_path / "a" / "ledger.sqlite")
     assert head.parent == heads
-    assert head != client(BUDGET_8, **{**node, "state_dir": tmp_path / "b"}).privacy.head  # no two ledgers share one
+    assert head != client(BUDGET_8, **{**node, "state_dir": tmp_path / "b"}).privacy.tip  # no two ledgers share one
     text = POLICY.format(epsilon=8) + f'head = "{tmp_path / "elsewhere"}"\n'
-    assert client(BUDGET_8, policy=policy_file(tmp_path, text), **node).privacy.head == tmp_path / "elsewhere"
+    assert client(BUDGET_8, policy=policy_file(tmp_path, text), **node).privacy.tip == tmp_path / "elsewhere"
 
 
 @pytest.mark.hostile
@@ -355,7 +355,7 @@ def test_a_ledger_that_is_put_back_with_its_folder_shows_against_the_head_in_the
     """Both files once lay in the state-dir by default, so that an older copy of that folder passed."""
     state, node = tmp_path / "state", {"partition_id": 2, "data_path": shard, "head_dir": tmp_path / "heads"}
     built = client(BUDGET_8, state_dir=state, **node).privacy
-    ledger = Ledger(built.ledger, head=built.head)
+    ledger = Ledger(built.ledger, tip=built.tip)
     ledger.spend(replace(SPEND, data=built.data_name))
     shutil.copytree(state, tmp_path / "older")
     ledger.spend(replace(SPEND, data=built.data_name, round=2))
@@ -365,15 +365,15 @@ def test_a_ledger_that_is_put_back_with_its_folder_shows_against_the_head_in_the
         client(BUDGET_8, state_dir=state, **node).check_account()
 
 
-def test_an_owner_whose_head_lies_beside_the_ledger_is_warned_on_the_terminal_and_once_in_the_log(
+def test_an_owner_whose_tip_lies_beside_the_ledger_is_warned_on_the_terminal_and_once_in_the_log(
     shard, tmp_path, capfd
 ):
     node = {"partition_id": 2, "data_path": shard, "state_dir": tmp_path}
     for _ in range(2):
         built = client(BUDGET_8, **node)
-        assert "warning: the ledger's head lies beside the ledger" in capfd.readouterr().err
+        assert "warning: the ledger's tip lies beside the ledger" in capfd.readouterr().err
     log = (built.state.folder / "log.txt").read_text()
-    assert log.count("the ledger's head lies beside the ledger") == 1
+    assert log.count("the ledger's tip lies beside the ledger") == 1
     client(BUDGET_8, head_dir=tmp_path / "heads", **node)
     assert "head" not in capfd.readouterr().err
 

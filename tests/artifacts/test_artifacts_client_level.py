@@ -237,7 +237,7 @@ def test_a_ledger_that_cannot_be_written_ends_the_run_with_the_model_of_the_roun
     link = in_process(experiment, strategy, folder)
     result = serve(experiment, strategy, link, folder=folder, watch=damage, clients=None)
     assert (result.status, result.rounds, result.private) == ("failed", 1, False)
-    assert "no whole ledger" in result.status_reason
+    assert "not a complete ledger" in result.status_reason
     assert "the server's ledger was not verified" in result.privacy_reasons
     assert len((folder / "server" / "evidence.jsonl").read_text().splitlines()) == 1
 
@@ -321,7 +321,7 @@ def test_a_run_that_the_ledger_has_no_budget_for_is_refused_before_any_client_is
 def test_data_that_were_dealt_anew_take_no_budget_from_a_ledger_of_others(tmp_path):
     words = [*CLIENT, f"privacy.ledger={tmp_path / 'ledgers'}"]
     run(tmp_path, *words)
-    with pytest.raises(ConfigError, match="examples dealt anew would be spent twice"):
+    with pytest.raises(ConfigError, match="a new partition would spend the same examples twice"):
         build(compose([*words, "seed=1"]))
 
 

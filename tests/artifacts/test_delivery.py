@@ -189,7 +189,7 @@ def test_a_ledger_that_a_person_vouches_for_is_not_private_and_the_reason_says_w
     """Its spends were deleted, and the head's word that they were there was overruled: nobody knows what was spent."""
     path = run.folder / run.trained / "ledger.sqlite"
     Ledger(path).accept("the disk was restored")
-    (said,) = Ledger(path).head().accepted
+    (said,) = Ledger(path).tip().accepted
     run.says_no(f"client {run.trained}, {said}")
     assert said.startswith("20")
     assert said.endswith("the disk was restored")

@@ -151,7 +151,7 @@ def test_a_run_over_a_ledger_that_was_reset_and_accepted_is_not_private_and_its_
     fedq_says("privacy", "ledger", path, "--accept", "spent for nothing")
     again = fedq.run([*words, "privacy.target_epsilon=20"], progress=False)
     assert again.private is False
-    (decision,) = Ledger(path).head().accepted
+    (decision,) = Ledger(path).tip().accepted
     assert f"spends may be missing, on a person's word: client 0, {decision}" in again.privacy_reasons
     assert "accepted 0 rows where the head said 3" in " ".join(fedq_says("privacy", "statement", again.folder).split())
 
@@ -294,7 +294,7 @@ def test_an_owner_of_a_broken_ledger_is_told(run, tmp_path):
 
     shutil.copytree(run.folder / "clients" / "0", tmp_path / "state")
     (tmp_path / "state" / "ledger.sqlite.head").unlink()
-    assert "its head" in fedq_says("client", "status", tmp_path / "state", status=2)
+    assert "its tip" in fedq_says("client", "status", tmp_path / "state", status=2)
     assert "no such folder" in fedq_says("client", "status", tmp_path / "nowhere", status=2)
 
 
@@ -324,7 +324,9 @@ def test_clients_under_other_names_are_another_deal(tmp_path):
     words = [*WORDS, "privacy.ledger=ledgers", "partition=iid", "privacy.target_epsilon=3"]
     fedq.run([*words, "names=[a,b,c]"], progress=False)
     for names in ("[d,e,f]", "[b,a,c]"):
-        assert "examples dealt anew would be spent twice" in fedq_says("run", *words, f"names={names}", status=2)
+        assert "a new partition would spend the same examples twice" in fedq_says(
+            "run", *words, f"names={names}", status=2
+        )
 
 
 @pytest.mark.slow
