@@ -83,7 +83,7 @@ def _digest(dataset: Dataset, shards: Mapping[str, np.ndarray]) -> str:
 
 
 def check_ledgers(config: Config, data: str | None, found: list[Problem]) -> None:
-    """Add a problem if the folder cannot be written, or holds ledgers of other data than `data`. Leaves no new files."""
+    """Add a problem if the folder cannot be written, or holds ledgers of other data. Leaves no new files."""
     if config.privacy.unit == "off" or config.privacy.ledger is None:
         return
     folder = Path(config.privacy.ledger)
