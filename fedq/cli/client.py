@@ -40,7 +40,7 @@ def status(
         limits,
         read_policy,
         tip_of,
-        uncounted,
+        unaccounted_units,
     )
     from fedq.results.accounts import ClientStatus, by_run, total
 
@@ -71,7 +71,7 @@ def status(
                 budget=None if budget is None or math.isinf(budget) else budget,
                 source="your budget" if budget == epsilon else "your policy's",
                 floor=None if accepts is None else accepts.max_epsilon,
-                uncounted=[] if epsilon is not None or delta is not None else uncounted(accepts),
+                unaccounted_units=[] if epsilon is not None or delta is not None else unaccounted_units(accepts),
                 coarse=is_coarse([row.spend.as_mechanism() for row in rows]),
                 tip=None if tip is None else str(tip),
                 runs=runs,

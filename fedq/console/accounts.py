@@ -126,8 +126,8 @@ def status_table(status: ClientStatus) -> "RenderableType":
         summary.add_row(
             Text("policy", style="cyan"), Text(f"runs that aim at more than epsilon {status.floor:g} are declined")
         )
-    if status.uncounted:
-        units = " or ".join(f"privacy={unit}" for unit in status.uncounted)
+    if status.unaccounted_units:
+        units = " or ".join(f"privacy={unit}" for unit in status.unaccounted_units)
         words = f"runs with {units}, of which nothing enters the ledger: only a budget or the policy's unit bars them"
         summary.add_row(Text("not counted", style="cyan"), Text(words, style="yellow"))
     parts: list[RenderableType] = [summary]

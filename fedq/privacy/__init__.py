@@ -1,5 +1,5 @@
-"""Differential privacy: noise, accounting, the ledger, admission, DP-SGD, client-level DP, and the verdicts.
-Knows models, tensors and its ledger file; not quantization, codecs, messages, servers or configuration files.
+"""Differential privacy: noise, accounting, the ledger, admission, DP-SGD, client-level DP, and checks of evidence.
+Depends on models, tensors and the ledger file; does not know quantization, codecs, messages, servers or configs.
 """
 
 from fedq.privacy.accounting import (
@@ -25,7 +25,7 @@ from fedq.privacy.ledger import Ledger, LedgerError, is_begun, tip_in
 from fedq.privacy.model_validation import refuse_cross_example_layers, refuse_mixing
 from fedq.privacy.noise import RandomSource, SecureRandom, SeededRandom
 from fedq.privacy.plan import DPPlan, SpendContext
-from fedq.privacy.policy import Asked, Policy, PolicyError, limits, read_policy, require, tip_of, uncounted
+from fedq.privacy.policy import Asked, Policy, PolicyError, limits, read_policy, require, tip_of, unaccounted_units
 from fedq.privacy.spend import Spend
 
 __all__ = [
@@ -81,5 +81,5 @@ __all__ = [
     "standard_error",
     "tip_in",
     "tip_of",
-    "uncounted",
+    "unaccounted_units",
 ]

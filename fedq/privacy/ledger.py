@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 from fedq.core.durable import PRIVATE_FILE, make_private_folder
 from fedq.privacy.accounting import Accountant, AnyMechanism, epsilon
 from fedq.privacy.chain import SCHEMA_VERSION, SPEND_NAMES, BrokenChainError, Row, checked, hashes
-from fedq.privacy.ledger_files import journal_beside, odd_file
+from fedq.privacy.ledger_files import file_fault, journal_beside
 from fedq.privacy.ledger_tip import LedgerTip, LedgerTipError, check_tip, read_tip, write_tip
 from fedq.privacy.spend import Spend
 
@@ -260,7 +260,7 @@ class Ledger:
     def _connect(self) -> Iterator[sqlite3.Connection]:
         # A connection per call: SQLite's must not cross threads or forks.
         # A crash inside a commit leaves a journal; only a connection that may write can roll it back.
-        if (why := odd_file(self.path, self.tip_path)) is not None:
+        if (why := file_fault(self.path, self.tip_path)) is not None:
             raise LedgerError(why)
         torn = journal_beside(self.path).exists()
         mode = "ro" if self.access == "read" and not torn else "rw"

@@ -101,7 +101,7 @@ class ClientStatus:
     budget: float | None  # what all runs are held to: the stricter of the owner's own and its policy's
     source: str  # whose that is
     floor: float | None  # the largest epsilon that the policy accepts of a run
-    uncounted: Sequence[str]  # units of privacy that are accepted though no ledger of the client's counts them
+    unaccounted_units: Sequence[str]  # units of privacy that are accepted though no ledger of the client's counts them
     coarse: bool  # whether epsilon is the coarser bound on many different mechanisms
     tip: str | None  # where the ledger's tip lies; None: beside it
     runs: Sequence[RunSpend]  # the newest
