@@ -20,7 +20,7 @@ from fedq.config.client_level import protects_clients, protects_examples
 from fedq.data import is_shard
 from fedq.experiment.client_level import client_level_plan
 from fedq.experiment.digests import model_digest
-from fedq.experiment.plans import claimed, plan_of
+from fedq.experiment.plans import plan_of, requested_epsilon
 from fedq.privacy import Asked, Declined, DPPlan, Policy, PolicyError, limits, read_policy, require
 
 ACCEPTS_ANYTHING: Final = (
@@ -136,7 +136,7 @@ def _claims(config: Config, node: Node) -> tuple[str, float, float]:
         plan = _plan(config, node.epsilon, node.delta)
         if plan is None:
             return "example", math.inf, config.privacy.target_delta
-        return "example", claimed(config, plan), plan.delta
+        return "example", requested_epsilon(config, plan), plan.delta
     if protects_clients(config):
         whole = None if problems(config) else client_level_plan(config)
         epsilon = math.inf if whole is None else min(whole.target_epsilon, whole.epsilon(whole.charges))

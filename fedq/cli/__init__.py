@@ -342,10 +342,10 @@ def _print_plan(experiment: "Experiment") -> None:
     """Before anything is trained: what the run will cost each client, and the noise that this takes."""
     if not experiment.claims_privacy:
         return
-    from fedq.experiment.trade_off import facts
+    from fedq.experiment.trade_off import cost_summary
 
-    told = facts(experiment.config)
-    say(f"privacy: {told['cost']}; noise {told['noise']}; {told.get('steps', 'rounds: ' + told['rounds'])}")
+    summary = cost_summary(experiment.config)
+    say(f"privacy: {summary['cost']}; noise {summary['noise']}; {summary.get('steps', 'rounds: ' + summary['rounds'])}")
     if rows := _held_rows(experiment):
         say(f"{experiment.config.privacy.ledger}: epsilon {'; '.join(' '.join(row).strip() for row in rows)}")
 

@@ -99,15 +99,15 @@ def plan(context: typer.Context) -> None:
 
     if config.privacy.unit == "off":
         refuse_text("privacy=off: there is nothing to plan. Add privacy=example or privacy=client")
-    from fedq.experiment.trade_off import facts, trade_off
+    from fedq.experiment.trade_off import cost_summary, trade_off
 
     try:
         rows = trade_off(config, BUDGETS)
-        told = facts(config)
+        summary = cost_summary(config)
     except (ValueError, ArithmeticError) as error:
         refuse_text(str(error))
     mean = "a step's mean gradient" if protects_examples(config) else "a round's mean update"
-    show(plan_table(rows, told, mean=mean))
+    show(plan_table(rows, summary, mean=mean))
 
 
 @app.command(short_help="What a run's epsilon stands for, in words: fedq privacy statement RUN.")

@@ -1,4 +1,4 @@
-"""The algorithm that a config names, with its options. Reports what does not go together before any work starts."""
+"""The algorithm that a config names, with its options. Reports wrong combinations before any work starts."""
 
 import inspect
 from difflib import get_close_matches
@@ -9,7 +9,7 @@ from fedq.config.client_level import protects_clients
 
 
 def algorithm_of(config: Config, found: list[Problem]) -> Algorithm | None:
-    """The algorithm; None, and problems in `found`, where there is none of that name or options."""
+    """The algorithm; None, with problems added to `found`, if the name or an option is wrong."""
     options = dict(config.algorithm)
     name = options.pop("name", None)
     if name not in ALGORITHMS:

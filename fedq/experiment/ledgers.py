@@ -12,7 +12,7 @@ import xxhash
 
 from fedq.config import Config, Problem
 from fedq.data import Dataset
-from fedq.experiment.binding import told
+from fedq.experiment.binding import error_text
 from fedq.experiment.site import Site
 
 LEDGER = "ledger.sqlite"
@@ -92,7 +92,7 @@ def check_ledgers(config: Config, data: str | None, found: list[Problem]) -> Non
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        rule = f"ledgers cannot be written there: {told(error)}"
+        rule = f"ledgers cannot be written there: {error_text(error)}"
         fix = "Name a folder that can be written, or privacy.ledger=null"
         found.append(Problem("privacy.ledger", folder, rule, fix))
     for missing in made:

@@ -23,7 +23,7 @@ def file_fault(path: Path, tip: Path) -> str | None:
     """Why a ledger, its tip and its journal must not be opened; None if they may be opened."""
     for file in (path, tip, journal_beside(path)):
         if file.exists() and not file.is_file():
-            return f"{file}: is no ordinary file; put the ledger's own file there"
+            return f"{file}: is not an ordinary file; put the ledger's own file there"
     journal = journal_beside(path)
     if journal.exists():
         with journal.open("rb") as content:
