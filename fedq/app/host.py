@@ -18,8 +18,8 @@ from fedq import __version__, codec
 from fedq.app.bundle import overlay
 from fedq.app.node import home, simulated_clients
 from fedq.app.serving import serve
-from fedq.artifacts.delivery import ClientFiles
 from fedq.artifacts.publication import write_publication
+from fedq.artifacts.run_artifacts import ClientFiles
 from fedq.config import ConfigError, Problem, compose, network
 from fedq.config.config_file import write_config
 from fedq.core.wording import size

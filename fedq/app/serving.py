@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from fedq.artifacts.client_level import ServerFiles
-from fedq.artifacts.delivery import ClientFiles, Delivery
+from fedq.artifacts.run_artifacts import ClientFiles, RunArtifacts
 from fedq.config import public
 from fedq.experiment import Experiment
 from fedq.experiment.client_level import client_level_mechanism, sampler
@@ -80,14 +80,14 @@ def serve(
         assert isinstance(strategy.aggregation, ClientLevelSum)  # what the plan makes of it
         strategy.aggregation.protect(mechanism)
         kept = ServerFiles(home, folder.name, draws.source, mechanism.ledger, before)
-    with Delivery(experiment, folder, watch, clients=clients, server=kept) as delivery:
+    with RunArtifacts(experiment, folder, watch, clients=clients, server=kept) as artifacts:
         outcome = run_rounds(
             strategy=strategy,
             sampler=draws,
             master=experiment.initial,
             gather=link.gather,
             score=judge,
-            watch=delivery.round,
+            watch=artifacts.round,
             rules=Rules(
                 rounds=config.rounds,
                 cohort=cohort,
@@ -101,7 +101,7 @@ def serve(
             refused=roster.refused,
         )
         link.close()  # nobody trains, or spends, any more: the evidence is complete
-        return delivery.close(outcome, begun=begun)
+        return artifacts.close(outcome, begun=begun)
 
 
 def _protection(

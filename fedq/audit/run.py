@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedq.artifacts.int8_model import delivered_model
+from fedq.artifacts.int8_model import exported_model
 from fedq.audit import accountant
 from fedq.audit.findings import Check
 from fedq.audit.membership import Membership, membership
@@ -58,7 +58,7 @@ def membership_scores(experiment: Experiment, folder: Path) -> tuple[list[Member
     members, others = dataset.train, dataset.test if dataset.test is not None else dataset.validation
     if others is None or len(others) < 2:
         return [], ["membership: the data has no held-out example to compare with"]
-    fake_quant = delivered_model(experiment)
+    fake_quant = exported_model(experiment)
     models: dict[str, Callable[[np.ndarray], np.ndarray]] = {
         "before int8": lambda inputs: np.asarray(outputs_of(fake_quant, inputs))
     }

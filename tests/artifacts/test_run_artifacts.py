@@ -9,7 +9,7 @@ import pytest
 from torch import nn
 
 from fedq.app.serving import serve
-from fedq.artifacts.delivery import ELSEWHERE, ClientFiles, epsilon_after, evidence_of
+from fedq.artifacts.run_artifacts import ELSEWHERE, ClientFiles, epsilon_after, evidence_of
 from fedq.config import compose
 from fedq.experiment import build
 from fedq.privacy import Ledger
