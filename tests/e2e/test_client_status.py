@@ -87,8 +87,8 @@ def test_a_budget_stricter_than_the_policy_decides(state, policy):
 
 
 def test_without_limits_there_is_nothing_of_which_some_is_left(state, policy):
-    assert "no budget is named" in status(state)
-    assert "no budget is named" in status(state, "--policy", policy(most="inf"))
+    assert "no budget: each run" in status(state)
+    assert "no budget: each run" in status(state, "--policy", policy(most="inf"))
 
 
 def test_what_is_left_is_counted_at_the_owner_s_delta(state, policy):

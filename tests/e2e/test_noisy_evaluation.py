@@ -53,7 +53,7 @@ def test_without_its_spend_the_evaluation_makes_the_run_not_private(result, tmp_
     import shutil
     import sqlite3
 
-    from fedq.artifacts.delivery import ClientFiles, evidence_of
+    from fedq.artifacts.run_artifacts import ClientFiles, evidence_of
     from fedq.config.config_file import read_config
     from fedq.experiment import build
 
