@@ -78,7 +78,7 @@ def test_a_path_may_begin_with_the_home_of_the_user(key, field, monkeypatch):
 
 
 def test_a_client_that_does_not_say_who_it_is_is_refused():
-    with pytest.raises(ConfigError, match=r'a client must say who it is.*Use name="clinic-a"'):
+    with pytest.raises(ConfigError, match=r'a client needs a name.*Use name="clinic-a"'):
         Node.read({"data-path": "/own"})
 
 
@@ -166,12 +166,12 @@ def test_a_client_s_ledger_outlives_the_run(shard, tmp_path):
 
 
 def test_outside_of_a_simulation_a_client_needs_a_place_for_its_files(shard):
-    with pytest.raises(ConfigError, match=r"node-config state-dir.*names no place.*Start the SuperNode with"):
+    with pytest.raises(ConfigError, match=r"node-config state-dir.*needs a folder for them.*Start the SuperNode with"):
         client(USUAL, partition_id=2, data_path=shard)
 
 
 def test_a_client_without_a_place_leaves_no_file(shard, tmp_path):
-    with pytest.raises(ConfigError, match="names no place"):
+    with pytest.raises(ConfigError, match="needs a folder for them"):
         client(USUAL, partition_id=2, data_path=shard)
     assert not home().exists()
 
@@ -386,7 +386,7 @@ def test_a_run_that_the_ledger_would_not_count_is_beyond_any_budget(shard, tmp_p
     monkeypatch.setattr("fedq.app.node.build", lambda *args, **kwargs: opened.append(args))
     words = ["clients=4", "quant=off", f"privacy={unit}", "partition=iid"]
     words += ["privacy.client_noise_multiplier=1"] if unit == "client" else []
-    with pytest.raises(Declined, match=f"privacy={unit} has this client add no noise of its own") as caught:
+    with pytest.raises(Declined, match=f"privacy={unit} this client adds no noise of its own") as caught:
         client(words, partition_id=2, data_path=shard, state_dir=tmp_path / "state", **limit)
     assert (caught.value.reason, caught.value.identity, opened) == ("budget", "2", [])
     assert greeted(words, partition_id=2, data_path=shard, state_dir=tmp_path / "state", **limit).reason == "budget"
