@@ -22,7 +22,7 @@ COMMON = ["experiment=fashion_mnist", "partition.alpha=0.1", "codec=int8", "stra
 
 
 def runs() -> dict[str, list[str]]:
-    """Label -> overrides; the algorithms of a seed stand together, so that a run that is cut off leaves whole pairs."""
+    """Label -> overrides, ordered by seed, so that an interrupted recipe leaves complete pairs."""
     return {
         f"setting{number}-seed{seed}": [*COMMON, *overrides, f"seed={seed}"]
         for seed in SEEDS

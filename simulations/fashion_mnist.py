@@ -18,7 +18,7 @@ COMMON = ["experiment=fashion_mnist", "strategy.evaluate_every=10"]
 
 
 def runs() -> dict[str, list[str]]:
-    """Label -> overrides; pairs stand together, so that a run that is cut off leaves whole pairs."""
+    """Label -> overrides, pair by pair, so that an interrupted recipe leaves complete pairs."""
     return {
         f"setting{number}-seed{seed}": [*COMMON, *overrides, f"seed={seed}"]
         for seed in SEEDS

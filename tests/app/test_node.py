@@ -405,7 +405,7 @@ def test_a_budget_beside_a_policy_that_accepts_everything_still_holds(shard, tmp
     policy = policy_file(tmp_path, 'unit = "off"\nmax_epsilon = inf\nmax_delta = 1\n')
     node = {"partition_id": 2, "data_path": shard, "state_dir": tmp_path / "state", "policy": policy}
     assert client(USUAL, **node).privacy is None
-    with pytest.raises(Declined, match="budget: privacy=off"):
+    with pytest.raises(Declined, match="budget: under privacy=off"):
         client(USUAL, epsilon=3.0, **node)
 
 
