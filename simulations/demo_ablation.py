@@ -1,4 +1,4 @@
-"""The cost of each part of the demo in accuracy: float32 FedAvg, then QAT, then int8 packets, then DP, each over 5 seeds.
+"""The accuracy cost of each part of the demo: float32 FedAvg, then QAT, then int8 packets, then DP, over 5 seeds.
 
 python -m simulations.demo_ablation            runs what is missing, writes the table of README.md
 python -m simulations.demo_ablation --table    writes the table from the committed results

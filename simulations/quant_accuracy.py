@@ -1,9 +1,9 @@
 """Accuracy against bits and zeros: Fashion-MNIST, federated, quantized in training and after it, paired over 3 seeds.
 
 Three tables. `bits`: the tanh CNN at 8 and 4 bits and ternary, trained with quantization (QAT), and the float32 runs
-quantized after training (PTQ). `sparse`: int8 with 0 to 98 % of the weights pruned, the tanh CNN and an mlp, and that mlp in
-float32. `private`: an mlp under DP at epsilon 3. A pair shares partition, sampling and initialisation; each run of
-`private` has its own noise, from a cryptographic source.
+quantized after training (PTQ). `sparse`: int8 with 0 to 98 % of the weights pruned, the tanh CNN and an mlp, and that
+mlp in float32. `private`: an mlp under DP at epsilon 3. A pair shares partition, sampling and initialisation; each run
+of `private` has its own noise, from a cryptographic source.
 
     python -m simulations.quant_accuracy           runs what is missing (54 runs of half a minute to 3), writes all
     python -m simulations.quant_accuracy --table   writes them from the committed results
@@ -62,7 +62,7 @@ def runs(table: str) -> dict[str, list[str]]:
 
 
 def after_training(result: fedq.Result) -> dict[str, Any]:
-    """Test accuracy of a float32 run's model, quantized after training with the largest calibration values as ranges."""
+    """Test accuracy of a float32 run's model, quantized after training with calibrated ranges."""
     if result.quantized:
         return {}
     data = fashion_mnist()

@@ -19,7 +19,7 @@ class Problem:
 
 
 class ConfigError(ValueError):
-    """The experiment cannot be run; `problems` holds every reason."""
+    """The experiment cannot be run; its attribute `problems` holds all reasons."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = list(problems)
