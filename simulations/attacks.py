@@ -1,4 +1,4 @@
-"""One client of ten lies about its update or its weight: what is left of the model's accuracy.
+"""The accuracy of a model when one client of ten lies about its update or its weight.
 
 python -m simulations.attacks            runs what is missing, writes the table of docs/threat-model.md
 python -m simulations.attacks --table    writes the table from the committed results
@@ -33,11 +33,11 @@ Update = np.ndarray  # float32, shape (layout.size,)
 
 @dataclass(frozen=True)
 class Lie:
-    """What the hostile client sends in place of its honest update and weight."""
+    """The update and weight that the hostile client sends instead of its honest ones."""
 
     update: Callable[[Update, np.random.Generator], Update] = lambda honest, random: honest
     num_examples: int | None = None  # None: the honest number
-    overrides: tuple[str, ...] = ()  # of a run that the lie is meant for
+    overrides: tuple[str, ...] = ()  # of a run in which the lie has an effect
 
 
 def times(factor: float) -> Callable[[Update, np.random.Generator], Update]:
@@ -45,17 +45,17 @@ def times(factor: float) -> Callable[[Update, np.random.Generator], Update]:
 
 
 def noise(honest: Update, random: np.random.Generator) -> Update:
-    """As long as a hundred honest updates, in another direction in each round."""
+    """An update as long as a hundred honest ones, in another direction in each round."""
     return _as_long_as(random.normal(size=honest.size), 100 * float(np.linalg.norm(honest)))
 
 
 def long(honest: Update, random: np.random.Generator) -> Update:
-    """In one direction in all rounds, and as long as the server's sums can take."""
+    """An update in the same direction in all rounds, as long as the server's sums can hold."""
     return _as_long_as(generator(0, "direction").normal(size=honest.size), 1e5)
 
 
 def overflow(honest: Update, random: np.random.Generator) -> Update:
-    """One value that float16 cannot hold once it is averaged."""
+    """An update with one value whose average float16 cannot hold."""
     update = honest.copy()
     update[0] = 2e6
     return update
@@ -78,7 +78,7 @@ ATTACKS: dict[str, Lie] = {
 }
 _CLEAR = ["experiment=demo", "quant=off", "privacy=off", "rounds=30"]
 _WEIGHED = [*_CLEAR, "strategy.weighting=examples"]
-# Epsilon 8. Seeded noise, so that a run and the same run without the hostile client differ in nothing else.
+# Epsilon 8. The noise is seeded, so that runs with and without the hostile client differ in nothing else.
 _PRIVATE = [
     *("privacy=example", "privacy.noise=seeded", "privacy.noise_multiplier=3", "privacy.sample_rate=0.5"),
     *("data.nominal_examples=1438", "data.validation_fraction=0", "privacy.accountant=rdp", "clients=10"),
@@ -98,7 +98,7 @@ SEEDS = range(3)
 
 
 class HostileClient(Client):
-    """Trains as it should, and lies about the result; `lie` is set after it is made. None: it does not take part."""
+    """A client that trains honestly and lies about the result. `lie`: set later; None: it does not take part."""
 
     lie: Lie | None = None
 
@@ -110,16 +110,16 @@ class HostileClient(Client):
         header = codec.peek(packet)
         layout = self.trainer.layout
         update = self.lie.update(codec.decode(packet, layout), generator(1, "lie", request.round))
-        told = codec.encode(
+        packet_sent = codec.encode(
             update, self.codec, layout=layout, kind="delta", round=request.round, base=header.base, key=request.round
         )
         examples = self.lie.num_examples if reply.num_examples is not None else None
-        return replace(reply, packets={wire.UPDATE: told}, num_examples=examples or reply.num_examples)
+        return replace(reply, packets={wire.UPDATE: packet_sent}, num_examples=examples or reply.num_examples)
 
 
 @dataclass
 class Attacked(Experiment):
-    """An experiment, one of whose clients is hostile."""
+    """An experiment with one hostile client."""
 
     lie: Lie | None = None
 
@@ -127,19 +127,19 @@ class Attacked(Experiment):
         honest = super().client(identity, **options)
         if identity != HOSTILE:
             return honest
-        hostile = HostileClient(**{name: getattr(honest, name) for name in _made_of(honest)})
+        hostile = HostileClient(**{name: getattr(honest, name) for name in _field_names(honest)})
         hostile.lie = self.lie
         return hostile
 
 
-def _made_of(thing: Any) -> list[str]:
-    return [name for name, field in type(thing).__dataclass_fields__.items() if field.init]
+def _field_names(instance: Any) -> list[str]:
+    return [name for name, field in type(instance).__dataclass_fields__.items() if field.init]
 
 
 def accuracy(overrides: Sequence[str], lie: Lie | None) -> float | None:
-    """Of the run with this lie; without one, of the run without the hostile client. None: the run failed."""
+    """Accuracy of the run with this lie, or without the hostile client if `lie` is None; None: the run failed."""
     built = check(overrides)
-    attacked = Attacked(**{name: getattr(built, name) for name in _made_of(built)}, lie=lie)
+    attacked = Attacked(**{name: getattr(built, name) for name in _field_names(built)}, lie=lie)
     with tempfile.TemporaryDirectory() as scratch:
         result = execute(attacked, root=Path(scratch), progress=False)
     return result.accuracy if result.status == "finished" else None
@@ -162,7 +162,7 @@ def measured() -> dict[str, list[float | None]]:
 
 
 def _runs() -> dict[str, tuple[list[str], Lie | None]]:
-    """Label -> the run, for every cell and for what it is compared with."""
+    """Label -> (overrides, lie), for every cell and for its reference run."""
     runs: dict[str, tuple[list[str], Lie | None]] = {}
     for setting, overrides in SETTINGS.items():
         for name, lie in ATTACKS.items():
@@ -177,12 +177,12 @@ def _label(setting: str, attack: str, lie: Lie) -> str:
 
 
 def _applies(lie: Lie, setting: str) -> bool:
-    """Where all clients count the same no reply has a weight to lie about."""
+    """Whether the lie has an effect: with equal weights a client cannot lie about its weight."""
     return lie.num_examples is None or "strategy.weighting=examples" in SETTINGS[setting]
 
 
 def _cell(found: dict[str, list[float | None]], setting: str, name: str, lie: Lie) -> str:
-    """Mean difference in points, and the worst one."""
+    """Mean difference in points, and the largest loss."""
     if not _applies(lie, setting):
         return "no weight"
     if not {_label(setting, name, lie), _label(setting, "none", lie)} <= found.keys():

@@ -1,7 +1,7 @@
-"""Which planted bugs `fedq audit` finds, mechanism by mechanism: the table of docs/audit.md.
+"""The planted bugs that `fedq audit` finds, for each mechanism: the table of docs/audit.md.
 
-Each bug of tests/audit/bugs.py is planted into a small client and audited, with other coins and pairs each time. The
-default mechanism is the first column: three audits of each bug, 20 of the right client. The others: one, and five.
+Each bug of tests/audit/bugs.py is planted into a small client and audited, with new coins and pairs each time. The
+first column is the default mechanism: three audits of each bug, 20 of the right client. The others have one and five.
 
     python -m simulations.audit_detection            runs what is missing (minutes to hours), writes the table
     python -m simulations.audit_detection --table    writes it from the committed results
@@ -26,7 +26,7 @@ EFFORT = Effort(canaries=400, pairs=60)
 SHOWN = [setting for setting in SETTINGS if SETTINGS[setting].sample_rate < 1]
 DEFAULT = SHOWN[0]
 NO_BUG = "none: the right mechanism"
-# A claim that is not made of sums of floats.
+# The claim is not made for sums of floats.
 _NOT_CLAIMED = {("padding and probe removed", "gaussian")}
 
 
@@ -69,7 +69,7 @@ def _audits(bug: str, setting: str) -> int:
 
 
 def asked(bug: str, setting: str) -> bool:
-    """Whether a bug is one in that setting; the default mechanism is audited with the model that a bug needs."""
+    """Whether a bug applies to that setting; the default mechanism is audited with the model that a bug needs."""
     if (bug, setting) in _NOT_CLAIMED:
         return False
     return bug == NO_BUG or setting == DEFAULT or applies(BUGS[bug], SETTINGS[setting])
@@ -83,7 +83,7 @@ def table(found: dict[tuple[str, str], list[dict[str, Any]]]) -> str:
 
 
 def _cell(results: list[dict[str, Any]], bug: str, setting: str) -> str:
-    """In how many audits something was found."""
+    """The number of audits with a finding."""
     if not asked(bug, setting):
         return "no bug here"
     if not results:

@@ -1,4 +1,4 @@
-"""The start-up of a deployed client, as docs/deploy.md shows it.
+"""The start-up time of a deployed client: the table of docs/deploy.md.
 
 python -m simulations.client_startup            measures (python -m simulations.bench startup) and writes the table
 python -m simulations.client_startup --table    writes it from the last measurement

@@ -1,6 +1,6 @@
 """Accuracy against bytes, both directions, for every codec: Fashion-MNIST, the tanh CNN, paired over 3 seeds.
 
-Two settings: cross-device (100 clients, 10 a round: the model is sent whole) and cross-silo (10 clients, all in each
+Two settings: cross-device (100 clients, 10 a round: the full model is sent) and cross-silo (10 clients, all in each
 round: changes and error feedback both ways). A pair shares partition, sampling and initialisation.
 
     python -m simulations.codec_accuracy             runs what is missing (57 runs of 1 to 2 minutes), writes all
@@ -22,12 +22,12 @@ DOCUMENT, PLOT = ROOT / "docs" / "codecs.md", ROOT / "docs" / "images" / "codecs
 
 
 def same(name: str, *options: str) -> list[str]:
-    """Weights and updates in one codec."""
+    """Overrides for one codec in both directions, for weights and updates."""
     return [f"codec={name}", *(f"codec.{o}" for o in options), *ways("downlink", name, options)]
 
 
 def changes(name: str, *options: str) -> list[str]:
-    """Changes both ways in one codec, with error feedback both ways."""
+    """Overrides for changes with error feedback in both directions, with one codec."""
     up = [f"codec={name}", "codec.feedback=true", *(f"codec.{o}" for o in options)]
     return up + ways("downlink", name, options) + ["downlink.kind=delta"]
 
@@ -37,7 +37,7 @@ def ways(group: str, name: str, options: Sequence[str] = ()) -> list[str]:
 
 
 def up_down(up: str, down: str, *options: str) -> list[str]:
-    """Rotated, one codec up and another down."""
+    """Overrides for rotated packets with one codec up and another down."""
     return [f"codec={up}", "codec.rotate=true", *ways("downlink", down, ["rotate=true"]), *options]
 
 
@@ -78,7 +78,7 @@ SETTINGS: dict[str, dict[str, list[str]]] = {
 COST = {"cross_device": "100 devices, 10 a round, 60 rounds", "cross_silo": "10 institutions, all in each of 80 rounds"}
 
 
-# What README.md shows.
+# The rows of README.md.
 HIGHLIGHTS = (
     ("cross_device", "int4, rotated"),
     ("cross_device", "sign up, int4 down, rotated"),
@@ -89,7 +89,7 @@ HIGHLIGHTS = (
 
 
 def bytes_to(result: Mapping[str, Any], target: float) -> int | None:
-    """Bytes of all rounds until the accuracy is first seen at the target; None if it never is."""
+    """Bytes of all rounds until the accuracy first reaches the target; None if it never does."""
     spent = 0
     for row in result["history"]:
         spent += row["bytes_up"] + row["bytes_down"]
@@ -99,7 +99,7 @@ def bytes_to(result: Mapping[str, Any], target: float) -> int | None:
 
 
 def found_in(setting: str, *, run: bool = True) -> dict[str, list[dict[str, Any]]]:
-    """Codec -> its results, one for each seed; what is missing is run, or with `run=False` an error."""
+    """Codec -> its results, one for each seed. Missing results are computed, or with `run=False` an error."""
     kept = outcomes(
         "codec_accuracy", paired(setting, SETTINGS[setting].values(), SEEDS, [f"experiment={setting}"]), run=run
     )
@@ -109,7 +109,7 @@ def found_in(setting: str, *, run: bool = True) -> dict[str, list[dict[str, Any]
 
 
 def table(found: Mapping[str, list[dict[str, Any]]]) -> str:
-    """Every codec of one setting."""
+    """The table of all codecs in one setting."""
     rows = []
     for name, results in found.items():
         reached = [bytes_to(result, TARGET) for result in results]
@@ -137,7 +137,7 @@ def highlights(found: Mapping[str, Mapping[str, list[dict[str, Any]]]]) -> str:
 
 
 def _cells(results: Sequence[Mapping[str, Any]], plain: Sequence[Mapping[str, Any]]) -> tuple[str, str, str, str]:
-    """Accuracy, paired difference with its interval, bytes, and how many times fewer they are."""
+    """Accuracy, paired difference with its interval, bytes, and the factor of saved bytes."""
     scores = [last_rounds(result) for result in results]
     mean, half = interval([a - last_rounds(b) for a, b in zip(scores, plain, strict=True)])
     sent, total = fmean(map(_bytes, results)), fmean(map(_bytes, plain))
@@ -150,7 +150,7 @@ def _cells(results: Sequence[Mapping[str, Any]], plain: Sequence[Mapping[str, An
 
 
 def plot(found: Mapping[str, Mapping[str, list[dict[str, Any]]]]) -> None:
-    """Accuracy over the bytes spent so far, one line a codec, the mean of the seeds."""
+    """Plot of the accuracy over bytes: one line for each codec, the mean of the seeds."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.6), layout="constrained")

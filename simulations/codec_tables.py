@@ -1,4 +1,4 @@
-"""What each codec costs and loses, and how fast it is here: the tables of docs/codecs.md.
+"""Bits, errors and speed of each codec: the tables of docs/codecs.md.
 
 python -m simulations.codec_tables           bits and errors of every codec, then `simulations.bench codec` (1 minute)
 """
@@ -40,7 +40,7 @@ CODECS: dict[str, Codec] = {
 
 
 def losses() -> str:
-    """Bits a parameter and normalized mean squared error, on Gaussian values and on a real update."""
+    """Bits for each parameter and normalized mean squared error, on Gaussian values and on a real update."""
     layout, update, _ = real_update()
     values, flat = gaussian(2**18), Layout.flat(2**18)
     rows = []
@@ -53,7 +53,7 @@ def losses() -> str:
 
 
 def _cost(vector: np.ndarray, codec: Codec, layout: Layout) -> tuple[float, float]:
-    """Bits of the packet for each value; |decoded - x|^2 / |x|^2, the mean of 4 keys."""
+    """(bits of the packet for each value, |decoded - x|^2 / |x|^2), the mean of 4 keys."""
     x = vector.astype(np.float64)
     packets = [encode(vector, codec, layout=layout, key=key) for key in range(4)]
     errors = [np.sum((decode(packet, layout) - x) ** 2) for packet in packets]
@@ -61,7 +61,7 @@ def _cost(vector: np.ndarray, codec: Codec, layout: Layout) -> tuple[float, floa
 
 
 def speeds() -> str:
-    """The lines of `simulations.bench codec`, as it finds this machine."""
+    """The output of `simulations.bench codec` on this machine."""
     command = [sys.executable, "-m", "simulations.bench", "codec", "--json"]
     done = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True)
     rows = [json.loads(line) for line in done.stdout.splitlines()]

@@ -1,4 +1,4 @@
-"""What each part of the demo costs: float32 FedAvg, then QAT, then int8 packets, then DP, each over 5 seeds.
+"""The accuracy cost of each part of the demo: float32 FedAvg, then QAT, then int8 packets, then DP, over 5 seeds.
 
 python -m simulations.demo_ablation            runs what is missing, writes the table of README.md
 python -m simulations.demo_ablation --table    writes the table from the committed results
@@ -10,7 +10,7 @@ from fedq.console import markdown_table, replace_table
 from simulations.recipe import ROOT, outcomes
 
 SEEDS = range(5)
-WEIGHED = "strategy.weighting=examples"  # FedAvg as published; the demo itself counts all clients the same
+WEIGHED = "strategy.weighting=examples"  # FedAvg as published; the demo itself weights all clients equally
 STEPS = {
     "float32 FedAvg": ["quant=off", "codec=float32", "privacy=off", WEIGHED],
     "+ W8A8 QAT": ["codec=float32", "privacy=off", WEIGHED],
@@ -20,7 +20,7 @@ STEPS = {
 
 
 def runs() -> dict[str, list[str]]:
-    """Label -> overrides of every run."""
+    """Label -> overrides of a run."""
     return {
         f"step{step}-seed{seed}": ["experiment=demo", *overrides, f"seed={seed}"]
         for step, overrides in enumerate(STEPS.values())

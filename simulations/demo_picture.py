@@ -1,4 +1,4 @@
-"""The demo's own last screen and its curves, as docs/results.md shows them.
+"""The final report and the curves of the demo, for docs/results.md.
 
 python -m simulations.demo_picture     runs the demo once, writes docs/results.md and docs/images/demo.png
 """

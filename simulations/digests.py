@@ -1,7 +1,7 @@
-"""Digests of the arrays that every experiment trains: evidence that a change of the code changed no bit.
+"""Digests of the trained arrays of every experiment, to check that a change of the code changes no bit.
 
 python -m simulations.digests record     runs each experiment for two rounds and writes the digests
-python -m simulations.digests compare    runs them again; exit status 1 where one differs
+python -m simulations.digests compare    runs them again; exit status 1 if one differs
 """
 
 import argparse
@@ -17,7 +17,7 @@ import numpy as np
 import fedq
 
 RECORDED = Path(__file__).resolve().parent / "results" / "digests.json"
-# Privacy is off, or its noise is seeded: secret noise never repeats.
+# Privacy is off or its noise is seeded, because secret noise never repeats.
 SEEDED = ["privacy.noise=seeded"]
 RUNS = {
     "cross_device": ["experiment=cross_device", "codec=sign", "codec.rotate=true", "downlink.name=int4"],
@@ -43,11 +43,11 @@ SHORT = ["rounds=2", "strategy.evaluate_every=2"]
 
 def digest(arrays: dict[str, np.ndarray]) -> str:
     """SHA-256 of names, shapes, dtypes and bytes, in the order of names."""
-    told = hashlib.sha256()
+    hasher = hashlib.sha256()
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
-        told.update(f"{name} {array.dtype.str} {array.shape};".encode() + array.tobytes())
-    return told.hexdigest()[:32]
+        hasher.update(f"{name} {array.dtype.str} {array.shape};".encode() + array.tobytes())
+    return hasher.hexdigest()[:32]
 
 
 def main() -> int:

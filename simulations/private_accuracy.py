@@ -1,12 +1,12 @@
-"""Accuracy against epsilon: Fashion-MNIST in 10 institutions, each protected alone, float32 and int8, over 3 seeds.
+"""Accuracy against epsilon: Fashion-MNIST in 10 institutions with DP in each, float32 and int8, over 3 seeds.
 
 The tanh CNN end to end beside softmax regression on fixed wavelet coefficients (`experiment=private_fashion`), at delta
-1e-5. A pair shares partition, sampling of clients and initialisation; its noise, which a cryptographic stream gives, is
-each run's own. Hyperparameters were chosen on a validation part of the training set, which epsilon does not cover.
+1e-5. A pair shares partition, sampling of clients and initialisation. Each run has its own noise, from a cryptographic
+source. Hyperparameters were chosen on a validation part of the training set, which epsilon does not cover.
 
     python -m simulations.private_accuracy                  runs what is missing (48 runs), writes table and plot
     python -m simulations.private_accuracy --table          writes them from the committed results
-    python -m simulations.private_accuracy scatter_linear   one model alone; writes only a whole table
+    python -m simulations.private_accuracy scatter_linear   one model alone; writes only complete tables
 """
 
 import sys
@@ -22,7 +22,7 @@ SEEDS = range(3)
 DOCUMENT, PLOT = ROOT / "docs" / "private_accuracy.md", ROOT / "docs" / "images" / "private_accuracy.png"
 PRECISIONS = {"float32": ["quant=off", "codec=float32"], "int8": ["quant=int8", "codec=int8"]}
 OFF = ["privacy=off", "train.optimizer_options.momentum=0.9", "train.batch_size=600"]
-# What a budget changes of the experiment.
+# The overrides of each budget.
 BUDGETS: dict[str, dict[str, list[str]]] = {
     "scatter_linear": {
         "1": ["privacy.target_epsilon=1", "train.lr=6.5"],
@@ -44,7 +44,7 @@ def overrides(model: str, epsilon: str, precision: str) -> list[str]:
 
 
 def runs(model: str) -> dict[str, list[str]]:
-    """Label -> overrides; a seed's runs stand together, so that a table that is cut off holds whole pairs."""
+    """Label -> overrides, ordered by seed, so that an interrupted recipe leaves complete pairs."""
     return {
         f"{model}-{epsilon}-{precision}-seed{seed}": [*overrides(model, epsilon, precision), f"seed={seed}"]
         for seed in SEEDS
@@ -58,12 +58,12 @@ _HEADER = ["model", "epsilon, delta 1e-5", "float32", "W8A8, int8 updates", "poi
 
 
 def _of(found: Mapping[str, Mapping[str, Any]], model: str, epsilon: str, precision: str) -> list[Mapping[str, Any]]:
-    """The runs of all seeds; [] where one is missing."""
+    """The results of all seeds; [] if one is missing."""
     labels = [f"{model}-{epsilon}-{precision}-seed{seed}" for seed in SEEDS]
     return [found[label] for label in labels] if set(labels) <= found.keys() else []
 
 
-def _told(values: Sequence[float]) -> str:
+def _interval_text(values: Sequence[float]) -> str:
     if not values:
         return _NOT_RUN
     mean, half = interval(values)
@@ -83,7 +83,7 @@ def table(found: Mapping[str, Mapping[str, Any]]) -> str:
                 points = f"{100 * mean:+.2f} ± {100 * half:.2f}"
             if small:
                 delivered = f"{100 * fmean(result['int8_accuracy'] for result in small):.2f} %"
-            rows.append([model, spent, *map(_told, accuracy), points, delivered])
+            rows.append([model, spent, *map(_interval_text, accuracy), points, delivered])
     return markdown_table(_HEADER, rows)
 
 
@@ -94,7 +94,7 @@ def highlights(found: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def plot(found: Mapping[str, Mapping[str, Any]]) -> None:
-    """Accuracy over epsilon with the seeds' 95 % intervals."""
+    """Plot of the accuracy over epsilon with 95 % intervals over the seeds."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
@@ -122,7 +122,7 @@ def main() -> None:
     found: dict[str, dict[str, Any]] = {}
     for model in asked:
         for label, words in runs(model).items():
-            with suppress(SystemExit) if "--table" in sys.argv else nullcontext():  # a row may be missing, and says so
+            with suppress(SystemExit) if "--table" in sys.argv else nullcontext():  # a missing row prints a message
                 found |= outcomes("private_accuracy", {label: words})
     if asked == list(BUDGETS):
         text = table(found)

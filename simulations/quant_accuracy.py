@@ -1,9 +1,9 @@
 """Accuracy against bits and zeros: Fashion-MNIST, federated, quantized in training and after it, paired over 3 seeds.
 
-Three tables. `bits`: the tanh CNN at 8 and 4 bits and ternary, trained so (QAT), beside the float32 runs quantized
-after the training (PTQ). `sparse`: int8 with 0 to 98 % of the weights pruned, the tanh CNN and an mlp, and that mlp in
-float32. `private`: an mlp under DP at epsilon 3. A pair shares partition, sampling and initialisation; no run of
-`private` shares its noise, which a cryptographic stream gives.
+Three tables. `bits`: the tanh CNN at 8 and 4 bits and ternary, trained with quantization (QAT), and the float32 runs
+quantized after training (PTQ). `sparse`: int8 with 0 to 98 % of the weights pruned, the tanh CNN and an mlp, and that
+mlp in float32. `private`: an mlp under DP at epsilon 3. A pair shares partition, sampling and initialisation; each run
+of `private` has its own noise, from a cryptographic source.
 
     python -m simulations.quant_accuracy           runs what is missing (54 runs of half a minute to 3), writes all
     python -m simulations.quant_accuracy --table   writes them from the committed results
@@ -28,11 +28,11 @@ from simulations.recipe import ROOT, interval, last_rounds, outcomes, paired
 SEEDS = range(3)
 DOCUMENT = ROOT / "docs" / "quantization.md"
 DEVICES = ["experiment=cross_device", "strategy.evaluate_every=10"]
-# These runs are of the time before discrete noise was the default.
+# These runs were made before discrete noise became the default.
 SILOS = ["experiment=private_silo", "strategy.evaluate_every=10", "privacy.noise=gaussian"]
 BITS = {"W8A8": "int8", "W4A8": "int4", "ternary, A8": "ternary"}
 SPARSITIES = {"mlp": (0.0, 0.5, 0.8, 0.9, 0.95, 0.98), "cnn": (0.0, 0.5, 0.8, 0.9)}
-CALIBRATION = 1024  # training images that give PTQ its ranges
+CALIBRATION = 1024  # training images that calibrate the ranges of PTQ
 
 
 def _sparse(model: str, sparsity: float) -> list[str]:
@@ -53,7 +53,7 @@ SETTINGS: dict[str, dict[str, list[str]]] = {
 
 
 def after_training(result: fedq.Result) -> dict[str, Any]:
-    """Test accuracy of a float32 run's model, quantized after the training by the largest values it meets."""
+    """Test accuracy of a float32 run's model, quantized after training with calibrated ranges."""
     if result.quantized:
         return {}
     data = fashion_mnist()
@@ -71,7 +71,7 @@ def after_training(result: fedq.Result) -> dict[str, Any]:
 
 
 def found_in(table: str) -> dict[str, list[dict[str, Any]]]:
-    """Setting -> its results, one for each seed; what is missing is run."""
+    """Setting -> its results, one for each seed; missing results are computed."""
     kept = outcomes(
         "quant_accuracy",
         paired(table, SETTINGS[table].values(), SEEDS),
@@ -100,11 +100,11 @@ def bits_table(found: Mapping[str, list[dict[str, Any]]]) -> str:
     rows = []
     for name, results in found.items():
         after = [result["also"][name] for result in found["float32"]] if name in BITS else []
-        # Of the last round on both sides, since PTQ is of the delivered model.
+        # Both are accuracies after the last round, since PTQ quantizes the final model.
         gains = [r["int8_accuracy"] - a for r, a in zip(results, after, strict=True)] if after else []
-        told = f"{100 * fmean(after):.2f} %" if after else ""
+        after_text = f"{100 * fmean(after):.2f} %" if after else ""
         gain = "{:+.2f} ± {:.2f}".format(*(100 * x for x in interval(gains))) if gains else ""
-        rows.append([name, *_against(results, found["float32"]), *_delivered(results), told, gain])
+        rows.append([name, *_against(results, found["float32"]), *_delivered(results), after_text, gain])
     header = ["cnn", "accuracy, last 5 rounds", "points to float32 (95 %)", "int8 model at the end", "its file"]
     return markdown_table([*header, "PTQ of float32", "QAT over PTQ (95 %)"], rows)
 

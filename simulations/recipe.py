@@ -1,7 +1,7 @@
-"""Run what is missing of a table, keep small result files, read them back. Knows fedq's Python API and files.
+"""Runs the missing experiments of a table, and keeps small result files. Knows fedq's Python API and files.
 
-A result file is keyed by the experiment (its config hash) and by the code that decides its figures (a digest of
-those rooms), so a finished run is not run again, and one of older code is.
+A result file has the experiment's config hash in its name and stores the code version, a digest of the packages that
+decide the figures. So a finished run is not run again, unless its code has changed.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from fedq.config import compose, rules
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "simulations" / "results"
-# What cannot change a figure of a local run: display, plots, command line, and what only other runtimes execute.
+# Code that cannot change a figure of a local run: display, plots, command line, and code for other runtimes.
 IDLE = (
     "results/",
     "console/",
@@ -51,7 +51,7 @@ IDLE = (
 
 
 def code_version() -> str:
-    """12 hex digits over the source of the rooms that decide figures."""
+    """12 hex digits of a digest over the source of the packages that decide figures."""
     digest = hashlib.sha256()
     for file in sorted((ROOT / "fedq").rglob("*.py")):
         if not file.relative_to(ROOT / "fedq").as_posix().startswith(IDLE):
@@ -67,11 +67,11 @@ def outcomes(
     run: bool = True,
     also: Callable[[fedq.Result], dict[str, Any]] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Label -> result of every run of a table; those that are not there yet are run now, one after the other.
+    """Label -> result of every run of a table; missing runs are made now, one after the other.
 
-    With `run=False`, or `--table` on the command line, nothing is run: the newest result of each experiment is read,
-    and one whose code has changed since is said to be so. `also` measures the delivered model once more, while its
-    weights are there: its figures are kept under "also".
+    With `run=False`, or `--table` on the command line, nothing is run: the stored results are read, with a message if
+    their code has changed since. `also` measures the final model once more, while its weights are in memory; its
+    figures are kept under "also".
     """
     version, run = code_version(), run and "--table" not in sys.argv
     found: dict[str, dict[str, Any]] = {}
@@ -91,7 +91,7 @@ def outcomes(
     return found
 
 
-_KEPT = ("round", "accuracy", "loss", "epsilon", "bytes_up", "bytes_down")  # of each round
+_KEPT = ("round", "accuracy", "loss", "epsilon", "bytes_up", "bytes_down")  # fields kept of each round
 
 
 def _run(

@@ -172,12 +172,14 @@ OLD_WORDS = {
     "mended": "fixed",
     "dearest": "slowest",
     "reckon": "compute",
+    "reckons": "computes",
     "reckoned": "computed",
     "dealer": "sampler",
     "desk": "handshake",
     "guest": "foreign app",
     "stranger": "unknown client",
     "twin": "reference model",
+    "twins": "reference models",
     "whole clients": "client-level DP",
 }
 

@@ -1,7 +1,7 @@
-"""The two apps: a Flower `ClientApp` over clients, and the server's whole job. Knows experiments.
+"""The two Flower apps: the `ClientApp` and the `ServerApp` of fedq. Knows experiments.
 
-`client` and `server` are what a Flower app directory names as its components, `fedq.app:client` and `fedq.app:server`:
-each composes its own experiment, from the configs of the bundle and the run's overrides, on its own machine.
+A Flower app directory names `fedq.app:client` and `fedq.app:server` as its components. Each composes its own experiment
+on its own machine, from the configs of the bundle and the run's overrides.
 """
 
 from contextlib import AbstractContextManager
@@ -16,7 +16,7 @@ __all__ = ["client", "client_app", "server"]
 
 
 def _own_client(context: Context) -> Answering:
-    from fedq.app.node import client_of  # each message may start a process: only what it needs is imported
+    from fedq.app.node import client_of  # each message may start a process, so imports are kept to what it needs
 
     return client_of(context)
 

@@ -1,8 +1,8 @@
-"""Whether a request is within what the owner of a node accepts, decided from public configuration alone.
+"""Whether the owner of a node accepts a request, decided from public configuration alone.
 Knows node configs, policies and plans; opens no data and no model.
 
-What an owner who set any limit left unsaid is not permission: a request that needs it is declined, and the owner's log
-says which line would allow it.
+If an owner sets any limit, everything that the owner does not mention is forbidden. Such a request is declined, and the
+owner's log names the line that would allow it.
 """
 
 import datetime
@@ -20,7 +20,7 @@ from fedq.config.client_level import protects_clients, protects_examples
 from fedq.data import is_shard
 from fedq.experiment.client_level import client_level_plan
 from fedq.experiment.digests import model_digest
-from fedq.experiment.plans import claimed, plan_of
+from fedq.experiment.plans import plan_of, requested_epsilon
 from fedq.privacy import Asked, Declined, DPPlan, Policy, PolicyError, limits, read_policy, require
 
 ACCEPTS_ANYTHING: Final = (
@@ -29,18 +29,18 @@ ACCEPTS_ANYTHING: Final = (
 )
 _TOO_MANY: Final = "refused or failed within an hour"
 _LIMITED: Final = re.compile(rf"\S+ 'run -?\d+' \w+(?:\.\w+)?(?:, round -?\d+)?: policy: \d+ requests were {_TOO_MANY}")
-_READ: Final = 2**18  # bytes of the log's end: more lines than any limit counts
-# Of the config's data: which loader, where (the node config's own word), and how many examples are publicly assumed.
+_READ: Final = 2**18  # bytes read from the end of the log: more lines than any limit counts
+# Keys of the data group that are no options of the loader: its target, its path, and the public number of examples.
 _NOT_CHOSEN: Final = ("_target_", "_paths_", "path", "nominal_examples")
 
 
 def accepted(config: Config, node: Node, bundle: str) -> tuple[Policy | None, DPPlan | None]:
-    """(the owner's policy, the plan under the owner's limits) of a request that is accepted; else Declined."""
+    """(the owner's policy, the plan under the owner's limits) for an accepted request; raises Declined for another."""
     policy = None if node.policy is None else policy_of(node.policy)
     if config.privacy.unit != "off" or policy is not None or node.limited:
         _check_rate(node, policy)
     if policy is not None:
-        model = model_digest(config) if policy.models else ""  # finding its source imports the packages it is in
+        model = model_digest(config) if policy.models else ""  # finding its source imports its packages
         unit, epsilon, delta = _claims(config, node)
         rounds, steps = public.rounds_asked(config), public.steps_asked(config)
         chosen = _chosen(config, node)
@@ -53,6 +53,7 @@ def accepted(config: Config, node: Node, bundle: str) -> tuple[Policy | None, DP
 
 
 def policy_of(path: Path) -> Policy:
+    """The policy in the file; raises Declined("policy")."""
     try:
         return read_policy(path)
     except PolicyError as error:
@@ -60,14 +61,14 @@ def policy_of(path: Path) -> Policy:
 
 
 def _check_counted(config: Config, node: Node) -> None:
-    """Declined where the owner has a budget and nothing of the run would enter this client's ledger."""
+    """Declined if the owner has a budget, but this client's ledger would not record the run."""
     if node.limited and not protects_examples(config):
-        why = f"privacy={config.privacy.unit} has this client add no noise of its own: what leaves has no bound"
+        why = f"under privacy={config.privacy.unit} this client adds no noise of its own, so nothing bounds what leaves"
         raise Declined("budget", f"{why}, where the node config allows epsilon={node.epsilon:g} over all runs")
 
 
 def _check_unsaid(config: Config, node: Node) -> None:
-    """Declined where an owner with a budget and no policy would have to have said more."""
+    """Declined if a request needs the permission of a policy, and the owner has a budget but no policy."""
     if config.privacy.noise == "gaussian":
         raise Declined("policy", 'privacy.noise=gaussian; a policy file with noise = "gaussian" would accept it')
     if chosen := _chosen(config, node):
@@ -76,7 +77,7 @@ def _check_unsaid(config: Config, node: Node) -> None:
 
 
 def _chosen(config: Config, node: Node) -> dict[str, Any]:
-    """What a request chooses of the loader of this node's data; {} where a file holds the examples as they are."""
+    """Options of the data loader that a request chooses; {} where the node's file is a prepared shard."""
     if node.data is not None and is_shard(node.data):
         return {}
     target = str(config.data.get("_target_"))
@@ -87,9 +88,9 @@ def _chosen(config: Config, node: Node) -> dict[str, Any]:
 
 
 def _check_rate(node: Node, policy: Policy | None) -> None:
-    """Declined once too many requests were refused or failed within an hour, also of an owner without limits.
+    """Declined if too many requests were refused or failed within an hour, also without limits of the owner.
 
-    Asking on and on is asking about data.
+    Repeated requests could be used to probe the data.
     """
     if node.state is None:
         return
@@ -100,9 +101,9 @@ def _check_rate(node: Node, policy: Policy | None) -> None:
 
 
 def failures_since(log: Path, begin: datetime.datetime) -> int:
-    """Lines of the log from then on, those apart that say no more than that there were too many.
+    """Number of log lines since `begin`, without those that only report too many requests.
 
-    A line quotes what was asked for, so it is told by its beginning, which no request can choose.
+    A line quotes the request, so it is recognized by its beginning, which no request can choose.
     """
     if not log.exists():
         return 0
@@ -113,7 +114,7 @@ def failures_since(log: Path, begin: datetime.datetime) -> int:
 
 
 def _time_of(line: str) -> datetime.datetime:
-    """Of an editor's hand, without a time or its zone: counts as old."""
+    """The time of a line; a line without a time or a time zone, perhaps edited by hand, counts as old."""
     old = datetime.datetime.min.replace(tzinfo=datetime.UTC)
     try:
         found = datetime.datetime.fromisoformat(line.partition(" ")[0])
@@ -123,7 +124,7 @@ def _time_of(line: str) -> datetime.datetime:
 
 
 def _plan(config: Config, budget: float | None, delta: float | None) -> DPPlan | None:
-    """The plan under these limits, None where there is none; Declined("budget") where no noise keeps to them."""
+    """The plan under these limits; None without DP on the client. Declined("budget") if no noise meets them."""
     try:
         return None if problems(config) else plan_of(config, budget, delta)
     except (ValueError, ArithmeticError) as error:
@@ -131,12 +132,12 @@ def _plan(config: Config, budget: float | None, delta: float | None) -> DPPlan |
 
 
 def _claims(config: Config, node: Node) -> tuple[str, float, float]:
-    """(unit, epsilon, delta) of what protects the owner's data: its own noise, else the server's, else none."""
+    """(unit, epsilon, delta) of the protection of the owner's data: its own noise, else the server's, else none."""
     if protects_examples(config):
         plan = _plan(config, node.epsilon, node.delta)
         if plan is None:
             return "example", math.inf, config.privacy.target_delta
-        return "example", claimed(config, plan), plan.delta
+        return "example", requested_epsilon(config, plan), plan.delta
     if protects_clients(config):
         whole = None if problems(config) else client_level_plan(config)
         epsilon = math.inf if whole is None else min(whole.target_epsilon, whole.epsilon(whole.charges))

@@ -1,9 +1,9 @@
-"""A Flower `ClientApp` over clients. Knows messages and codes; not how a client is built or where it runs.
+"""The Flower `ClientApp` of fedq. Knows messages and reason codes; not how a client is built or where it runs.
 
-The client's outermost layer is here: whatever goes wrong inside, a code leaves and the text stays, since Flower
-sends the type and text of an uncaught exception, paths and data values included, to the server. So the refusal is made
-before any work begins, and nothing that happens afterwards can keep it from being returned: no text that cannot be
-encoded, no full disk, no recursion without end, no lack of memory.
+This is the outermost layer of a client: for every failure a code leaves, and the text stays. Flower would send the type
+and text of an uncaught exception, with paths and data values, to the server. So the refusal is built before any work
+begins, and nothing can prevent its return afterwards: neither a text that cannot be encoded, nor a full disk, endless
+recursion or a lack of memory.
 """
 
 import sys
@@ -21,7 +21,7 @@ from fedq.flower import wire
 
 
 class Answering(Protocol):
-    """What answers for a data owner."""
+    """A client, or a stand-in for one, that answers messages for a data owner."""
 
     identity: str
     state: ClientState
@@ -37,19 +37,19 @@ class Answering(Protocol):
 
 
 ClientOf = Callable[[Context], Answering]
-Note = Callable[[Context, str], None]  # for the owner: a request that was refused or failed, and why
+Note = Callable[[Context, str], None]  # records for the owner a request that was refused or failed, and why
 Bounds = Callable[[Context, str], AbstractContextManager[object]]  # on the time and memory of a message of that type
 
 
 def no_bounds(context: Context, kind: str) -> AbstractContextManager[object]:
-    """For a simulation, where the person who waits can interrupt."""
+    """No limits, for a simulation, which its user can interrupt."""
     return nullcontext()
 
 
 def client_app(client_of: ClientOf, *, note: Note | None = None, bounds: Bounds = no_bounds) -> ClientApp:
-    """A Flower app that answers for the client that `client_of` names; the same on every runtime.
+    """A Flower app that answers messages for the client that `client_of` returns; the same on every runtime.
 
-    `note`: where refusals and failures of every run are noted; None: with the client's files of the run.
+    `note`: records refusals and failures of all runs; None: they go to the client's files of the run.
     """
     app = ClientApp()
     guard = _Guard(client_of, note, bounds)
@@ -70,7 +70,7 @@ def client_app(client_of: ClientOf, *, note: Note | None = None, bounds: Bounds 
 
 
 class _Refused(Exception):  # noqa: N818  a decision, not an error
-    """No answer but a code: from a closed set, with the name of the client where it declines a handshake."""
+    """A refusal: a code from a closed set, and the client's name if it declines a handshake."""
 
     def __init__(self, reason: str, text: str, identity: str = "") -> None:
         super().__init__(text)
@@ -78,13 +78,13 @@ class _Refused(Exception):  # noqa: N818  a decision, not an error
 
 
 class _Guard:
-    """Answers one message after the other, whatever happens."""
+    """Answers messages, and returns a refusal for every failure."""
 
     def __init__(self, client_of: ClientOf, note: Note | None, bounds: Bounds) -> None:
         self._client_of, self._note, self._bounds = client_of, note, bounds
 
     def answer(self, message: Message, context: Context, kind: str) -> Message:
-        """The reply, or a refusal that holds a code and nothing else."""
+        """The reply, or a refusal with a code alone."""
         round = _round_of(message, kind)
         fallback = _reply(wire.write_refusal(wire.Refusal(round, "client_error")), message)
         try:
@@ -93,7 +93,7 @@ class _Guard:
             return _reply(wire.write_refusal(wire.Refusal(round, refused.reason, refused.identity)), message)
         except KeyboardInterrupt:
             raise
-        except BaseException:  # out of memory, or too deep a recursion, where the refusal was made
+        except BaseException:  # no memory, or too deep a recursion, while the refusal was built
             return fallback
 
     def _content(self, message: Message, context: Context, kind: str, round: int) -> RecordDict:
@@ -103,12 +103,12 @@ class _Guard:
                 return self._work(message, context, kind, found)
         except KeyboardInterrupt:
             raise
-        except BaseException as error:  # an extension's panic is no Exception, and must not end the process either
+        except BaseException as error:  # a native extension's panic is not an Exception, and must not end the process
             refused = _refusal_of(error, found, kind)
         for record in (self._note_for_the_owner, self._log):
             try:
                 record(context, kind, round, refused, found)
-            except (Exception, SystemExit):  # what cannot be noted must not change what leaves
+            except (Exception, SystemExit):  # a failure to record must not change the reply
                 continue
         raise refused from None
 
@@ -142,7 +142,7 @@ class _Guard:
 
 
 def _refusal_of(error: BaseException, found: list[Answering], kind: str) -> _Refused:
-    """The code of a failure, and the text for the client's own operator."""
+    """The code of a failure, with the text for the client's own operator."""
     from fedq.privacy import Declined, LedgerError
 
     name = found[0].identity if found and kind == wire.HELLO else ""
@@ -153,13 +153,13 @@ def _refusal_of(error: BaseException, found: list[Answering], kind: str) -> _Ref
     text = "".join(traceback.format_exception(error))
     if kind != wire.HELLO and isinstance(error, wire.MalformedReply | codec.MalformedUpdate):
         return _Refused("bad_request", text)
-    # Whether this data makes the code fail is private too, as far as a code can hide it.
+    # Whether the data make the code fail is private too, as far as one code for all failures can hide it.
     private = kind != wire.HELLO and bool(found) and found[0].private
     return _Refused("declined" if private else "client_error", text)
 
 
 def _round_of(message: Message, kind: str) -> int:
-    """The round that a request names, -1 where it names none: a refusal of another round would be dropped."""
+    """The round in a request, or -1. The server would drop a refusal for another round."""
     if kind == wire.HELLO:
         return 0
     try:
@@ -169,10 +169,10 @@ def _round_of(message: Message, kind: str) -> int:
 
 
 def _reply(content: RecordDict, message: Message) -> Message:
-    """A reply whose envelope follows from the request alone.
+    """A reply whose metadata depend on the request alone.
 
-    Flower writes into it when it was made and how long it lives, to the microsecond: the time that a step takes
-    depends on the batch that was drawn. Said to be made when the request was, it lives as long as the request.
+    Flower stores the creation time and the lifetime of a message, in microseconds. They would reveal the time of a
+    step, which depends on the secret batch. So both are copied from the request.
     """
     reply = Message(content, reply_to=message)
     reply.metadata.created_at, reply.metadata.ttl = message.metadata.created_at, message.metadata.ttl
@@ -180,6 +180,6 @@ def _reply(content: RecordDict, message: Message) -> Message:
 
 
 def _tell_operator(text: str) -> None:
-    """On this machine's own terminal or log file, with what cannot be encoded spelled out."""
+    """Print on this machine's stderr, with escapes for characters that cannot be encoded."""
     encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
     print(text.encode(encoding, "backslashreplace").decode(encoding), file=sys.stderr, flush=True)

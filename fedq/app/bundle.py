@@ -1,4 +1,4 @@
-"""The app directory that this process runs: its configs and code, as Flower unpacked them. Knows paths alone."""
+"""The app directory of this process: configs and code, as Flower unpacked them. Knows paths alone."""
 
 import hashlib
 import os
@@ -22,7 +22,7 @@ def is_app(folder: Path) -> bool:
 
 
 def running_app() -> Path | None:
-    """Flower puts the directory of the app that it runs first on `sys.path`."""
+    """The directory of the running app, which Flower puts first on `sys.path`; None if there is none."""
     for entry in sys.path:
         if entry and is_app(Path(entry)):
             return Path(entry)
@@ -30,16 +30,16 @@ def running_app() -> Path | None:
 
 
 def running_bundle() -> Path | None:
-    """The running app, if Flower unpacked it from a bundle; None for a checkout, which nobody sent."""
+    """The running app, if Flower unpacked it from a bundle; None for a checkout."""
     app = running_app()
     return app if app is not None and app.parent.name == UNPACKED else None
 
 
 def bundle_digest(bundle: Path) -> str:
-    """SHA-256 (hex) of every file by name and content: of a `.fab` file, or of the folder that Flower unpacks it into.
+    """SHA-256 (hex) over names and contents of all files of a `.fab` file, or of the folder where it is unpacked.
 
-    Left out is what Flower adds to one and not the other (`.info`), and `__pycache__`, which a client empties before it
-    computes this: compiled modules in it would run in place of the source that was reviewed.
+    It leaves out `.info`, which Flower adds to only one of both, and `__pycache__`. A client deletes
+    `__pycache__` before it computes the digest, because compiled modules would run instead of the reviewed source.
     """
     digest = hashlib.sha256(b"fedq bundle 1")
     for name, content in sorted(_files(bundle)):
@@ -63,7 +63,7 @@ def _files(bundle: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def overlay() -> Path | None:
-    """The running app's own choices; fedq's stay behind them."""
+    """The `conf/` folder of the running app, which is searched before fedq's own; None if there is none."""
     from fedq.config import conf_folder
 
     app = running_app()

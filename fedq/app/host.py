@@ -1,7 +1,7 @@
-"""The server inside Flower's ServerApp process: bundle and run config in, a run folder on this host out.
+"""The server inside Flower's ServerApp process: runs the experiment of a bundle and writes a run folder on this host.
 
-Knows Flower's grid and context; not how the process was started. What happens is printed as events, which whoever
-started the run follows; the run folder stays here.
+Knows Flower's grid and context; not how the process was started. It prints events, which the user who started the run
+can follow. The run folder stays on this host.
 """
 
 import os
@@ -18,8 +18,8 @@ from fedq import __version__, codec
 from fedq.app.bundle import overlay
 from fedq.app.node import home, simulated_clients
 from fedq.app.serving import serve
-from fedq.artifacts.delivery import ClientFiles
 from fedq.artifacts.publication import write_publication
+from fedq.artifacts.run_artifacts import ClientFiles
 from fedq.config import ConfigError, Problem, compose, network
 from fedq.config.config_file import write_config
 from fedq.core.wording import size
@@ -43,17 +43,17 @@ from fedq.training.numerics import use_one_thread
 
 
 def serve_run(grid: Any, context: Context) -> None:
-    """The whole run. An error is told and then raised, so that Flower calls the run failed."""
+    """Run the experiment. An error is reported and raised again, so that Flower marks the run as failed."""
     use_one_thread()
     simulated = flower.is_in_memory(grid)
     tell = Events() if context.run_config.get(EVENTS) else Words()
     try:
         overrides = network.read(context.run_config.get(network.OVERRIDES))
         config = compose(overrides, overlay=overlay())
-        if simulated:  # its nodes are there at once, or never
+        if simulated:  # its nodes are available at once, or never
             config = replace(config, runtime=replace(config.runtime, wait=min(config.runtime.wait, _SIMULATED_WAIT)))
         experiment = build(config, owner=None if simulated else SERVER)
-        # A grid in memory has no other nodes than those of this machine.
+        # An in-memory grid only has nodes of this machine.
         names = NodeNames(trusted=True) if simulated else _node_names()
         folder = new_run_folder(os.environ.get("FEDQ_OUTPUTS") or home() / "outputs", config.name)
         write_config(config, folder / "config.yaml")
@@ -74,7 +74,7 @@ def serve_run(grid: Any, context: Context) -> None:
         if context.run_config.get(INSECURE):
             result = replace(result, link=INSECURE_LINK)
             result.write(folder)
-        write_publication(folder, result)  # once more: the clients' files lie in it now
+        write_publication(folder, result)  # again, because the folder now holds the clients' files
         tell.result(result)
     except (ConfigError, TooFewClientsError, LinkLostError, OSError) as error:
         words = f"{error}. Flower simulates as many nodes as you say: {_NODES}" if _too_few(error, simulated) else error
@@ -83,7 +83,7 @@ def serve_run(grid: Any, context: Context) -> None:
 
 
 class Events:
-    """For a fedq that follows the run from another machine."""
+    """Prints events, for a fedq that follows the run from another machine."""
 
     def folder(self, folder: Path) -> None:
         self._say("folder", host=socket.gethostname(), path=str(folder))
@@ -98,7 +98,7 @@ class Events:
         self._say("result", **result.to_dict())
 
     def failed(self, reason: str, *, budget: bool) -> None:
-        """`budget`: for lack of privacy budget, which has an exit status of its own."""
+        """`budget`: the run failed for lack of privacy budget, which has its own exit status."""
         self._say("failed", reason=reason, **({"budget": True} if budget else {}))
 
     def _say(self, kind: str, **values: Any) -> None:
@@ -106,7 +106,7 @@ class Events:
 
 
 class Words(Events):
-    """For a person who reads the log of `flwr run`."""
+    """Prints text, for a person who reads the log of `flwr run`."""
 
     def _say(self, kind: str, **values: Any) -> None:
         if kind == "row":
@@ -123,8 +123,8 @@ class Words(Events):
         print(f"fedq: {text}", flush=True)
 
 
-EVENTS = "events"  # a key of the run's config, which a fedq that follows sets
-INSECURE = "insecure"  # another: the run was asked for over a connection without TLS of its own
+EVENTS = "events"  # a key of the run config: set by a fedq that follows the run
+INSECURE = "insecure"  # a key of the run config: the run was started over a connection without TLS
 _SIMULATED_WAIT = 30.0
 _NODES = "flwr run . --federation-config num-supernodes=N"
 
@@ -151,9 +151,9 @@ def link(
     replied: Replied = nobody,
     names: NodeNames,
 ) -> GridLink:
-    """A link to clients that come when they come, over a grid that others made.
+    """A link over a Flower grid to clients that may connect at any time.
 
-    `names`: which node may speak in which client's name.
+    `names`: the nodes that may use each client's name.
     """
     runtime = experiment.config.runtime
 

@@ -1,7 +1,7 @@
-"""What one message may take of a client's machine: seconds, memory, and how many rounds a run has had of it.
+"""Limits of one message on a client's machine, in time and memory, and the number of a run's rounds.
 Knows the process and a file; not policies' rules, messages or training.
 
-A limit that cannot be enforced is an error, since its owner relies on it.
+A limit that cannot be enforced is an error, because the owner relies on it.
 """
 
 import faulthandler
@@ -18,7 +18,7 @@ from typing import Final
 from fedq.core.durable import append_to_private
 from fedq.privacy import Declined
 
-GRACE_SECONDS: Final = 10.0  # after which code that does not stop at the deadline ends with its process
+GRACE_SECONDS: Final = 10.0  # code that does not stop at the deadline is ended, with its process, after this time
 _MEGABYTE: Final = 10**6
 _STATM: Final = Path("/proc/self/statm")
 ASKED: Final = "asked.txt"
@@ -33,16 +33,16 @@ class LimitError(RuntimeError):
 
 
 class _Alarm(BaseException):
-    """Raised by the signal; no `except Exception` of a user's code stops it."""
+    """Raised by the signal; `except Exception` in a user's code does not catch it."""
 
 
 @contextmanager
 def deadline(seconds: float | None) -> Iterator[None]:
-    """DeadlineExceeded where the body takes longer (None: as long as it takes).
+    """DeadlineExceeded if the body takes longer than `seconds` (None: no limit). LimitError outside the main thread.
 
-    Python raises between two of its own instructions, and in system calls that wait. Code that never comes back to
-    Python, or catches everything, ends with the whole process `GRACE_SECONDS` later: a ledger's spend is one
-    transaction, so it is there or it is not.
+    Python raises it between two of its own instructions, and in blocking system calls. For code that never returns to
+    Python, or catches everything, the whole process ends `GRACE_SECONDS` later. That is safe for the ledger, because a
+    spend is one transaction.
     """
     if seconds is None:
         yield
@@ -60,7 +60,8 @@ def deadline(seconds: float | None) -> Iterator[None]:
         try:
             yield
         finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)  # in here, so that an alarm at the last moment is caught as well
+            # Inside the outer try, so that an alarm at the last moment is caught.
+            signal.setitimer(signal.ITIMER_REAL, 0)
     except _Alarm:
         raise DeadlineExceeded(f"took longer than the {seconds:g} s that max_seconds allows") from None
     finally:
@@ -70,10 +71,10 @@ def deadline(seconds: float | None) -> Iterator[None]:
 
 @contextmanager
 def memory_limit(megabytes: int | None) -> Iterator[None]:
-    """MemoryError (of torch: RuntimeError) where the body takes so much more than the process holds now; None: none.
+    """MemoryError (in torch RuntimeError) if the body takes more memory beyond the present use; None: no limit.
 
-    RLIMIT_DATA counts what is private and writable. RLIMIT_AS would count address space that libraries reserve and
-    never use.
+    RLIMIT_DATA counts private writable memory. RLIMIT_AS would also count address space that libraries reserve and
+    never use. Raises LimitError where the present use is not known.
     """
     if megabytes is None:
         yield
@@ -88,7 +89,7 @@ def memory_limit(megabytes: int | None) -> Iterator[None]:
 
 
 def _data_in_use() -> int:
-    """Bytes that RLIMIT_DATA counts, as the kernel of Linux says."""
+    """Bytes in use that RLIMIT_DATA counts, from the Linux kernel."""
     try:
         pages = int(_STATM.read_text(encoding="ascii").split()[5])
     except (OSError, ValueError, IndexError) as error:
@@ -97,14 +98,14 @@ def _data_in_use() -> int:
 
 
 def count_request(folder: Path, round: int, *, most: int | None) -> None:
-    """Note in the run's folder that it asks for training; Declined("policy") where it has had `most` rounds already.
+    """Record a request for training in the run's folder; Declined("policy") if there are already `most` of them.
 
-    A message that is delivered again counts again. What is noted is on disk before the training begins.
+    A message that is delivered twice counts twice. The record is on disk before training begins.
     """
     path = folder / ASKED
     had = len(path.read_text(encoding="utf-8").splitlines()) if path.exists() else 0
     if most is not None and had >= most:
-        raise Declined("policy", f"round {round}: the run has had {had} rounds of at most {most}")
+        raise Declined("policy", f"round {round}: the run already had {had} rounds, of at most {most}")
     with append_to_private(path) as file:
         file.write(f"{round}\n")
         file.flush()

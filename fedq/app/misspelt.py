@@ -1,7 +1,7 @@
-"""Keys of a node config that are ours but for a slip. Knows names; not what they mean or who set them.
+"""Finds misspelt keys of fedq in a node config. Knows names; not their meaning.
 
-A node config is shared: Flower and other apps keep keys of their own in it, so an unknown key is no error. But
-`polcy="..."`, taken for somebody else's, would leave its owner without the policy.
+Flower and other apps keep their own keys in the same node config, so an unknown key is no error. But if `polcy="..."`
+were ignored as another app's key, its owner would have no policy.
 """
 
 from collections.abc import Iterator, Mapping
@@ -11,18 +11,18 @@ from typing import Any, Final
 from fedq.config import Problem
 
 OURS: Final = ("name", "partition-id", "data-path", "state-dir", "head-dir", "policy", "epsilon", "delta")
-LIMITS: Final = ("policy", "epsilon", "delta")  # without which more would leave, and nobody would notice
-# Near ours, and others': `dataset-path` is that of Flower's own examples, `delay` an ordinary word.
+LIMITS: Final = ("policy", "epsilon", "delta")  # without these keys more data would leave, and nobody would notice
+# Similar keys of others: `dataset-path` is in Flower's own examples, `delay` is an ordinary word.
 OTHERS: Final = ("num-partitions", "dataset-path", "delay")
 _SYNONYMS: Final = {"eps": "epsilon", "budget": "epsilon"}
-_CUTOFF: Final = 0.8  # of difflib: one slip in a word of five letters
+_CUTOFF: Final = 0.8  # for difflib: one wrong letter in a word of five
 
 
 def misspelt(node_config: Mapping[str, Any]) -> Iterator[Problem]:
-    """One for each key that was probably meant to be one of ours."""
+    """A problem for each key that is probably a misspelt key of fedq."""
     for key, value in node_config.items():
         if (ours := _meant(key)) is not None:
-            rule = f"no key of fedq's, and nearly {ours}, without which this node would go on as if you had not said it"
+            rule = f"is not a key of fedq, but similar to {ours}, and this node would ignore it"
             yield Problem(f"node-config {key}", value, rule, f"Use {ours}=, or another name if it is another app's")
 
 

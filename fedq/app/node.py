@@ -1,7 +1,7 @@
-"""A client on its owner's machine: node config and bundle in, `Client` out. Knows Flower's context; not messages.
+"""Builds the client on its owner's machine from node config and bundle. Knows Flower's context; not messages.
 
-What concerns the owner's files comes from the node config, which the owner wrote; what concerns the experiment comes
-from the bundle and the run's overrides, which may choose only among what the bundle holds.
+Paths of the owner's files come from the node config, which the owner wrote. The experiment comes from the bundle and
+the run's overrides, which may choose only among the bundle's choices.
 """
 
 import os
@@ -28,21 +28,21 @@ from fedq.config.client_level import protects_examples
 from fedq.experiment import Experiment, Site, build
 from fedq.experiment.ledgers import LEDGER, Account, ledger_name
 from fedq.flower import wire
-from fedq.privacy import Declined, DPPlan, SecureRandom, head_of, limits
+from fedq.privacy import Declined, DPPlan, SecureRandom, limits, tip_of
 from fedq.training.numerics import use_one_thread
 
-HEAD_BESIDE: Final = (
-    "the ledger's head lies beside the ledger: who restores or deletes both is not noticed. Name a folder on another "
-    'disk with head-dir="/..." in the node config, or with head= in the policy file'
+TIP_BESIDE: Final = (
+    "the ledger's tip lies beside the ledger: if both are restored or deleted, nobody notices. Name a folder on "
+    'another disk with head-dir="/..." in the node config, or with head= in the policy file'
 )
-ANYBODY: Final = "*"  # the owner of a part of data that every machine has
+ANYBODY: Final = "*"  # owner of a part of data that every machine has
 HELLO_SECONDS: Final = 120.0  # a handshake starts Python and reads a ledger
-MESSAGE_SECONDS: Final = 3600.0  # as long as a server waits for a round by default
-MOST_NOTED: Final = 2000  # characters of a request's overrides in a note
+MESSAGE_SECONDS: Final = 3600.0  # the default time that a server waits for a round
+MOST_NOTED: Final = 2000  # longest text of a request's overrides in a note, in characters
 
 
 def home() -> Path:
-    """Where fedq keeps files on a machine that nobody configured otherwise: $FEDQ_HOME, else ~/.fedq."""
+    """The default folder of fedq's files on a machine: $FEDQ_HOME, else ~/.fedq."""
     return Path(os.environ.get("FEDQ_HOME") or Path.home() / ".fedq")
 
 
@@ -52,10 +52,10 @@ def simulated_clients(run_id: int) -> Path:
 
 
 def client_of(context: Context) -> Client | OwnedClient:
-    """The client of this node, built from the bundle; raises `ConfigError` with all that is wrong.
+    """The client of this node, built from the bundle. Raises `ConfigError` with all problems.
 
-    What the owner does not accept is Declined before a model or any data of the owner is opened. Under a privacy unit
-    neither is opened here at all, but when a request was admitted and paid for.
+    Raises Declined for a request that the owner does not accept, before any model or data are opened. With DP, model
+    and data are opened only after a request was admitted and its spend recorded.
     """
     use_one_thread()
     overrides = tuple(network.read(context.run_config.get(network.OVERRIDES)))
@@ -70,12 +70,12 @@ def client_of(context: Context) -> Client | OwnedClient:
         declined.identity = identity
         raise
     if config.privacy.unit != "off" and config.privacy.noise == "seeded":
-        rule = "noise that others can compute again protects nobody; a client outside of a test never adds it"
+        rule = "others can compute this noise again, so it protects nobody; a client outside a test never adds it"
         raise ConfigError([Problem("privacy.noise", "seeded", rule, "Use privacy.noise=discrete")])
     simulated = _in_simulation()
     if node.state is None and not simulated:
         hint = "Start the SuperNode with --node-config '... state-dir=\"/path/to/own/state\"'"
-        rule = "a client keeps its ledger, log and residual between messages, and this node's config names no place"
+        rule = "a client keeps its ledger, log and residual between messages, and needs a folder for them"
         raise ConfigError([Problem("node-config state-dir", None, rule, hint)])
     whose = identity if node.data else ANYBODY
     owner = None
@@ -85,8 +85,8 @@ def client_of(context: Context) -> Client | OwnedClient:
         files = simulated_clients(context.run_id) / identity
         return _experiment(overrides, folder, owner).client(identity, folder=files, run=run, durable=True)
     files = node.state / "runs" / run
-    head = head_of(node.state / LEDGER, policy, node.heads)
-    account = Account(node.state / LEDGER, head, bundle)
+    tip = tip_of(node.state / LEDGER, policy, node.tips)
+    account = Account(node.state / LEDGER, tip, bundle)
 
     def built() -> Client:
         experiment = _experiment(overrides, folder, owner)
@@ -103,20 +103,20 @@ def client_of(context: Context) -> Client | OwnedClient:
     client.on_training = partial(count_request, files, most=None if policy is None else policy.max_rounds)
     if policy is None and not node.limited:
         warn_owner(client.state, ACCEPTS_ANYTHING)
-    if head is None and protects_examples(config):
-        warn_owner(client.state, HEAD_BESIDE)
+    if tip is None and protects_examples(config):
+        warn_owner(client.state, TIP_BESIDE)
     return client
 
 
 def _privacy(config: Config, plan: DPPlan, account: Account, owner: Site, run: str) -> Privacy:
     """This client's side of DP, from public configuration alone."""
     name, holdout = ledger_name(config, owner), config.train.holdout if config.evaluate == "dp" else 0.0
-    return Privacy(plan, account.ledger, SecureRandom(), name, run, account.bundle, account.head, holdout)
+    return Privacy(plan, account.ledger, SecureRandom(), name, run, account.bundle, account.tip, holdout)
 
 
 @contextmanager
 def bounds(context: Context, kind: str) -> Iterator[None]:
-    """What one message may take of this machine: a deadline always, and what the owner's policy says beside."""
+    """Limits of one message on this machine: always a deadline, and the limits of the owner's policy."""
     if _in_simulation():
         yield
         return
@@ -130,7 +130,7 @@ def bounds(context: Context, kind: str) -> Iterator[None]:
 
 
 def note(context: Context, why: str) -> None:
-    """For the owner: who asked for what, when, and why it was refused or failed. Does nothing without a state-dir."""
+    """Record for the owner a request that was refused or failed, and why. Does nothing without a state-dir."""
     state = context.node_config.get("state-dir")
     if isinstance(state, str) and Path(state).expanduser().is_absolute():
         asked = str(context.run_config.get(network.OVERRIDES))[:MOST_NOTED]
@@ -141,13 +141,13 @@ def note(context: Context, why: str) -> None:
 def _digest(folder: Path | None) -> str:
     if folder is None:
         return ""
-    for cache in list(folder.rglob("__pycache__")):  # what a bundle brings compiled would run in place of what was read
+    for cache in list(folder.rglob("__pycache__")):  # compiled modules would run instead of the reviewed source
         shutil.rmtree(cache, ignore_errors=True)
     return bundle_digest(folder)
 
 
 def _in_simulation() -> bool:
-    """Flower's simulation engine runs clients in Ray actors; a SuperNode's client process knows no Ray."""
+    """Whether this process is a Ray actor of Flower's simulation engine; a SuperNode's process does not use Ray."""
     ray = sys.modules.get("ray")
     return ray is not None and bool(ray.is_initialized())
 
@@ -159,5 +159,5 @@ def _config(overrides: tuple[str, ...], folder: Path | None) -> Config:
 
 @lru_cache(maxsize=4)
 def _experiment(overrides: tuple[str, ...], folder: Path | None, owner: Site | None) -> Experiment:
-    """Built once in a process: a SuperNode's serves one message, an actor of a simulation serves many clients."""
+    """The experiment, cached: an actor of a simulation serves many clients, a SuperNode's process one message."""
     return build(_config(overrides, folder), owner=owner)

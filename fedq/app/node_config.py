@@ -1,4 +1,4 @@
-"""What the owner of a node says of it, in the SuperNode's `--node-config`. Knows keys and types; opens no file."""
+"""The node config: settings of a node's owner, from the SuperNode's `--node-config`. Knows keys; opens no file."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,25 +12,25 @@ from fedq.config.budgets import own_delta, own_limit_problems
 
 @dataclass(frozen=True)
 class Node:
-    """What the owner of a node says of it: `--node-config 'name="clinic-a" data-path="..." state-dir="..."'`."""
+    """The settings of a node's owner: `--node-config 'name="clinic-a" data-path="..." state-dir="..."'`."""
 
     name: str | None = None
     partition: int | None = None
     data: Path | None = None
     state: Path | None = None
-    policy: Path | None = None  # the weakest privacy that the owner accepts
+    policy: Path | None = None  # policy file: the weakest privacy that the owner accepts
     epsilon: float | None = None  # the owner's own budget, over all runs
-    delta: float | None = None  # at which that budget is counted; 1e-5 where an epsilon is given alone
-    heads: Path | None = None  # the folder for the ledger's head, where the policy names no file for it
+    delta: float | None = None  # delta of that budget; 1e-5 if only an epsilon is given
+    tips: Path | None = None  # key head-dir: folder for the tip of the ledger, if the policy names no file for it
 
     @property
     def limited(self) -> bool:
-        """Whether the owner said what this data may spend."""
+        """Whether the owner set a budget."""
         return self.epsilon is not None
 
     @classmethod
     def read(cls, node_config: Mapping[str, Any]) -> "Node":
-        """Raises `ConfigError`; keys that are not ours are left to others, unless they are ours but for a slip."""
+        """Read a node config. `ConfigError` for wrong values and misspelt keys; keys of other apps are ignored."""
         found = list(misspelt(node_config))
 
         def typed(key: str, kind: type, example: str) -> Any:
@@ -43,26 +43,26 @@ class Node:
         partition = typed("partition-id", int, "0")
         data = typed("data-path", str, '"/path/to/own/data"')
         state = typed("state-dir", str, '"/path/to/own/state"')
-        heads = typed("head-dir", str, '"/path/on/another/disk"')
+        tips = typed("head-dir", str, '"/path/on/another/disk"')
         policy = typed("policy", str, '"/path/to/policy.toml"')
         epsilon = node_config.get("epsilon")
         delta = own_delta(epsilon, node_config.get("delta"))
         found += own_limit_problems(epsilon, delta, where="node-config ", policy=policy)
-        for key, path in (("data-path", data), ("state-dir", state), ("head-dir", heads), ("policy", policy)):
+        for key, path in (("data-path", data), ("state-dir", state), ("head-dir", tips), ("policy", policy)):
             if isinstance(path, str) and not Path(path).expanduser().is_absolute():
-                rule = "must be absolute: started in another folder, this node would begin with an empty ledger"
+                rule = "must be absolute: in another working folder this node would start with an empty ledger"
                 found.append(Problem(f"node-config {key}", path, rule, f'Use {key}="/..."'))
         if name is None and partition is None:
-            found.append(Problem("node-config name", None, "a client must say who it is", 'Use name="clinic-a"'))
+            found.append(Problem("node-config name", None, "a client needs a name", 'Use name="clinic-a"'))
         if found:
             raise ConfigError(found)
-        own = (Path(p).expanduser() if p else None for p in (data, state, policy, heads))
-        own_data, own_state, own_policy, own_heads = own
+        own = (Path(p).expanduser() if p else None for p in (data, state, policy, tips))
+        own_data, own_state, own_policy, own_tips = own
         budget = None if epsilon is None else float(epsilon)
-        return cls(name, partition, own_data, own_state, own_policy, budget, delta, own_heads)
+        return cls(name, partition, own_data, own_state, own_policy, budget, delta, own_tips)
 
     def identity(self, config: Config) -> str:
-        """The name, or the name of the partition; it must be one that the experiment knows."""
+        """The client's name, or the name of its partition. `ConfigError` if the experiment has no such client."""
         names = public.identities(config)
         if self.name is not None:
             if self.name in names:

@@ -1,4 +1,4 @@
-"""The server's whole job: meet the clients, run the rounds, deliver. Knows experiments; not how messages travel."""
+"""Runs an experiment on the server: handshakes, rounds, artifacts. Knows experiments; not the transport of messages."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from fedq.artifacts.client_level import ServerFiles
-from fedq.artifacts.delivery import ClientFiles, Delivery
+from fedq.artifacts.run_artifacts import ClientFiles, RunArtifacts
 from fedq.config import public
 from fedq.experiment import Experiment
 from fedq.experiment.client_level import client_level_mechanism, sampler
@@ -32,7 +32,7 @@ from fedq.server.strategy import Strategy
 
 
 class Link(Protocol):
-    """How the server reaches its clients: in this process, over worker processes, or over a network."""
+    """The server's connection to its clients: in this process, over worker processes, or over a network."""
 
     def meet(self) -> tuple[Roster, Traffic]: ...
 
@@ -57,9 +57,10 @@ def serve(
     watch: Callable[[RoundRow], None],
     clients: ClientFiles | None,
 ) -> Result:
-    """The server's whole job: meet the clients, run the rounds, deliver and measure the int8 model, fill the folder.
+    """Do the handshakes, run all rounds, write and measure the models, and fill the run folder.
 
-    `clients`: where their files lie, if on this machine; only then can the result say that the run was private.
+    `clients`: the clients' files, if they are on this machine; only then can the result be private. Raises
+    TooFewClientsError or BudgetSpentError.
     """
     config, begun, plan = experiment.config, time.monotonic(), experiment.client_plan
     if plan is not None:
@@ -68,7 +69,7 @@ def serve(
     roster.keep(experiment.identities)
     present = len(roster.nodes)
     cohort = public.cohort_size(config, clients=present)
-    if experiment.claims_privacy:  # never a larger share than the one for whose cap the noise was calibrated
+    if experiment.claims_privacy:  # never a larger fraction than the one to which the noise is calibrated
         cohort = public.cohort_size(config) * present // config.clients
     if present < config.strategy.min_clients or cohort < 1:
         refused = ", ".join(f"{r.client}: {r.reason}" for r in roster.refused[:5]) or "no answer"
@@ -77,17 +78,17 @@ def serve(
     judge = _Judge(experiment, strategy, link, roster)
     draws, kept = sampler(config, plan, list(roster.nodes)), None
     if plan is not None:
-        assert isinstance(strategy.aggregation, ClientLevelSum)  # what the plan makes of it
+        assert isinstance(strategy.aggregation, ClientLevelSum)  # a client-level plan implies it
         strategy.aggregation.protect(mechanism)
         kept = ServerFiles(home, folder.name, draws.source, mechanism.ledger, before)
-    with Delivery(experiment, folder, watch, clients=clients, server=kept) as delivery:
+    with RunArtifacts(experiment, folder, watch, clients=clients, server=kept) as artifacts:
         outcome = run_rounds(
             strategy=strategy,
             sampler=draws,
             master=experiment.initial,
             gather=link.gather,
             score=judge,
-            watch=delivery.round,
+            watch=artifacts.round,
             rules=Rules(
                 rounds=config.rounds,
                 cohort=cohort,
@@ -100,16 +101,16 @@ def serve(
             hello=hello,
             refused=roster.refused,
         )
-        link.close()  # nobody trains, or spends, any more: the evidence is complete
-        return delivery.close(outcome, begun=begun)
+        link.close()  # no client trains or spends from here on, so the evidence is complete
+        return artifacts.close(outcome, begun=begun)
 
 
 def _protection(
     experiment: Experiment, plan: ClientLevelPlan, folder: Path
 ) -> tuple[ClientLevelMechanism, Path, list[AnyMechanism]]:
-    """The mechanism for each client as a whole, the folder of its files, and what earlier runs spent of one client.
+    """(mechanism of client-level DP, folder of its files, the most that earlier runs spent of one client).
 
-    BudgetSpentError where not all of this run fits into what they left.
+    BudgetSpentError if this run does not fit into the rest of the budget.
     """
     try:
         mechanism, home = client_level_mechanism(experiment.config, plan, folder, experiment.data_name)
@@ -122,7 +123,7 @@ def _protection(
 
 
 class _Judge:
-    """Scores a flat model: on the server's test set, or else by asking the clients, never under DP."""
+    """The evaluator: scores a model on the server's test set, else on the clients, and under DP by noisy counts."""
 
     def __init__(self, experiment: Experiment, strategy: Strategy, link: Link, roster: Roster) -> None:
         self._experiment, self._strategy, self._link, self._roster = experiment, strategy, link, roster
@@ -137,7 +138,7 @@ class _Judge:
         elif self._experiment.accuracy_source == "clients":
             try:
                 broadcast = self._strategy.snapshot(master, round)
-            except ValueError:  # float16 cannot hold this model: the next round says so
+            except ValueError:  # float16 cannot hold this model; the next round reports it
                 return Scores()
             total = self._link.gather(round, broadcast, dict.fromkeys(self._roster.nodes, -1), task=wire.EVALUATE)
             evaluation, traffic = Score(total.mean("loss"), total.mean("metric")), total.traffic
@@ -150,7 +151,7 @@ class _Judge:
         return Scores(evaluation, validation, traffic, rejected)
 
     def _counted(self, round: int, master: np.ndarray) -> Scores:
-        """The model after the last round by what each client counts, with noise that it has paid for: once."""
+        """The accuracy of the last model, from the clients' noisy counts. It is measured once."""
         plan = self._experiment.plan
         broadcast = self._strategy.snapshot(master, round)
         total = self._link.gather(round, broadcast, dict.fromkeys(self._roster.nodes, -1), task=wire.EVALUATE)

@@ -1,4 +1,4 @@
-"""What a client warns its owner of: on its own terminal at each start, and once a run in its log. Never leaves."""
+"""Warnings of a client for its owner: on stderr at each start, and once in a run's log. They never leave the client."""
 
 import sys
 from contextlib import suppress
@@ -7,7 +7,7 @@ from fedq.client.state import LOG, ClientState
 
 
 def warn_owner(state: ClientState, warning: str) -> None:
-    """Say it on stderr, and in the run's log unless it is there; a full disk stops neither."""
+    """Print the warning on stderr, and add it to the run's log once; a full disk is ignored."""
     line = f"warning: {warning}"
     with suppress(OSError, ValueError):
         print(f"fedq: {line}", file=sys.stderr, flush=True)

@@ -1,1 +1,1 @@
-"""The files a run leaves: result, models, int8 model, evidence, statement. Knows an experiment; not how it was run."""
+"""The files that a run leaves: result, models, int8 model, evidence, statement. Knows experiments; not runtimes."""

@@ -1,5 +1,5 @@
-"""The artifacts of client-level DP: rows without what no noise covers, the server's own log, the verdict.
-Knows experiments, the server's ledger and evidence; not messages, nor what clients keep.
+"""The artifacts of client-level DP: public rows, the server's own log, and the check of the server's evidence.
+Knows experiments, the server's ledger and evidence; not messages or the clients' files.
 """
 
 import json
@@ -34,24 +34,24 @@ ADVERSARY = {
     "deal": "whoever sees the models, other clients included; the server is trusted",
     "poisson": "whoever sees the models and not the network, where cohorts show; the server is trusted",
 }
-# Figures of the run's files that follow who answered, and when: they are the server's own.
+# Figures that depend on who answered, and when: no noise covers them, so they stay with the server.
 NOT_COVERED = ("clients", "lost", "clients_lost", "bytes_up", "float32_bytes_up", "seconds", "wall_seconds")
 NOT_COVERED_IF_SECRET = ("bytes_down", "float32_bytes_down")
 
 
 @dataclass(frozen=True)
 class ServerFiles:
-    """Where the server keeps what stays with it; `run`: its name in the ledger; what the cohorts were drawn from."""
+    """The server's own files; `run`: the run's name in the ledger; `cohorts_from`: the random source of cohorts."""
 
     home: Path
     run: str
     cohorts_from: str
     ledger: Path
-    before: "Sequence[AnyMechanism]" = ()  # what one client may have spent in earlier runs
+    before: "Sequence[AnyMechanism]" = ()  # the most that one client may have spent in earlier runs
 
 
 class ServerRecord:
-    """The rounds of one run as the loop saw them."""
+    """Collects the rounds of one run under client-level DP."""
 
     def __init__(self, experiment: Experiment, plan: ClientLevelPlan, files: ServerFiles) -> None:
         self._experiment, self._plan, self._files = experiment, plan, files
@@ -59,7 +59,7 @@ class ServerRecord:
         self._asked: Counter[str] = Counter()
 
     def accounted(self, row: RoundRow, what: Round) -> RoundRow:
-        """The row with the epsilon of client-level DP so far, where it has none of example-level DP."""
+        """The row with the epsilon of client-level DP so far, unless example-level DP has set one."""
         if what.number:
             self._rounds.append(what)
             self._asked.update(what.asked)
@@ -69,15 +69,15 @@ class ServerRecord:
         return replace(row, epsilon=self._plan.epsilon(most, before=self._files.before))
 
     def public(self, row: RoundRow) -> RoundRow:
-        """The row without who answered and why not, which is kept in the server's own log."""
+        """The row without accepted and rejected clients, which go to the server's own log."""
         said = {key: asdict(row)[key] for key in ("round", "accepted", "rejected")}
         asked = list(self._rounds[-1].asked) if row.round else []
         with append_to_private(self._files.home / REPLIES) as log:
             log.write(json.dumps({**said, "asked": asked}) + "\n")
         return replace(row, accepted=[], rejected=[], reasons={})
 
-    def says(self) -> dict[str, Any]:
-        """What the result holds of it."""
+    def summary(self) -> dict[str, Any]:
+        """The field `client_level` of the result."""
         plan = self._plan
         evidence = server_evidence(self._experiment, plan, self._files, self._rounds)
         private, reasons = is_client_private(evidence)
@@ -100,22 +100,22 @@ class ServerRecord:
         }
 
 
-def whole_rows(folder: Path, rows: Sequence[RoundRow]) -> list[RoundRow]:
-    """The rows of a run folder with who answered, where its server kept that apart."""
+def complete_rows(folder: Path, rows: Sequence[RoundRow]) -> list[RoundRow]:
+    """The rows of a run folder, with the accepted and rejected clients of the server's own log, if there is one."""
     path = folder / SERVER_FILES / REPLIES
     if not path.is_file():
         return list(rows)
     said = {line["round"]: line for line in map(json.loads, path.read_text(encoding="utf-8").splitlines())}
-    return [_whole(row, said[row.round]) for row in rows]
+    return [_completed(row, said[row.round]) for row in rows]
 
 
-def _whole(row: RoundRow, said: dict[str, Any]) -> RoundRow:
+def _completed(row: RoundRow, said: dict[str, Any]) -> RoundRow:
     reasons = dict(sorted(Counter(r["reason"] for r in said["rejected"]).items()))
     return replace(row, accepted=said["accepted"], rejected=said["rejected"], reasons=reasons)
 
 
 def with_client_level(privacy: dict[str, Any], said: dict[str, Any]) -> dict[str, Any]:
-    """The privacy fields of a result, with what is said of client-level DP; private where all of it holds."""
+    """The privacy fields of a result with those of client-level DP; private only if both guarantees hold."""
     if privacy["epsilon"] is None:
         return {
             "epsilon": said["epsilon"],
@@ -136,7 +136,7 @@ def with_client_level(privacy: dict[str, Any], said: dict[str, Any]) -> dict[str
 def server_evidence(
     experiment: Experiment, plan: ClientLevelPlan, files: ServerFiles, rounds: list[Round]
 ) -> ServerEvidence:
-    """Every round's evidence and ledger row, read back from the server's folder."""
+    """The evidence and ledger row of every round, read back from the server's folder."""
     done = _done(files.home / EVIDENCE)
     spends: dict[int, Spend] = {}
     others: list[Spend] | None = None
@@ -147,7 +147,7 @@ def server_evidence(
         ledger.verify()
         rows = ledger.rows()
         spends = {row.id: row.spend for row in rows if row.spend.run == files.run}
-        decisions = ledger.head().accepted
+        decisions = ledger.tip().accepted
         verified, others = True, [row.spend for row in rows if row.spend.run != files.run]
     of_round = {evidence.round: evidence for evidence in done}
     proven, ended = {evidence.spend_row_id for evidence in done}, {what.number for what in rounds}
@@ -179,6 +179,6 @@ def _done(path: Path) -> list[ClientLevelEvidence]:
     found: list[ClientLevelEvidence] = []
     with suppress(OSError):
         for line in path.read_text(encoding="utf-8").splitlines():
-            with suppress(ValueError, TypeError):  # a torn line proves nothing
+            with suppress(ValueError, TypeError):  # an incomplete line is no evidence
                 found.append(ClientLevelEvidence(**json.loads(line)))
     return found

@@ -1,6 +1,6 @@
-"""The int8 model of an experiment: written, run on int8 kernels, and compared with the model that was trained.
+"""Writes the int8 model of an experiment, runs it on int8 kernels, and compares it with the trained model.
 
-Knows experiments; not rounds or run folders. A file is there only if its answers are the fake-quant model's.
+Knows experiments; not rounds or run folders. A file is kept only if its answers equal those of the fake-quant model.
 """
 
 import os
@@ -17,35 +17,35 @@ from fedq.quant import ExportError, Int8Model, export_onnx, relative_difference,
 from fedq.quant.latency import BATCH, measure
 from fedq.training import outputs_of
 
-MOST_APART = 0.001  # share of examples with another answer
-ENOUGH = 1000  # examples for a share to mean something; of fewer, one may differ
-# Sums of floats in another order move a value to the next level now and then, and the outputs by this share of their
-# mean distance from their mean. Where the two largest are closer than that, either answer is right; where no classes
-# are told apart, outputs may differ by as much on average.
+MOST_DIFFERENT = 0.001  # largest share of examples with another answer
+ENOUGH = 1000  # examples from which the share applies; with fewer, one example may differ
+# Float sums in another order sometimes move a value to the next level. That changes outputs by this share of their mean
+# distance from their mean. If the two largest outputs are closer than that, either class is accepted. For other tasks
+# than classification, outputs may differ by this share on average.
 ROUNDING = 0.01
-SLOWEST = 8  # operators whose share of the int8 model's time is told
+SLOWEST = 8  # operators whose share of the int8 model's time is reported
 
 
-def deliver_int8(experiment: Experiment, path: Path) -> dict[str, Any]:
-    """Write the int8 model to `path`, whole or not at all, and measure it on the test set on int8 kernels.
+def write_int8_model(experiment: Experiment, path: Path) -> dict[str, Any]:
+    """Write the int8 model to `path` in one atomic step, and measure it on the test set on int8 kernels.
 
-    `bytes`, `int8_ops`, `float_ops`, `speedup`, `profile`; with a test set `value` and `fake_quant` (of the metric)
-    and, where classes are told apart, `agreement`. Empty where the config has no int8 model. `error`: why there is
-    none, and nothing was written.
+    Returns `bytes`, `int8_ops`, `float_ops`, `speedup` and `profile`; with a test set also `value` and `fake_quant`
+    (the metric of both models) and, for classification, `agreement`. Returns {} where the config has no int8 model,
+    and `error` where the model could not be written.
     """
     quant = experiment.config.quant
     if experiment.quantized is None or quant.activations == "off" or ranges_missing(experiment):
         return {}
     partial = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.partial")
     try:
-        model = delivered_model(experiment)
+        model = exported_model(experiment)
         test = experiment.dataset.test
         examples = None if test is None else test.inputs
         export_onnx(model, experiment.dataset.input_shape, partial, skip=quant.skip, examples=examples)
         found = _measured(experiment, model, partial)
         if "error" in found:
             return found
-        found |= _pace(experiment, model, partial)
+        found |= _latency(experiment, model, partial)
         os.replace(partial, path)
         return found
     except ExportError as error:
@@ -55,7 +55,7 @@ def deliver_int8(experiment: Experiment, path: Path) -> dict[str, Any]:
 
 
 def quantized_lines(experiment: Experiment) -> list[str]:
-    """What was quantized and what was not, and why no int8 model comes of it."""
+    """Lines about quantized and float layers, and why there is no int8 model, if there is none."""
     if experiment.quantized is None:
         return []
     lines = str(experiment.quantized).splitlines()
@@ -67,12 +67,12 @@ def quantized_lines(experiment: Experiment) -> list[str]:
 
 
 def ranges_missing(experiment: Experiment) -> bool:
-    """Whether activation ranges are each example's own, and no public inputs give the delivered model others."""
+    """Whether activation ranges are dynamic, and no public inputs calibrate fixed ranges for the int8 model."""
     return experiment.config.quant.activations == "dynamic" and experiment.config.quant.calibration is None
 
 
-def delivered_model(experiment: Experiment) -> nn.Module:
-    """The fake-quant model that the int8 model is made of: with ranges that stay. ExportError where it has none."""
+def exported_model(experiment: Experiment) -> nn.Module:
+    """The fake-quant model that is exported: its ranges are fixed. ExportError where calibration fails."""
     quant, model = experiment.config.quant, experiment.trainer.model
     if experiment.quantized is None or quant.activations != "dynamic" or quant.calibration is None:
         return model
@@ -96,33 +96,33 @@ def _measured(experiment: Experiment, model: nn.Module, path: Path) -> dict[str,
         if (wrong := wrong_answers(outputs, expected)) > allowed(len(expected)):
             return {
                 "error": f"onnxruntime's model answers {wrong} of {len(expected)} test examples otherwise than the "
-                f"fake-quant model, where rounding explains {allowed(len(expected))} at most; nothing was written. "
+                f"fake-quant model, and rounding explains {allowed(len(expected))} at most; nothing was written. "
                 "Name the layer that differs in quant.skip, or try another version of onnxruntime"
             }
-    elif len(expected) and not (far := relative_difference(outputs, expected)) <= ROUNDING:
+    elif len(expected) and not (distance := relative_difference(outputs, expected)) <= ROUNDING:
         return {
-            "error": f"the outputs of onnxruntime's model are {far:.1%} of their own spread away from the fake-quant "
-            f"model's on the test set, where rounding explains {ROUNDING:.0%} at most; nothing was written. "
+            "error": f"the outputs of onnxruntime's model are {distance:.1%} of their own spread away from the "
+            f"fake-quant model's on the test set, where rounding explains {ROUNDING:.0%} at most; nothing was written. "
             "Name the layer that differs in quant.skip, or try another version of onnxruntime"
         }
     return found
 
 
-def _pace(experiment: Experiment, model: nn.Module, path: Path) -> dict[str, Any]:
-    """How fast the int8 model is beside the float32 one; nothing where that cannot be exported."""
+def _latency(experiment: Experiment, model: nn.Module, path: Path) -> dict[str, Any]:
+    """Latency of the int8 model relative to the float32 model; {} where the float32 model cannot be exported."""
     inputs = np.zeros((1, *experiment.dataset.input_shape), np.float32)
     if experiment.dataset.test is not None and len(experiment.dataset.test):
         inputs = experiment.dataset.test.inputs[:BATCH]
     try:
-        pace = measure(model, path, inputs)
+        latency = measure(model, path, inputs)
     except ExportError:
         return {}
-    slowest = {kind: round(share, 4) for kind, share in list(pace.profile.items())[:SLOWEST]}
-    return {"speedup": float(f"{pace.speedup:.4g}"), "profile": slowest}
+    slowest = {kind: round(share, 4) for kind, share in list(latency.profile.items())[:SLOWEST]}
+    return {"speedup": float(f"{latency.speedup:.4g}"), "profile": slowest}
 
 
 def wrong_answers(outputs: np.ndarray, expected: np.ndarray) -> int:
-    """Examples whose top class differs, not counting those where `expected` (n, k) is undecided by rounding."""
+    """Number of examples whose top class differs, without those whose `expected` (n, k) classes differ by rounding."""
     best = np.sort(expected, axis=1)[:, -2:]
     spread = float(np.abs(expected - expected.mean(axis=0)).mean())
     decided = best[:, 1] - best[:, 0] > ROUNDING * spread
@@ -130,5 +130,5 @@ def wrong_answers(outputs: np.ndarray, expected: np.ndarray) -> int:
 
 
 def allowed(examples: int) -> int:
-    """How many may differ."""
-    return int(MOST_APART * examples) if examples >= ENOUGH else 1
+    """The number of examples that may differ."""
+    return int(MOST_DIFFERENT * examples) if examples >= ENOUGH else 1

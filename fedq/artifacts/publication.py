@@ -1,6 +1,6 @@
-"""Which files of a DP run may be shown to others, in words that lie in its folder. Knows names; opens no file.
+"""Writes PUBLISH.txt: which files of a DP run may be shown to others. Knows file names; opens no file.
 
-A name that nobody classified is not to be shown: what a guarantee covers is listed, never what it does not.
+A file that is not listed here must not be shown: the list names what a guarantee covers.
 """
 
 from collections.abc import Mapping
@@ -17,17 +17,17 @@ PUBLISH: Final = "PUBLISH.txt"
 Verdict = Literal["covered", "in part", "not covered"]
 _TITLES: Final[dict[Verdict, str]] = {
     "covered": "Covered by the guarantee: may be shown.",
-    "in part": "Covered but for what is named: take that out first.",
-    "not covered": "Not covered: for whoever ran this, and nobody else.",
+    "in part": "Covered except for the named parts: remove them first.",
+    "not covered": "Not covered: only for the party that ran this.",
 }
-_TIMES: Final = ("seconds", "wall_seconds")  # of steps, whose batches are secret
+_TIMES: Final = ("seconds", "wall_seconds")  # times of steps depend on secret batches
 _REFUSALS: Final = ("lost", "clients_lost", "reasons", "rejected", "accepted", "privacy_reasons", "status_reason")
 UNKNOWN: Final = "fedq does not know this file"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What is said of a file, or of all files that match a pattern."""
+    """The verdict on a file, or on all files that match a pattern."""
 
     verdict: Verdict
     why: str
@@ -39,10 +39,8 @@ _ALWAYS: Final[Mapping[str, Finding]] = {
     "model.safetensors": Finding("covered", "weights after the noise"),
     "model.onnx": Finding("covered", "the same weights as int8"),
     "clients/*/log.txt": Finding("not covered", "the true size of the client's shard, error texts"),
-    "clients/*/ledger.sqlite*": Finding(
-        "not covered", "all that this data ever spent, a digest of the data by its name"
-    ),
-    "clients/*/evidence.jsonl": Finding("not covered", "for the check of `private` alone"),
+    "clients/*/ledger.sqlite*": Finding("not covered", "all spends of this data, and a digest of the data in its name"),
+    "clients/*/evidence.jsonl": Finding("not covered", "only for the check of `private`"),
     "clients/*": Finding("not covered", "the client's own"),
     "server/ledger.sqlite*": Finding("not covered", "the server's account of all its runs"),
     "server/replies.jsonl": Finding("not covered", "who was asked, who answered, and why not"),
@@ -51,21 +49,21 @@ _ALWAYS: Final[Mapping[str, Finding]] = {
 
 
 def write_publication(folder: Path, result: Result) -> None:
-    """`PUBLISH.txt` in the folder of a run that claims privacy; nothing where it claims none."""
+    """Write `PUBLISH.txt` into the folder of a run, if the run claims privacy."""
     if result.epsilon is not None:
         names = sorted({PUBLISH, *(p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir())})
         write_bytes(folder / PUBLISH, publication(names, result).encode())
 
 
 def publication(names: list[str], result: Result) -> str:
-    """What the file says of these, by their paths in the folder."""
+    """The text of `PUBLISH.txt` for these paths in the run folder."""
     verdict = "yes" if result.private else f"NO, because {'; '.join(result.privacy_reasons) or 'no evidence was given'}"
     lines = [
         *wrap(f"Which files of this run may be shown to others. Protected: {result.privacy_unit}.", 100),
         *wrap(f"Private: {verdict}", 100, subsequent_indent="    "),
     ]
     if not result.private:
-        lines += wrap("So nothing here is covered; below stands what would be if all of that held.", 100)
+        lines += wrap("So nothing here is covered. The lists below would hold if all of these reasons were fixed.", 100)
     found = {name: finding(name, result) for name in names}
     for kind, title in _TITLES.items():
         under = [(name, said.why) for name, said in found.items() if said.verdict == kind]
@@ -77,7 +75,7 @@ def publication(names: list[str], result: Result) -> str:
 
 
 def finding(name: str, result: Result) -> Finding:
-    """What is said of one file, by its path in the run folder."""
+    """The verdict on one file, by its path in the run folder."""
     for pattern, said in {**_figures(result), **_ALWAYS}.items():
         if fnmatchcase(name, pattern):
             return said
@@ -85,14 +83,14 @@ def finding(name: str, result: Result) -> Finding:
 
 
 def _figures(result: Result) -> dict[str, Finding]:
-    """Of the files whose numbers are covered in part."""
+    """The verdicts on files with figures that are covered in part."""
     if not result.client_level:
         keys = (*_TIMES, *_REFUSALS)
-        why = "times follow secret batches, and a client that fails may do so because of its data"
+        why = "times depend on secret batches, and a client may fail because of its data"
         curves = Finding("in part", "the duration in its heading")
     else:
         keys = tuple(dict.fromkeys((*result.client_level["not_covered"], *_TIMES, *_REFUSALS)))
-        why = "they follow who answered, and when"
-        curves = Finding("not covered", "the bytes that clients sent, which follow who answered")
+        why = "they depend on who answered, and when"
+        curves = Finding("not covered", "the bytes that clients sent depend on who answered")
     part = Finding("in part", f"without {', '.join(keys)}: {why}")
     return {"result.json": part, "rounds.jsonl": part, "curves.png": curves}

@@ -1,6 +1,6 @@
-"""What a run's epsilon stands for, in words that can be held against it (NIST SP 800-226). Knows run folders.
+"""The privacy statement of a run: the exact claim behind its epsilon (after NIST SP 800-226). Knows run folders.
 
-Every number comes from the ledgers and the result of the run; a test checks the list of what must be said.
+Every number comes from the ledgers and the result of the run; a test checks that all required items are there.
 """
 
 import math
@@ -33,19 +33,19 @@ ADVERSARY = (
     "(local model: a client trusts only itself)"
 )
 NOT_COVERED = (
-    "the client runs the code of the bundle: an operator who ships other code is not bound by any of this",
+    "the client runs the code of the bundle: an operator who ships other code is not bound by this statement",
     "tuning: hyperparameters (clip norm, learning rate, rounds, model) that were chosen by looking at private data, "
-    "and which of several runs was published. A ledger counts its runs, not what was learnt from looking at them",
-    "float32 kernels that round by values: that an example's gradient is the same to the bit in every batch is tried "
-    "out before a fit, on made-up examples and weights, and not proved",
+    "and the choice of the published run among several. A ledger counts runs, not what was learnt from looking",
+    "float32 kernels that round by values: fedq tests on made-up examples and weights, but does not prove, that an "
+    "example's gradient has the same bits in every batch",
     "side channels: time, memory, power, whether a client answers or fails",
     "what is public by declaration: the shape of an example, the labels, the name of the data, who the clients are",
-    "what follows from the population, and is meant to be learnt",
-    "whoever reads the client's disk or memory: ledger, log and data are in the clear",
+    "facts about the population, which the model is meant to learn",
+    "readers of the client's disk or memory: ledger, log and data are not encrypted",
 )
 FLOAT_NOISE = (
     "the noise is a floating-point Gaussian: epsilon is that of the ideal mechanism, and attacks on low bits "
-    "(Mironov 2012) are made harder, not excluded"
+    "(Mironov 2012) are harder, not excluded"
 )
 MECHANISMS = {
     GAUSSIAN: "Poisson-subsampled Gaussian on clipped per-example gradients",
@@ -60,34 +60,40 @@ _ACCOUNTANTS = {
     "prv": "PRV (Gopi et al. 2021, the upper end of its error interval)",
     "rdp": "Renyi (Mironov et al. 2019)",
 }
-_COARSE = f"Renyi (Mironov et al. 2019), at whole orders, as more than {MOST_EXACT} different noises or rates are in it"
-_RUN = "the rounds of this run (what a message that came twice cost is in that client's ledger, and not in here)"
-_WHOLE = "all rows of a client's ledger, of whatever run"
+_COARSE = f"Renyi (Mironov et al. 2019), at integer orders, for more than {MOST_EXACT} different noises or rates"
+_RUN = "the rounds of this run (the cost of a message that came twice is in that client's ledger, and not here)"
+_ALL_ROWS = "all rows of a client's ledger, of all runs"
 SOURCES = {
     "os": "batches, noise, masks of layers that draw and views of images: AES-256-CTR keystreams, each with a 256-bit "
     "key of its own from the client's operating system; none from torch's, numpy's or Python's generators",
-    "seeded": "a seed: whoever knows it subtracts the noise",
+    "seeded": "a seed: anybody who knows it can subtract the noise",
 }
 
 
 def statement_of(run: Path) -> dict[str, Any]:
-    """Item -> text or list of texts, of a run folder; FileNotFoundError or ValueError where it is none."""
+    """Item -> text, or list of texts, of the run in a folder. FileNotFoundError or ValueError if there is none."""
     result = read_result(run)
     config = read_config(run / "config.yaml")
     if config.privacy.unit == "off" or result.epsilon is None:
-        raise ValueError(f"{run}: a run with privacy=off: it claims no privacy, and there is nothing to state")
-    head = {
+        raise ValueError(f"{run}: a run with privacy=off: it claims no privacy, so there is nothing to state")
+    summary = {
         "run": f"{result.name}, {result.status} after {plural(result.rounds, 'round')}: {run}",
         "private": "yes: all the evidence for it was found" if result.private else "NO",
         "why not": list(result.privacy_reasons),
     }
     if not protects_examples(config):
-        return {**head, **of_whole_clients(config, result, run)}
-    whole = [f"{item}: {said}" for item, said in of_whole_clients(config, result, run).items() if isinstance(said, str)]
-    return {**head, **_of_examples(config, result, run), **({"client-level DP": whole} if result.client_level else {})}
+        return {**summary, **client_level_items(config, result, run)}
+    per_client = [
+        f"{item}: {said}" for item, said in client_level_items(config, result, run).items() if isinstance(said, str)
+    ]
+    return {
+        **summary,
+        **_example_level_items(config, result, run),
+        **({"client-level DP": per_client} if result.client_level else {}),
+    }
 
 
-def _of_examples(config: Config, result: Result, run: Path) -> dict[str, Any]:
+def _example_level_items(config: Config, result: Result, run: Path) -> dict[str, Any]:
     accounts = _accounts(config, run)
     rows = max(accounts.values(), key=lambda own: _epsilon(own, config), default=[])
     alone = result.epsilon_of == "run" or (result.epsilon_of is None and not accounts)
@@ -106,10 +112,10 @@ def _of_examples(config: Config, result: Result, run: Path) -> dict[str, Any]:
         "sensitivity": f"each example's gradient over all trained values is scaled to at most {plan.clip_norm:g} (L2); "
         "what is not finite counts as zero; the divisor is public, never the true number of examples",
         "sampling": f"each example is in each batch on its own with probability {plan.sample_rate:.4g} (Poisson), "
-        "drawn from the client's secret source. Amplification is claimed for this sampling alone; that clients are "
-        "sampled is claimed as none",
+        "drawn from the client's secret source. Amplification is claimed for this sampling alone, none for the "
+        "sampling of clients",
         "composition": f"{_accountant(mechanisms, config.privacy.accountant)}, adaptive, over "
-        + (_RUN if alone else _WHOLE)
+        + (_RUN if alone else _ALL_ROWS)
         + "; noise is calibrated to the most rounds that one client may take part in",
         "randomness": _sources(rows),
         "accounts": f"{plural(len(accounts), 'ledger')}, every one checked" if accounts else elsewhere,
@@ -119,8 +125,8 @@ def _of_examples(config: Config, result: Result, run: Path) -> dict[str, Any]:
     }
 
 
-def of_whole_clients(config: Config, result: Result, run: Path) -> dict[str, Any]:
-    """The items that differ under client-level DP, where the server is trusted; {} without it."""
+def client_level_items(config: Config, result: Result, run: Path) -> dict[str, Any]:
+    """The items of client-level DP, with a trusted server; {} without it."""
     said = result.client_level
     if not said:
         return {}
@@ -130,15 +136,15 @@ def of_whole_clients(config: Config, result: Result, run: Path) -> dict[str, Any
     counted = charged(spends, clients=config.clients)
     runs = len({spend.run for spend in spends})
     over = (
-        "this run" if runs <= 1 else f"the {runs} runs in the server's ledger, of each the most that counts against one"
+        "this run" if runs <= 1 else f"the {runs} runs in the server's ledger, each with the most that one client spent"
     )
     sampling = {
-        "deal": "clients are dealt in turns from the public seed: no amplification is claimed",
-        "poisson": "each client is in each round by a secret coin (Poisson): amplified, against who sees models alone",
+        "deal": "shuffled round-robin from the public seed: no amplification is claimed",
+        "poisson": "each client is in each round by a secret coin (Poisson): amplified, if only models are seen",
     }
     return {
         "unit": said["unit"],
-        "adjacency": f"{said['adjacency']}: the same run, but that each update of one client counts as zero",
+        "adjacency": f"{said['adjacency']}: the same run, except that each update of one client counts as zero",
         "adversary": f"{said['adversary']} (central model: the server sees every update and adds the noise)",
         "epsilon": f"{spent(said['epsilon'])} at delta {said['delta']:g}, of the client that spent most in {over}",
         "mu": _mu(counted) if counted else "not known: the ledger is not here",
@@ -155,7 +161,7 @@ def of_whole_clients(config: Config, result: Result, run: Path) -> dict[str, Any
         "after the noise": "server optimizer, quantization, export, scores on the server's test set: post-processing",
         "not covered": [
             f"figures that are the server's own: {', '.join(said['not_covered'])}",
-            "the server itself, its disk and the network; that a client is there at all",
+            "the server itself, its disk and the network; whether a client takes part at all",
             NOT_COVERED[1],
             NOT_COVERED[4],
             *([] if config.privacy.noise == "discrete" else [FLOAT_NOISE]),
@@ -164,7 +170,7 @@ def of_whole_clients(config: Config, result: Result, run: Path) -> dict[str, Any
 
 
 def statement_text(statement: dict[str, Any], *, width: int = 110) -> str:
-    """One paragraph an item, in lines of at most `width`."""
+    """The statement as text: one paragraph for each item, in lines of at most `width` characters."""
     lines = []
     for item, said in statement.items():
         texts = said if isinstance(said, list) else [said]
@@ -176,12 +182,12 @@ def statement_text(statement: dict[str, Any], *, width: int = 110) -> str:
 
 
 def _accounts(config: Config, run: Path) -> dict[str, list[Row]]:
-    """Client -> rows of its whole ledger; {} where no ledger lies with the run. LedgerError where one is broken."""
+    """Client -> all rows of its ledger; {} where no ledger lies with the run. LedgerError if one is broken."""
     found = {}
     for home in sorted(path for path in (run / "clients").glob("*") if path.is_dir()):
         path = ledger_file(config, home, home.name)
         if not path.exists():
-            path = home / LEDGER  # a rehearsal brings them together
+            path = home / LEDGER  # a rehearsal collects them in the clients' folders
         if path.exists():
             found[home.name] = Ledger(path, access="read").rows()
     return found
@@ -192,7 +198,7 @@ def _epsilon(rows: Sequence[Row], config: Config) -> float:
 
 
 def _noise_of(spends: Sequence[Spend], config: Config) -> str:
-    """Of the sum of all clients' updates."""
+    """The noise on the sum of all clients' updates, in words."""
     kinds = {spend.mechanism for spend in spends} or {GAUSSIAN if config.privacy.noise == "gaussian" else DISCRETE}
     return " and ".join(_SUM_NOISE[kind] for kind in sorted(kinds))
 
@@ -227,11 +233,11 @@ def _mechanism(rows: Sequence[Row], plan: Any) -> str:
     for row in rows:
         steps, noises = kinds.get(row.spend.mechanism, (0, set()))
         kinds[row.spend.mechanism] = (steps + row.spend.steps, noises | {row.spend.noise_multiplier})
-    told = []
+    parts = []
     for kind, (steps, noises) in sorted(kinds.items()):
         over = ", ".join(f"{noise:.4g}" for noise in sorted(noises))
-        told.append(f"{MECHANISMS[kind]}: {plural(steps, 'application')}, noise over clip {over}")
-    return "; ".join(told)
+        parts.append(f"{MECHANISMS[kind]}: {plural(steps, 'application')}, noise over clip {over}")
+    return "; ".join(parts)
 
 
 def _sources(rows: Sequence[Row]) -> str:
@@ -245,7 +251,7 @@ def _evaluation(config: Config, result: Result) -> str:
     if result.accuracy_source == "noisy_counts":
         return (
             "by each client's counts of right and wrong answers on examples that it never trains on, with discrete "
-            f"Laplace noise of epsilon {config.privacy.evaluation_epsilon:g}, in its ledger; what is said of the int8 "
-            "model is on the server's own test set, if it has one"
+            f"Laplace noise of epsilon {config.privacy.evaluation_epsilon:g}, in its ledger; the int8 model is "
+            "measured on the server's own test set, if it has one"
         )
     return "not evaluated"

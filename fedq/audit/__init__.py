@@ -1,6 +1,6 @@
-"""Audits: what a mechanism that claims privacy can be caught at, from the outside. Knows clients and their experiments.
+"""Audits: tests, from outside, of a mechanism that claims privacy. Depends on clients and their experiments.
 
-Not bugs: no check here is made for one, and which mechanism is the right one is nowhere in this room.
+No check here is written for a particular bug, and no code here knows the right mechanism.
 """
 
 from fedq.audit.audit import Effort, audit_mechanism, audit_subject

@@ -1,7 +1,7 @@
-"""Epsilon by an accountant that is not fedq's: Google's dp-accounting, `pip install fedq[audit]`. Knows mechanisms.
+"""Epsilon by another accountant: Google's dp-accounting, `pip install fedq[audit]`. Knows mechanisms.
 
-fedq's own accountant calibrates the noise, admits the spend and writes the claim. Where it errs, plan, ledger and claim
-agree with each other and all are wrong; so each is compared with figures that it had no part in.
+fedq's own accountant calibrates the noise, admits spends and computes the claim. If it has an error, then plan, ledger
+and claim agree and are all wrong. So each is compared with the figures of another accountant.
 """
 
 import importlib.util
@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from fedq.audit.findings import Check
 from fedq.privacy import AnyMechanism, DPPlan, Mechanism, PureDP
 
-NOT_THERE = "needs another accountant; pip install 'fedq[audit]'"
-# Both accountants round to the safe side: fedq's by up to 0.4 % of epsilon, this one by its discretisation.
+NOT_INSTALLED = "needs another accountant; pip install 'fedq[audit]'"
+# Both accountants round up: fedq's by up to 0.4 % of epsilon, this one by its discretisation.
 _TOLERANCE = 1.01
-_MESH, _MANY_STEPS, _COARSE_MESH = 1e-3, 20_000, 1e-2  # of a privacy loss
+_MESH, _MANY_STEPS, _COARSE_MESH = 1e-3, 20_000, 1e-2  # discretisation intervals of a privacy loss
 
 
 def available() -> bool:
@@ -22,8 +22,8 @@ def available() -> bool:
     return importlib.util.find_spec("dp_accounting") is not None
 
 
-def epsilon_elsewhere(mechanisms: Sequence[AnyMechanism], delta: float) -> float:
-    """Epsilon at `delta` of all together, by privacy loss distributions under adding or removing one example."""
+def epsilon_by_dp_accounting(mechanisms: Sequence[AnyMechanism], delta: float) -> float:
+    """Epsilon at `delta` of all mechanisms together, from privacy loss distributions (add or remove one example)."""
     from dp_accounting.pld import privacy_loss_distribution as pld
 
     steps: dict[tuple[float, float], int] = {}
@@ -40,33 +40,33 @@ def epsilon_elsewhere(mechanisms: Sequence[AnyMechanism], delta: float) -> float
         pld.from_gaussian_mechanism(noise, sampling_prob=rate, value_discretization_interval=mesh).self_compose(count)
         for (noise, rate), count in steps.items()
     ]
-    whole = composed[0]
+    total = composed[0]
     for other in composed[1:]:
-        whole = whole.compose(other)
-    return pure + float(whole.get_epsilon_for_delta(delta))
+        total = total.compose(other)
+    return pure + float(total.get_epsilon_for_delta(delta))
 
 
-def why_no_target(plan: DPPlan) -> str | None:
-    """Why the target of a plan is not looked at; None where it is."""
+def why_target_not_checked(plan: DPPlan) -> str | None:
+    """Why the target of a plan is not checked; None if it is checked."""
     if not math.isfinite(plan.target_epsilon):
         return "the config names no target epsilon"
-    return None if available() else NOT_THERE
+    return None if available() else NOT_INSTALLED
 
 
 def exceeds(epsilon: float, claimed: float) -> bool:
-    """Whether a figure of this accountant refutes a claim of fedq's."""
+    """Whether an epsilon of this accountant refutes a claim of fedq."""
     return epsilon > claimed * _TOLERANCE + 1e-3
 
 
 def target_check(plans: Sequence[DPPlan], *, rounds: int) -> Check | None:
-    """Whether the noise of each plan meets its own target over so many rounds; None where no plan names a target."""
+    """Whether the noise of each plan meets its target over `rounds` rounds; None if no plan has a target."""
     targets = {plan: plan.target_epsilon for plan in plans if math.isfinite(plan.target_epsilon)}
     if not targets:
         return None
     wrong, nearest = "", (0.0, 0.0, 0.0)
     for plan, target in targets.items():
         spent = [plan.mechanism] * rounds + ([plan.evaluation] if plan.evaluation is not None else [])
-        epsilon = epsilon_elsewhere(spent, plan.delta)
+        epsilon = epsilon_by_dp_accounting(spent, plan.delta)
         nearest = max(nearest, (epsilon / target, epsilon, target))
         if exceeds(epsilon, target):
             wrong = (

@@ -1,4 +1,4 @@
-"""One audit from beginning to end: which checks are made of a mechanism, and of an experiment's. Knows experiments."""
+"""One complete audit: the list of checks for a mechanism, and for the mechanism of an experiment."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -20,26 +20,26 @@ from fedq.data import Examples
 from fedq.experiment import Experiment
 from fedq.privacy import DPPlan
 
-Tell = Callable[[str], None]
+Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is looked at."""
+    """The size of an audit."""
 
     canaries: int = 4000
     pairs: int = 1_000
     seeds: int = 1
-    repeats: int = 0  # runs with one canary or none
-    black_box: int = 0  # canaries among the data of a whole run of one client
+    repeats: int = 0  # runs with one canary or without
+    black_box: int = 0  # canaries in the data of one client over all rounds
 
 
 def audit_mechanism(
-    experiment: Experiment, effort: Effort, *, tell: Tell
+    experiment: Experiment, effort: Effort, *, tell: Progress
 ) -> tuple[list[Check], list[Bounds], list[str]]:
-    """All checks of the client that an experiment builds, bounds, and what was not looked at and why.
+    """(checks, bounds, checks that were left out and why) for the client of an experiment.
 
-    AuditError where privacy is off.
+    `tell`: called with each step of the progress. AuditError if privacy is off.
     """
     with workplace() as folder:
         subject, train = subject_of(experiment, folder), experiment.dataset.train
@@ -49,7 +49,7 @@ def audit_mechanism(
         checks, bounds = audit_subject(subject, train, effort, rounds=rounds, tell=tell, plans=plans)
         checks.append(scaling_check({"all training examples": train.inputs, **shards}))
         left_out = [] if subject.plan.noise == "discrete" else [NOT_EXACT]
-        if (why := accountant.why_no_target(subject.plan)) is not None:
+        if (why := accountant.why_target_not_checked(subject.plan)) is not None:
             left_out.append(f"target: {why}")
         if effort.black_box:
             shard = train[experiment.shards[experiment.identities[0]]]
@@ -70,14 +70,15 @@ def audit_subject(
     effort: Effort,
     *,
     rounds: int,
-    tell: Tell,
+    tell: Progress,
     first_seed: int = 0,
     plans: Sequence[DPPlan] = (),
 ) -> tuple[list[Check], list[Bounds]]:
-    """All checks of one mechanism on data like `examples`; `rounds`: the most that one client may take part in.
+    """(checks, bounds) of one mechanism on data like `examples`.
 
-    `plans`: those of all clients, where some have budgets of their own. Each of `effort.seeds` audits has coins, pairs
-    and noise of its own; a check's p-value is the least of them, times their number.
+    `rounds`: largest number of rounds of one client. `plans`: the plans of all clients, if some have their own budgets.
+    Each of the `effort.seeds` audits has its own coins, pairs and noise; a check's p-value is the smallest of them,
+    times their number (Bonferroni).
     """
     checks: list[list[Check]] = []
     bounds: list[Bounds] = []
@@ -113,6 +114,6 @@ def audit_subject(
 
 
 def _worst(same: tuple[Check, ...]) -> Check:
-    """One check of all seeds."""
+    """One check for all seeds."""
     worst = min(same, key=lambda check: check.p_value)
     return replace(worst, p_value=min(1.0, len(same) * worst.p_value))

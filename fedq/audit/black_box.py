@@ -1,7 +1,7 @@
-"""Black-box canaries: mislabelled examples among the data, and what the trained model's loss tells of each.
+"""Black-box canaries: mislabelled examples in the data, and guesses from the trained model's loss on each.
 
-Knows answers and models. It goes through all that a run goes through, the experiment's own model, quantization and
-codec, over all rounds; the server's part is that of a run with this one client.
+Knows answers and models. It uses the experiment's own model, quantization and codec over all rounds, like a run with
+this one client.
 """
 
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from fedq.audit.bounds import Several
+from fedq.audit.bounds import GuessesByShare
 from fedq.audit.subject import AuditError, Subject
 from fedq.audit.verdict import guess_by_order
 from fedq.data import Examples
@@ -24,8 +24,11 @@ def black_box_run(
     rounds: int,
     rng: np.random.Generator,
     tell: Callable[[int], None],
-) -> Several:
-    """Train on the shard and on those canaries whose coin says so, and guess the coins by how far their losses fell."""
+) -> GuessesByShare:
+    """Train on the shard and on canaries chosen by coins, and guess the coins from the decrease of their losses.
+
+    `tell`: called with the number of each finished round. AuditError if the client does not answer.
+    """
     examples = _mislabelled(shard, canaries, rng)
     included = rng.random(canaries) < 0.5
     chosen = examples[np.flatnonzero(included)]
@@ -42,9 +45,9 @@ def black_box_run(
 
 
 def _mislabelled(shard: Examples, canaries: int, rng: np.random.Generator) -> Examples:
-    """Inputs of the shard with targets of other examples: nothing but having seen one tells its target."""
+    """Inputs of the shard with targets of other examples, so that only training on one reveals its target."""
     inputs = shard.inputs[rng.integers(len(shard), size=canaries)]
-    # Each a little different from the example it comes from, whose own target would else be in its way.
+    # Each differs a little from its original example, whose true target would otherwise conflict.
     inputs = inputs + rng.normal(size=inputs.shape).astype(np.float32) * shard.inputs.std()
     return Examples(inputs, shard.targets[rng.integers(len(shard), size=canaries)])
 

@@ -1,7 +1,7 @@
-"""What guesses about canaries say of a claim: p-values, and lower bounds on epsilon. Knows counts and curves.
+"""P-values and lower bounds on epsilon from guesses about canaries. Knows counts and curves.
 
-Each of `canaries` examples is in the data or not, by a fair coin of the auditor's. The auditor sees what leaves,
-guesses `guesses` of the coins, says nothing of the others, and `correct` of the guesses are right.
+A fair coin of the auditor decides for each of `canaries` examples whether it is in the data. The auditor sees the
+messages, guesses `guesses` of the coins and abstains from the others; `correct` of the guesses are right.
 """
 
 import math
@@ -13,15 +13,15 @@ from fedq.audit.curves import Curve, GaussianCurve, curve_of, epsilon_of
 from fedq.audit.tails import binomial_at_least, binomial_weights, clopper_pearson
 from fedq.privacy import Accountant, Mechanism, calibrate
 
-LEAST_P = 1e-12  # p-values below are not told apart
+LEAST_P = 1e-12  # smallest p-value that is computed
 _LEAST_EPSILON, _LARGEST_EPSILON, _LARGEST_MU = 0.01, 100.0, 12.0
-# How far above a first guess the noise is tried that guesses refute.
+# Multiples of a first noise multiplier that are tried, until one is refuted.
 _STEPS_UP = (1.0, 1.04, 1.08, 1.15, 1.3, 1.6, 2.0)
 
 
 @dataclass(frozen=True)
 class Guesses:
-    """How many coins were thrown, how many guessed, how many of those rightly."""
+    """Numbers of canaries (coins), of guesses, and of correct guesses."""
 
     canaries: int
     guesses: int
@@ -30,18 +30,18 @@ class Guesses:
     def __post_init__(self) -> None:
         if not 0 <= self.correct <= self.guesses <= self.canaries or self.guesses < 1:
             raise ValueError(
-                f"correct={self.correct}, guesses={self.guesses}, canaries={self.canaries}: must not grow in this "
-                "order, and one guess is the least"
+                f"correct={self.correct}, guesses={self.guesses}, canaries={self.canaries}: each must be at most the "
+                "next, and guesses at least 1"
             )
 
     def refutes(self, curve: Curve, level: float) -> bool:
-        """Whether so many correct guesses have a probability below `level` under the curve.
+        """Whether this many correct guesses have a probability below `level` under the curve.
 
         Mahloujifar, Melis, Chaudhuri 2024 (arXiv:2410.22235), algorithm 3, with abstention. Let `right` be the
-        probability that a canary drawn at random is guessed rightly and at least i guesses are right, `wrong` the same
-        for wrongly. Turning one coin links `wrong` at i to `right` at i + 1 by the curve. The recursion follows the
-        largest tail that these links allow from i = correct down to 0, where the two must add up to the share of coins
-        that are guessed.
+        probability that a random canary is guessed correctly and at least i guesses are correct; `wrong` is the same
+        for a wrong guess. Flipping one coin relates `wrong` at i to `right` at i + 1 by the curve. The recursion
+        follows the largest tail that these relations allow, from i = correct down to 0. There the two must add up to
+        the share of coins that are guessed.
         """
         share = self.guesses / self.canaries
         right = level * self.correct / self.canaries
@@ -57,17 +57,17 @@ class Guesses:
 
 @dataclass(frozen=True)
 class Errors:
-    """Independent runs, `out` without one canary and `included` with it, told apart by a threshold fixed before."""
+    """Errors over independent runs, `out` without one canary and `included` with it, at a threshold fixed before."""
 
     out: int
-    wrongly_in: int  # of them, taken for runs with the canary
+    wrongly_in: int  # runs without the canary that were taken for runs with it
     included: int
-    wrongly_out: int
+    wrongly_out: int  # runs with the canary that were taken for runs without it
 
     def refutes(self, curve: Curve, level: float) -> bool:
-        """Whether no mechanism under the curve has such error rates but with probability `level` at most.
+        """Whether such error rates have a probability of at most `level` for every mechanism under the curve.
 
-        Each rate gets a Clopper-Pearson bound at half the risk (Nasr et al. 2023, arXiv:2302.07956).
+        Each rate gets a Clopper-Pearson bound at half of `level` (Nasr et al. 2023, arXiv:2302.07956).
         """
         confidence = 1 - level / 2
         false_positive = clopper_pearson(self.wrongly_in, trials=self.out, confidence=confidence)[1]
@@ -75,23 +75,24 @@ class Errors:
         return false_positive < curve.least(1 - false_negative)
 
 
-class Seen(Protocol):
-    """What was counted, of whatever kind."""
+class Observed(Protocol):
+    """The observations of an audit: guesses or errors."""
 
     def refutes(self, curve: Curve, level: float) -> bool: ...
 
 
 @dataclass(frozen=True)
-class Several:
-    """Guesses of one run at several shares of its canaries, fixed before: each at its part of the risk.
+class GuessesByShare:
+    """Guesses of one run at several shares of its canaries, fixed before; the shares divide the risk equally.
 
-    The surest few give the largest bounds of a mechanism that holds; all of them show one that tells nearly everything.
+    The few surest guesses give the largest bounds for a private mechanism. All guesses together detect a mechanism that
+    reveals nearly everything.
     """
 
     parts: tuple[Guesses, ...]
 
     def refutes(self, curve: Curve, level: float) -> bool:
-        """Whether one of them refutes the curve."""
+        """Whether the guesses at one of the shares refute the curve."""
         return any(part.refutes(curve, level / len(self.parts)) for part in self.parts)
 
     def curve_p_value(self, curve: Curve) -> float:
@@ -103,7 +104,7 @@ class Several:
 
 
 def p_value(seen: Guesses, *, epsilon: float, delta: float) -> float:
-    """Probability of so many correct guesses, or more, if one run was (epsilon, delta)-DP.
+    """Probability of at least this many correct guesses, if one run is (epsilon, delta)-DP.
 
     Steinke, Nasr, Jagielski 2023 (arXiv:2305.08846), corollary 5.4.
     """
@@ -120,12 +121,12 @@ def p_value(seen: Guesses, *, epsilon: float, delta: float) -> float:
 
 
 def epsilon_bound(seen: Guesses, *, delta: float, confidence: float) -> float:
-    """Largest epsilon that one run refutes at `confidence`, whatever the mechanism (Steinke et al. 2023)."""
+    """Largest epsilon that one run refutes at `confidence`, for any mechanism (Steinke et al. 2023)."""
     return _largest(lambda epsilon: p_value(seen, epsilon=epsilon, delta=delta) < 1 - confidence, _LARGEST_EPSILON)
 
 
 def curve_p_value(seen: Guesses, curve: Curve) -> float:
-    """Upper bound on the probability of so many correct guesses under the curve; `LEAST_P` stands for all below."""
+    """Upper bound on the probability of this many correct guesses under the curve, at least `LEAST_P`."""
     if not seen.refutes(curve, 1 - 1e-9):
         return 1.0
     if seen.refutes(curve, LEAST_P):
@@ -138,18 +139,18 @@ def curve_p_value(seen: Guesses, curve: Curve) -> float:
 
 
 def mechanism_bound(
-    seen: Seen, claimed: Mechanism, *, delta: float, confidence: float, accountant: Accountant = "prv"
+    seen: Observed, claimed: Mechanism, *, delta: float, confidence: float, accountant: Accountant = "prv"
 ) -> float:
-    """Largest epsilon at `delta` that was refuted, among mechanisms that differ from the claimed one in noise.
+    """Largest refuted epsilon at `delta` among mechanisms that differ from the claimed one only in noise.
 
-    Which mechanisms are looked at decides what a bound means: a whole curve is refuted, not one point of it.
+    The bound depends on this family of mechanisms: a whole curve is refuted, not one point of it.
     """
     mu = _largest(lambda mu: seen.refutes(GaussianCurve(mu), 1 - confidence), _LARGEST_MU)
     if mu < 1e-3:
         return 0.0
     if claimed.sample_rate == 1:
         return GaussianCurve(mu).epsilon(delta)
-    # A sampled mechanism's curve is near a Gaussian one: that tells about which noise to ask the accountant.
+    # A sampled mechanism's curve is close to a Gaussian one, which gives a first noise multiplier for the accountant.
     noise = calibrate(
         target_epsilon=max(GaussianCurve(mu).epsilon(delta), _LEAST_EPSILON),
         delta=delta,
@@ -165,7 +166,7 @@ def mechanism_bound(
 
 
 def _largest(holds: Callable[[float], bool], most: float) -> float:
-    """The largest value in 0 ... most at which `holds`, which holds up to some value and not beyond; 0 if nowhere."""
+    """The largest value in [0, most] at which `holds` is true; it must be true up to some value and false beyond."""
     low, high = 0.0, most
     for _ in range(40):
         middle = (low + high) / 2

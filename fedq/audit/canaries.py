@@ -1,9 +1,9 @@
-"""White-box canaries: examples whose gradients are known, clipped ones, and what is guessed of them from one run.
+"""White-box canaries: examples with known, clipped gradients, and guesses about them from one run.
 
-The canaries' model is linear with an absolute loss, so an example's gradient is the outer product of its input and the
-signs of its residual, whatever the weights. Inputs with one value and signs from a Hadamard matrix make gradients that
-are orthogonal to each other: the noised sums tell of each canary alone, as they would of one in a large model. The
-mechanism is the audited client's own code at the run's own plan; its model and data are `neighbours`' business.
+The canaries' model is linear with an absolute loss. So an example's gradient is the outer product of its input and the
+signs of its residual, for any weights. Inputs with a single value, and signs from a Hadamard matrix, make the gradients
+orthogonal to each other. Each noised sum then gives separate evidence on each canary, as in a large model. The
+mechanism is the audited client's own code with the run's plan; `neighbours` tests its own model and data.
 """
 
 from dataclasses import replace
@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 from torch import nn
 
-from fedq.audit.bounds import Errors, Several
+from fedq.audit.bounds import Errors, GuessesByShare
 from fedq.audit.subject import AuditError, Subject
 from fedq.audit.verdict import guess_by_evidence
 from fedq.data import Examples
@@ -19,12 +19,12 @@ from fedq.privacy import DPPlan
 from fedq.training import Recipe, Trainer, layout_of, read_vector
 
 _SIGNS = 64  # outputs of the linear model
-_STEEP = 10.0  # how many clip norms a canary's gradient is long: it must be clipped to count as one
-_FAR = 1e6  # targets no output ever comes near
+_STEEP = 10.0  # length of a canary's gradient in clip norms; it must be clipped to have length one
+_FAR = 1e6  # targets that no output comes near
 
 
 def canary_subject(subject: Subject, canaries: int) -> tuple[Subject, Examples]:
-    """The subject with the canaries' model in place of its own, and all canaries."""
+    """(the subject with the canaries' model instead of its own, all canaries)."""
     width = -(-canaries // _SIGNS)
     model = nn.Linear(width, _SIGNS, bias=False)
     nn.init.zeros_(model.weight)
@@ -34,22 +34,22 @@ def canary_subject(subject: Subject, canaries: int) -> tuple[Subject, Examples]:
     signs = _hadamard(_SIGNS)
     which = np.arange(width * _SIGNS)[:canaries]
     inputs = np.zeros((canaries, width), np.float32)
-    # The loss is a mean over outputs, so the gradient of a canary is its input over sqrt(outputs) long.
+    # The loss is a mean over outputs, so the length of a canary's gradient is its input over sqrt(outputs).
     inputs[np.arange(canaries), which // _SIGNS] = _STEEP * subject.plan.clip_norm * np.sqrt(_SIGNS)
     examples = Examples(inputs, (-_FAR * signs[which % _SIGNS]).astype(np.float32))
     own = replace(subject, trainer=trainer, weights=read_vector(model, layout), prepare=lambda examples: examples)
     return own, examples
 
 
-def white_box_run(subject: Subject, *, canaries: int, rounds: int, rng: np.random.Generator) -> Several:
-    """Throw the coins, train `rounds` times on those whose coin fell so, and guess the surest from all seen."""
+def white_box_run(subject: Subject, *, canaries: int, rounds: int, rng: np.random.Generator) -> GuessesByShare:
+    """Toss the coins, train `rounds` rounds on the chosen canaries, and guess the coins from all steps."""
     own, examples = canary_subject(subject, canaries)
     included = rng.random(canaries) < 0.5
     return guess_by_evidence(_score(own, examples[np.flatnonzero(included)], rounds)[:canaries], included)
 
 
 def repeated_runs(subject: Subject, *, runs: int, rounds: int, rng: np.random.Generator) -> Errors:
-    """Independent runs on one canary or on nothing, by a coin each, and how often each is taken for the other."""
+    """Errors over independent runs, each with one canary or none, by a coin."""
     own, examples = canary_subject(subject, _SIGNS)
     included = rng.random(runs) < 0.5
     guessed = [_score(own, examples[:1] if coin else examples[:0], rounds)[0] > 0 for coin in included]
@@ -63,9 +63,9 @@ def repeated_runs(subject: Subject, *, runs: int, rounds: int, rng: np.random.Ge
 
 
 def _score(own: Subject, chosen: Examples, rounds: int) -> np.ndarray:
-    """What a whole run on these examples tells of every canary of the model."""
+    """Evidence on every canary of the model from a run of `rounds` rounds on these examples."""
     scores = np.zeros(own.trainer.layout.size)
-    random = own.make_random()  # one client's own, in all rounds
+    random = own.make_random()  # one source for all rounds, as in a client
     for _ in range(rounds):
         answer = own.answer(chosen, random)
         if answer.refused is not None:
@@ -76,12 +76,12 @@ def _score(own: Subject, chosen: Examples, rounds: int) -> np.ndarray:
 
 
 def _evidence(gradient: np.ndarray, plan: DPPlan) -> np.ndarray:
-    """Log-likelihood ratio of each canary's being in the data, from one step; float64 (values of the model,).
+    """Log-likelihood ratio that each canary is in the data, from one step; float64 (values of the model,).
 
-    By Neyman and Pearson no other score tells more, of a mechanism that is what its plan says.
+    By the Neyman-Pearson lemma no other score is stronger, if the mechanism follows its plan.
     """
     along = _hadamard(_SIGNS) @ gradient.reshape(_SIGNS, -1)  # row: signs, column: input
-    # 1 where the canary was drawn, 0 where not, and noise of the noise multiplier.
+    # 1 where the canary was drawn, else 0, plus noise with the noise multiplier as its std.
     seen = along.T.ravel() * (plan.divisor / plan.clip_norm / np.sqrt(_SIGNS))
     drawn = (seen - 0.5) / plan.noise_multiplier**2
     ratio: np.ndarray = drawn

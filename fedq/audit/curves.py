@@ -1,7 +1,7 @@
-"""Trade-off curves: what a claim of privacy says of every test between neighbours. Knows mechanisms; no data.
+"""Trade-off curves: the limit that a privacy claim sets for every test between neighbours. Knows mechanisms; no data.
 
-A mechanism is f-DP (Dong, Roth, Su 2019, arXiv:1905.02383) if any event of probability x without an example has one of
-at most `1 - f(x)` with it, and the other way round. Audits ask the reverse: how rare an event may be at the least.
+A mechanism is f-DP (Dong, Roth, Su 2019, arXiv:1905.02383) if any event of probability x without an example has a
+probability of at most `1 - f(x)` with it, and vice versa. Audits need the smallest possible probability of an event.
 """
 
 import math
@@ -13,23 +13,23 @@ import numpy as np
 from fedq.audit.tails import NORMAL
 from fedq.privacy import Accountant, Mechanism, epsilon
 
-# Where the accountant's curve is read. Between these points the tangents' envelope lies above the true one, so
-# whatever is found against it is found against the accountant's own.
+# The deltas at which the accountant's curve is computed. Between them the envelope of the tangents lies above the true
+# curve, so a refutation of the envelope also refutes the accountant's curve.
 _DELTAS = (1e-8, 1e-6, 1e-5, 1e-4, 1e-3, 3e-3, 0.01, 0.02, 0.04, 0.07, 0.15)
-_FLAT = 0.02  # an epsilon so near to zero that larger deltas say nothing new
+_FLAT = 0.02  # epsilon below which larger deltas add nothing
 
 
 class Curve(Protocol):
-    """One claim."""
+    """The trade-off curve of a claim."""
 
     def least(self, probability: float) -> float:
-        """The least that an event's probability may be under one neighbour, if it is `probability` under the other."""
+        """The smallest probability of an event under one neighbour, if it is `probability` under the other."""
         ...
 
 
 @dataclass(frozen=True)
 class GaussianCurve:
-    """Two unit normals `mu` apart: a Gaussian mechanism of noise multiplier s over T full batches has sqrt(T) / s.
+    """The curve of two unit normals at distance `mu`; T full batches with noise multiplier s have mu = sqrt(T) / s.
 
     >>> round(GaussianCurve(1.0).least(0.5), 4)
     0.1587
@@ -43,10 +43,10 @@ class GaussianCurve:
         return NORMAL.cdf(NORMAL.inv_cdf(probability) - self.mu)
 
     def epsilon(self, delta: float) -> float:
-        """The epsilon at `delta` of this curve (Balle & Wang 2018, arXiv:1805.06530); 0 where delta alone is enough."""
+        """The epsilon of this curve at `delta` (Balle & Wang 2018, arXiv:1805.06530); 0 if delta alone is enough."""
 
         def spent(eps: float) -> float:
-            # e^eps times a tail, as one exponential: the factors alone overflow and vanish.
+            # e^eps times a tail, as one exponential: the single factors overflow and underflow.
             x = eps / self.mu + self.mu / 2
             tail = NORMAL.cdf(-x)
             second = 0.0 if tail == 0 else math.exp(min(eps + math.log(tail), 0.0))
@@ -65,7 +65,7 @@ class GaussianCurve:
 
 @dataclass(frozen=True)
 class AccountedCurve:
-    """The curve that an accountant's (epsilon, delta) pairs span together."""
+    """The curve of several (epsilon, delta) pairs of an accountant."""
 
     epsilons: tuple[float, ...]
     deltas: tuple[float, ...]
@@ -84,7 +84,7 @@ def full_batches(mechanism: Mechanism) -> GaussianCurve:
 
 
 def curve_of(mechanism: Mechanism, *, accountant: Accountant = "prv") -> Curve:
-    """What is claimed of a mechanism: in closed form for full batches, else by fedq's own accountant."""
+    """The claimed curve of a mechanism: in closed form for full batches, else by fedq's own accountant."""
     if mechanism.sample_rate == 1:
         return full_batches(mechanism)
     epsilons: list[float] = []

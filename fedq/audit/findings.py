@@ -1,45 +1,45 @@
-"""What an audit found: checks with p-values, and when one of them counts. Knows numbers; not how they came."""
+"""The results of an audit: checks with p-values, bounds, and the threshold of a finding. Knows numbers alone."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-LEVEL = 0.01  # the chance that an audit flags a right mechanism, all its checks together
+LEVEL = 0.01  # probability that an audit flags a right mechanism, over all its checks
 
 
 @dataclass(frozen=True)
 class Check:
-    """One question, and its answer. `p_value`: how probable so much, or more, is where the claim holds.
+    """One check. `p_value`: probability of such an observation, or a stronger one, if the claim holds.
 
-    Exactly 0 where what was seen is impossible under the claim, 1 where nothing speaks against it.
+    It is exactly 0 for an observation that the claim excludes, and 1 if nothing contradicts the claim.
     """
 
     name: str
     claim: str  # the null hypothesis, as a sentence
     p_value: float
-    seen: str
-    chance: bool = True  # whether chance alone could fail it; else any p-value below 1 is a certainty
+    seen: str  # the observation, in words
+    chance: bool = True  # whether the check can fail by chance; if not, a p-value below 1 is certain
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """Lower bounds on epsilon beside the claimed one, at the same delta, each at the stated confidence."""
+    """Lower bounds on epsilon and the claimed epsilon, at the same delta; each bound has the stated confidence."""
 
-    box: str  # what was seen of the run: white-box (each noised step) or black-box (the model at its end)
+    box: str  # white-box (each noised step is seen) or black-box (only the final model is seen)
     claimed_epsilon: float
     delta: float
     confidence: float
     canaries: int
-    guesses: tuple[tuple[int, int], ...]  # how many, and how many of them right; the bounds are the best of these
-    one_run: float  # Steinke et al. 2023, of any mechanism
-    one_run_curve: float  # Mahloujifar et al. 2024, among mechanisms that differ in noise alone
+    guesses: tuple[tuple[int, int], ...]  # (guesses, correct guesses); the bounds are the best of these
+    one_run: float  # for any mechanism (Steinke et al. 2023)
+    one_run_curve: float  # among mechanisms that differ only in noise (Mahloujifar et al. 2024)
     repeats: int = 0
-    repeated: float | None = None  # from so many independent runs (Nasr et al. 2023), among the same mechanisms
+    repeated: float | None = None  # from `repeats` independent runs, among the same mechanisms (Nasr et al. 2023)
 
 
 @dataclass(frozen=True)
 class Audit:
-    """All checks of one audit. What was not looked at stands in `left_out`, with the reason."""
+    """All results of one audit; `left_out`: checks that were not made, with the reason."""
 
     subject: str
     checks: Sequence[Check]
@@ -50,15 +50,16 @@ class Audit:
 
     @property
     def threshold(self) -> float:
-        """Below it a p-value is a finding: `LEVEL` shared by all checks that chance can fail (Bonferroni)."""
+        """A smaller p-value is a finding: `LEVEL` over the number of checks that can fail by chance (Bonferroni)."""
         return LEVEL / max(1, sum(check.chance for check in self.checks))
 
     @property
     def findings(self) -> list[Check]:
+        """The checks whose p-value is below the threshold."""
         return [check for check in self.checks if check.p_value < self.threshold]
 
     def to_json(self) -> dict[str, Any]:
-        """The same as one object."""
+        """The audit as JSON values."""
         found = {check.name for check in self.findings}
         return {
             "subject": self.subject,

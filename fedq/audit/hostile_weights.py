@@ -1,10 +1,10 @@
-"""Whether an example adds its own share to a sum and moves nobody else's, whatever weights a server sends.
-Knows answers and models; exact sums alone can be asked so.
+"""Checks that an example adds its own share to a sum and changes no other share, for any weights of a server.
+Knows answers and models; applies to exact sums only.
 
-Float kernels round a row by the batch it stands in. A server may send weights that blow this up: units in pairs that
-cancel, with 2^40 behind them, so that the logit is rounding and nothing else. One example more then moves the shares of
-all others by whole clip norms, though its own is bounded. What decides is a sum of four: with and without the example,
-beside others and alone, under the same noise.
+Float kernels round a row depending on its batch. A server may send weights that enlarge this rounding: pairs of units
+that cancel, followed by a factor 2^40, so that the logit is pure rounding. One more example then changes the shares of
+all others by several clip norms, although its own share is bounded. The check compares four sums under the same noise:
+with and without the example, beside others and alone.
 """
 
 from dataclasses import replace
@@ -20,22 +20,22 @@ from fedq.audit.subject import Answer, Subject
 from fedq.data import Examples
 from fedq.training import Recipe, Trainer, layout_of, read_vector
 
-OWN_MODEL, ATTACKED = 4, 12  # comparisons on each model; without padding 5 to 9 in 10 of the latter do not add up
-_EXPECTED = 40  # examples in a batch of the attacked model: kernels of many sizes are met
-_INPUTS, _UNITS, _BEHIND, _CLASSES = 128, 64, 16, 10
-NOT_EXACT = "shares: the sums of noise=gaussian are of floats, and depend on the whole batch"
+OWN_MODEL, ATTACKED = 4, 12  # comparisons on each model; without padding 5 to 9 in 10 on the attacked model fail
+_EXPECTED = 40  # expected batch size of the attacked model, so that kernels of many sizes run
+_INPUTS, _UNITS, _HIDDEN, _CLASSES = 128, 64, 16, 10
+NOT_EXACT = "shares: noise=gaussian sums floats, which depend on the whole batch"
 
 
 def shares_check(subject: Subject, examples: Examples, *, rng: np.random.Generator) -> Check:
-    """On the subject's own model, with parts of its weights scaled, and on one that is made for the attack."""
+    """The check on the subject's own model, with some of its weights scaled, and on a model built for the attack."""
     subject = replace(subject, plan=replace(subject.plan, steps=1))
     attacked, made_up = _attacked(subject, rng)
     wrong, most, done = 0, 0.0, 0
     for own, data, count in ((subject, examples, OWN_MODEL), (attacked, made_up, ATTACKED)):
         for trial in range(count):
             weights = own.weights if own is attacked or trial % 2 else scaled(own.weights, rng)
-            apart = _apart(own, data, weights, rng)
-            wrong, most, done = wrong + (apart > 1), max(most, apart), done + 1
+            excess = _excess(own, data, weights, rng)
+            wrong, most, done = wrong + (excess > 1), max(most, excess), done + 1
     return Check(
         "shares",
         "one example moves a sum by its own share alone, whatever weights the server sends",
@@ -45,10 +45,10 @@ def shares_check(subject: Subject, examples: Examples, *, rng: np.random.Generat
     )
 
 
-def _apart(subject: Subject, data: Examples, weights: np.ndarray, rng: np.random.Generator) -> float:
-    """How far the sums of four are from adding up, as a share of what the float32 of an optimizer's input explains."""
+def _excess(subject: Subject, data: Examples, weights: np.ndarray, rng: np.random.Generator) -> float:
+    """The violation of additivity over four sums, relative to the float32 rounding of the optimizer's input."""
     size = int(rng.integers(1, min(len(data), 2 * _EXPECTED)))
-    rows = rng.permutation(len(data))[: size + 1]  # by their place in the data, which is also their name
+    rows = rng.permutation(len(data))[: size + 1]  # the index in the data is also the example's name
     place, seed = int(rng.integers(0, size + 1)), int(rng.integers(2**62))
     others, one = np.delete(rows, place), rows[[place]]
     answers = []
@@ -56,24 +56,24 @@ def _apart(subject: Subject, data: Examples, weights: np.ndarray, rng: np.random
         coins = [np.ones(len(chosen), bool)]
         answers.append(subject.answer(data[chosen], Replayed(seed, coins, names=chosen), weights=weights))
     if any(answer.refused is not None or len(answer.gradients) != 1 for answer in answers):
-        return 0.0  # `reply` and `control flow` are other checks
-    return _beyond_rounding(answers)
+        return 0.0  # the checks `reply` and `control flow` cover this
+    return _relative_to_rounding(answers)
 
 
-def _beyond_rounding(answers: list[Answer]) -> float:
-    whole, others, one, none = (answer.gradients[0] for answer in answers)
-    apart = float(np.linalg.norm((whole - others) - (one - none)))
-    # The optimizer gets each value as a float32: half a unit in its last place, for each of the four.
-    rounded = 2.0**-24 * float(np.linalg.norm(np.abs(whole) + np.abs(others) + np.abs(one) + np.abs(none)))
-    if not np.isfinite(apart):
+def _relative_to_rounding(answers: list[Answer]) -> float:
+    all_rows, others, one, none = (answer.gradients[0] for answer in answers)
+    difference = float(np.linalg.norm((all_rows - others) - (one - none)))
+    # The optimizer gets float32 values: half a unit in the last place for each of the four sums.
+    rounded = 2.0**-24 * float(np.linalg.norm(np.abs(all_rows) + np.abs(others) + np.abs(one) + np.abs(none)))
+    if not np.isfinite(difference):
         return np.inf
-    return apart / rounded if rounded else float(apart > 0)
+    return difference / rounded if rounded else float(difference > 0)
 
 
 def _attacked(subject: Subject, rng: np.random.Generator) -> tuple[Subject, Examples]:
-    """The mechanism on a model whose first logit is the rounding of a sum that cancels, 2^40 times."""
+    """The mechanism on a model whose first logit is 2^40 times the rounding of a sum that cancels; and its data."""
     model = nn.Sequential(
-        nn.Linear(_INPUTS, _UNITS), nn.ReLU(), nn.Linear(_UNITS, _BEHIND), nn.Linear(_BEHIND, _CLASSES)
+        nn.Linear(_INPUTS, _UNITS), nn.ReLU(), nn.Linear(_UNITS, _HIDDEN), nn.Linear(_HIDDEN, _CLASSES)
     )
     first, second, third = (layer for layer in model if isinstance(layer, nn.Linear))
     with torch.no_grad():
@@ -81,9 +81,9 @@ def _attacked(subject: Subject, rng: np.random.Generator) -> tuple[Subject, Exam
             drawn = rng.standard_normal(tuple(p.shape), dtype=np.float32) / np.sqrt(p.shape[-1])
             p.copy_(torch.from_numpy(drawn.astype(np.float32)))
         order = torch.from_numpy(rng.permutation(_UNITS))
-        units, twins = order[: _UNITS // 2], order[_UNITS // 2 :]
-        first.weight[twins], first.bias[twins] = first.weight[units], first.bias[units]
-        second.weight[0, twins] = -second.weight[0, units]
+        units, negated = order[: _UNITS // 2], order[_UNITS // 2 :]
+        first.weight[negated], first.bias[negated] = first.weight[units], first.bias[units]
+        second.weight[0, negated] = -second.weight[0, units]
         second.bias[0] = 0.0
         third.weight[:, 0] *= 2.0**40
     layout = layout_of(model)

@@ -1,7 +1,7 @@
-"""How well losses tell what a model was trained on from what it was not. Knows outputs and examples; not training.
+"""Membership inference by the loss of a model. Knows outputs and examples; not training.
 
-The score is the chance that a training example has a smaller loss than a held-out one (the area under the ROC curve,
-Yeom et al. 2018, arXiv:1709.01604): 0.5 says nothing. It measures one attack on one model, and bounds nothing.
+The score is the probability that a training example has a smaller loss than a held-out one: the area under the ROC
+curve (Yeom et al. 2018, arXiv:1709.01604). 0.5 is chance. It measures one attack on one model, and bounds nothing.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Membership:
-    """The score of one model, with an interval at `CONFIDENCE`."""
+    """The score of one model, with its confidence interval at `CONFIDENCE`."""
 
     model: str
     auc: float
@@ -37,19 +37,19 @@ def membership(
     *,
     loss: Loss,
 ) -> Membership:
-    """`outputs` (n, k) of a model for examples that it was trained on, and for others from the same source."""
-    of_members = _losses(member_outputs, members, loss)
-    of_others = _losses(other_outputs, others, loss)
-    auc, error = area(of_others, of_members)
+    """The score from a model's outputs (n, k) on its training examples, and on others from the same source."""
+    member_losses = _losses(member_outputs, members, loss)
+    other_losses = _losses(other_outputs, others, loss)
+    auc, error = area(other_losses, member_losses)
     reach = NORMAL.inv_cdf((1 + CONFIDENCE) / 2) * error
     return Membership(model, auc, max(0.0, auc - reach), min(1.0, auc + reach), len(members), len(others))
 
 
 def area(larger: np.ndarray, smaller: np.ndarray) -> tuple[float, float]:
-    """(P[larger > smaller] with ties half, its standard error), by DeLong et al. 1988 on the two samples."""
+    """(P[larger > smaller], its standard error) after DeLong et al. 1988; ties count one half."""
     ranks = _midranks(np.concatenate([larger, smaller]))
     n, m = len(larger), len(smaller)
-    # Of each value: the share of the other sample that lies below it, ties half.
+    # For each value: the share of the other sample below it; ties count one half.
     above = (ranks[:n] - _midranks(larger)) / m
     below = 1 - (ranks[n:] - _midranks(smaller)) / n
     error = (above.var(ddof=1) / n + below.var(ddof=1) / m) ** 0.5 if min(n, m) > 1 else 0.5

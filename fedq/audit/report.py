@@ -1,4 +1,4 @@
-"""An audit on the screen: checks, bounds, scores, and what it comes to. Knows figures; not how they came."""
+"""The report of an audit: checks, bounds, scores and the verdict. Knows figures; not how they were computed."""
 
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def audit_table(audit: Audit) -> "RenderableType":
-    """All of it for a screen of 100 columns."""
+    """The report for a screen of 100 columns."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
@@ -27,19 +27,19 @@ def audit_table(audit: Audit) -> "RenderableType":
             table.add_row(Text(check.name, style), Text(_p(check), style), Text(one_line(check.seen), style))
         parts.append(table)
     for bounds in audit.bounds:
-        told = (
+        text = (
             f"{bounds.box}: epsilon is at least {bounds.one_run_curve:.2f} (f-DP) and {bounds.one_run:.2f} (any "
             f"mechanism) of {bounds.claimed_epsilon:.2f} claimed at delta {bounds.delta:g}, "
             f"{bounds.confidence:.0%} sure, from one run with {bounds.canaries:,} canaries"
         )
         if bounds.repeated is not None:
-            told += f"; {bounds.repeated:.2f} from {bounds.repeats:,} runs with one canary or none"
-        parts.append(Text(told))
+            text += f"; {bounds.repeated:.2f} from {bounds.repeats:,} runs with one canary or none"
+        parts.append(Text(text))
     for score in audit.membership:
         parts.append(
             Text(
-                f"membership {score.model}: {score.auc:.3f} ({score.low:.3f} to {score.high:.3f}), where 0.5 tells "
-                f"nothing; {plural(score.members, 'member')}, {plural(score.others, 'other')}"
+                f"membership {score.model}: {score.auc:.3f} ({score.low:.3f} to {score.high:.3f}), where 0.5 is "
+                f"chance; {plural(score.members, 'member')}, {plural(score.others, 'other')}"
             )
         )
     parts += [Text(f"not looked at: {one_line(reason)}", style="yellow") for reason in audit.left_out]
@@ -51,7 +51,7 @@ def _verdict(audit: Audit) -> "RenderableType":
     from rich.text import Text
 
     if not audit.checks:
-        return Text("no privacy is claimed, so there was nothing to find")
+        return Text("no privacy is claimed, so there is nothing to check")
     if not audit.findings:
         return Text(f"nothing found, at a chance of {LEVEL:.0%} to flag a right mechanism; this proves no privacy")
     lines = [f"{plural(len(audit.findings), 'finding')}: the mechanism is not what it claims to be"]

@@ -1,7 +1,7 @@
-"""Whether inputs carry the mark of a scaler that was fitted on them: features whose mean over the rows is exactly zero.
+"""Checks whether a scaler was fitted on the inputs: then the mean of each feature over the rows is exactly zero.
 
-Knows arrays. A scaler with public constants leaves means about 1/sqrt(rows) of their spread away from zero; one that
-was fitted on these very rows leaves round-off. It cannot see a scaler fitted on other clients' rows as well.
+Knows arrays. With a scaler from public constants, means differ from zero by about 1/sqrt(rows) of their spread. With a
+scaler fitted on the same rows, only round-off is left. A scaler fitted on other clients' rows too is not detected.
 """
 
 from collections.abc import Mapping
@@ -12,17 +12,17 @@ from fedq.audit.findings import Check
 from fedq.audit.tails import NORMAL
 
 _FEWEST_ROWS, _FEWEST_FEATURES = 10, 2
-_ROUNDING = 1e-6  # of a mean of float32 values, in spreads: closer to zero says no more
-_DENSITY = NORMAL.pdf(0)  # the largest of a normal density, in its own standard deviations
+_ROUNDING = 1e-6  # rounding of a mean of float32 values, in spreads; smaller means count as this
+_DENSITY = NORMAL.pdf(0)  # maximum of the normal density
 
 
 def scaling_check(parts: Mapping[str, np.ndarray]) -> Check:
-    """`parts`: name -> inputs (n, ...) of the rows that a scaler may have been fitted on: all, or one client's.
+    """The check; `parts`: name -> inputs (n, ...) of rows that a scaler may have been fitted on (all, or a client's).
 
-    The p-value is that of the worst feature alone, so it needs no independence of features: were this one's mean normal
-    around any value, it would fall so near to zero with at most that probability.
+    The p-value uses the worst feature alone, so it needs no independence of features. If the mean of that feature is
+    normal around any value, it is this close to zero with at most this probability.
     """
-    best, seen = 1.0, "no part of the data has features to look at"
+    best, seen = 1.0, "no part of the data has enough features to check"
     looked = 0
     for name, inputs in parts.items():
         rows = inputs.reshape(len(inputs), -1).astype(np.float64)

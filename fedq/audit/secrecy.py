@@ -1,8 +1,9 @@
-"""Whether what a private fit draws is secret: batches, noise, masks and views. Knows answers and generators.
+"""Checks that the random numbers of a private fit are secret: batches, noise, masks and augmentations.
+Knows answers and generators.
 
-A guarantee assumes that nobody can compute the random numbers again. Seeds, round numbers and identities are public, 32
-bits are searched in minutes, and generators of the process are everybody's. So all of it has to come from the client's
-own source, and an auditor who replays that source sees whether it does.
+A guarantee assumes that nobody can compute the random numbers again. But seeds, round numbers and identities are
+public, 32 bits can be searched in minutes, and all code of the process shares its generators. So all random numbers
+must come from the client's own source. An auditor who replays that source can verify it.
 """
 
 import random
@@ -24,51 +25,49 @@ from fedq.audit.tails import binomial_at_least, sum_of_squares_below
 from fedq.data import Examples
 from fedq.training import Recipe, Trainer, layout_of, read_vector
 
-LEAST_BITS = 128  # behind any random number; fewer can be searched
-EXAMPLES = 12  # of a shard whose answers are replayed
-COINS, CLIENTS, ROUNDS, STEPS = 1024, 4, 2, 2  # whose batches are watched: 16,384 coins
-_WORDS = 2048  # of each stream; that two of 12,288 words of 64 bits are equal has a probability of 4e-12
-_LEAST_VARIANCE = 5.0  # of a batch's size: below it is no normal number
+LEAST_BITS = 128  # secret bits behind any random number; fewer can be searched
+EXAMPLES = 12  # size of the shard for replays
+COINS, CLIENTS, ROUNDS, STEPS = 1024, 4, 2, 2  # in which batches are observed: 16,384 coins
+_WORDS = 2048  # words of each stream; two of 12,288 words of 64 bits are equal with probability 4e-12
+_LEAST_VARIANCE = 5.0  # variance of a batch's size, below which it is not nearly normal
 _GLOBAL = ("torch", "numpy", "python")
 
 
 def secrecy_checks(subject: Subject, examples: Examples, *, rng: np.random.Generator) -> list[Check]:
-    """Three checks; `examples`: any of the data."""
+    """Three checks; `examples`: any examples of the data."""
     shard = examples[rng.choice(len(examples), min(EXAMPLES, len(examples)), replace=False)]
     with _generators_kept():
         return [_coins(subject), _keystream(subject, shard, seed=int(rng.integers(2**62))), _streams(subject)]
 
 
 def _coins(subject: Subject) -> Check:
-    """Who is in which batch, seen at the model's input: independent coins of the claimed rate, anew each time."""
+    """Check that the examples in batches, seen at the model's input, follow independent coins of the claimed rate."""
     rate = subject.plan.sample_rate
     seen = np.stack([_batches(subject) for _ in range(CLIENTS)])
-    claim = (
-        "who is in a batch is decided by independent coins of the claimed rate, that no client, round or step repeats"
-    )
-    told = f"{int(seen.sum()):,} of {seen.size:,} coins fell so that an example was drawn"
+    claim = "independent coins of the claimed rate choose each batch, and no client, round or step repeats them"
+    seen_text = f"{int(seen.sum()):,} of {seen.size:,} coins fell so that an example was drawn"
     if rate == 1:
-        return Check("coins", claim, float(seen.all()), told, chance=False)
+        return Check("coins", claim, float(seen.all()), seen_text, chance=False)
     batches = seen.reshape(-1, COINS)
     common = [int((a & b).sum()) for a, b in combinations(batches, 2)]
-    # Independent coins: what two batches have in common is binomial, whatever client, round or step they are of.
+    # With independent coins the overlap of two batches is binomial, for any clients, rounds and steps.
     repeated = min(_binomial_p(count, COINS, rate**2) for count in common)
     p = min(
         1.0, 3 * min(_binomial_p(int(seen.sum()), seen.size, rate), len(common) * repeated, _sizes_p(batches, rate))
     )
-    told += f", {rate * seen.size:,.0f} are expected; two batches have {min(common)} to {max(common)} in common"
-    return Check("coins", claim, p, f"{told}, {rate**2 * COINS:,.0f} are expected")
+    seen_text += f", {rate * seen.size:,.0f} are expected; two batches have {min(common)} to {max(common)} in common"
+    return Check("coins", claim, p, f"{seen_text}, {rate**2 * COINS:,.0f} are expected")
 
 
 def _binomial_p(count: int, trials: int, probability: float) -> float:
-    """Two-sided."""
+    """Two-sided p-value."""
     above = binomial_at_least(count, trials=trials, probability=probability)
     below = 1 - binomial_at_least(count + 1, trials=trials, probability=probability)
     return min(1.0, 2 * min(above, max(below, 0.0)))
 
 
 def _sizes_p(batches: np.ndarray, rate: float) -> float:
-    """How probable sizes so alike are: a shuffled shard that is cut into batches of one size throws no coins."""
+    """P-value of batch sizes that vary too little: a shuffled shard cut into equal batches uses no coins."""
     variance = COINS * rate * (1 - rate)
     if variance < _LEAST_VARIANCE:
         return 1.0
@@ -77,7 +76,7 @@ def _sizes_p(batches: np.ndarray, rate: float) -> float:
 
 
 def _batches(subject: Subject) -> np.ndarray:
-    """bool (rounds, steps, examples) of one fresh client, with examples that can be told apart at the model's input."""
+    """Batches of one new client, bool (rounds, steps, examples); the model's input identifies each example."""
     model = nn.Linear(COINS, 2, bias=False)
     nn.init.zeros_(model.weight)
     steps, layout = min(STEPS, subject.plan.steps), layout_of(model)
@@ -96,9 +95,9 @@ def _batches(subject: Subject) -> np.ndarray:
 
         def note(module: Any, given: Any, of_round: np.ndarray = found[round]) -> None:
             rows = given[0].detach().cpu().numpy()
-            # Made-up examples, of a probe before the fit, are none of these.
+            # Made-up examples of a probe before the fit are left out.
             real = (np.count_nonzero(rows, axis=1) == 1) & (rows.max(axis=1) == 1)
-            if step < steps:  # noqa: B023  # the hook ends with the round; what comes after the last step is no batch
+            if step < steps:  # noqa: B023  # the hook ends with the round; no batch comes after the last step
                 of_round[step, rows[real].argmax(axis=1)] = True  # noqa: B023
 
         def count(gradient: np.ndarray) -> None:
@@ -111,33 +110,33 @@ def _batches(subject: Subject) -> np.ndarray:
 
 
 def _keystream(subject: Subject, shard: Examples, *, seed: int) -> Check:
-    """Whether the source that the client is given is where its random numbers come from, all of them."""
+    """Check that all random numbers of a client come from the source that it is given."""
     plan = replace(subject.plan, steps=min(STEPS, subject.plan.steps))
     subject = replace(subject, plan=plan)
-    everybody = np.ones((plan.steps, len(shard)), bool)
-    subject.answer(shard)  # what is tried out once for a model is made up, and is not drawn again
+    every_coin = np.ones((plan.steps, len(shard)), bool)
+    subject.answer(shard)  # run the probes of a model now, since they draw only once
     wrong = [*_drawn_elsewhere(subject, shard)]
     same = [_under(subject, shard, seed, state) for state in range(3)]
     if any(_drew_otherwise(same[0], answer) for answer in same[1:]):
         wrong.append("the same keystream gave other replies: something is drawn from elsewhere")
-    other = subject.answer(shard, Replayed(seed + 1, everybody))
+    other = subject.answer(shard, Replayed(seed + 1, every_coin))
     if any(np.array_equal(a, b) for a, b in zip(same[0].gradients, other.gradients, strict=False)):
         wrong.append("another keystream gave the same step: its noise does not come from the source")
-    coins = [subject.answer(shard, Replayed(seed, [row])) for row in (everybody[0], ~everybody[0])]
+    coins = [subject.answer(shard, Replayed(seed, [row])) for row in (every_coin[0], ~every_coin[0])]
     if (
         len(shard)
         and not any(a.refused for a in coins)
         and np.array_equal(coins[0].gradients[0], coins[1].gradients[0])
     ):
         wrong.append("other coins gave the same step: its batch does not come from the source")
-    wrong += _too_few_bits(subject, shard, seed, everybody)
+    wrong += _too_few_bits(subject, shard, seed, every_coin)
     seen = wrong[0] if wrong else f"replies of {len(same) + len(coins) + 2} clients follow their keystreams"
     claim = f"all that a fit draws comes from the client's own source, from {LEAST_BITS} bits of it or more"
     return Check("secret source", claim, 0.0 if wrong else 1.0, seen, chance=False)
 
 
 def _under(subject: Subject, shard: Examples, seed: int, state: int) -> Answer:
-    """A replay while the generators of the process are in that state."""
+    """The answer of a replay, with the process-wide generators seeded with `state`."""
     torch.manual_seed(state)
     np.random.seed(state)
     random.seed(state)
@@ -151,9 +150,9 @@ def _drew_otherwise(one: Answer, other: Answer) -> bool:
 
 
 def _drawn_elsewhere(subject: Subject, shard: Examples) -> Iterator[str]:
-    """What a fit draws from torch, or from a generator that the whole process shares."""
+    """Faults: draws of a fit from torch's or another process-wide generator."""
     used = set(_GLOBAL)
-    for _ in range(3):  # once may be another thread of the process
+    for _ in range(3):  # a single draw may be another thread's
         before = _states()
         with _RandomOperations() as seen:
             subject.answer(shard)
@@ -163,15 +162,15 @@ def _drawn_elsewhere(subject: Subject, shard: Examples) -> Iterator[str]:
     yield from (f"the generator of {name}, which the whole process shares, was drawn from" for name in sorted(used))
 
 
-def _too_few_bits(subject: Subject, shard: Examples, seed: int, everybody: np.ndarray) -> Iterator[str]:
-    """Random numbers that were expanded from a short secret."""
+def _too_few_bits(subject: Subject, shard: Examples, seed: int, every_coin: np.ndarray) -> Iterator[str]:
+    """Faults: random numbers that were expanded from too few secret bits."""
     one_step = replace(subject, plan=replace(subject.plan, steps=1))
     source = Replayed(seed)
-    answer = one_step.answer(shard[[]], source)  # empty batches: all that is drawn is noise
-    # A word and more stands behind a value of noise; where there are few values, so are the bits.
+    answer = one_step.answer(shard[[]], source)  # empty batches: only noise is drawn
+    # Each value of noise takes at least a word, so a few values take few bits.
     if answer.gradients and source.bits < min(LEAST_BITS, 16 * answer.gradients[0].size):
         yield f"the noise of a step was made of {source.bits} bits of the source"
-    source = Replayed(seed, everybody)
+    source = Replayed(seed, every_coin)
     one_step.answer(shard, source)
     for use, stream in source.streams.items():
         if 0 < stream.bits < LEAST_BITS and len(shard) >= EXAMPLES:
@@ -179,7 +178,7 @@ def _too_few_bits(subject: Subject, shard: Examples, seed: int, everybody: np.nd
 
 
 def _streams(subject: Subject) -> Check:
-    """That no two sources, nor two uses of one, have a word in common."""
+    """Check that no two sources, and no two streams of one source, share a word."""
     sources = [subject.make_random() for _ in range(2)]
     words: dict[str, np.ndarray] = {}
     for number, source in enumerate(sources):
@@ -199,7 +198,7 @@ def _streams(subject: Subject) -> Check:
 
 
 class _RandomOperations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own hook of subclasses
-    """Names of the operations that torch's generators answered, whichever those are."""
+    """Records the names of operations that torch's own generators answered."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -212,7 +211,7 @@ class _RandomOperations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # 
 
 
 def _states() -> dict[str, bytes]:
-    """The generators of the process, as bytes that change when something is drawn."""
+    """The states of the process-wide generators, as bytes that change with every draw."""
     kind, keys, *rest = np.random.get_state()
     return {
         "torch": torch.get_rng_state().numpy().tobytes(),
@@ -223,7 +222,7 @@ def _states() -> dict[str, bytes]:
 
 @contextmanager
 def _generators_kept() -> Iterator[None]:
-    """The states of the process's generators, put back at the end."""
+    """Restores the states of the process-wide generators at the end."""
     numpy, python = np.random.get_state(), random.getstate()
     with torch.random.fork_rng(devices=[]):
         try:
@@ -235,7 +234,7 @@ def _generators_kept() -> Iterator[None]:
 
 @contextmanager
 def _hooked(model: nn.Module, hook: Any) -> Iterator[None]:
-    """A hook before each forward pass, for a while."""
+    """Inside, a hook runs before each forward pass."""
     handle = model.register_forward_pre_hook(hook)
     try:
         yield

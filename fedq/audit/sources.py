@@ -1,7 +1,7 @@
-"""Sources of randomness that an auditor hands to a mechanism: replayed, and written down. Knows no mechanism.
+"""Random sources that an auditor gives to a mechanism: they replay numbers and record all draws. Knows no mechanism.
 
-What is asked of them, kind by kind, is part of a mechanism's control flow. How much they gave is counted in bits, since
-what was made of few can be searched.
+The recorded draws, by kind, are part of a mechanism's control flow. The sources count the bits that they return,
+because numbers made from few bits can be searched.
 """
 
 import math
@@ -14,17 +14,17 @@ import numpy as np
 from fedq.privacy import RandomSource, SeededRandom
 from fedq.privacy.noise import Shape, Source
 
-Draw = tuple[str, Any]  # the distribution, and what it was asked for
-_WORD, _DIGITS = 64, 53  # bits of a word, and of a uniform number or a normal
+Draw = tuple[str, Any]  # (distribution, its arguments)
+_WORD, _DIGITS = 64, 53  # bits of a word, and of a uniform or normal number
 
 
 class Noted:
-    """Another source, a list of all that was asked of it, and how many bits it gave; its streams are noted, too."""
+    """A wrapper of a source that records all draws and counts the returned bits, also of its streams."""
 
     def __init__(self, source: RandomSource) -> None:
         self._source = source
         self.draws: list[Draw] = []
-        self.bits = 0  # handed over; coins are not counted, since each is one example's own
+        self.bits = 0  # returned bits, without coins, since each coin belongs to one example
         self.streams: dict[str, Noted] = {}
 
     @property
@@ -36,7 +36,7 @@ class Noted:
         return self._source.secret_bits
 
     def stream(self, use: str) -> "Noted":
-        # That it is opened is control flow; how much is drawn from it goes by the batch, and is not.
+        # Opening a stream is control flow. The amount drawn from it depends on the batch, and is not.
         self.draws.append(("stream", use))
         self.streams[use] = self._stream(use)
         return self.streams[use]
@@ -69,7 +69,7 @@ class Noted:
         return self._source.below(bound)
 
     def bernoulli(self, q: float, n: int) -> np.ndarray:
-        # Not n: how many examples there are is no secret to whoever draws their coins.
+        # Without n: the number of coins is the number of examples.
         self._note("bernoulli", q, bits=0)
         return self._source.bernoulli(q, n)
 
@@ -78,7 +78,7 @@ class Noted:
         self.bits += bits
 
     def __getattr__(self, name: str) -> Any:
-        """A distribution that only some mechanisms ask for."""
+        """Any other distribution of the wrapped source."""
         found = getattr(self._source, name)
         if not callable(found):
             return found
@@ -91,10 +91,10 @@ class Noted:
 
 
 class Replayed(Noted):
-    """The same numbers for the same `seed`, while the coins of the examples are given: one row a step.
+    """A source with the same numbers for the same `seed`; the coins of the examples are given, one row for each step.
 
-    `names` (n,): a number for each example of the shard. What is drawn for an example, as its masks are, goes by its
-    name, so that it is the same wherever the example stands. Coins that are not given are thrown.
+    `names` (n,): a number for each example of the shard. Numbers that are drawn for an example, such as masks, depend
+    on its name, so they are the same at every place. Coins that are not given are drawn.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class Replayed(Noted):
         super().__init__(SeededRandom(seed, use))
         self._seed, self._use, self._names = seed, use, names
         self._coins: list[np.ndarray] = list(coins)
-        self._asked: Counter[int] = Counter()  # name -> how often something was drawn for it
+        self._asked: Counter[int] = Counter()  # name -> number of draws for it
 
     def _stream(self, use: str) -> "Replayed":
         return Replayed(self._seed, names=self._names, use=f"{self._use}/{use}")
@@ -116,7 +116,7 @@ class Replayed(Noted):
     def words_of(self, examples: np.ndarray, each: int) -> np.ndarray:
         self._note("words_of", each, bits=_WORD * each * len(examples))
         names = [int(i) if self._names is None else int(self._names[i]) for i in examples]
-        # Padding repeats examples: once drawn, a repeated one has the numbers of the first.
+        # Padding repeats examples: a repeated example gets the numbers of its first row.
         rows = {name: self._own(name).words(each) for name in dict.fromkeys(names)}
         self._asked.update(rows)
         return np.stack([rows[name] for name in names])
@@ -129,7 +129,7 @@ class Replayed(Noted):
         step = sum(kind == "bernoulli" for kind, _ in self.draws) - 1
         if step < len(self._coins) and len(self._coins[step]) == n:
             return self._coins[step].copy()
-        return self._source.bernoulli(q, n)  # coins for something else than the examples
+        return self._source.bernoulli(q, n)  # coins for another use than the examples
 
 
 def _count(shape: Shape) -> int:

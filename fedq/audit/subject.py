@@ -1,7 +1,7 @@
-"""What is audited, from the outside: a client that answers one request. Knows clients and messages; no bug and no test.
+"""The subject of an audit: a client that answers requests, seen from outside. Knows clients and messages; no tests.
 
-An auditor chooses the examples and the source of randomness, and sees what leaves, what the ledger holds, and what each
-step hands to the optimizer: at least what any adversary of the guarantee sees.
+An auditor chooses the examples and the random source. The auditor sees the message, the ledger, and the input of the
+optimizer in each step: at least as much as any adversary of the guarantee.
 """
 
 import copy
@@ -25,34 +25,34 @@ from fedq.flower import wire
 from fedq.privacy import DPPlan, Ledger, RandomSource, Spend
 from fedq.training import Recipe, Trainer
 
-Examined = Callable[[Examples], Examples]
-# In memory, where the machine has such a folder: syncing spends that buy nothing takes most of an audit's time.
+Prepare = Callable[[Examples], Examples]
+# A folder in memory, if there is one: syncing the ledger would take most of an audit's time.
 _IN_MEMORY = Path("/dev/shm")
 _IDENTITY = "audited"
 
 
 class AuditError(RuntimeError):
-    """The audit could not be carried out; it says nothing of the mechanism."""
+    """The audit could not be made; this says nothing about the mechanism."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """All that one request brought about. `refused`: why there is no reply, for the auditor's eyes alone."""
+    """All effects of one request. `refused`: why there is no reply; only the auditor sees it."""
 
-    message: dict[str, Any]  # "record.key" -> what a server reads there; of a packet its header
+    message: dict[str, Any]  # "record.key" -> value that a server reads; for a packet its header
     packet: bytes
     update: np.ndarray  # float32, as the server decodes it
     spends: tuple[Spend, ...]
-    gradients: tuple[np.ndarray, ...]  # float64 (trained values,): what each step handed to the optimizer
+    gradients: tuple[np.ndarray, ...]  # float64 (trained values,): the optimizer's input in each step
     refused: str | None = None
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A mechanism under audit: its public plan, and a way to make it answer.
+    """A mechanism under audit: its public plan, and a way to get answers from it.
 
-    `prepare` is what the client's loader does to its examples. `client` makes the client; both are fedq's own but where
-    a test puts others in their place.
+    `prepare`: the transformation of examples by the client's loader. `client`: makes the client. Both are fedq's own,
+    unless a test replaces them.
     """
 
     plan: DPPlan
@@ -60,7 +60,7 @@ class Subject:
     codec: packets.Codec
     weights: np.ndarray  # float32, what the server sends
     make_random: Callable[[], RandomSource]
-    prepare: Examined = lambda examples: examples
+    prepare: Prepare = lambda examples: examples
     client: Callable[..., Client] = Client
     seed: int = 0
     folder: Path = field(default_factory=lambda: Path(tempfile.gettempdir()))
@@ -74,10 +74,10 @@ class Subject:
         round: int = 1,
         watch: Callable[[np.ndarray], None] = lambda gradient: None,
     ) -> Answer:
-        """What a client that holds these examples answers; `random`: in place of its own source.
+        """The answer of a client that holds these examples; `random` replaces its own source.
 
-        `weights`, float32 (layout.size,): what the server sends in place of the subject's own. `watch` is called with
-        what each step hands to the optimizer.
+        `weights`, float32 (layout.size,): the server's weights instead of the subject's own. `watch` is called with the
+        optimizer's input in each step.
         """
         seen: list[np.ndarray] = []
 
@@ -88,7 +88,7 @@ class Subject:
         trainer = copy.copy(self.trainer)
         trainer.recipe = _Watched(**vars(self.trainer.recipe), watch=step)
         ledger = Path(tempfile.mkdtemp(dir=self.folder)) / "ledger.sqlite"
-        # The audit's spends are many and buy nothing: the budget of the run is not what is on trial.
+        # An audit makes many spends and nothing leaves, so the run's budget must not stop it.
         plan = replace(self.plan, target_epsilon=math.inf)
         source = random if random is not None else self.make_random()
         client = self.client(
@@ -101,14 +101,14 @@ class Subject:
             privacy=Privacy(plan, ledger, source, "audit", "audit"),
         )
         sent = self.weights if weights is None else weights
-        told = packets.encode(sent, "float32", layout=trainer.layout, kind="weights", round=round)
+        packet_sent = packets.encode(sent, "float32", layout=trainer.layout, kind="weights", round=round)
         try:
-            reply = client.train(wire.Request(round, -1, {wire.MODEL: told}))
+            reply = client.train(wire.Request(round, -1, {wire.MODEL: packet_sent}))
             packet = reply.packets.get(wire.UPDATE, b"")
             update = packets.decode(packet, trainer.layout)
             message = _read(wire.write_reply(reply), lengths=not self.codec.entropy)
             refused = None
-        except Exception as error:  # whatever fails on a client, a code leaves it
+        except Exception as error:  # for every failure, a code would leave the client
             packet, update, message = b"", np.zeros(0, np.float32), {}
             refused = f"{type(error).__name__}: {error}"
         rows = Ledger(ledger, access="read").rows() if ledger.exists() else []
@@ -117,7 +117,7 @@ class Subject:
 
     @property
     def trained(self) -> np.ndarray:
-        """bool (layout.size,): the values that training may change, and noise must cover."""
+        """The values that training may change and noise must cover, bool (layout.size,)."""
         names = {name for name, p in self.trainer.model.named_parameters() if p.requires_grad}
         parts = [np.full(s.size, s.name in names) for s in self.trainer.layout.averaged]
         return np.concatenate(parts) if parts else np.zeros(0, bool)
@@ -125,20 +125,20 @@ class Subject:
 
 @contextmanager
 def workplace() -> Iterator[Path]:
-    """A folder for the ledgers of an audit, gone afterwards."""
+    """A temporary folder for the ledgers of an audit."""
     home = _IN_MEMORY if _IN_MEMORY.is_dir() else None
     with tempfile.TemporaryDirectory(prefix="fedq-audit-", dir=home) as folder:
         yield Path(folder)
 
 
 def subject_of(experiment: Experiment, folder: Path) -> Subject:
-    """The client that an experiment's config builds; AuditError where nothing private is claimed."""
+    """The client of an experiment as a subject; AuditError if its examples are not protected."""
     if experiment.plan is None:
         unit = experiment.config.privacy.unit
         if unit == "client":
             raise AuditError(
                 "privacy=client: the noise is the server's, and what is audited is a client's: examples under "
-                "privacy=example or both. `fedq privacy statement RUN` says what such a run rests on"
+                "privacy=example or both. `fedq privacy statement RUN` shows the assumptions of such a run"
             )
         raise AuditError(f"privacy={unit}: no mechanism adds noise, so there is no claim to audit")
     identity = experiment.identities[0]
@@ -161,7 +161,7 @@ def subject_of(experiment: Experiment, folder: Path) -> Subject:
 
 @dataclass(frozen=True)
 class _Watched(Recipe):
-    """A recipe whose optimizer tells what it is given before each step."""
+    """A recipe whose optimizer reports its input before each step."""
 
     watch: Callable[[np.ndarray], None] = lambda gradient: None
 
@@ -181,7 +181,7 @@ def _gradient(optimizer: torch.optim.Optimizer) -> np.ndarray:
 
 
 def _read(content: Any, *, lengths: bool) -> dict[str, Any]:
-    """What a server sees without decoding a packet; of a deflated one the length is a function of noised values."""
+    """The values that a server sees without decoding packets; a deflated packet's length depends on noised values."""
     seen: dict[str, Any] = {}
     for name, record in content.items():
         for key, value in record.items():

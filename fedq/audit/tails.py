@@ -1,6 +1,6 @@
-"""Tail probabilities and intervals of the few distributions that audits need. Knows numbers; not privacy.
+"""Tail probabilities and intervals of the distributions that audits need. Knows numbers; not privacy.
 
-Written out here since scipy is no dependency of fedq's own.
+They are implemented here because fedq does not depend on scipy.
 """
 
 import math
@@ -32,7 +32,7 @@ def binomial_weights(*, trials: int, probability: float) -> np.ndarray:
 
 
 def clopper_pearson(successes: int, *, trials: int, confidence: float) -> tuple[float, float]:
-    """Exact bounds of a binomial probability, each one-sided at `confidence` (Clopper & Pearson 1934)."""
+    """Exact (lower, upper) bounds of a binomial probability, each at `confidence` (Clopper & Pearson 1934)."""
 
     def edge(k: int, wanted: float) -> float:
         """The p at which P[at least k] is `wanted`; the tail grows with p."""
@@ -51,12 +51,12 @@ def clopper_pearson(successes: int, *, trials: int, confidence: float) -> tuple[
 
 
 def sum_of_squares_below(total: float, *, count: int) -> float:
-    """P[chi-square of `count` degrees <= total]: a series for few degrees, Wilson & Hilferty 1931 for many."""
+    """P[chi-square with `count` degrees of freedom <= total]: a series, or Wilson & Hilferty 1931 for many."""
     if count <= _FEW_DEGREES:
         a, x = count / 2, total / 2
-        if x <= 0 or x > 1.5 * a + 50:  # beyond, all but 1e-20 lies below
+        if x <= 0 or x > 1.5 * a + 50:  # above, the probability is 1 up to 1e-20
             return float(x > 0)
-        # Of the incomplete gamma function: each term is the one before times x / (a + n).
+        # The series of the incomplete gamma function: each term is the previous one times x / (a + n).
         terms = np.cumprod(x / (a + np.arange(1, 4 * _FEW_DEGREES)))
         return min(1.0, math.exp(a * math.log(x) - x - math.lgamma(a + 1)) * (1 + float(terms.sum())))
     spread = 2 / (9 * count)
@@ -64,7 +64,7 @@ def sum_of_squares_below(total: float, *, count: int) -> float:
 
 
 def uncorrelated(left: np.ndarray, right: np.ndarray) -> float:
-    """Two-sided p-value of the correlation of two long series of mean zero; 1 where one of them is constant zero."""
+    """Two-sided p-value of the correlation of two long series with mean zero; 1 if one of them is all zero."""
     scale = math.sqrt(float(left @ left) * float(right @ right))
     if scale == 0 or not math.isfinite(scale):
         return 1.0

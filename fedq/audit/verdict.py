@@ -1,16 +1,16 @@
-"""From what a run tells of each canary to a p-value and bounds. Knows scores and plans; not how canaries were made."""
+"""The p-value and the bounds from the scores of canaries. Knows scores and plans; not how canaries are made."""
 
 from typing import Literal
 
 import numpy as np
 
-from fedq.audit.bounds import Guesses, Seen, Several, mechanism_bound
+from fedq.audit.bounds import Guesses, GuessesByShare, Observed, mechanism_bound
 from fedq.audit.curves import curve_of, epsilon_of
 from fedq.audit.findings import Bounds, Check
 from fedq.privacy import DPPlan, Mechanism
 
 CONFIDENCE = 0.95
-SHARES = (0.1, 1.0)  # of the coins that are guessed: the surest, which of the shares tried bound best, and all
+SHARES = (0.1, 1.0)  # shares of the coins that are guessed: the surest, which gave the best bounds in trials, and all
 FEWEST_GUESSES = 100
 
 Box = Literal["white-box", "black-box"]
@@ -20,47 +20,47 @@ CLAIMS: dict[Box, str] = {
 }
 
 
-def guess_by_evidence(evidence: np.ndarray, included: np.ndarray) -> Several:
-    """At each share the canaries of the strongest evidence: above 0 it speaks for members, below for the others.
+def guess_by_evidence(evidence: np.ndarray, included: np.ndarray) -> GuessesByShare:
+    """Guesses for the canaries with the strongest evidence, at each share: members above 0, others below.
 
-    `evidence`, `included` (canaries,): a log-likelihood ratio of each, and its coin. Under sampling the strongest is
-    for members: to have been drawn shows, not to have been drawn says little.
+    `evidence`, `included` (canaries,): the log-likelihood ratio of each canary, and its coin. Under sampling the
+    strongest evidence is for members: a drawn canary is visible, while one that is not drawn gives little evidence.
     """
     surest = np.argsort(-np.abs(evidence), kind="stable")
     right = ((evidence > 0) == included)[surest]
     canaries = len(evidence)
     counts = [min(canaries, max(FEWEST_GUESSES, round(share * canaries))) for share in SHARES]
-    return Several(tuple(Guesses(canaries, count, int(right[:count].sum())) for count in counts))
+    return GuessesByShare(tuple(Guesses(canaries, count, int(right[:count].sum())) for count in counts))
 
 
-def guess_by_order(scores: np.ndarray, included: np.ndarray) -> Several:
-    """The same where scores are no evidence in any unit: by the place of each among all, from the middle outwards.
+def guess_by_order(scores: np.ndarray, included: np.ndarray) -> GuessesByShare:
+    """The same for scores without a scale: the rank of each canary, relative to the middle, is its evidence.
 
-    `scores`, `included` (canaries,): what the run tells of each, and its coin.
+    `scores`, `included` (canaries,): the score of each canary, and its coin.
     """
     places = np.argsort(np.argsort(scores, kind="stable"), kind="stable")
     return guess_by_evidence(places - (len(scores) - 1) / 2, included)
 
 
 def claimed(plan: DPPlan, rounds: int) -> Mechanism:
-    """All that a client's plan lets it do in `rounds` rounds."""
+    """The mechanism of a client's plan over `rounds` rounds."""
     return Mechanism(plan.noise_multiplier, plan.sample_rate, plan.steps * rounds)
 
 
-def refuted_epsilon(seen: Seen, plan: DPPlan, rounds: int) -> float:
-    """The largest epsilon that was refuted, among mechanisms that differ from the plan's in noise."""
-    whole = claimed(plan, rounds)
-    return mechanism_bound(seen, whole, delta=plan.delta, confidence=CONFIDENCE, accountant=plan.accountant)
+def refuted_epsilon(seen: Observed, plan: DPPlan, rounds: int) -> float:
+    """The largest refuted epsilon among mechanisms that differ from the plan only in noise."""
+    claim = claimed(plan, rounds)
+    return mechanism_bound(seen, claim, delta=plan.delta, confidence=CONFIDENCE, accountant=plan.accountant)
 
 
-def judged(seen: Several, plan: DPPlan, *, rounds: int, box: Box) -> tuple[Check, Bounds]:
-    """The plan's claim beside what was guessed of one run."""
-    whole = claimed(plan, rounds)
-    p = seen.curve_p_value(curve_of(whole, accountant=plan.accountant))
-    told = ", ".join(f"{part.correct:,} of {part.guesses:,} guesses right" for part in seen.parts)
+def judged(seen: GuessesByShare, plan: DPPlan, *, rounds: int, box: Box) -> tuple[Check, Bounds]:
+    """(check of the plan's claim, bounds) from the guesses of one run."""
+    claim = claimed(plan, rounds)
+    p = seen.curve_p_value(curve_of(claim, accountant=plan.accountant))
+    seen_text = ", ".join(f"{part.correct:,} of {part.guesses:,} guesses right" for part in seen.parts)
     bounds = Bounds(
         box=box,
-        claimed_epsilon=epsilon_of(whole, plan.delta, accountant=plan.accountant),
+        claimed_epsilon=epsilon_of(claim, plan.delta, accountant=plan.accountant),
         delta=plan.delta,
         confidence=CONFIDENCE,
         canaries=seen.parts[0].canaries,
@@ -68,4 +68,4 @@ def judged(seen: Several, plan: DPPlan, *, rounds: int, box: Box) -> tuple[Check
         one_run=seen.epsilon_bound(delta=plan.delta, confidence=CONFIDENCE),
         one_run_curve=refuted_epsilon(seen, plan, rounds),
     )
-    return Check(f"{box} canaries", CLAIMS[box], p, told), bounds
+    return Check(f"{box} canaries", CLAIMS[box], p, seen_text), bounds

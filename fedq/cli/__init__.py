@@ -1,10 +1,9 @@
-"""The command line: `fedq run`, `new`, `deploy`. Knows arguments, exit statuses, the terminal; not what a run does.
+"""The command line: `fedq run`, `new`, `deploy`. Knows arguments, exit statuses and the terminal; not runs.
 
-`fedq export` and `fedq inspect` are in `models`, `fedq audit` in `audit`.
+The module `models` has `fedq export` and `fedq inspect`; `audit` has `fedq audit`.
 
 Exit statuses: 0 done; 1 the run failed; 2 it was refused before it started; 3 too few clients have privacy budget left
-for one round; 130 stopped by Ctrl-C.
-Heavy imports stand inside the commands: `fedq --help` answers in a fraction of a second.
+for one round; 130 stopped by Ctrl-C. Heavy imports are inside the commands, so that `fedq --help` is fast.
 """
 
 import shlex
@@ -35,7 +34,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-# Flags of Hydra after which nothing is trained, or which Hydra runs many times.
+# Hydra's flags that print a page and train nothing; then those that start many runs.
 _PAGES = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc"}
 _SWEEP = {"-m", "--multirun"}
 _WITH_VALUE = {
@@ -54,9 +53,9 @@ _WITH_VALUE = {
 
 def main() -> None:
     """Entry point of the `fedq` command."""
-    signal.signal(signal.SIGTERM, _interrupt)  # a scheduler's stop ends a run as cleanly as Ctrl-C
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup asks for more
-        signal.signal(signal.SIGHUP, _interrupt)  # a terminal that is closed, too
+    signal.signal(signal.SIGTERM, _interrupt)  # a scheduler's stop ends a run like Ctrl-C
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # ignored under nohup
+        signal.signal(signal.SIGHUP, _interrupt)  # so does a closed terminal
     try:
         app()
     except KeyboardInterrupt:
@@ -96,7 +95,7 @@ app.add_typer(client.app, name="client")
 def run(context: typer.Context) -> None:
     """Run one experiment: `fedq run [KEY=VALUE ...]`, with Hydra's own flags."""
     arguments = list(context.args)
-    sys.path.insert(0, str(Path.cwd()))  # a user's own model and data lie where fedq is started
+    sys.path.insert(0, str(Path.cwd()))  # a user's model and data are in the current folder
     dry = "--dry-run" in arguments
     arguments = ["runtime.insecure=true" if a == "--insecure" else a for a in arguments if a != "--dry-run"]
     overrides, flags = _split(arguments)
@@ -135,8 +134,8 @@ def rehearse(
 ) -> None:
     """Rehearse a deployment here: `fedq deploy rehearse --clients 3 [KEY=VALUE ...]`.
 
-    Prints every command that it runs, each of which an organisation would run on a machine of its own. Everything but
-    the collected run folder lies in a temporary directory and is gone afterwards.
+    Prints every command that it runs; in a deployment, each organisation runs its commands on its own machine. All
+    files except the collected run folder are in a temporary directory, which is deleted at the end.
     """
     sys.path.insert(0, str(Path.cwd()))
     overrides, flags = _split(context.args)
@@ -145,7 +144,7 @@ def rehearse(
     if clients is not None:
         others = [o for o in overrides if o.startswith("clients=") and o != f"clients={clients}"]
         if others:
-            refuse_text(f"--clients {clients} {others[0]}: say the same twice, or one of them alone")
+            refuse_text(f"--clients {clients} {others[0]}: give one of them, or the same number in both")
         overrides = [*(o for o in overrides if not o.startswith("clients=")), f"clients={clients}"]
     from fedq.console.live import LiveView
     from fedq.runtime.rehearsal import rehearsal
@@ -155,8 +154,10 @@ def rehearse(
 
 
 @app.command(short_help="Make a Flower app of your own: fedq new DIR.")
-def new(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new directory; its name is the app's.")]) -> None:
-    """Make a Flower app: your model, your data, an experiment that runs as it stands."""
+def new(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new directory; its name is the app's name.")],
+) -> None:
+    """Make a Flower app with a model, data, and an experiment that runs at once."""
     from fedq.new import COMMANDS, make_app
 
     try:
@@ -173,7 +174,7 @@ audit.add_to(app)
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Arguments -> (overrides, flags with their values)."""
+    """(overrides, flags with their values) from the arguments."""
     overrides: list[str] = []
     flags: list[str] = []
     rest = iter(arguments)
@@ -188,12 +189,12 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _overlay(flags: Sequence[str]) -> Path | None:
-    """The folder of the user's own choices: what --config-dir names, else `conf/` where fedq is started."""
+    """The folder of the user's choices: from --config-dir, else `conf/` in the current folder; None without one."""
     from fedq.config import own_conf
 
     pairs = dict(zip(flags, [*flags, ""][1:], strict=True))
     if own := pairs.keys() & {"--config-name", "-cn", "--config-path", "-cp"}:
-        refuse_text(f"{own.pop()}: the main config is fedq's. Use --config-dir DIR or conf/ for choices of your own")
+        refuse_text(f"{own.pop()}: the main config is fedq's. Use --config-dir DIR or conf/ for your own choices")
     named = pairs.get("--config-dir", pairs.get("-cd"))
     if named is None:
         return own_conf()
@@ -203,7 +204,7 @@ def _overlay(flags: Sequence[str]) -> Path | None:
 
 
 def _jobs(overrides: list[str]) -> list[list[str]]:
-    """Every combination of a sweep, as Hydra's own sweeper makes them."""
+    """The overrides of every job of a sweep, from Hydra's own sweeper."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
@@ -216,7 +217,7 @@ def _jobs(overrides: list[str]) -> list[list[str]]:
 
 
 def _own(overrides: Sequence[str]) -> list[str]:
-    """What defines the experiment: all but Hydra's own settings."""
+    """The overrides of the experiment, without those of Hydra itself."""
     return [o for o in overrides if not o.lstrip("+~").startswith("hydra")]
 
 
@@ -251,7 +252,7 @@ def _built(config: "Config") -> "Experiment":
 
 
 def _hydra(flags: list[str], overrides: list[str], overlay: Path | None, task: Any) -> None:
-    """Hand over to Hydra's own main: its pages, its sweeper, its launchers."""
+    """Call Hydra's main, for its pages, sweeper and launchers."""
     import hydra
 
     from fedq.config import conf_folder
@@ -263,7 +264,7 @@ def _hydra(flags: list[str], overrides: list[str], overlay: Path | None, task: A
 
 
 def _nothing(node: Any) -> None:
-    """Hydra's pages train nothing."""
+    """The task behind Hydra's pages: none."""
 
 
 def _sweep_job(node: Any, overlay: Path | None) -> "tuple[list[str], Result]":
@@ -311,7 +312,7 @@ def _run(start: "Start", overrides: Sequence[str]) -> None:
 
 
 def _executed(start: "Start", report: "Callable[[Result], None]" = lambda result: None) -> "Result":
-    """Run it and report; a run that did not succeed ends the command with its status."""
+    """Run and report; if the run does not succeed, end the command with its exit status."""
     from fedq.config import ConfigError
     from fedq.runtime import DeploymentError
     from fedq.server.roster import BudgetSpentError, LinkLostError, TooFewClientsError
@@ -339,36 +340,37 @@ def _executed(start: "Start", report: "Callable[[Result], None]" = lambda result
 
 
 def _print_plan(experiment: "Experiment") -> None:
-    """Before anything is trained: what the run will cost each client, and the noise that this takes."""
+    """Print the cost of the run for each client and its noise, before training starts."""
     if not experiment.claims_privacy:
         return
-    from fedq.experiment.trade_off import facts
+    from fedq.experiment.trade_off import cost_summary
 
-    told = facts(experiment.config)
-    say(f"privacy: {told['cost']}; noise {told['noise']}; {told.get('steps', 'rounds: ' + told['rounds'])}")
+    summary = cost_summary(experiment.config)
+    say(f"privacy: {summary['cost']}; noise {summary['noise']}; {summary.get('steps', 'rounds: ' + summary['rounds'])}")
     if rows := _held_rows(experiment):
         say(f"{experiment.config.privacy.ledger}: epsilon {'; '.join(' '.join(row).strip() for row in rows)}")
 
 
 def _held_rows(experiment: "Experiment") -> list[tuple[str, str]]:
-    """(epsilon, what it is) of what the ledgers hold already, and who lacks the budget to take part."""
+    """(epsilon, words) of the spends in the ledgers, and of the clients that lack the budget to take part."""
     from fedq.core.wording import spent
     from fedq.runtime.forecast import held, held_by_server
 
     rows: list[tuple[str, str]] = []
     if (server := held_by_server(experiment)) is not None:
-        rows.append((spent(server.epsilon), "is spent already of client-level DP, by the client that has spent most"))
+        rows.append((spent(server.epsilon), "already spent under client-level DP, by the client that spent most"))
         if not server.after <= server.target:
-            text = f"of {server.target:g} it would be with this run, which is refused"
+            text = f"with this run, above the target {server.target:g}: refused"
             rows.append((spent(server.after), text))
     before = held(experiment)
     if before is None:
         return rows
-    rows.append((spent(before.epsilon), "is spent already by the client that has spent most"))
+    rows.append((spent(before.epsilon), "already spent by the client that spent most"))
     if before.after > before.target:
-        rows.append((spent(before.after), f"of {before.target:g} it would be with this run: not all rounds can be had"))
-    meant = {"budget": "no budget for one more round", "ledger": "a ledger that cannot be read or trusted"}
-    for reason, text in meant.items():
+        text = f"with this run, above the target {before.target:g}: the budget is too small for all rounds"
+        rows.append((spent(before.after), text))
+    meanings = {"budget": "no budget for one more round", "ledger": "a ledger that cannot be read or trusted"}
+    for reason, text in meanings.items():
         if names := [name for name, why in before.lacking.items() if why == reason]:
             more = f" and {len(names) - 10} more" if len(names) > 10 else ""
             rows.append(("", f"{text}: client{'s' * (len(names) > 1)} {', '.join(names[:10])}{more}"))
@@ -376,7 +378,7 @@ def _held_rows(experiment: "Experiment") -> list[tuple[str, str]]:
 
 
 def _chosen_folder() -> Path | None:
-    """The run folder that the user gave Hydra, if any; else fedq makes its own."""
+    """The run folder that the user gave to Hydra; None: fedq makes one."""
     from hydra.core.hydra_config import HydraConfig
 
     chosen = any(o.lstrip("+").startswith(("hydra.run.dir=", "hydra.sweep.dir=")) for o in sys.argv[1:])

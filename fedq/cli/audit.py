@@ -1,4 +1,4 @@
-"""`fedq audit RUN|CONFIG`: whether a mechanism is what it claims to be. Knows arguments; not the checks.
+"""`fedq audit RUN|CONFIG`: tests the privacy claim of a mechanism. Knows arguments; not the checks.
 
 Exit statuses: 0 nothing found; 1 a finding; 2 refused before it started.
 """
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedq.cli.foreign import Allow, allowed, say_files
+from fedq.cli.foreign import Allow, allowed, print_named_files
 from fedq.cli.terminal import FAILED, refuse, refuse_text, show
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ MOST_CANARIES, MOST_PAIRS, MOST_SEEDS, MOST_REPEATS = 100_000, 1_000_000, 20, 10
 
 
 def add_to(app: typer.Typer) -> None:
-    """Put the command beside the others."""
+    """Add the command to the app."""
     app.command(
         context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
         short_help="Look for a mechanism that is less private than it claims: fedq audit RUN, or KEY=VALUE ...",
@@ -34,21 +34,19 @@ def audit(
     context: typer.Context,
     canaries: Annotated[int, typer.Option(metavar="N", help="Canaries in the one run that bounds epsilon.")] = 4000,
     pairs: Annotated[int, typer.Option(metavar="N", help="Pairs of neighbours under the same randomness.")] = 1_000,
-    seeds: Annotated[int, typer.Option(metavar="N", help="Audits, each with coins and pairs of its own.")] = 1,
-    repeats: Annotated[
-        int, typer.Option(metavar="N", help="Runs with one canary or none, for a bound of its own.")
-    ] = 0,
+    seeds: Annotated[int, typer.Option(metavar="N", help="Audits, each with its own coins and pairs.")] = 1,
+    repeats: Annotated[int, typer.Option(metavar="N", help="Runs with one canary or none, for a further bound.")] = 0,
     black_box: Annotated[
-        int, typer.Option(metavar="N", help="Canaries among the data of a whole run of one client.")
+        int, typer.Option(metavar="N", help="Canaries in the data of one client over all rounds.")
     ] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="The same as one JSON object.")] = False,
     allow: Allow = None,
 ) -> None:
     """Audit the client of a finished run (its folder, or its config.yaml), or of a config (KEY=VALUE as of fedq run).
 
-    Bounds epsilon from below by one training run with canaries, and looks for what neighbouring data may not change. A
-    finished run's model also gets a membership score, before and after int8. Nothing found is no proof of privacy.
-    The config runs no code of its own: models and data that are not fedq's own need --allow MODULE.
+    Computes a lower bound on epsilon from one training run with canaries, and checks that neighbouring data change
+    only what they may. A finished run's model also gets a membership score, before and after int8. An audit without
+    findings does not prove privacy. Models and data that are not fedq's own need --allow MODULE.
     """
     _check(canaries=canaries, pairs=pairs, seeds=seeds, repeats=repeats, black_box=black_box)
     from fedq.audit import Audit, AuditError, Effort, audit_table
@@ -95,7 +93,7 @@ def _check(*, canaries: int, pairs: int, seeds: int, repeats: int, black_box: in
 
 
 def _run(arguments: list[str]) -> Path | None:
-    """The run folder or config file that is named, if that is what was asked for."""
+    """The run folder or config file in the arguments; None if they are overrides."""
     if len(arguments) != 1 or "=" in arguments[0]:
         named = [a for a in arguments if "=" not in a]
         if named:
@@ -160,16 +158,16 @@ def _mechanism(
     from fedq.config.schema import Runtime
     from fedq.experiment import build
 
-    # The run's own ledgers are not opened: what an audit spends is spent on nothing that leaves.
+    # The run's ledgers are not opened: nothing that an audit computes leaves the client.
     here = replace(config, runtime=Runtime(), privacy=replace(config.privacy, ledger=None))
-    say_files(here)
+    print_named_files(here)
     checks, bounds, not_looked_at = audit_mechanism(build(here, allow=modules), effort, tell=tell)
     return Audit(subject, checks, bounds, left_out=[*left_out, *not_looked_at])
 
 
 @contextmanager
 def _progress() -> Iterator[Callable[[str], None]]:
-    """A line that changes where a person looks on; nothing elsewhere."""
+    """A status line in a terminal; nothing elsewhere."""
     from rich.console import Console
 
     console = Console(stderr=True)

@@ -1,4 +1,4 @@
-"""`fedq client`: what a data owner sees of its own client. Knows its folder; opens no data, asks nobody."""
+"""`fedq client`: the status of a client for its data owner. Knows its folder; opens no data."""
 
 import math
 import re
@@ -11,13 +11,13 @@ import typer
 from fedq.cli.terminal import refuse, refuse_text, show
 
 if TYPE_CHECKING:
-    from fedq.results.accounts import Left
+    from fedq.results.accounts import Released
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="For the owner of a client's data.")
 DECLINED_SHOWN = 5
 
 
-@app.command(short_help="What your data has spent, by which runs, what left: fedq client status STATE-DIR.")
+@app.command(short_help="Your client's spends by run, and the data that left: fedq client status STATE-DIR.")
 def status(
     state: Annotated[Path, typer.Argument(metavar="STATE-DIR", help="The state-dir of the client's node config.")],
     policy: Annotated[Path | None, typer.Option(metavar="FILE", help="The policy file of its node config.")] = None,
@@ -25,7 +25,7 @@ def status(
     delta: Annotated[float | None, typer.Option(help="The delta of its node config (1e-5 beside an epsilon).")] = None,
     head_dir: Annotated[Path | None, typer.Option(metavar="DIR", help="The head-dir of its node config.")] = None,
 ) -> None:
-    """What was spent, by which runs, what left this machine, and what is left of the budget."""
+    """Spends by run, data that left this machine, and the rest of the budget."""
     from fedq.client.state import DECLINED
     from fedq.config import ConfigError
     from fedq.config.budgets import own_delta, own_limit_problems
@@ -35,12 +35,12 @@ def status(
         Ledger,
         LedgerError,
         PolicyError,
-        head_of,
         is_begun,
         is_coarse,
         limits,
         read_policy,
-        uncounted,
+        tip_of,
+        unaccounted_units,
     )
     from fedq.results.accounts import ClientStatus, by_run, total
 
@@ -51,13 +51,13 @@ def status(
     try:
         accepts = None if policy is None else read_policy(policy)
         path = state.absolute() / LEDGER
-        head = head_of(path, accepts, head_dir)
-        rows = Ledger(path, access="read", head=head).rows() if is_begun(path, head=head) else []
+        tip = tip_of(path, accepts, head_dir)
+        rows = Ledger(path, access="read", tip=tip).rows() if is_begun(path, tip=tip) else []
     except (LedgerError, PolicyError) as error:
         refuse_text(str(error))
-    # As the client itself does: node config and policy, whichever is stricter.
+    # The stricter of node config and policy, as in the client itself.
     budget, counted_at = limits(accepts, epsilon, own_delta(epsilon, delta))
-    whole, at = total(rows, delta=counted_at)
+    spent_in_all, at = total(rows, delta=counted_at)
     runs, older = by_run(rows, delta=counted_at)
     declined = state / DECLINED
     lines = declined.read_text(encoding="utf-8").splitlines() if declined.exists() else []
@@ -66,19 +66,19 @@ def status(
             ClientStatus(
                 path=str(state),
                 data=rows[0].spend.data if rows else "",
-                epsilon=whole,
+                epsilon=spent_in_all,
                 delta=at if counted_at is None else counted_at,
                 budget=None if budget is None or math.isinf(budget) else budget,
                 source="your budget" if budget == epsilon else "your policy's",
                 floor=None if accepts is None else accepts.max_epsilon,
-                uncounted=[] if epsilon is not None or delta is not None else uncounted(accepts),
+                unaccounted_units=[] if epsilon is not None or delta is not None else unaccounted_units(accepts),
                 coarse=is_coarse([row.spend.as_mechanism() for row in rows]),
-                head=None if head is None else str(head),
+                tip=None if tip is None else str(tip),
                 runs=runs,
                 older_runs=older,
-                left=dict(_left(state / "runs")),
+                released=dict(_released(state / "runs")),
                 declined=lines[-DECLINED_SHOWN:],
-                turned_away=len(lines),
+                declined_count=len(lines),
             )
         )
     )
@@ -88,7 +88,7 @@ def status(
 def digest(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A .fab file, or the folder it was unpacked into.")],
 ) -> None:
-    """Of a bundle that you have reviewed: with it in `bundles` of your policy file, no other code gets your data."""
+    """Print the digest of a bundle that you have reviewed. In `bundles` of your policy it bars other code."""
     import zipfile
 
     from fedq.app.bundle import bundle_digest
@@ -101,10 +101,10 @@ def digest(
         refuse_text(f"{bundle}: not a bundle ({error}). `flwr build` makes one")
 
 
-def _left(runs: Path) -> "Iterator[tuple[str, Left]]":
-    """Run -> what was made to leave, as the client's own log says, one line each."""
+def _released(runs: Path) -> "Iterator[tuple[str, Released]]":
+    """(run, data that left the client) from the client's own logs."""
     from fedq.client.state import LOG
-    from fedq.results.accounts import Left
+    from fedq.results.accounts import Released
 
     for folder in sorted(runs.glob("*")):
         log = folder / LOG
@@ -113,4 +113,4 @@ def _left(runs: Path) -> "Iterator[tuple[str, Left]]":
             sizes = [int(n) for n in re.findall(r"^round=\d+ examples=.* packet_bytes=(\d+)$", text, re.MULTILINE)]
             asked = re.findall(r"^round=\d+ evaluated=\d+ (\w+)=", text, re.MULTILINE)
             counts = asked.count("noisy_right")
-            yield folder.name, Left(len(sizes), sum(sizes), counts, len(asked) - counts)
+            yield folder.name, Released(len(sizes), sum(sizes), counts, len(asked) - counts)

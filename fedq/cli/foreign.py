@@ -1,6 +1,6 @@
-"""`--allow MODULE` of commands that read what another party may have written. Knows arguments; imports no such module.
+"""`--allow MODULE` for commands that read files of another party. Knows arguments; imports no such module.
 
-Not `fedq run`: it runs the user's own experiment, with the user's own code.
+`fedq run` does not have it, because it runs the user's own experiment with the user's own code.
 """
 
 import sys
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 Allow = Annotated[
     list[str] | None,
     typer.Option(
-        "--allow", metavar="MODULE", help="A module that the config's model or data may come from; repeat it."
+        "--allow", metavar="MODULE", help="A module that the config's model or data may come from; may be repeated."
     ),
 ]
 
 
 def allowed(names: list[str] | None) -> tuple[str, ...]:
-    """The modules that were named; those of the current folder can be imported from now on, and nothing else there."""
+    """The named modules. From now on they can be imported from the current folder, and nothing else there can."""
     from fedq.experiment.foreign import FromFolder, checked_modules
 
     try:
@@ -35,8 +35,8 @@ def allowed(names: list[str] | None) -> tuple[str, ...]:
     return modules
 
 
-def say_files(config: "Config") -> None:
-    """Which files of this machine the config makes the command read, unless they lie below the current folder."""
+def print_named_files(config: "Config") -> None:
+    """Print the files outside the current folder that the config makes this command read."""
     from fedq.experiment.foreign import named_files
 
     here = Path.cwd().resolve()

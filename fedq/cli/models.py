@@ -1,4 +1,4 @@
-"""`fedq export` and `fedq inspect`: what may be done with a finished run's model. Knows run folders; not runs."""
+"""`fedq export` and `fedq inspect`, for the model of a finished run. Knows run folders; not runs."""
 
 import sys
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedq.cli.foreign import Allow, allowed, say_files
+from fedq.cli.foreign import Allow, allowed, print_named_files
 from fedq.cli.terminal import FAILED, refuse, refuse_text, say, show
 
 if TYPE_CHECKING:
@@ -16,27 +16,27 @@ if TYPE_CHECKING:
     from fedq.experiment.rebuild import FinishedRun
 
 FORMATS = ("onnx",)
-MOST_EXAMPLES = 256  # that an inspection looks at
+MOST_EXAMPLES = 256  # largest number of examples of an inspection
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.")]
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A run folder, or its model.onnx or model.safetensors.")]
 
 
 def add_to(app: typer.Typer) -> None:
-    """Put the two commands beside the others."""
+    """Add the two commands to the app."""
     app.command(short_help="Write and measure the int8 model of a finished run again: fedq export RUN.")(export)
     app.command(short_help="Look inside a run's model, layer by layer: fedq inspect RUN.")(inspect)
 
 
 def export(
     run: Run,
-    form: Annotated[str, typer.Option("--format", help="What is written: onnx.")] = "onnx",
-    output: Annotated[Path | None, typer.Option(metavar="FILE", help="Where to; RUN/model.onnx if left out.")] = None,
+    form: Annotated[str, typer.Option("--format", help="File format: onnx.")] = "onnx",
+    output: Annotated[Path | None, typer.Option(metavar="FILE", help="Output file; by default RUN/model.onnx.")] = None,
     allow: Allow = None,
 ) -> None:
     """Write the int8 model of a finished run again, and measure it on int8 kernels.
 
-    The experiment is rebuilt from RUN/config.yaml and RUN/model.safetensors; nothing is trained. A file whose answers
-    are not the fake-quant model's is not kept. Models and data that are not fedq's own need --allow MODULE.
+    The experiment is rebuilt from RUN/config.yaml and RUN/model.safetensors; nothing is trained. The file is
+    kept only if its answers equal those of the fake-quant model. Models and data of others need --allow MODULE.
     """
     if form not in FORMATS:
         refuse_text(f"--format {form}: not a format of fedq. Use --format {FORMATS[0]}")
@@ -46,7 +46,7 @@ def export(
     finished, experiment = _rebuilt(run, allow)
     if experiment.config.quant.activations == "off":
         refuse_text(f"{run}: quant.activations=off, and no int8 kernel takes floats. Use a run with 8-bit activations")
-    from fedq.artifacts.int8_model import deliver_int8, quantized_lines, ranges_missing
+    from fedq.artifacts.int8_model import quantized_lines, ranges_missing, write_int8_model
     from fedq.console.exported import exported_table
     from fedq.training.numerics import one_thread
 
@@ -54,7 +54,7 @@ def export(
         refuse_text(f"{run}: {quantized_lines(experiment)[-1]}")
     with one_thread():
         try:
-            found = deliver_int8(experiment, path)
+            found = write_int8_model(experiment, path)
         except OSError as error:
             refuse_text(f"{path}: cannot be written ({error.strerror or error}). Name another --output FILE")
         if "error" in found:
@@ -81,10 +81,10 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="The same as one JSON object.")] = False,
     allow: Allow = None,
 ) -> None:
-    """Layer by layer: integers, ranges, saturation, and where the int8 model leaves the float one."""
+    """For each layer: integers, ranges, saturation, and the error of the int8 model against the float model."""
     folder = model.parent if model.name in ("model.onnx", "model.safetensors") else model
     finished, experiment = _rebuilt(folder, allow)
-    from fedq.artifacts.int8_model import delivered_model
+    from fedq.artifacts.int8_model import exported_model
     from fedq.console.inspection import Inspected, inspection_json, inspection_table
     from fedq.quant import ExportError
     from fedq.quant.inspection import inspect as look
@@ -95,7 +95,7 @@ def inspect(
     quant, onnx = experiment.config.quant, folder / "model.onnx"
     with one_thread():
         try:
-            found = look(delivered_model(experiment), inputs)
+            found = look(exported_model(experiment), inputs)
         except (ValueError, ExportError) as error:
             refuse_text(f"{folder}: {error}")
     about = Inspected(
@@ -115,7 +115,7 @@ def inspect(
 
 
 def _rebuilt(folder: Path, allow: list[str] | None) -> "tuple[FinishedRun, Experiment]":
-    """The run and its experiment, or the end of the command."""
+    """The run and its experiment; ends the command if they cannot be built."""
     modules = allowed(allow)
     from fedq.config import ConfigError
     from fedq.experiment.rebuild import finished_run
@@ -124,7 +124,7 @@ def _rebuilt(folder: Path, allow: list[str] | None) -> "tuple[FinishedRun, Exper
         finished = finished_run(folder)
         if finished.config.quant.name == "off":
             refuse_text(f"{folder}: a run with quant=off, whose model has no integers. Use one with quant=int8")
-        say_files(finished.config)
+        print_named_files(finished.config)
         return finished, finished.experiment(allow=modules)
     except ConfigError as error:
         refuse(error)
@@ -133,7 +133,7 @@ def _rebuilt(folder: Path, allow: list[str] | None) -> "tuple[FinishedRun, Exper
 
 
 def _inputs(finished: "FinishedRun", experiment: "Experiment") -> "tuple[torch.Tensor, str, str | None]":
-    """(inputs, which they are, what must be known of them)."""
+    """(inputs, their source in words, a warning or None)."""
     import torch
 
     data, private = experiment.dataset, finished.config.privacy.unit != "off"

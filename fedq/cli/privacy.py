@@ -12,50 +12,52 @@ from fedq.cli.terminal import FAILED, refuse, refuse_text, say, show
 if TYPE_CHECKING:
     from fedq.config import Config
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="What privacy costs, cost, and stands for.")
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Plans, ledgers and statements of privacy.")
 BUDGETS = (0.5, 1.0, 2.0, 3.0, 5.0, 8.0)
 
 
 @app.command(short_help="Print and check a ledger, or all below a folder: fedq privacy ledger PATH.")
 def ledger(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="A ledger, or a folder that holds some.")],
-    head: Annotated[
+    tip: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Its head, if it does not lie beside it; or the folder that head-dir names."),
+        typer.Option(
+            "--head", metavar="FILE", help="The ledger's tip, if not beside the ledger; or the folder of head-dir."
+        ),
     ] = None,
-    every: Annotated[bool, typer.Option("--all", help="All rows, not the newest alone.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="All rows, not only the newest.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The same as JSON, one object a ledger.")] = False,
     accept: Annotated[
-        str | None, typer.Option(metavar="REASON", help="Your word that the rows as they stand are the account.")
+        str | None, typer.Option(metavar="REASON", help="Your decision that the rows are the account, and why.")
     ] = None,
 ) -> None:
-    """Exit status 0: every ledger is whole; 1: one does not check out.
+    """Exit status 0: every ledger passes all checks; 1: one does not.
 
-    A ledger that is shorter than its head says, or whose head is gone, is not continued until a person decides:
-    put the right files back, or --accept REASON, which stays on record in the head. A changed row cannot be accepted.
+    A ledger that is shorter than its tip says, or without its tip, is not continued until a person decides: restore
+    the right files, or use --accept REASON, which is recorded in the tip. A changed row cannot be accepted.
     """
     from fedq.console.accounts import ledger_table
-    from fedq.privacy import Ledger, LedgerError, head_in
+    from fedq.privacy import Ledger, LedgerError, tip_in
     from fedq.results import strict_json
     from fedq.results.accounts import ledger_json
 
     found = ledgers_at(path)
-    if head is not None and head.is_dir():
-        head = head_in(head, found[0])
-    if len(found) > 1 and (head is not None or accept is not None):
+    if tip is not None and tip.is_dir():
+        tip = tip_in(tip, found[0])
+    if len(found) > 1 and (tip is not None or accept is not None):
         refuse_text(f"{path}: holds {len(found)} ledgers. Name one of them")
     broken = False
     for file in found:
         try:
             if accept is not None:
-                Ledger(file, head=head).accept(accept)
-            account = Ledger(file, access="read", head=head)
+                Ledger(file, tip=tip).accept(accept)
+            account = Ledger(file, access="read", tip=tip)
             account.verify()
-            rows, decisions = account.rows(), account.head().accepted
+            rows, decisions = account.rows(), account.tip().accepted
         except (LedgerError, ValueError) as error:
             say(f"fedq: {error}")
             if accept is not None:
-                say("--accept changed nothing: it takes a shorter chain or a lost head for the account, no changed row")
+                say("--accept changed nothing: it accepts a shorter chain or a lost tip, but no changed row")
             broken = True
             continue
         if as_json:
@@ -67,13 +69,13 @@ def ledger(
 
 
 def ledgers_at(path: Path) -> list[Path]:
-    """The ledger that `path` is, or all below the folder; ends the command where there is none."""
+    """The ledger at `path`, or all ledgers below the folder; ends the command if there is none."""
     if path.is_dir():
-        from fedq.privacy.ledger import HEAD_SUFFIX
+        from fedq.privacy.ledger import TIP_SUFFIX
 
-        # A head's ledger may have been deleted.
-        heads = {head.with_suffix("") for head in path.rglob(f"*.sqlite{HEAD_SUFFIX}")}
-        found = sorted({*path.rglob("*.sqlite"), *heads})
+        # A ledger may be deleted while its tip is still there.
+        tips = {tip.with_suffix("") for tip in path.rglob(f"*.sqlite{TIP_SUFFIX}")}
+        found = sorted({*path.rglob("*.sqlite"), *tips})
         if not found:
             refuse_text(f"{path}: holds no ledger (*.sqlite). Name a client's state-dir, or a run's folder")
         return found
@@ -87,7 +89,7 @@ def ledgers_at(path: Path) -> list[Path]:
     short_help="The noise that budgets need, before anything is trained: fedq privacy plan [KEY=VALUE ...].",
 )
 def plan(context: typer.Context) -> None:
-    """From public numbers (budget, delta, rounds, sampling, participation cap) to the noise, for a table of budgets.
+    """A table of budgets and their noise, from public numbers (delta, rounds, sampling, participation cap).
 
     Takes the overrides of `fedq run`; opens no data and trains nothing.
     """
@@ -97,23 +99,23 @@ def plan(context: typer.Context) -> None:
 
     if config.privacy.unit == "off":
         refuse_text("privacy=off: there is nothing to plan. Add privacy=example or privacy=client")
-    from fedq.experiment.trade_off import facts, trade_off
+    from fedq.experiment.trade_off import cost_summary, trade_off
 
     try:
         rows = trade_off(config, BUDGETS)
-        told = facts(config)
+        summary = cost_summary(config)
     except (ValueError, ArithmeticError) as error:
         refuse_text(str(error))
     mean = "a step's mean gradient" if protects_examples(config) else "a round's mean update"
-    show(plan_table(rows, told, mean=mean))
+    show(plan_table(rows, summary, mean=mean))
 
 
-@app.command(short_help="What a run's epsilon stands for, in words: fedq privacy statement RUN.")
+@app.command(short_help="The exact claim behind a run's epsilon, in words: fedq privacy statement RUN.")
 def statement(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.")],
     as_json: Annotated[bool, typer.Option("--json", help="The same as one JSON object.")] = False,
 ) -> None:
-    """Unit, adjacency, adversary, mechanism, accountant, sampling, epsilon and mu, and what is not covered."""
+    """Unit, adjacency, adversary, mechanism, accountant, sampling, epsilon, mu, and what is not covered."""
     from fedq.artifacts.statement import statement_of, statement_text
     from fedq.privacy import LedgerError
     from fedq.results import strict_json
@@ -127,7 +129,7 @@ def statement(
 
 
 def composed(overrides: list[str]) -> "Config":
-    """The config of the overrides, or the end of the command with all that is wrong."""
+    """The config of the overrides; ends the command with all problems if there are any."""
     from fedq.config import ConfigError, compose, own_conf, problems
 
     try:

@@ -1,4 +1,4 @@
-"""Exit statuses, and how the commands speak. Knows the terminal; not what any command does."""
+"""Exit statuses, and output of the commands. Knows the terminal; not the commands."""
 
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -12,19 +12,19 @@ FAILED, REFUSED, SPENT, INTERRUPTED = 1, 2, 3, 130
 
 
 def show(renderable: Any) -> None:
-    """What the user asked for, on stdout."""
+    """Print a result on stdout."""
     from rich.console import Console
 
     Console(highlight=False).print(renderable)
 
 
 def say(text: str) -> None:
-    """A remark, on stderr."""
+    """Print a message on stderr."""
     typer.echo(text, err=True)
 
 
 def refuse(error: "ConfigError") -> NoReturn:
-    """End the command before it did anything, with all that is wrong."""
+    """End the command before it starts, with all problems."""
     count = len(error.problems)
     say(f"fedq: {count} problem{'s' * (count != 1)}; nothing was started")
     for problem in error.problems:
@@ -33,6 +33,6 @@ def refuse(error: "ConfigError") -> NoReturn:
 
 
 def refuse_text(text: str) -> NoReturn:
-    """End the command before it did anything, with one reason."""
+    """End the command before it starts, with one reason."""
     say(f"fedq: {text}")
     sys.exit(REFUSED)

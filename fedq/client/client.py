@@ -29,7 +29,7 @@ class Privacy:
     data_name: str
     run: str
     bundle: str = ""  # digest of the app's own files, for the ledger
-    head: Path | None = None  # where the ledger's head is kept; None: beside it
+    tip: Path | None = None  # where the ledger's tip is kept; None: beside it
     holdout: float = 0.0  # share of the examples that is never trained on
 
     def context(self, round: int) -> SpendContext:
@@ -45,8 +45,8 @@ def check_account(privacy: Privacy | None) -> None:
     """Declined or LedgerError where a client cannot take part in even one round; said before the first."""
     if privacy is None:
         return
-    if is_begun(privacy.ledger, head=privacy.head):
-        admit(Ledger(privacy.ledger, head=privacy.head), privacy.plan, data=privacy.data_name)
+    if is_begun(privacy.ledger, tip=privacy.tip):
+        admit(Ledger(privacy.ledger, tip=privacy.tip), privacy.plan, data=privacy.data_name)
     else:
         budget_guard(privacy.plan)([])
 
@@ -230,7 +230,7 @@ class Client:
 
     def _ledger(self) -> Ledger:
         assert self.privacy is not None
-        return Ledger(self.privacy.ledger, head=self.privacy.head)
+        return Ledger(self.privacy.ledger, tip=self.privacy.tip)
 
 
 def _line(round: int, examples: int, loss: float | None, packet_bytes: int) -> str:

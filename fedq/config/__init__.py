@@ -1,6 +1,6 @@
-"""What an experiment IS: typed options, the rules that span groups, and how overrides become one config.
+"""The config of an experiment: typed options, rules that span groups, and the composition of overrides.
 
-Knows Hydra; not torch, Flower or any room below. Rooms below take values, never a config.
+Depends on Hydra; does not know torch or Flower. Packages below take single values, never a config.
 """
 
 from fedq.config.compose import compose, conf_folder, own_conf

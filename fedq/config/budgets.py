@@ -1,4 +1,4 @@
-"""The rules about budgets of clients' own, and about what an evaluation takes of them. Knows the schema alone."""
+"""Rules about the clients' own budgets, and about the cost of an evaluation. Knows the schema alone."""
 
 from collections.abc import Iterator
 from typing import Any, Final
@@ -8,21 +8,22 @@ from fedq.config.problem import Problem
 from fedq.config.public import LEAST_EPSILON, MOST_EPSILON
 from fedq.config.schema import Config
 
-OWN_DELTA: Final = 1e-5  # at which an owner's own budget is counted where it names no delta
+OWN_DELTA: Final = 1e-5  # delta of an owner's own budget where the owner names none
 
 
 def own_delta(epsilon: Any, delta: Any) -> Any:
-    """The delta that an owner's limits are counted at; None where it sets none."""
+    """The delta at which an owner's budget is counted; None where the owner sets no limit."""
     return OWN_DELTA if delta is None and epsilon is not None else delta
 
 
 def own_limit_problems(epsilon: Any, delta: Any, *, where: str, policy: object = None) -> Iterator[Problem]:
-    """What is wrong with the limits that a data owner sets for its own data; `where` comes before their names.
+    """What is wrong with the limits that a data owner sets for its own data.
 
-    `policy`: the policy file beside them, None if there is none. A delta alone is no limit on anything.
+    `where`: prefix of the keys in messages; `policy`: the policy file, None if there is none. A delta without an
+    epsilon limits nothing.
     """
     if delta is not None and epsilon is None and policy is None:
-        rule = "limits nothing without an epsilon that is counted at it"
+        rule = "limits nothing without an epsilon"
         yield Problem(f"{where}delta", delta, rule, f"Add {where}epsilon=3.0, or a policy file")
     if epsilon is not None and (type(epsilon) not in (int, float) or not LEAST_EPSILON <= epsilon <= MOST_EPSILON):
         rule = f"must be a number in [{LEAST_EPSILON:g}, {MOST_EPSILON:g}]: the most that this data may ever spend"
@@ -46,7 +47,7 @@ def budget_problems(config: Config, names: list[str]) -> Iterator[Problem]:
         elif type(value) not in (int, float) or not LEAST_EPSILON <= value <= MOST_EPSILON:
             yield Problem(key, value, f"must be an epsilon in [{LEAST_EPSILON:g}, {MOST_EPSILON:g}]", f"Try {key}=3")
     if config.privacy.budgets and config.runtime.name == "deployment":
-        rule = "in a deployment each owner says it in its node config, as epsilon=3.0"
+        rule = "in a deployment each owner sets its budget in its node config, as epsilon=3.0"
         yield Problem("privacy.budgets", config.privacy.budgets, rule, "Leave it out")
 
 
@@ -54,16 +55,18 @@ def evaluation_problems(config: Config) -> Iterator[Problem]:
     """What is wrong with `evaluate`."""
     p = config.privacy
     if config.evaluate == "off" and config.strategy.keep == "best":
-        rule = "which model is best is not known where none is evaluated"
+        rule = "without an evaluation the best model is not known"
         yield Problem("evaluate", "off", rule, "Use evaluate=server, or strategy.keep=last")
     if config.evaluate != "dp":
         return
     if not protects_examples(config):
-        rule = "clients count with noise under privacy=example; without it they may say what they find"
+        rule = "noisy counts belong to privacy=example; without it clients may report exact scores"
         yield Problem("evaluate", "dp", rule, "Use evaluate=server, or privacy=example")
         return
     if protects_clients(config):
-        rule = "the noise on a client's counts hides one example, and client-level DP is on too (privacy=both)"
+        rule = (
+            "the noise on a client's counts hides one example and no client, but client-level DP is on (privacy=both)"
+        )
         yield Problem("evaluate", "dp", rule, "Use evaluate=server or off, or privacy=example")
     if config.train.metric != "accuracy":
         rule = f"noisy counts are of right and wrong answers, and the metric is {config.train.metric}"

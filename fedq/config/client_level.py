@@ -1,4 +1,4 @@
-"""What privacy protects, and the rules about client-level DP. Knows the schema; not noise, ledgers or the server."""
+"""The unit of privacy, and rules about client-level DP. Knows the schema; not noise, ledgers or the server."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
@@ -21,28 +21,28 @@ BOUNDS: dict[str, tuple[float, float, bool, bool]] = {
     "privacy.client_quantile": (0, 1, False, False),
 }
 KEYS = tuple(f.name for f in fields(Privacy) if f.name.startswith("client_"))
-_SHARED = ("unit", "accountant", "noise", "ledger")  # of both guarantees
+_SHARED = ("unit", "accountant", "noise", "ledger")  # options of both guarantees
 
 
 def protects_examples(config: Config) -> bool:
-    """Whether each client trains by DP-SGD: each of its examples is protected from the server too."""
+    """Whether example-level DP is on: each client trains with DP-SGD, which protects examples from the server too."""
     return config.privacy.unit in ("example", "both")
 
 
 def protects_clients(config: Config) -> bool:
-    """Whether the server, which is trusted, adds noise for clients as a whole."""
+    """Whether client-level DP is on: the trusted server adds the noise."""
     return config.privacy.unit in ("client", "both")
 
 
 def epsilon_budget(config: Config) -> float | None:
-    """Of what the epsilon of the rounds is about; None: privacy is off, or has no budget."""
+    """The target of the epsilon that rounds report; None: privacy is off, or has no budget."""
     if protects_examples(config):
         return config.privacy.target_epsilon
     return config.privacy.client_target_epsilon if protects_clients(config) else None
 
 
 def client_level_problems(config: Config) -> Iterator[Problem]:
-    """What does not go together where clients as a whole are protected."""
+    """What is wrong with the options of client-level DP."""
     if not protects_clients(config):
         return
     p = config.privacy
@@ -53,12 +53,12 @@ def client_level_problems(config: Config) -> Iterator[Problem]:
         "privacy.client_target_delta", p.client_target_delta, protected=config.clients, of="client"
     )
     if config.strategy.min_clients > 1:
-        rule = "whether a round is skipped would tell who answered: each takes its noised step, whatever came back"
+        rule = "a skipped round would reveal who answered, so every round must take its noised step"
         yield Problem("strategy.min_clients", config.strategy.min_clients, rule, "Use strategy.min_clients=1")
     if config.downlink.kind == "delta":
         rule = (
-            "changes are sent once an update was accepted, weights until then: what one client is sent would tell the "
-            f"others of another's update, which no noise hides (privacy={p.unit})"
+            "changes are sent only after a first accepted update: a client could see from its message whether another "
+            f"client's update was accepted, which no noise hides (privacy={p.unit})"
         )
         yield Problem("downlink.kind", "delta", rule, "Use downlink.kind=weights")
     if p.client_sampling == "poisson":
@@ -68,7 +68,7 @@ def client_level_problems(config: Config) -> Iterator[Problem]:
 def _poisson_problems(config: Config) -> Iterator[Problem]:
     key, fix = "privacy.client_sampling", "Use privacy.client_sampling=deal"
     if config.fraction == 1:
-        yield Problem(key, "poisson", "with fraction=1 every client is in every round: nothing is drawn", fix)
+        yield Problem(key, "poisson", "with fraction=1 every client is in every round, so no client is sampled", fix)
     if protects_examples(config):
         rule = (
             "a client may be drawn in every round, and the noise on its examples is calibrated to fewer (privacy=both)"
@@ -77,7 +77,7 @@ def _poisson_problems(config: Config) -> Iterator[Problem]:
 
 
 def idle_privacy(config: Config) -> list[tuple[Sequence[str], bool, str, str]]:
-    """Options of a guarantee that is not given: (keys, whether they apply, why not, the fix)."""
+    """Options of a guarantee that is off: (keys, whether they apply, why not, the fix)."""
     p = config.privacy
     names = [f.name for f in fields(Privacy)]
     examples = [f"privacy.{name}" for name in names if name not in (*KEYS, *_SHARED)]

@@ -1,4 +1,4 @@
-"""Overrides in, one typed `Config` out, or every mistake at once. Knows Hydra; not what the options do."""
+"""Composes overrides into one typed `Config`, or reports every mistake at once. Knows Hydra; not the options' use."""
 
 import difflib
 import re
@@ -11,7 +11,7 @@ from typing import Any, get_args, get_type_hints
 from fedq.config.problem import ConfigError, Problem
 from fedq.config.schema import GROUPS, OPEN, Config
 
-# A choice of `model` or `data` that is whole: an experiment's own settings of the group are not merged into it.
+# A complete choice of `model` or `data`: the experiment's settings of that group are not merged into it.
 STAGED = "staged"
 
 
@@ -23,16 +23,16 @@ def conf_folder() -> Path:
 
 
 def own_conf() -> Path | None:
-    """`conf/` of the folder where fedq is started: a user's own choices for any group."""
+    """`conf/` of the folder where fedq is started, with the user's choices for any group; None if there is none."""
     folder = Path.cwd() / "conf"
     return folder if folder.is_dir() and folder.resolve() != conf_folder().resolve() else None
 
 
 def compose(overrides: Sequence[str] = (), *, overlay: Path | None = None) -> Config:
-    """The config that the overrides make.
+    """The config that results from the overrides.
 
-    `overlay`: a folder with groups of the user's own (`conf/` of an app); fedq's choices stay behind it. If it holds
-    `experiment/default.yaml`, that is the experiment where the overrides name none.
+    `overlay`: a folder with the user's groups (`conf/` of an app), searched before fedq's own. If it holds
+    `experiment/default.yaml`, that experiment is used where the overrides name none.
     Raises `ConfigError` with every unknown key, unknown choice and mistyped value, each with the nearest name.
     """
     wanted = [_open_key(o) for o in overrides]
@@ -44,7 +44,7 @@ def compose(overrides: Sequence[str] = (), *, overlay: Path | None = None) -> Co
     except ConfigError:
         raise
     except _refusals() as error:
-        # Each override is tried on top of the app's default, so a default that fails by itself comes first.
+        # Each override is tried on top of the app's default. So a default that fails alone is reported first.
         found = [p for o in _default(overrides, overlay) if (p := _problem(o, overlay)) is not None]
         found = found or [p for o in wanted if (p := _unknown_key(o) or _problem(o, overlay)) is not None]
         raise ConfigError(
@@ -54,7 +54,7 @@ def compose(overrides: Sequence[str] = (), *, overlay: Path | None = None) -> Co
 
 
 def finished(config: Config, overrides: Sequence[str], overlay: Path | None) -> Config:
-    """A composed config with what it was made of."""
+    """The composed config, completed with its overrides, its overlay and the user's model and data arguments."""
     from omegaconf import OmegaConf
 
     config.overrides, config.overlay = list(overrides), str(overlay) if overlay else None
@@ -72,7 +72,7 @@ def finished(config: Config, overrides: Sequence[str], overlay: Path | None) -> 
 
 
 def register() -> None:
-    """Give Hydra the schema and the help page; `fedq run` and `compose` both need it."""
+    """Register the schema and the help page with Hydra; `fedq run` and `compose` need it."""
     from hydra.core.config_store import ConfigStore
 
     store = ConfigStore.instance()
@@ -87,9 +87,9 @@ def hydra_arguments(overrides: Sequence[str], overlay: Path | None) -> list[str]
 
 
 def _default(overrides: Sequence[str], overlay: Path | None) -> list[str]:
-    """What an app runs where nobody names an experiment.
+    """The override for an app's default experiment; [] if the user names an experiment or there is no default.
 
-    Here and not in config.yaml as `optional experiment: default`: Hydra then passes over `experiment=TYPO` in silence.
+    `optional experiment: default` in config.yaml would make Hydra ignore `experiment=TYPO` without a message.
     """
     named = any(o.lstrip("+~").partition("=")[0] == "experiment" for o in overrides)
     own = overlay is not None and (overlay / "experiment" / "default.yaml").is_file()
@@ -97,7 +97,7 @@ def _default(overrides: Sequence[str], overlay: Path | None) -> list[str]:
 
 
 def typed(node: Any) -> Config:
-    """Hydra's composed node -> `Config`; a `???` that nobody set is a `ConfigError`."""
+    """Hydra's composed node -> `Config`; `ConfigError` for a `???` that has no value."""
     from omegaconf import OmegaConf
 
     missing = sorted(OmegaConf.missing_keys(node))
@@ -118,7 +118,7 @@ def _compose(overrides: Sequence[str], overlay: Path | None) -> Config:
 
 
 def _keep_own_arguments(node: dict[str, Any], group: str, overrides: Sequence[str]) -> None:
-    """With a `_target_` of the user's own, the arguments of the choice that it replaced are not meant for it."""
+    """If the user sets `_target_`, drop the arguments of the replaced choice: they belong to another callable."""
     given = {o.lstrip("+").partition("=")[0] for o in overrides}
     if f"{group}._target_" in given:
         for key in [k for k in node if f"{group}.{k}" not in given]:
@@ -132,7 +132,7 @@ def _open_key(override: str) -> str:
 
 
 def _unknown_key(override: str) -> Problem | None:
-    """`+foo=1`: Hydra would take any key behind a plus, and fedq would pass over it in silence."""
+    """A problem for an unknown key such as `+foo=1`, which Hydra accepts and fedq would ignore."""
     key, sign, value = override.partition("=")
     key = key.lstrip("+").partition("@")[0]
     if key in GROUPS and value.startswith("["):
@@ -144,7 +144,7 @@ def _unknown_key(override: str) -> Problem | None:
 
 
 def _problem(override: str, overlay: Path | None) -> Problem | None:
-    """What is wrong with one override taken alone."""
+    """What is wrong with one override when it is composed alone; None if nothing is."""
     key, sign, value = override.partition("=")
     key = key.lstrip("+~")
     try:
@@ -156,11 +156,11 @@ def _problem(override: str, overlay: Path | None) -> Problem | None:
             return Problem(override, "", "an override has the form key=value", "See fedq run --help")
         if key in GROUPS:
             choices = _choices(key, overlay)
-            if value in choices:  # a file of the user's own: all that is known, since the value does not tell
-                told = " ".join(f"{error} {error.__cause__ or ''}".split()).rstrip(".")
+            if value in choices:  # a file of the user's: only the error's text shows what is wrong
+                why = " ".join(f"{error} {error.__cause__ or ''}".split()).rstrip(".")
                 plain = override.startswith(key)
                 fix = f"Fix the file {key}/{value}.yaml" if plain else f"Use {key}={value}"
-                return Problem(key, value, told, fix)
+                return Problem(key, value, why, fix)
             return Problem(key, value, f"no such choice; there are {', '.join(choices)}", _nearest(value, choices))
         if key not in (known := known_keys()):
             return Problem(key, value, "no such key", _nearest(key, [*known, *GROUPS]))
@@ -170,7 +170,7 @@ def _problem(override: str, overlay: Path | None) -> Problem | None:
 
 
 def _refusals() -> tuple[type[Exception], ...]:
-    """What Hydra, OmegaConf and YAML raise over what a user wrote."""
+    """Exceptions of Hydra, OmegaConf and YAML for a user's mistakes."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
@@ -193,13 +193,13 @@ def _nearest(name: str, known: Sequence[str]) -> str:
 
 
 def known_keys() -> dict[str, str]:
-    """Every key of an experiment -> its meaning."""
+    """Key of an experiment -> its help line."""
     return {key: metadata["help"] for key, metadata, _ in _walk(Config, "")}
 
 
 @lru_cache(maxsize=1)
 def path_keys() -> frozenset[str]:
-    """Keys whose value is opened, or is a place where files are made."""
+    """Keys whose value is a path that is opened or written."""
     return frozenset(key for key, metadata, _ in _walk(Config, "") if metadata["holds"] == "path")
 
 
@@ -235,8 +235,8 @@ experiment/default.yaml, that experiment runs where no experiment=NAME is given;
 fedq new DIR makes such an app.
 
 Flags:
-  --dry-run      what the run will cost (epsilon, bytes, memory); trains nothing
-  --insecure     runtime=deployment: go on though the connection is in the clear, or names no certificates
+  --dry-run      print the cost of the run (epsilon, bytes, memory); trains nothing
+  --insecure     runtime=deployment: accept a connection without encryption or without certificates
   --cfg job      print the composed config
   -m             sweep: every combination of KEY=A,B,C
   --help         this page; --hydra-help: Hydra's own

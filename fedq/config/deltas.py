@@ -1,4 +1,4 @@
-"""Which delta means anything, from how many it is to protect. Knows the schema's keys; not noise, ledgers or data."""
+"""Bounds on delta from the number of protected units. Knows the schema's keys; not noise, ledgers or data."""
 
 import math
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from typing import Final
 
 from fedq.config.problem import Problem
 
-# The verdict of a run asks for the same (fedq.privacy.evidence, where the reason is); a test compares them.
+# `fedq.privacy.evidence` has the same limits, and explains them; a test compares both.
 MOST_DELTA: Final = 1e-3
 DELTA_MARGIN: Final = 10
 LEAST_DELTA: Final = 1e-15
@@ -14,7 +14,7 @@ BOUNDS: Final = (LEAST_DELTA, MOST_DELTA, True, True)
 
 
 def delta_problems(key: str, delta: float, *, protected: int, of: str) -> Iterator[Problem]:
-    """What is wrong with a delta that is within its bounds and protects so many, each an `of`."""
+    """What is wrong with a delta for `protected` units, each an `of`; deltas out of `BOUNDS` are reported elsewhere."""
     if LEAST_DELTA <= delta <= MOST_DELTA and not DELTA_MARGIN * delta * protected <= 1:
         rule = f"must be at most 1 / ({DELTA_MARGIN} x {protected}), of {protected} {of}s: else one may leak whole"
         fits = 10.0 ** math.floor(-math.log10(DELTA_MARGIN * protected))

@@ -1,8 +1,8 @@
-"""The rules about DP-SGD on each client. Knows the schema and public numbers; not noise, ledgers or data."""
+"""Rules about DP-SGD on the clients. Knows the schema and public numbers; not noise, ledgers or data."""
 
 from collections.abc import Iterator
 
-from fedq.config.augmentation import views_problems
+from fedq.config.augmentation import augmentation_problems
 from fedq.config.client_level import protects_examples
 from fedq.config.deltas import delta_problems
 from fedq.config.problem import Problem
@@ -11,11 +11,11 @@ from fedq.config.schema import Config
 
 
 def example_problems(config: Config) -> Iterator[Problem]:
-    """What does not go together where each client's examples are protected."""
+    """What is wrong with the options of example-level DP."""
     train, privacy, quant = config.train, config.privacy, config.quant
     if not protects_examples(config):
         return
-    yield from views_problems(config)
+    yield from augmentation_problems(config)
     if privacy.target_epsilon is None and privacy.noise_multiplier is None:
         yield Problem(
             "privacy.target_epsilon",
@@ -34,15 +34,15 @@ def example_problems(config: Config) -> Iterator[Problem]:
         yield Problem(
             "quant.weight_rounding",
             "stochastic",
-            "weights that are rounded anew for each part of a batch are shared by its examples: one more example moves "
-            "others to another part, hence by more than its own bound (privacy=example)",
+            "weights are rounded again for each microbatch: one more example moves others to another one, and so "
+            "changes a sum by more than its own bound (privacy=example)",
             "Use quant.weight_rounding=nearest",
         )
     if nominal_examples(config) is None:
         yield Problem(
             "privacy.nominal_examples",
             None,
-            "DP divides by a public number of examples for each client, never by the true one, and the data names none",
+            "DP divides by a public number of examples of each client, never by the true one, and the data has none",
             "Use privacy.nominal_examples=N with a public guess",
         )
     elif privacy.sample_rate is None and sample_rate(config) > 1:

@@ -1,4 +1,4 @@
-"""Which options of the hardware go together. Knows the schema; not torch, nor what a machine has."""
+"""Rules about hardware options. Knows the schema; not torch or the devices of a machine."""
 
 from collections.abc import Iterator
 
@@ -8,13 +8,13 @@ from fedq.config.schema import Config
 
 
 def problems(config: Config) -> Iterator[Problem]:
-    """What of the hardware options does not go together; what a machine has, no rule can know."""
+    """Wrong combinations of hardware options; missing devices are found elsewhere."""
     train = config.train
     if protects_examples(config):
         for key, idle, rule in (
             ("compile", False, "the hooks that give DP-SGD each example's gradient do not go through the compiler"),
             ("data_parallel", False, "DP-SGD clips and sums a batch in one place"),
-            ("autocast", "off", "under DP each example's gradient is computed in float32, as its bound is"),
+            ("autocast", "off", "under DP each example's gradient and its bound are computed in float32"),
         ):
             if getattr(train, key) != idle:
                 fix = f"Use train.{key}={str(idle).lower()}, or privacy=off"

@@ -1,8 +1,8 @@
-"""What of a config may come over a network: choices among what the bundle holds, and values. Knows text; not Flower.
+"""Which overrides may come over a network: choices that the bundle holds, and plain values. Knows text; not Flower.
 
-A run's overrides are composed on machines of other owners. An override that names code, a search path or an
-interpolation would run or read what its sender likes there (`${oc.env:HOME}` is even echoed in an error's text), so
-none is let in: what a user sets for open keys travels as a file of the bundle.
+The machines of other owners compose the overrides of a run. An override with code, a search path or an interpolation
+would let the sender run code or read values there (an error's text even shows `${oc.env:HOME}`). So these are refused.
+Arguments of the user's own callables travel as a file of the bundle.
 """
 
 import json
@@ -13,18 +13,18 @@ from fedq.config.compose import known_keys, path_keys
 from fedq.config.problem import ConfigError, Problem
 from fedq.config.schema import GROUPS, OPEN
 
-OVERRIDES = "overrides"  # the one key of a run's config
-# Decided on each machine: how its server is reached. Where files lie is too: `path_keys`.
+OVERRIDES = "overrides"  # the only key of a Flower run config that fedq reads
+# Decided on each machine: the connection to the server. Paths are too: `path_keys`.
 _LOCAL = "runtime."
-_SERVER = ("runtime.wait", "runtime.timeout", "runtime.min_available")  # the server app's own
+_SERVER = ("runtime.wait", "runtime.timeout", "runtime.min_available")  # options of the server app
 _LONGEST = 10_000
 
 
 def refused(override: str) -> str | None:
-    """Why this override may not cross a network; None where it may."""
+    """Why this override must not cross a network; None if it may."""
     if not isinstance(override, str) or len(override) > _LONGEST:
         return f"must be a text of at most {_LONGEST:,} characters"
-    if re.search(r"(?<!\w)_target_(?!\w)", override):  # a whole part of a key, whatever quotes it or nests it
+    if re.search(r"(?<!\w)_target_(?!\w)", override):  # as a part of a key, in any quotes or nesting
         return "'_target_' names code to run; only choices among what the bundle holds may cross a network"
     for sign, why in (
         ("${", "is an interpolation: it reads the environment of whoever composes it"),
@@ -41,7 +41,7 @@ def refused(override: str) -> str | None:
     if key.startswith(("model.", "data.")):  # an argument of a loader may be a path
         return "is an argument of the app's own code, which travels in the bundle"
     if key in GROUPS:
-        # A path in a choice's name would compose a file outside of the bundle.
+        # A choice with a path in its name would read a file outside the bundle.
         return None if re.fullmatch(r'"?[A-Za-z0-9_][A-Za-z0-9_-]*"?', value) else "names no choice of a group"
     if key in path_keys():
         return "holds a path: which files are opened is decided on each machine, not over a network"
@@ -53,7 +53,7 @@ def refused(override: str) -> str | None:
 
 
 def check(overrides: Sequence[str]) -> list[str]:
-    """The overrides, or `ConfigError` with every one that may not cross a network."""
+    """The overrides; `ConfigError` with every override that must not cross a network."""
     found = [
         Problem(f"run-config {OVERRIDES}", override, rule, "Put it into conf/ of the app, which travels in the bundle")
         for override in overrides
@@ -65,7 +65,7 @@ def check(overrides: Sequence[str]) -> list[str]:
 
 
 def read(text: object) -> list[str]:
-    """Overrides from a run's config: a JSON list of texts, checked."""
+    """Checked overrides from a Flower run config, a JSON list of texts. Raises ConfigError."""
     try:
         overrides = json.loads(text) if isinstance(text, str) else None
     except (ValueError, RecursionError):
@@ -77,5 +77,5 @@ def read(text: object) -> list[str]:
 
 
 def write(overrides: Sequence[str]) -> str:
-    """The text that `read` takes."""
+    """The text of the overrides for `read`. Raises ConfigError."""
     return json.dumps(check(overrides))

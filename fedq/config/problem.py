@@ -1,4 +1,4 @@
-"""What is wrong with an experiment, said so that a person can fix it. Knows nothing else."""
+"""A problem of a config with its fix, and the exception that holds all problems."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Problem:
-    """One mistake: which key, what it was, the rule it breaks and how to fix it."""
+    """One mistake: the key, its value, the rule that it breaks, and the fix."""
 
     key: str
     value: Any
@@ -19,7 +19,7 @@ class Problem:
 
 
 class ConfigError(ValueError):
-    """The experiment cannot be run as asked; `problems` holds every reason found."""
+    """The experiment cannot be run; its attribute `problems` holds all reasons."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = list(problems)

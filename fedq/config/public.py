@@ -1,17 +1,17 @@
-"""The public numbers of an experiment: who takes part, how often, in how many noised steps. Knows the schema alone."""
+"""Public numbers of an experiment: clients, cohorts, participations and noised steps. Knows the schema alone."""
 
 import math
 from typing import Final
 
 from fedq.config.schema import Config
 
-# Of any budget. Below, the accountants take minutes to find a noise; above, the number says nothing.
+# Limits of any budget. Below, the accountants take minutes to calibrate; above, epsilon bounds nothing.
 LEAST_EPSILON: Final = 0.05
 MOST_EPSILON: Final = 1e4
 
 
 def identities(config: Config) -> list[str]:
-    """The names of the clients, in the order in which examples are dealt to them."""
+    """The names of the clients, in the order of the partition's shards."""
     return list(config.names) or [str(i) for i in range(config.clients)]
 
 
@@ -21,33 +21,33 @@ def cohort_size(config: Config, *, clients: int | None = None) -> int:
 
 
 def participation_cap(config: Config) -> int:
-    """Most rounds in which any one client takes part, under shuffle-and-deal sampling."""
+    """Largest number of rounds of any one client under shuffled round-robin sampling."""
     return min(config.rounds, -(-config.rounds * cohort_size(config) // config.clients))
 
 
 def rounds_asked(config: Config) -> int:
-    """Most rounds in which one client may be asked to train.
+    """Largest number of rounds in which one client may be asked to train.
 
-    All of them where nothing holds the server to its cohorts: with privacy off, fewer clients may come than are named.
+    It is all rounds where the server need not keep to equal cohorts: with privacy off, some clients may be missing.
     """
-    in_turns = config.privacy.unit != "off" and config.privacy.client_sampling == "deal"
-    return participation_cap(config) if in_turns else config.rounds
+    round_robin = config.privacy.unit != "off" and config.privacy.client_sampling == "deal"
+    return participation_cap(config) if round_robin else config.rounds
 
 
 def steps_asked(config: Config) -> int | None:
-    """Optimizer steps of one client in one round; None where they follow from how many examples it holds."""
+    """Optimizer steps of one client in one round; None where they depend on its number of examples."""
     if config.privacy.unit in ("example", "both") and not math.isnan(sample_rate(config)):
         return dp_steps(config)
     return config.train.steps
 
 
 def evaluation_due(config: Config, round: int) -> bool:
-    """Whether the model is evaluated after this round: every so often, and always in the last five."""
+    """Whether the model is evaluated after this round: every `strategy.evaluate_every`, and in the last five."""
     return round % config.strategy.evaluate_every == 0 or round > config.rounds - 5
 
 
 def nominal_examples(config: Config) -> int | None:
-    """Public number of examples that every client is taken to hold: the divisor of DP-SGD."""
+    """Public number of examples of every client, for the divisor of DP-SGD; None if the config has none."""
     if config.privacy.nominal_examples is not None:
         return config.privacy.nominal_examples
     published = config.data.get("nominal_examples")
@@ -55,7 +55,7 @@ def nominal_examples(config: Config) -> int | None:
 
 
 def sample_rate(config: Config) -> float:
-    """Public Poisson sampling rate of DP-SGD."""
+    """Public Poisson sampling rate of DP-SGD; NaN where the nominal number of examples is not set."""
     if config.privacy.sample_rate is not None:
         return config.privacy.sample_rate
     return config.train.batch_size / float(nominal_examples(config) or math.nan)

@@ -1,4 +1,4 @@
-"""The rules about clients that may lie: weights, the longest update, robust aggregates. Knows the schema alone."""
+"""Rules about defences against lying clients: weights, bounds, robust aggregates. Knows the schema alone."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ BOUNDS: dict[str, tuple[float, float, bool, bool]] = {
     "strategy.trim": (0, 0.5, False, False),
 }
 LATER = tuple(("strategy", key) for key in ("weights", "max_weight", "max_update_norm", "aggregate", "trim"))
-_FEWEST = 3  # updates of which a minority can be outvoted
+_FEWEST = 3  # fewest updates with which a robust aggregate can outvote a minority
 _SPARSE = ("topk", "randk")
 
 
@@ -27,7 +27,7 @@ def weighs_by_examples(config: Config) -> bool:
 
 
 def is_robust(config: Config) -> bool:
-    """Whether the aggregate is another than the weighted mean."""
+    """Whether the aggregate is not the weighted mean."""
     return config.strategy.aggregate != "mean"
 
 
@@ -40,7 +40,7 @@ def robustness_problems(config: Config) -> Iterator[Problem]:
         rule = 'must be a number above 0 (an L2 norm), auto, or off (in YAML "off", with its quotes)'
         yield Problem("strategy.max_update_norm", longest, rule, "Use strategy.max_update_norm=auto")
     if number and protects_clients(config):
-        rule = f"privacy={config.privacy.unit} clips every update to privacy.client_clip_norm, which its noise is for"
+        rule = f"privacy={config.privacy.unit} clips every update to privacy.client_clip_norm, which sets its noise"
         yield Problem("strategy.max_update_norm", longest, rule, "Use privacy.client_clip_norm")
     if is_robust(config):
         yield from _aggregate(config)
@@ -68,11 +68,11 @@ def _weights(config: Config) -> Iterator[Problem]:
 
 
 def unstated_weights(config: Config) -> Iterator[Problem]:
-    """What is wrong where nobody but the clients themselves knows how many examples they have: in a deployment."""
+    """What is wrong in a deployment, where only the clients themselves know their numbers of examples."""
     if weighs_by_examples(config) and not config.strategy.weights:
         rule = (
-            "in a deployment nobody can check how many examples a client says it has, and its weight is its share of "
-            "the model"
+            "in a deployment nobody can check the number of examples that a client reports, and its weight is its "
+            "share of the model"
         )
         hint = "Use strategy.weighting=equal, or state every weight: strategy.weights={NAME: N, ...}"
         yield Problem("strategy.weighting", "examples", rule, hint)
@@ -81,20 +81,20 @@ def unstated_weights(config: Config) -> Iterator[Problem]:
 def _aggregate(config: Config) -> Iterator[Problem]:
     key, value, hint = "strategy.aggregate", config.strategy.aggregate, "Use strategy.aggregate=mean"
     if protects_clients(config):
-        rule = f"privacy={config.privacy.unit} adds noise for a sum of clipped updates; a {value} may move further"
+        rule = f"privacy={config.privacy.unit} has noise for a clipped sum; one client may move a {value} further"
         yield Problem(key, value, rule, hint)
     if cohort_size(config) < _FEWEST:
         rule = f"a round has {cohort_size(config)} clients, and of fewer than {_FEWEST} none can be outvoted"
         yield Problem(key, value, rule, hint)
     if config.codec.name in _SPARSE:
-        rule = f"codec.name={config.codec.name} sends few values of each update: most of each coordinate's are zero"
+        rule = f"codec.name={config.codec.name} sends few values of each update, so most of a coordinate's values are 0"
         yield Problem(key, value, rule, "Use strategy.aggregate=mean or codec=int8")
 
 
 def idle_robustness(config: Config) -> list[tuple[Sequence[str], bool, str, str]]:
-    """Options that would do nothing: (keys, whether they apply, why not, the hint)."""
+    """Options without effect: (keys, whether they apply, why not, the hint)."""
     private = config.privacy.unit != "off"
-    same = "under DP all clients weigh the same: a weight would tell how much data a client has"
+    same = "under DP all clients have the same weight: a weight would reveal how much data a client has"
     if not private:
         same = f"strategy.aggregate={config.strategy.aggregate} counts all clients the same"
     equal = "strategy.weighting=equal counts all clients the same"

@@ -1,4 +1,4 @@
-"""Every rule about an experiment that needs no data. Knows the schema; not Hydra, torch or Flower."""
+"""All rules about a config that need no data. Knows the schema; not Hydra, torch or Flower."""
 
 import hashlib
 import inspect
@@ -12,7 +12,7 @@ from typing import Any
 from fedq.codec import CODECS
 from fedq.codec.options import ROUNDINGS
 from fedq.config import client_level, deltas, hardware, robustness
-from fedq.config.augmentation import idle_views
+from fedq.config.augmentation import idle_augmentation
 from fedq.config.budgets import budget_problems, evaluation_problems
 from fedq.config.client_level import protects_examples
 from fedq.config.example_level import example_problems
@@ -22,9 +22,9 @@ from fedq.config.public import LEAST_EPSILON, MOST_EPSILON, cohort_size, identit
 from fedq.config.quantization import idle_quantization
 from fedq.config.schema import Config
 
-OBJECT = "object:"  # stands before the name of a model or data that is an object of the calling process
+OBJECT = "object:"  # prefix of the name of a model or data that is an object of the calling process
 
-# What may stand in a closed option. The rooms own the classes behind the names; a test compares them.
+# Values of the closed options. Other packages own the classes of these names; a test compares them.
 CHOICES: dict[str, tuple[str | int, ...]] = {
     "evaluate": ("server", "dp", "off"),
     "partition.name": ("iid", "dirichlet", "by_column"),
@@ -55,7 +55,8 @@ CHOICES: dict[str, tuple[str | int, ...]] = {
 }
 # Codec -> its options.
 CODEC_OPTIONS = {name: tuple(inspect.signature(codec).parameters) for name, codec in CODECS.items()}
-LEAST_DELTA_FRACTION = 0.3  # below, whole weights in int8 are fewer bytes than changes with float32 for who missed them
+# Below this fraction, int8 weights take fewer bytes than changes plus float32 weights for clients that missed some.
+LEAST_DELTA_FRACTION = 0.3
 # key -> (least, largest, whether the bounds themselves are allowed)
 BOUNDS: dict[str, tuple[float, float, bool, bool]] = {
     "rounds": (1, 1_000_000, True, True),
@@ -100,6 +101,7 @@ BOUNDS: dict[str, tuple[float, float, bool, bool]] = {
     **robustness.BOUNDS,
 }
 
+# Options of later versions: with their default they are left out of the identity, so that old identities stay.
 _LATER = (
     (None, "names"),
     (None, "algorithm"),
@@ -116,18 +118,19 @@ _LATER = (
 
 
 def problems(config: Config) -> list[Problem]:
-    """All that is wrong with the config, in the order of its keys; empty when it may run."""
+    """All problems of the config, in the order of its keys; [] if it may run."""
     found = list(_single(config))
     try:
         for problem in _together(config):
             found.append(problem)
     except (ArithmeticError, ValueError, TypeError):
-        if not found:  # a rule may stumble over a value that is reported already
+        if not found:  # a rule may fail on a value that is already reported
             raise
     return found
 
 
 def value_of(config: Config, key: str) -> Any:
+    """The value of a dotted key."""
     node: Any = config
     for part in key.split("."):
         node = getattr(node, part)
@@ -135,37 +138,37 @@ def value_of(config: Config, key: str) -> Any:
 
 
 def identity(config: Config) -> dict[str, Any]:
-    """The part of the config that defines the arrays: the same on every runtime."""
-    whole = asdict(config)
+    """The part of the config that decides the trained arrays; it is the same on every runtime."""
+    options = asdict(config)
     for key in ("runtime", "name", "overrides", "overlay"):
-        del whole[key]
-    del whole["privacy"]["ledger"]
-    for group, key in _LATER:  # an experiment that does without them is the one it was before they came
-        at = whole if group is None else whole[group]
+        del options[key]
+    del options["privacy"]["ledger"]
+    for group, key in _LATER:  # with its default, the experiment is the same as before the option existed
+        at = options if group is None else options[group]
         if at[key] == value_of(Config(), key if group is None else f"{group}.{key}"):
             del at[key]
-    whole["strategy"].setdefault("max_weight", 1e6)  # where none is named
-    if whole["quant"]["weight_range"] is None:
-        whole["quant"]["weight_range"] = 63
-    if config.privacy.unit != "off":  # of no effect
-        whole["strategy"]["weighting"] = "examples"
-    if config.privacy.unit == "off":  # of no effect; and what the default was before there was discrete noise
-        whole["privacy"]["noise"] = "gaussian"
-    else:  # of no effect: under DP all clients weigh the same
-        whole["strategy"]["weighting"] = "examples"
-    for key in ("device", "compile", "data_parallel"):  # of a machine, as `runtime`
-        del whole["train"][key]
-    return whole
+    options["strategy"].setdefault("max_weight", 1e6)  # stands where none is set
+    if options["quant"]["weight_range"] is None:
+        options["quant"]["weight_range"] = 63
+    if config.privacy.unit != "off":  # no effect under DP
+        options["strategy"]["weighting"] = "examples"
+    if config.privacy.unit == "off":  # no effect without DP; gaussian was the first default
+        options["privacy"]["noise"] = "gaussian"
+    else:  # no effect: under DP all clients have the same weight
+        options["strategy"]["weighting"] = "examples"
+    for key in ("device", "compile", "data_parallel"):  # they depend on the machine, like `runtime`
+        del options["train"][key]
+    return options
 
 
 def config_hash(config: Config) -> str:
-    """16 hex digits that name the experiment."""
+    """16 hex digits that identify the experiment."""
     text = json.dumps(identity(config), sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def set_by_user(config: Config, key: str) -> bool:
-    """Whether the key stands on the command line (an option that the choice lacks is an error only then)."""
+    """Whether the user set the key on the command line; only then is an option without effect an error."""
     return any(o.lstrip("+").startswith((f"{key}=", f"{key}.")) for o in config.overrides)
 
 
@@ -204,7 +207,7 @@ def _together(config: Config) -> Iterator[Problem]:
             f"Use strategy.min_clients={cohort_size(config)} or a larger fraction",
         )
     if config.downlink.kind == "delta" and config.fraction < LEAST_DELTA_FRACTION:
-        rule = f"with fraction={config.fraction} most clients have missed the changes before, and get float32 weights"
+        rule = f"with fraction={config.fraction} most clients missed the changes before, and receive float32 weights"
         yield Problem("downlink.kind", "delta", rule, f"Use downlink.kind=weights, or fraction={LEAST_DELTA_FRACTION}")
     yield from pruning_problems(config)
     yield from evaluation_problems(config)
@@ -225,7 +228,7 @@ def _together(config: Config) -> Iterator[Problem]:
 
 
 def _names(config: Config) -> Iterator[Problem]:
-    """A name is a folder and a key of random numbers; it is sorted, logged and shown."""
+    """What is wrong with the names of clients: they become folders, random keys and log lines."""
     for name in config.names:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
             rule = "a name has 1 to 64 letters, digits, dots, hyphens and underscores, the first a letter or digit"
@@ -252,9 +255,9 @@ def _runtime(config: Config) -> Iterator[Problem]:
 
 
 def _deployment(config: Config) -> Iterator[Problem]:
-    """What every owner's machine would refuse is better known before anything starts."""
+    """Options that every owner's machine would refuse, reported before anything starts."""
     if config.privacy.unit != "off" and config.privacy.noise == "seeded":
-        rule = "noise that others can compute again protects nobody; no client of a deployment adds it"
+        rule = "others can compute this noise again, so it protects nobody; no client of a deployment adds it"
         yield Problem("privacy.noise", "seeded", rule, "Use privacy.noise=discrete")
     path = config.data.get("path")
     if isinstance(path, str) and path != "???" and not path.startswith(("/", "~")):
@@ -273,7 +276,7 @@ def _deployment(config: Config) -> Iterator[Problem]:
 
 
 def _idle(config: Config) -> Iterator[Problem]:
-    """Options that the user set and that would do nothing: (keys, whether they apply, why not, the fix)."""
+    """Options that the user set and that have no effect."""
     c = config
     engine = f"runtime={c.runtime.name} has no such option"
     table: list[tuple[Sequence[str], bool, str, str]] = [
@@ -292,7 +295,7 @@ def _idle(config: Config) -> Iterator[Problem]:
             "Use runtime=ray or runtime=deployment",
         ),
         *client_level.idle_privacy(c),
-        idle_views(config),
+        idle_augmentation(config),
         (_options("quant", "name"), c.quant.name != "off", "quant is off, so it would do nothing", "Add quant=int8"),
         (("privacy.evaluation_epsilon",), c.evaluate == "dp", f"evaluate={c.evaluate}", "Use evaluate=dp"),
         idle_pruning(c),
@@ -320,11 +323,11 @@ def _idle(config: Config) -> Iterator[Problem]:
 
 
 def _codec_options(group: str, name: str | None) -> Iterator[tuple[Sequence[str], bool, str, str]]:
-    """What the codec of one direction lacks; without a name it has no options of its own."""
+    """Options that the codec of one direction does not have; without a name it has none."""
     for option in sorted({option for options in CODEC_OPTIONS.values() for option in options}):
         rule = "downlink.name is null" if name is None else f"{group}.name={name} has no such option"
         if group == "downlink" and option == "feedback":
-            rule = "a delta always feeds back what was lost, and weights leave nothing"
+            rule = "error feedback is always on for changes, and has no use for weights"
             yield (("downlink.feedback",), False, rule, "Leave it out; downlink.kind=delta has it")
             continue
         owners = [codec for codec, options in CODEC_OPTIONS.items() if option in options]
@@ -337,7 +340,7 @@ def _codec_options(group: str, name: str | None) -> Iterator[tuple[Sequence[str]
 
 
 def _options(group: str, switch: str) -> list[str]:
-    """Every key of a group but the one that switches it."""
+    """All keys of a group except the one that switches it."""
     return [f"{group}.{f.name}" for f in fields(getattr(Config(), group)) if f.name != switch]
 
 

@@ -1,4 +1,4 @@
-"""The typed options of an experiment. Knows names, types, defaults and meanings; no rules, no Hydra.
+"""The typed options of an experiment: names, types, defaults and help lines. Knows no rules and no Hydra.
 
 A group's class holds the options of all its choices: with one schema per choice,
 `experiment=demo privacy=off` would fail on the options that the demo sets for `privacy=example`.
@@ -12,7 +12,7 @@ from typing import Any, Literal
 def option(default: Any, meaning: str, *, holds: Literal["value", "path"] = "value") -> Any:
     """A dataclass field with the line that `fedq run --help` shows for it.
 
-    `holds="path"`: what is opened, or a place where files are made. Such a key never comes from a network.
+    `holds="path"`: a path that is opened or written. Such a key never comes from a network.
     """
     metadata = {"help": meaning, "holds": holds}
     if isinstance(default, (dict, list)):
@@ -22,7 +22,7 @@ def option(default: Any, meaning: str, *, holds: Literal["value", "path"] = "val
 
 @dataclass
 class Partition:
-    name: str = option("iid", "how examples are dealt to clients: iid, dirichlet, by_column")
+    name: str = option("iid", "partition of the examples over clients: iid, dirichlet, by_column")
     alpha: float = option(0.5, "dirichlet: concentration; smaller is more skewed (Hsu et al. 2019)")
     min_size: int = option(10, "dirichlet: the fewest examples that a client may hold")
 
@@ -36,15 +36,15 @@ class Train:
     lr: float = option(0.1, "client learning rate in the first round")
     optimizer_options: dict[str, Any] = option({}, "other arguments of the optimizer, e.g. momentum")
     schedule: str = option("constant", "learning rate over the rounds: constant, linear, cosine")
-    clip_grad: float | None = option(None, "largest L2 norm of a batch gradient (privacy off only)")
+    clip_grad: float | None = option(None, "largest L2 norm of a batch gradient (privacy=off only)")
     loss: str = option("cross_entropy", "cross_entropy, binary_cross_entropy, mse, l1, huber")
     metric: str = option("accuracy", "accuracy, multilabel_accuracy, r2, mse, mae")
     holdout: float = option(
-        0.2, "share of a shard that is evaluated on, not trained on: no test set at the server, or evaluate=dp"
+        0.2, "share of a shard held out for evaluation: without a test set at the server, or with evaluate=dp"
     )
-    device: str = option("auto", "where a client trains: auto (cuda or mps where there is one), cpu, cuda, mps")
+    device: str = option("auto", "device of local training: auto (cuda or mps where there is one), cpu, cuda, mps")
     compile: bool = option(False, "torch.compile the training step: 6 to 30 s once; meant for GPUs, slower on CPUs")
-    data_parallel: bool = option(False, "split each batch over all GPUs of the machine (privacy off only)")
+    data_parallel: bool = option(False, "split each batch over all GPUs of the machine (privacy=off only)")
     autocast: str = option("off", "off or bf16: matrix products of the forward pass in bfloat16")
 
 
@@ -67,14 +67,14 @@ class Quant:
         None, "dynamic: .npy file of public inputs that give the export its ranges", holds="path"
     )
     skip: list[str] = option([], "name patterns of layers that stay float")
-    sparsity: float | None = option(None, "share of all large weights that is zero at the end; null: dense")
+    sparsity: float | None = option(None, "target share of zeros among all large weights; null: dense")
     sparsity_begin: float = option(0.1, "share of the rounds after which pruning begins")
     sparsity_end: float = option(0.6, "share of the rounds after which the sparsity is reached")
 
 
 @dataclass
 class Privacy:
-    unit: str = option("off", "what DP protects: off, example (each example of each client), client (whole), both")
+    unit: str = option("off", "unit of DP: off, example (each example of each client), client (client-level DP), both")
     target_epsilon: float | None = option(None, "budget of every client over the whole run")
     target_delta: float = option(1e-5, "delta of the guarantee; at most 1e-3 and 1 / (10 nominal examples)")
     budgets: Any = option(  # a mapping; Any, so that {0: 1} may be written for client 0
@@ -84,25 +84,27 @@ class Privacy:
     clip_norm: float = option(1.0, "largest L2 norm of one example's gradient")
     sample_rate: float | None = option(None, "public Poisson rate q; null: train.batch_size / nominal_examples")
     nominal_examples: int | None = option(
-        None, "public number of examples a client is taken to hold; null: data.nominal_examples / clients"
+        None, "public number of examples of a client; null: data.nominal_examples / clients"
     )
-    evaluation_epsilon: float = option(0.1, "evaluate=dp: what each client pays for its noisy counts, once, at the end")
+    evaluation_epsilon: float = option(0.1, "evaluate=dp: epsilon of a client's noisy counts, once, at the end")
     accountant: str = option("prv", "prv (tight) or rdp")
     noise: str = option(
         "discrete",
         "discrete (exact whole numbers) or gaussian (floats), keyed by the OS; seeded: discrete for tests, not private",
     )
-    augmentations: int = option(1, "views of each image whose mean gradient is clipped (De et al. 2022); 1: the image")
-    augment: list[str] = option(["flip", "shift"], "what a view may be: flip (mirrored), shift (up to 2 pixels)")
-    ledger: str | None = option(None, "folder of ledgers that outlive a run; null: with the run", holds="path")
-    client_target_epsilon: float | None = option(None, "client: budget of a whole client, in all rounds together")
+    augmentations: int = option(
+        1, "augmentation multiplicity: the mean gradient of so many versions is clipped (De et al. 2022)"
+    )
+    augment: list[str] = option(["flip", "shift"], "augmentations: flip (mirrored), shift (up to 2 pixels)")
+    ledger: str | None = option(None, "folder of ledgers for several runs; null: in the run folder", holds="path")
+    client_target_epsilon: float | None = option(None, "client: budget of client-level DP, over all rounds")
     client_target_delta: float = option(1e-5, "client: delta of that guarantee; at most 1e-3 and 1 / (10 clients)")
     client_noise_multiplier: float | None = option(None, "client: noise std over the clip; null: by the target")
     client_clip_norm: float = option(1.0, "client: largest L2 norm of an update; the first one, if adaptive")
     client_clipping: str = option("fixed", "client: fixed, or adaptive (the clip follows a quantile of the norms)")
-    client_quantile: float = option(0.5, "client, adaptive: share of the updates that the clip leaves whole")
+    client_quantile: float = option(0.5, "client, adaptive: share of the updates that are not clipped")
     client_sampling: str = option(
-        "deal", "client: deal (equal turns, no amplification) or poisson (secret cohorts, amplified)"
+        "deal", "client: deal (shuffled round-robin, no amplification) or poisson (secret cohorts, amplified)"
     )
 
 
@@ -113,16 +115,16 @@ class Codec:
     rounding: str | None = option(None, "nearest, stochastic or lloyd_max; null: lloyd_max with rotate, else nearest")
     rotate: bool = option(False, "randomized Hadamard rotation first: outliers cost less, 1 to 4 bits are unbiased")
     fraction: float = option(0.01, "topk, randk: share of the values that is sent")
-    feedback: bool = option(False, "error feedback: what the codec lost is added to the next update")
+    feedback: bool = option(False, "error feedback: add the codec's error to the next update")
     entropy: bool = option(False, "deflate the levels: lossless, fewer bytes where levels are unequally frequent")
 
 
 @dataclass
 class Downlink(Codec):
-    """How the server sends the model: a codec again, and what is put into it."""
+    """The codec of the model that the server sends, and whether it carries weights or changes."""
 
-    name: str | None = option(None, "the model on the wire; null: as codec where that is fine enough, else int8")  # type: ignore[assignment]
-    kind: str = option("weights", "weights (each packet stands alone) or delta (changes since what a client holds)")
+    name: str | None = option(None, "the model on the wire; null: as codec where that is precise enough, else int8")  # type: ignore[assignment]
+    kind: str = option("weights", "weights (each packet is complete) or delta (changes since the client's last model)")
 
 
 @dataclass
@@ -139,23 +141,23 @@ class Strategy:
     )
     weights: Any = option(  # a mapping; Any, so that {0: 1} may be written for client 0
         {},
-        "client -> its number of examples, for every client; {}: as the partition deals them, in a simulation",
+        "client -> its number of examples, for every client; {}: from the partition, in a simulation",
     )
     min_clients: int = option(1, "fewest accepted replies; with fewer the round is skipped, the model unchanged")
-    max_weight: float | None = option(None, "largest weight of a client, whatever it holds; null: none")
+    max_weight: float | None = option(None, "largest weight of a client; null: no limit")
     max_update_norm: Any = option(  # a number or a word
         "auto",
         "longest update, longer ones are scaled down: a number (L2 norm), off, or auto (twice the median of the last "
         "rounds; under DP-SGD 1.25 times, and never beyond what its public numbers allow)",
     )
     aggregate: str = option(
-        "mean", "mean (weighted), or where some clients may lie: median, trimmed_mean (of each coordinate, unweighted)"
+        "mean", "mean (weighted), or against lying clients: median, trimmed_mean (of each coordinate, unweighted)"
     )
-    trim: float = option(0.2, "trimmed_mean: share of the updates left out at either end; at least that of the liars")
+    trim: float = option(0.2, "trimmed_mean: share of updates left out at each end, at least that of lying clients")
     evaluate_every: int = option(1, "rounds between evaluations (the last five are always evaluated)")
-    keep: str = option("last", "model that is delivered: last, or best on the validation set")
+    keep: str = option("last", "model that is kept: last, or best on the validation set")
     ema: float | None = option(
-        None, "decay a round of a moving average of the models, evaluated and delivered in their place; null: none"
+        None, "decay a round of a moving average of the models, which is evaluated and kept instead; null: none"
     )
 
 
@@ -163,14 +165,14 @@ class Strategy:
 class Runtime:
     name: str = option("local", "where the apps run: local, ray, deployment")
     workers: int = option(1, "local: processes that train clients; 1 is this process")
-    address: str | None = option(None, "ray: address of an existing cluster; null: a cluster of this run's own, here")
-    client_resources: dict[str, Any] = option({}, "ray: what one client needs; {} means num_cpus: 1, num_gpus: 0")
+    address: str | None = option(None, "ray: address of an existing cluster; null: start a cluster here for this run")
+    client_resources: dict[str, Any] = option({}, "ray: resources of one client; {} means num_cpus: 1, num_gpus: 0")
     connection: str | None = option(None, "deployment: SuperLink connection in Flower's config.toml; null: its default")
     insecure: bool = option(
-        False, "deployment: also over a connection that is not encrypted, or checked by no certificate (--insecure)"
+        False, "deployment: allow a connection without encryption or without certificates (--insecure)"
     )
     wait: float = option(300.0, "ray, deployment: seconds to wait for all clients before round 1")
-    min_available: int | None = option(None, "ray, deployment: clients enough to begin after the wait; null: all")
+    min_available: int | None = option(None, "ray, deployment: fewest clients to begin with after the wait; null: all")
     timeout: float = option(3600.0, "ray, deployment: seconds to wait for the replies of a round")
 
 
@@ -183,9 +185,9 @@ class Config:
     names: list[str] = option([], "names of the clients, as their node configs say them; []: 0, 1, 2, ...")
     fraction: float = option(1.0, "share of the clients that take part in a round")
     seed: int = option(0, "seed of partition, initialisation, sampling, batches and rounding; never of DP noise")
-    name: str = option("run", "label in the run folder's name; no part of the experiment's identity")
+    name: str = option("run", "label in the run folder's name; not part of the experiment's identity")
     evaluate: str = option(
-        "server", "server: on its test set, else (privacy off) on what clients hold out; dp: noisy counts; off"
+        "server", "server: its test set, else (privacy=off) the clients' held-out examples; dp: noisy counts; off"
     )
     model: dict[str, Any] = option({}, "_target_: a callable that returns an nn.Module; other keys: its arguments")
     data: dict[str, Any] = option({}, "_target_: a callable that returns the data; other keys: its arguments")
@@ -201,7 +203,7 @@ class Config:
     strategy: Strategy = field(default_factory=Strategy)
     runtime: Runtime = field(default_factory=Runtime)
 
-    # The overrides that made it and the folder of the user's own choices: they, not objects, cross processes.
+    # The overrides of this config and the folder of the user's choices: these cross processes, not objects.
     # Set by `compose`, never by a user.
     overrides: list[str] = field(default_factory=list)
     overlay: str | None = None
@@ -220,7 +222,7 @@ GROUPS = (
     "runtime",
     "experiment",
 )
-# Mappings whose keys are the arguments of a callable that the user chose: a new key needs no `+`.
+# Mappings whose keys are arguments of the user's callables: a new key needs no `+`.
 OPEN = (
     "model",
     "data",

@@ -1,23 +1,23 @@
-"""What a YAML file of another party may hold: plain values of bounded size. Knows text; not what options mean.
+"""Checks of a YAML file from another party: it may hold plain values of bounded size. Knows text; not options.
 
-Reading such a file runs no code. It could still read the environment of whoever reads it (`${oc.env:TOKEN}` ends up in
-messages and reports), hang (a named pipe), or fill the memory (aliases of aliases).
+Reading such a file runs no code. It could still copy the reader's environment into messages and reports
+(`${oc.env:TOKEN}`), hang (a named pipe), or fill the memory (aliases of aliases).
 """
 
 import re
 from pathlib import Path
 from typing import Final
 
-LARGEST: Final = 1 << 20  # bytes of a config; fedq writes some thousand
+LARGEST: Final = 1 << 20  # bytes of a config; fedq writes a few thousand
 _MOST_FILES: Final = 1000
 
 
 def check_yaml(path: Path, *, references: bool = False) -> None:
-    """ValueError where a file holds more than plain values; `references`: `${key}` to another option is one, too."""
+    """ValueError if a file holds more than plain values; `references`: allow `${key}`, a reference to an option."""
     import yaml
 
     if not path.is_file():
-        raise ValueError(f"{path}: is no ordinary file; give the config.yaml of a run")
+        raise ValueError(f"{path}: is not an ordinary file; give the config.yaml of a run")
     if path.stat().st_size > LARGEST:
         raise ValueError(f"{path}: is larger than {LARGEST:,} bytes, which no config of fedq is; restore the file")
     try:
@@ -34,7 +34,7 @@ def check_yaml(path: Path, *, references: bool = False) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """ValueError where a file of an overlay, another party's `conf/`, holds more than values and references."""
+    """ValueError if a file of an overlay, another party's `conf/`, holds more than values and references."""
     files = [path for suffix in ("yaml", "yml") for path in sorted(folder.rglob(f"*.{suffix}"))]
     if len(files) > _MOST_FILES:
         raise ValueError(
@@ -45,5 +45,5 @@ def check_folder(folder: Path) -> None:
 
 
 def _interpolates(text: str, references: bool) -> bool:
-    """Whether OmegaConf would resolve something in it; with `references`: by a resolver, as in `${oc.env:HOME}`."""
+    """Whether the text has an interpolation; with `references`: one with a resolver, such as `${oc.env:HOME}`."""
     return re.search(r"\$\{.*:" if references else r"\$\{", text, re.DOTALL) is not None

@@ -1,4 +1,4 @@
-"""What a person reads: live display, final report, tables. Knows results; computes nothing. Loads rich when used."""
+"""Output for the terminal: live display, final report, tables. Knows results; computes nothing. Loads rich lazily."""
 
 from fedq.console.costs import known_costs
 from fedq.console.display import Display

@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
 
-COARSE = f"an upper bound by Renyi accounting, as more than {MOST_EXACT} different noises or rates are in it"
+COARSE = f"an upper bound by Renyi accounting, used for more than {MOST_EXACT} different noises or rates"
 
 
 def ledger_table(path: str, rows: Sequence[Row], decisions: Sequence[str], *, every: bool) -> "RenderableType":
-    """The newest rows (or all), then run by run, then the whole account."""
+    """The newest rows, or all with `every`, then a line for each run, then the total."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
@@ -43,23 +43,23 @@ def ledger_table(path: str, rows: Sequence[Row], decisions: Sequence[str], *, ev
         parts.append(Text(f"the last {len(shown)} of {len(rows):,} rows; --all shows the others", style="dim"))
     if rows:
         parts += [table, runs_table(*by_run(rows))]
-    whole, delta = total(rows)
+    spent_in_all, delta = total(rows)
     if rows:
         kinds = ", ".join(sorted({f"{row.spend.mechanism} for each {row.spend.unit}" for row in rows}))
         parts.append(Text(f"mechanism: {kinds}; data: {one_line(rows[0].spend.data)}"))
-        words = f"epsilon {spent(whole)} at delta {delta:g} in {plural(len(rows), 'row')}"
+        words = f"epsilon {spent(spent_in_all)} at delta {delta:g} in {plural(len(rows), 'row')}"
     parts.append(Text(f"spent: {words if rows else 'nothing'}", style="bold"))
     if is_coarse([row.spend.as_mechanism() for row in rows]):
         parts.append(Text(f"that epsilon is {COARSE}", style="dim"))
     if seeded:
-        words = "with seeded noise, which whoever knows the seed can subtract: NOT private"
+        words = "with seeded noise, which anybody who knows the seed can subtract: NOT private"
         parts.append(Text(words, style="bold red"))
     parts += [Text(f"a person decided: {one_line(said, limit=300)}", style="yellow") for said in decisions]
     return Group(*parts, Text(""))
 
 
 def runs_table(runs: Sequence[RunSpend], older: int) -> "RenderableType":
-    """One line a run; `older`: how many runs before them are left out."""
+    """One line for each run; `older`: number of earlier runs that are left out."""
     from rich.table import Table
 
     left_out = f"the last {len(runs)} of {len(runs) + older:,} runs" if older else None
@@ -75,14 +75,14 @@ def runs_table(runs: Sequence[RunSpend], older: int) -> "RenderableType":
 
 
 def plan_table(rows: Sequence[PlanRow], facts: Mapping[str, str], *, mean: str) -> "RenderableType":
-    """The trade-off of budgets and rounds, below the facts that they hold for; `mean`: of what the noise is on."""
+    """The facts of a plan, and the noise for budgets and rounds; `mean`: the mean that the noise is added to."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    head = Table.grid(padding=(0, 2, 0, 0))
+    summary = Table.grid(padding=(0, 2, 0, 0))
     for name, value in facts.items():
-        head.add_row(Text(name, style="cyan"), Text(value))
+        summary.add_row(Text(name, style="cyan"), Text(value))
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("epsilon", justify="right")
     rounds = list(rows[0].noise)
@@ -91,7 +91,7 @@ def plan_table(rows: Sequence[PlanRow], facts: Mapping[str, str], *, mean: str) 
     for row in rows:
         table.add_row(f"{row.epsilon:g}", *(_noise(row, number) for number in rounds))
     words = f"noise multiplier (and std of the noise on a coordinate of {mean}, in clip norms)"
-    return Group(head, Text(f"\n{words}", style="dim"), table, Text(""))
+    return Group(summary, Text(f"\n{words}", style="dim"), table, Text(""))
 
 
 def _noise(row: PlanRow, rounds: int) -> str:
@@ -100,50 +100,50 @@ def _noise(row: PlanRow, rounds: int) -> str:
 
 
 def status_table(status: ClientStatus) -> "RenderableType":
-    """Spent, left, by which runs, what left, what was turned away."""
+    """Spends, the rest of the budget, runs, data that left, and declined requests."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    head = Table.grid(padding=(0, 2, 0, 0))
-    head.add_row(Text("client's files", style="cyan"), Text(status.path))
+    summary = Table.grid(padding=(0, 2, 0, 0))
+    summary.add_row(Text("client's files", style="cyan"), Text(status.path))
     if status.data:
-        head.add_row(Text("data", style="cyan"), Text(one_line(status.data, limit=100)))
+        summary.add_row(Text("data", style="cyan"), Text(one_line(status.data, limit=100)))
     nothing = not status.runs
     said = (
-        "nothing: no ledger here, of a client that never trained, or in another folder"
+        "nothing: there is no ledger here; the client never trained, or its ledger is in another folder"
         if nothing
         else f"epsilon {spent(status.epsilon)} at delta {status.delta:g}" + (f" ({COARSE})" if status.coarse else "")
     )
-    head.add_row(Text("spent", style="cyan"), Text(said, style="bold"))
-    head.add_row(Text("left", style="cyan"), _rest(status))
+    summary.add_row(Text("spent", style="cyan"), Text(said, style="bold"))
+    summary.add_row(Text("left", style="cyan"), _rest(status))
     beside = "beside the ledger: restoring both is not noticed; name another disk by head-dir= in the node config"
-    head.add_row(
-        Text("ledger's head", style="cyan"),
-        Text(status.head or beside, style="" if status.head else "yellow", overflow="fold"),
+    summary.add_row(
+        Text("ledger's tip", style="cyan"),
+        Text(status.tip or beside, style="" if status.tip else "yellow", overflow="fold"),
     )
     if status.floor is not None:
-        head.add_row(
+        summary.add_row(
             Text("policy", style="cyan"), Text(f"runs that aim at more than epsilon {status.floor:g} are declined")
         )
-    if status.uncounted:
-        units = " or ".join(f"privacy={unit}" for unit in status.uncounted)
-        words = f"runs with {units}, of which nothing enters the ledger: only a budget or the policy's unit bars them"
-        head.add_row(Text("not counted", style="cyan"), Text(words, style="yellow"))
-    parts: list[RenderableType] = [head]
+    if status.unaccounted_units:
+        units = " or ".join(f"privacy={unit}" for unit in status.unaccounted_units)
+        words = f"runs with {units} enter nothing in the ledger: only a budget or the policy's unit refuses them"
+        summary.add_row(Text("not counted", style="cyan"), Text(words, style="yellow"))
+    parts: list[RenderableType] = [summary]
     if status.runs:
         parts += [Text(""), runs_table(status.runs, status.older_runs)]
-    if status.left:
-        parts.append(Text("\nwhat was made to leave, by run", style="dim"))
+    if status.released:
+        parts.append(Text("\nleft this machine, by run", style="dim"))
         sent = Table.grid(padding=(0, 2, 0, 0))
-        for run, left in status.left.items():
-            kinds = [plural(left.updates, "update"), size(left.num_bytes)]
-            kinds += [plural(left.counts, "noisy count")] if left.counts else []
-            kinds += [f"{plural(left.scores, 'score')} without noise"] if left.scores else []
+        for run, released in status.released.items():
+            kinds = [plural(released.updates, "update"), size(released.num_bytes)]
+            kinds += [plural(released.counts, "noisy count")] if released.counts else []
+            kinds += [f"{plural(released.scores, 'score')} without noise"] if released.scores else []
             sent.add_row(one_line(run, limit=40), ", ".join(kinds))
         parts.append(sent)
-    if status.turned_away:
-        parts.append(Text(f"\n{plural(status.turned_away, 'request')} turned away; the last:", style="yellow"))
+    if status.declined_count:
+        parts.append(Text(f"\n{plural(status.declined_count, 'request')} turned away; the last:", style="yellow"))
         parts += [Text(f"  {one_line(line, limit=300)}") for line in status.declined]
     return Group(*parts, Text(""))
 
@@ -152,7 +152,7 @@ def _rest(status: ClientStatus) -> "Text":
     from rich.text import Text
 
     if status.budget is None:
-        return Text("no budget is named: each run's own decides (--epsilon and --policy, as in your node config)")
-    rest = max(0.0, status.budget - status.epsilon)  # rounded down: never more than there is
+        return Text("no budget: each run's own applies (give --epsilon and --policy as in your node config)")
+    rest = max(0.0, status.budget - status.epsilon)  # rounded down: never more than the true rest
     words = f"epsilon {math.floor(100 * rest) / 100:.2f} of {status.source} {status.budget:g}"
     return Text(f"{words}, at delta {status.delta:g}; less where a run asks for a smaller delta", style="bold")

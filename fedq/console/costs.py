@@ -1,4 +1,4 @@
-"""What a part of a run cost, if the same run without it is known. Knows result files; runs nothing."""
+"""The cost of a part of a run in accuracy, from earlier runs without that part. Knows result files; runs nothing."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -9,17 +9,17 @@ from fedq.console.next_steps import shown_path
 from fedq.console.report import PartCost
 from fedq.results.result import Result, read_summary
 
-# part -> (group and key that switch it, the value that means off)
+# part -> (group, key, and the value that turns it off)
 PARTS = {
     "quantization-aware training": ("quant", "name", "off"),
     "differential privacy": ("privacy", "unit", "off"),
     "compressed packets": ("codec", "name", "float32"),
 }
-_LATEST = 500  # run folders looked at, newest first
+_LATEST = 500  # largest number of run folders that are read, newest first
 
 
 def known_costs(result: Result, folders: Iterable[Path]) -> list[PartCost]:
-    """For each part that is on: the accuracy of runs that differ in that part alone, found under the folders."""
+    """For each part that is on: its cost, from runs under the folders that differ in that part alone."""
     if result.accuracy is None:
         return []
     found: list[PartCost] = []
@@ -39,7 +39,7 @@ def known_costs(result: Result, folders: Iterable[Path]) -> list[PartCost]:
 
 
 def _of_objects(config: Mapping[str, Any]) -> bool:
-    """Whether model or data were objects of a process: their names do not say what they were."""
+    """Whether model or data were Python objects, whose names do not identify them."""
     return any(str(config[group].get("_target_")).startswith("object:") for group in ("model", "data"))
 
 
@@ -48,9 +48,9 @@ def _same_but(group: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> b
 
 
 def _summaries(folders: Iterable[Path]) -> Iterable[tuple[dict[str, Any], str]]:
-    """Finished runs with an accuracy: (their result.json, where it lies)."""
+    """(fields of result.json, folder) of finished runs with an accuracy."""
     for folder in folders:
-        # By name, which begins with the date: a file that vanishes meanwhile must not spoil a good run.
+        # Sorted by name, which begins with the date: a file that is deleted meanwhile must not cause an error.
         for file in sorted(folder.glob("**/result*.json"), reverse=True)[:_LATEST]:
             summary = read_summary(file)
             if summary is not None and summary.get("status") == "finished" and summary.get("accuracy") is not None:

@@ -1,4 +1,4 @@
-"""The live view of a run in a terminal. Knows rows, time and a stream; not who produces the rows or why."""
+"""The live display of a run in a terminal. Knows rows, time and a stream; not where rows come from."""
 
 import os
 import sys
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 LIVE_ROWS = 15
 FINAL_ROWS = 20
-TICKS = 2  # a second: a frame costs some 10 ms, which the training should have
-FRAME = 8  # lines of the screen that are not rows: title, head, ruler, progress, blanks and the prompt
+TICKS = 2  # frames a second: a frame takes about 10 ms from the training
+FRAME = 8  # lines of the screen that are not rows: title, header, ruler, progress, blanks and the prompt
 
 
 class Display:
-    """Shows one row a round while a run goes on; silent where no terminal is or `enabled` is False.
+    """Shows one row for each round of a running run. Silent without a terminal, or if `enabled` is False.
 
-    `detail` says what runs in a few words; `metric` names the score when the rows hold `metric_value`.
+    `detail`: a few words about the run; `metric`: name of the score in `metric_value`.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Display:
             from rich.console import Console
             from rich.live import Live
 
-            # What a model prints goes above the table; a stdout that is piped away must stay what it is.
+            # A model's output goes above the table; a redirected stdout must stay unchanged.
             self._live = Live(
                 console=Console(file=self._stream, force_jupyter=False, highlight=False),
                 get_renderable=lambda: _Frame(self),
@@ -75,8 +75,8 @@ class Display:
         self._over = True
         live, self._live = self._live, None
         if live is not None:
-            with suppress(OSError):  # the terminal is gone, and the run's own error matters more
-                live.stop()  # also on Ctrl-C: gives the cursor and the streams back
+            with suppress(OSError):  # the terminal was closed; the run's own error is more important
+                live.stop()  # also on Ctrl-C: restores the cursor and the streams
 
     @property
     def rows(self) -> list[RoundRow]:
@@ -84,10 +84,10 @@ class Display:
         return self._table.rows
 
     def row(self, row: RoundRow) -> None:
-        """Show what a round did."""
+        """Show the row of a round."""
         self._table.add(row)
         now = time.monotonic()
-        # Rounds of a few milliseconds would else spend their time on frames that nobody can see.
+        # Rounds of a few milliseconds would otherwise spend their time on drawing.
         due = now - self._drawn_at > 0.1
         self._row_at, self._replies = now, None
         if due:
@@ -95,23 +95,23 @@ class Display:
             self._show(lambda live: live.refresh())
 
     def replies(self, done: int, expected: int) -> None:
-        """Within a round: how many of the asked clients have answered. The next tick shows it."""
+        """Set the number of replies so far in this round. The next frame shows it."""
         self._replies = (done, expected)
 
     def note(self, text: str) -> None:
-        """Leave a line above the table."""
+        """Print a line above the table."""
         from rich.text import Text
 
         self._show(lambda live: live.console.print(Text(f" {one_line(text)}", style="yellow")))
 
     def _show(self, on: "Callable[[Live], None]") -> None:
         if self._live is not None:
-            with suppress(OSError):  # a terminal that was closed does not end a run
+            with suppress(OSError):  # a closed terminal does not end a run
                 on(self._live)
 
 
 class _Frame:
-    """One picture of the screen, laid out when its size is known."""
+    """One frame of the display; its layout depends on the screen's size."""
 
     def __init__(self, display: Display) -> None:
         self.display = display
@@ -126,10 +126,10 @@ class _Frame:
         yield Text("")
         count = len(table.rows)
         if shown._over:
-            told = table.telling(FINAL_ROWS)
-            yield table.render(told, width=width)
-            if len(told) < count:
-                yield Text(f" {len(told)} of {plural(count, 'row')}; rounds.jsonl holds all", style="dim")
+            shown_rows = table.telling(FINAL_ROWS)
+            yield table.render(shown_rows, width=width)
+            if len(shown_rows) < count:
+                yield Text(f" {len(shown_rows)} of {plural(count, 'row')}; rounds.jsonl holds all", style="dim")
             yield Text("")
             return
         first = max(0, count - max(1, min(LIVE_ROWS, options.size.height - FRAME)))
@@ -153,7 +153,7 @@ def _progress(shown: Display, width: int) -> "RenderableType":
     times = f"{clock(now - shown._started)} elapsed"
     seconds = [row.seconds for row in shown.rows[-20:] if row.round > 0]
     if seconds:
-        # Time since the last row counts down; a round longer than usual shows no negative rest.
+        # The time since the last row is subtracted, but a long round shows no negative rest.
         left = max(0.0, median(seconds) * (shown._rounds - done) - (now - shown._row_at))
         times += f", about {clock(left)} left"
     bar = ProgressBar(
@@ -169,7 +169,7 @@ def _progress(shown: Display, width: int) -> "RenderableType":
 
 
 def _is_screen(stream: TextIO) -> bool:
-    """A terminal that can move its cursor."""
+    """Whether the stream is a terminal that can move its cursor."""
     try:
         return stream.isatty() and os.environ.get("TERM") != "dumb"
     except (AttributeError, ValueError):  # None under pythonw, or a closed stream

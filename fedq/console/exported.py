@@ -1,4 +1,4 @@
-"""The few lines at the end of `fedq export`. Knows figures; not how they were measured."""
+"""The report of `fedq export`. Knows figures; not how they were measured."""
 
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,10 @@ def exported_table(
     float_ops: dict[str, int],
     speedup: float | None,
 ) -> "RenderableType":
-    """`float32_bytes`: of model.safetensors; the metric of both models is None where there is no test set."""
+    """Size, kernels, score and speed of an int8 model.
+
+    `float32_bytes`: size of model.safetensors. `fake_quant` and `int8` are None without a test set.
+    """
     from rich.table import Table
     from rich.text import Text
 

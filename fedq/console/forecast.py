@@ -1,4 +1,4 @@
-"""The table of `fedq run --dry-run`. Knows a forecast's figures; not how they were found."""
+"""The table of `fedq run --dry-run`. Knows the figures of a forecast; not how they were computed."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -29,20 +29,24 @@ def forecast_table(forecast: Forecast, *, held: Sequence[tuple[str, str]] = ()) 
     ):
         share = f"{percent(sent / plain)} of {size(plain)} with float32 packets, if every client answers"
         table.add_row(way, size(sent), share)
-    whole = f.client_level
-    if f.epsilon is None and whole is None:
+    per_client = f.client_level
+    if f.epsilon is None and per_client is None:
         table.add_row("privacy", "off", "no privacy claimed")
     if f.epsilon is not None:
         noise = f"noise multiplier {f.noise_multiplier:.4g}, rate {f.sample_rate:.4g}, {f.steps} steps a participation"
         table.add_row("epsilon", spent(f.epsilon), f"at delta {f.delta:g}, for each client's examples")
         table.add_row("", "", noise)
-    if whole is not None:
+    if per_client is not None:
         table.add_row(
-            "epsilon", spent(whole.epsilon), f"at delta {whole.delta:g}, for each client as a whole; trusts the server"
+            "epsilon",
+            spent(per_client.epsilon),
+            f"at delta {per_client.delta:g}, client-level DP; trusts the server",
         )
-        counted = f"rate {whole.sample_rate:.4g}, {plural(whole.rounds, 'round')} count against one client"
-        table.add_row("", "", f"noise multiplier {whole.noise_multiplier:.4g}, {counted}")
-        table.add_row("", "", f"the noise on a mean update is {whole.noise_norm:.3g} times as long as the clip norm")
+        counted = f"rate {per_client.sample_rate:.4g}, {plural(per_client.rounds, 'round')} count against one client"
+        table.add_row("", "", f"noise multiplier {per_client.noise_multiplier:.4g}, {counted}")
+        table.add_row(
+            "", "", f"the noise on a mean update is {per_client.noise_norm:.3g} times as long as the clip norm"
+        )
     table.add_row("memory", size(f.memory_bytes), "of arrays at the peak of a process, beside its libraries")
     for number, (epsilon, text) in enumerate(held):
         table.add_row("" if number else "in ledgers", epsilon, text)

@@ -1,4 +1,4 @@
-"""Two tables and a sentence of what `fedq inspect` found. Knows its figures; not how they were measured."""
+"""The report of `fedq inspect`: two tables and advice. Knows figures; not how they were measured."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,20 +13,20 @@ if TYPE_CHECKING:
     from fedq.quant.inspection import GridView, Inspection, LayerView, WeightView
 
 BARS = "▁▂▃▄▅▆▇█"
-LONG_NAME = 12  # characters that a table of 80 columns has room for, beside ranges
-LITTLE = 0.01  # own error that is no reason to change anything
-MUCH_CLIPPED, HALF_USED = 0.001, 0.5
-MOST = 0.7  # of a layer's own error: what alone has that much of it is its cause
+LONG_NAME = 12  # longest layer name for which a table of 80 columns has room, beside ranges
+SMALL_ERROR = 0.01  # own error below which no change is advised
+OFTEN_CLIPPED, HALF_USED = 0.001, 0.5
+MOST = 0.7  # weights are the cause if they alone have this share of a layer's own error
 
 
 @dataclass(frozen=True)
 class Inspected:
-    """What was inspected, on which inputs, and the options that its advice is about."""
+    """The inspected run, its inputs, and the options that the advice refers to."""
 
     run: str
     inputs: str  # "256 examples of the server's test set"
-    note: str | None  # what a reader must know of them
-    file_bytes: int | None  # of model.onnx, where the run has one
+    note: str | None  # a warning about the inputs
+    file_bytes: int | None  # size of model.onnx, if the run has one
     input_range: float
     activation_range: float
     skip: tuple[str, ...]
@@ -34,7 +34,7 @@ class Inspected:
 
 
 def inspection_json(found: "Inspection", about: Inspected) -> dict[str, Any]:
-    """The same as one object."""
+    """The inspection as JSON values."""
     worst = found.worst
     return {
         "run": about.run,
@@ -53,7 +53,7 @@ def inspection_json(found: "Inspection", about: Inspected) -> dict[str, Any]:
 
 
 def inspection_table(found: "Inspection", about: Inspected) -> "RenderableType":
-    """All of it for a screen of 100 columns."""
+    """The inspection for a screen of 100 columns."""
     from rich.console import Group
     from rich.padding import Padding
     from rich.text import Text
@@ -81,7 +81,7 @@ def inspection_table(found: "Inspection", about: Inspected) -> "RenderableType":
 
 
 def sparkline(counts: Sequence[int]) -> str:
-    """A bar for each count, a blank for none; the highest is the most beside the middle, where pruned weights lie."""
+    """A bar for each count, a blank for 0. The middle, where pruned weights are, does not set the scale."""
     middle = len(counts) // 2
     most = max((c for i, c in enumerate(counts) if i != middle), default=0) or max(counts, default=0)
     top = len(BARS) - 1
@@ -89,11 +89,11 @@ def sparkline(counts: Sequence[int]) -> str:
 
 
 def summary(found: "Inspection", about: Inspected) -> str:
-    """The layer that loses most, why, and what to try."""
+    """The layer with the largest error, its cause, and what to try."""
     worst = found.worst
     loss = percent(worst.own_error)
     name = one_line(worst.name or "the model")
-    if worst.own_error < LITTLE:
+    if worst.own_error < SMALL_ERROR:
         return f"No layer loses much: {name} most, {loss} of its output. There is nothing to fix."
     why = _cause(worst)
     tries = remedies(found, about)
@@ -101,16 +101,16 @@ def summary(found: "Inspection", about: Inspected) -> str:
 
 
 def remedies(found: "Inspection", about: Inspected) -> list[str]:
-    """Overrides that take the worst layer's cause away, the least dear first; the last leaves the layer float."""
+    """Overrides that remove the cause of the largest error, the cheapest first; the last keeps the layer float."""
     layer = found.worst
-    if layer.own_error < LITTLE:
+    if layer.own_error < SMALL_ERROR:
         return []
     tries: list[str] = []
     if _by_weights(layer):
         tries += ["quant.weight_bits=8"] if layer.bits != 8 else []
     else:
-        grid = _guilty(layer)
-        if grid is not None and grid.high is not None and (grid.clipped > MUCH_CLIPPED or grid.used < HALF_USED):
+        grid = _worst_grid(layer)
+        if grid is not None and grid.high is not None and (grid.clipped > OFTEN_CLIPPED or grid.used < HALF_USED):
             tries += _other_range(grid, found, about)
             tries += ["quant.activations=learned"] if grid.kind == "fixed" else []
         tries += ["quant.activation_bits=8"] if any(g.bits < 8 for g in layer.grids) else []
@@ -118,7 +118,7 @@ def remedies(found: "Inspection", about: Inspected) -> list[str]:
 
 
 def _other_range(grid: "GridView", found: "Inspection", about: Inspected) -> list[str]:
-    """The range that all grids of the same option would use; none where that is much like the one they have."""
+    """An override for the range that all grids of one option need; [] if their range is already close."""
     key = _key(grid, about)
     shared = [g for layer in found.layers for g in layer.grids if key is not None and _key(g, about) == key]
     needed = max((g.high * g.used for g in shared if g.high is not None), default=0.0)
@@ -130,12 +130,12 @@ def _other_range(grid: "GridView", found: "Inspection", about: Inspected) -> lis
 def _cause(layer: "LayerView") -> str:
     if _by_weights(layer):
         return f"rounding its weights to {_bits(layer)} alone costs {percent(layer.weights_error)}"
-    grid = _guilty(layer)
+    grid = _worst_grid(layer)
     if grid is None or grid.high is None or grid.low is None:
         return "its activations are rounded too coarsely"
     ends = f"{grid.role} grid [{grid.low:.4g}, {grid.high:.4g}]"
-    if grid.clipped > MUCH_CLIPPED:
-        return f"{percent(grid.clipped)} of what comes upon its {ends} lies beyond"
+    if grid.clipped > OFTEN_CLIPPED:
+        return f"{percent(grid.clipped)} of the values lie beyond its {ends}"
     if grid.used < HALF_USED:
         return f"only {percent(grid.used)} of its {ends} is used"
     return f"its {ends} has {2**grid.bits} levels, too few for it"
@@ -149,14 +149,14 @@ def _by_weights(layer: "LayerView") -> bool:
     return not layer.grids or layer.weights_error >= MOST * layer.own_error
 
 
-def _guilty(layer: "LayerView") -> "GridView | None":
+def _worst_grid(layer: "LayerView") -> "GridView | None":
     """The grid that clips most, or else is used least."""
     ranged = [grid for grid in layer.grids if grid.role != "chances"]
     return max(ranged, key=lambda grid: (grid.clipped, -grid.used), default=None)
 
 
 def _key(grid: "GridView", about: Inspected) -> str | None:
-    """The option that sets this grid's range; None: a natural bound, or a range that was trained."""
+    """The option that sets this grid's range; None for a natural bound or a learned range."""
     if grid.kind != "fixed" or grid.high is None:
         return None
     if grid.role == "input" and math.isclose(grid.high, about.input_range, rel_tol=1e-5):
@@ -165,7 +165,7 @@ def _key(grid: "GridView", about: Inspected) -> str | None:
 
 
 def _rounded_up(value: float) -> float:
-    """To two digits."""
+    """The value rounded up to two digits."""
     unit = 10.0 ** (math.floor(math.log10(value)) - 1)
     return math.ceil(value / unit - 1e-9) * unit
 
@@ -182,7 +182,7 @@ def _table(*headers: str) -> Any:
 
 
 def _numbers(found: "Inspection") -> dict[str, str]:
-    """Of the layers, by name: what stands for them beside their figures where names are long; else none."""
+    """Layer -> its number in the tables, if names are long; else {}."""
     names = [layer.name for layer in found.layers]
     numbered = max(map(len, names), default=0) > LONG_NAME
     return {name: str(number) for number, name in enumerate(names, start=1)} if numbered else {}
@@ -193,18 +193,18 @@ def _weights(found: "Inspection") -> "RenderableType":
     table = _table(*["nr"][: len(numbers)], "layer", "kind", "bits", "shape", "zeros", "levels", "bytes")
     for layer in found.layers:
         number = [numbers[layer.name]] if numbers else []
-        told = one_line(layer.name)
+        name = one_line(layer.name)
         if layer.bits is None:
             shapes = ", ".join(map(_shape, layer.weights))
-            table.add_row(*number, told, layer.kind, "float", shapes, "", "", f"{layer.bytes:,}")
+            table.add_row(*number, name, layer.kind, "float", shapes, "", "", f"{layer.bytes:,}")
             continue
         bits = "ternary" if layer.bits == 2 else str(layer.bits)
         several = len(layer.weights) > 1
         if several:
-            table.add_row(*number, told, layer.kind, bits, "", "", "", f"{layer.bytes:,}")
+            table.add_row(*number, name, layer.kind, bits, "", "", "", f"{layer.bytes:,}")
         for weight in layer.weights:
             inner = one_line("  " + weight.name.removeprefix(f"{layer.name}."))
-            first = (inner, "", "") if several else (told, layer.kind, bits)
+            first = (inner, "", "") if several else (name, layer.kind, bits)
             bars = sparkline(weight.histogram)
             nr = [""] * len(number) if several else number
             table.add_row(*nr, *first, _shape(weight), percent(weight.zeros), bars, f"{weight.bytes:,}")
@@ -223,7 +223,7 @@ def _errors(found: "Inspection") -> "RenderableType":
     table = _table("nr" if numbers else "layer", "input", *figures, "output", *figures, "own", "sum", "")
     for layer in found.layers:
         grids = {grid.role: grid for grid in layer.grids}
-        worst = layer is found.worst and layer.own_error >= LITTLE
+        worst = layer is found.worst and layer.own_error >= SMALL_ERROR
         source = by_name.get(layer.source) if layer.source is not None else None
         read = next((g for g in source.grids if g.role == "output"), None) if source is not None else None
         before = [_range(read), "", ""] if read is not None else _figures(grids.get("input"))

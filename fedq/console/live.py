@@ -1,4 +1,4 @@
-"""The live view as an observer, and `fedq.run`: an experiment from overrides to result, watched in a terminal."""
+"""The live display as an observer, and `fedq.run`, which runs an experiment with it."""
 
 import sys
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from fedq.runtime import OUTPUTS, Observer, RunStart, run_observed
 
 
 class LiveView(Observer):
-    """One row a round in a terminal. Without one it is silent, but for notes where `notes_to_log` is True."""
+    """Shows one row for each round in a terminal. Without a terminal it prints only notes, if `notes_to_log`."""
 
     def __init__(self, *, notes_to_log: bool = False) -> None:
         self._notes_to_log = notes_to_log
@@ -55,7 +55,7 @@ def run(
 
     `overrides` are those of `fedq run`. `model` (a class or function that returns an `nn.Module`) and `data` (a
     function, or what it returns) may be objects of the calling script or notebook. Files go under `root`.
-    The live view is shown only where there is a terminal and `progress` is True; `observers` see every round too.
+    The live display needs a terminal and `progress=True`; `observers` are called for every round too.
 
     >>> import fedq, tempfile
     >>> result = fedq.run(["rounds=1", "clients=2"], root=tempfile.mkdtemp(), progress=False)

@@ -1,4 +1,4 @@
-"""What to try after a run. Knows a result and the words that started it; runs nothing."""
+"""Commands to try after a run. Knows a result and its overrides; runs nothing."""
 
 import shlex
 from collections.abc import Sequence
@@ -7,18 +7,18 @@ from typing import NamedTuple
 
 from fedq.results.result import Result
 
-FOLD = 76  # characters of a command's line
+FOLD = 76  # longest line of a command, in characters
 
 
 class Step(NamedTuple):
-    """A command a user can paste, and what it would tell."""
+    """A command that a user can paste, and the reason for it."""
 
     command: str
     why: str
 
 
 def next_steps(result: Result, overrides: Sequence[str] = ()) -> list[Step]:
-    """The same run without its slowest part, the same with another seed, and the model in use."""
+    """Commands for the run without one of its parts, for another seed, and for the use of the model."""
     again = list(overrides)
     steps = []
     if result.epsilon is not None:
@@ -37,7 +37,7 @@ def next_steps(result: Result, overrides: Sequence[str] = ()) -> list[Step]:
 
 
 def _fedq_run(overrides: Sequence[str], **changed: str) -> str:
-    # A part that is replaced takes its options along: privacy=off privacy.target_epsilon=8 is an error.
+    # The options of a replaced part are removed too: privacy=off privacy.target_epsilon=8 is an error.
     kept = _without(overrides, *changed)
     return _folded(
         [shlex.quote(word) for word in ["fedq", "run", *kept, *(f"{key}={value}" for key, value in changed.items())]]
@@ -49,16 +49,16 @@ def _without(overrides: Sequence[str], *groups: str) -> list[str]:
 
 
 def shown_path(path: Path) -> str:
-    """As short as it still works when pasted: relative where it lies below the current directory."""
+    """The path, relative if it lies below the current directory."""
     here = Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 
 def _folded(words: Sequence[str]) -> str:
-    """One shell command over as many lines as it needs, each of which fits a screen of 80."""
+    """One shell command, folded into lines that fit a screen of 80 columns."""
     lines = [words[0]]
     for word in words[1:]:
-        if len(lines[-1]) + len(word) > FOLD - 3:  # a blank before the word, a blank and a backslash behind it
+        if len(lines[-1]) + len(word) > FOLD - 3:  # a blank before the word, a blank and a backslash after it
             lines[-1] += " \\"
             lines.append(f"    {word}")
         else:

@@ -1,4 +1,4 @@
-"""The table at the end of a run. Knows a result; not how any of it was computed."""
+"""The report at the end of a run. Knows a result; not how it was computed."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -30,14 +30,14 @@ FILES = {
     "config.yaml": "what was run",
     "PUBLISH.txt": "which of these files the guarantee covers",
     "clients": "what each client keeps: a log; under DP its ledger and evidence",
-    "server": "the server's ledger and who answered: not for others",
+    "server": "the server's ledger and the log of replies: not for others",
 }
-_DEAREST = 3  # operators that are named where int8 does not pay
+_SLOWEST_NAMED = 3  # operators that are named if the int8 model is slower
 
 
 @dataclass(frozen=True)
 class PartCost:
-    """What one part cost: the same run without it and with it. Accuracies 0..1; source says whose runs."""
+    """The accuracy (0..1) of a run with and without one part; `source`: the runs without it."""
 
     part: str
     accuracy_without: float
@@ -46,7 +46,7 @@ class PartCost:
 
 
 class Line(NamedTuple):
-    """One fact: its name, its number, and what the number means."""
+    """One line of a report: label, value, and the meaning of the value."""
 
     label: str
     value: str
@@ -55,7 +55,7 @@ class Line(NamedTuple):
 
 
 def final_table(result: Result, costs: Sequence[PartCost] = (), *, overrides: Sequence[str] = ()) -> "RenderableType":
-    """All a user needs after a run; `overrides` are the run's own, from which the next commands are made."""
+    """The report of a run; `overrides`: the run's own, for the commands to try next."""
     from rich.console import Group
     from rich.padding import Padding
     from rich.table import Table
@@ -118,12 +118,12 @@ def _score(result: Result) -> list[Line]:
     lines += [Line("int8", "none", why) for line in result.quantized if (why := line.partition("no int8 model: ")[2])]
     if has_int8:
         ops = f"int8 model, on int8 kernels: {counts(result.int8_ops, empty='NOT ONE')}"
-        style = "" if result.int8_ops else "bold red"  # a file that holds int8 but runs in float is no int8 model
+        style = "" if result.int8_ops else "bold red"  # a file with int8 weights may still run in float
         lines.append(Line("int8", int8, f"{ops}; still in float: {counts(result.float_ops)}", style))
     if has_int8 and result.int8_agreement is not None:
         lines.append(Line("", percent(result.int8_agreement, digits=2), "of its answers are the fake-quant model's"))
     if has_int8 and result.int8_speedup is not None and result.int8_speedup < 1:
-        slowest = shares(dict(list(result.int8_profile.items())[:_DEAREST]))
+        slowest = shares(dict(list(result.int8_profile.items())[:_SLOWEST_NAMED]))
         words = "as fast as the same model in float32: int8 does not pay on this machine"
         lines.append(Line("", times(result.int8_speedup), f"{words}; its time goes to {slowest}", "yellow"))
     return lines
@@ -142,9 +142,15 @@ def _privacy(result: Result) -> list[Line]:
     )
     alone = f"; {ALONE}" if result.epsilon_of == "run" else ""
     lines = [Line("epsilon", spent(result.epsilon), f"{delta}protecting {unit}{alone}")]
-    whole = result.client_level
-    if whole and whole["unit"] != result.privacy_unit:
-        lines.append(Line("", spent(whole["epsilon"]), f"at delta {whole['delta']:.3g}, protecting {whole['unit']}"))
+    per_client = result.client_level
+    if per_client and per_client["unit"] != result.privacy_unit:
+        lines.append(
+            Line(
+                "",
+                spent(per_client["epsilon"]),
+                f"at delta {per_client['delta']:.3g}, protecting {per_client['unit']}",
+            )
+        )
     return [*lines, private]
 
 

@@ -1,4 +1,4 @@
-"""Rows of rounds as a table that fits its screen. Knows rows and widths; not terminals or time."""
+"""The rows of rounds as a table that fits the screen. Knows rows and widths; not terminals or time."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -10,41 +10,41 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 GAP = 2  # blanks before each column
-WHY_WIDTH = 16  # "why" may be cut, but not shorter than this
+WHY_WIDTH = 16  # shortest width of the column "why"
 
 
 class Column(NamedTuple):
-    """One column; where the screen is narrow the highest `rank` goes first, 0 never."""
+    """One column. On a narrow screen the highest `rank` is dropped first; rank 0 is never dropped."""
 
     header: str
     rank: int
-    cell: Callable[[RoundRow], str]  # "" or "-": nothing to tell
+    cell: Callable[[RoundRow], str]  # "" or "-": no value
 
 
 class RoundTable:
-    """All rows of a run so far, as cells. A column appears with its first value and only ever grows wider."""
+    """All rows of a run so far, as cells. A column appears with its first value and never becomes narrower."""
 
     def __init__(self, metric: str = "accuracy") -> None:
         self.rows: list[RoundRow] = []
         self._columns = _columns(metric)
         self._cells: list[list[str]] = []
         self._widths = [len(column.header) for column in self._columns]
-        self._told = [False] * len(self._columns)
+        self._has_values = [False] * len(self._columns)
         self._best: float | None = None
 
     def add(self, row: RoundRow) -> None:
-        """Take in one more round."""
+        """Add the row of a round."""
         cells = [column.cell(row) for column in self._columns]
         self._widths = [max(width, len(cell)) for width, cell in zip(self._widths, cells, strict=True)]
-        self._told = [told or cell not in ("", "-") for told, cell in zip(self._told, cells, strict=True)]
+        self._has_values = [known or cell not in ("", "-") for known, cell in zip(self._has_values, cells, strict=True)]
         if row.accuracy is not None:
             self._best = max(row.accuracy, -1.0 if self._best is None else self._best)
         self.rows.append(row)
         self._cells.append(cells)
 
     def fitting(self, width: int) -> list[int]:
-        """Which columns are shown on `width` characters."""
-        shown = [i for i, column in enumerate(self._columns) if self._told[i] or column.rank == 0]
+        """Indices of the columns that fit into `width` characters."""
+        shown = [i for i, column in enumerate(self._columns) if self._has_values[i] or column.rank == 0]
         while self._needed(shown) > width and any(self._columns[i].rank for i in shown):
             shown.remove(max(shown, key=lambda i: self._columns[i].rank))
         return shown
@@ -79,7 +79,7 @@ class RoundTable:
         return "bold red" if header == "lost" and row.lost else "red" if header == "why" else ""
 
     def telling(self, limit: int) -> list[int]:
-        """At most `limit` positions that tell the run: start, best, end, skipped rounds, steps between."""
+        """At most `limit` positions that summarize the run: start, best, end, skipped rounds, and rounds between."""
         last = len(self.rows) - 1
         if last < limit:
             return list(range(last + 1))

@@ -1,4 +1,4 @@
-"""A sweep in one table: what each run changed and what came of it. Knows results; runs nothing."""
+"""A sweep as one table: the overrides of each run and its result. Knows results; runs nothing."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def sweep_table(runs: Sequence[tuple[Sequence[str], Result]]) -> "RenderableType":
-    """One row a run, in the order in which they ran; `runs` holds (overrides, result)."""
+    """One row for each run, in the order of the runs; `runs`: pairs (overrides, result)."""
     from rich.table import Table
     from rich.text import Text
 

@@ -1,4 +1,4 @@
-"""Tables in Markdown files, written by a command and never by hand. Knows text; not what is compared."""
+"""Tables in Markdown files that a command writes. Knows text; not what is compared."""
 
 import re
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from fedq.core.durable import write_bytes
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table whose source reads as a table too: padded columns, numbers to the right."""
+    """A Markdown table with padded columns; numbers are right-aligned. ValueError for rows of another length."""
     for row in rows:
         if len(row) != len(header):
             raise ValueError(f"row {list(row)!r} has {len(row)} cells for {len(header)} columns; give one a column")
@@ -21,14 +21,17 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def replace_table(path: Path | str, name: str, table: str) -> bool:
-    """Put `table` between `<!-- BEGIN name: command -->` and `<!-- END name -->`; True if that changed it."""
+    """Write `table` between `<!-- BEGIN name: command -->` and `<!-- END name -->`; True if the file changed.
+
+    ValueError if the markers are missing or nested.
+    """
     path = Path(path)
     text = _read(path)
     start, end = _between(text, name, path)
     newline = "\r\n" if "\r\n" in text else "\n"
     body = newline.join(["", *table.strip("\n").splitlines(), ""])
     if re.search(r"<!--\s*(BEGIN|END)\s", table):
-        raise ValueError(f"table {name!r} holds a marker itself; the next writing would cut it: remove the comment")
+        raise ValueError(f"table {name!r} contains a marker, where the next update would cut it: remove the comment")
     changed = text[:start] + body + text[end:]
     if changed == text:
         return False
@@ -37,7 +40,7 @@ def replace_table(path: Path | str, name: str, table: str) -> bool:
 
 
 def read_table(path: Path | str, name: str) -> str:
-    """What stands between the markers: a test compares it with what the results say."""
+    """The text between the markers; a test compares it with the results."""
     text = _read(Path(path))
     start, end = _between(text, name, Path(path))
     return "\n".join(text[start:end].strip().splitlines())
@@ -59,7 +62,7 @@ def _between(text: str, name: str, path: Path) -> tuple[int, int]:
 
 
 def _read(path: Path) -> str:
-    return path.read_bytes().decode()  # bytes, not text: line endings outside the table stay as they are
+    return path.read_bytes().decode()  # bytes, not text: line endings outside the table stay unchanged
 
 
 def _cell(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Composition root: a config in, built parts out, or every reason why not. Not Flower, processes or folders."""
+"""Composition root: turns a config into built parts, or reports all problems. Does not know Flower or processes."""
 
 from fedq.experiment.build import build
 from fedq.experiment.experiment import Experiment

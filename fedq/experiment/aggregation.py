@@ -1,4 +1,4 @@
-"""From the options of a strategy to its rules against clients that lie. Knows the config; not rounds or messages."""
+"""The server's aggregation and its defences against lying clients, from the config. Knows no rounds or messages."""
 
 import inspect
 from collections.abc import Callable
@@ -15,11 +15,11 @@ from fedq.server.weighing import Weighing
 if TYPE_CHECKING:
     from fedq.experiment.experiment import Experiment
 
-_FINE = ("float32", "float16", "int8")  # codecs whose rounding makes an update hardly longer
+_FINE = ("float32", "float16", "int8")  # codecs whose rounding hardly lengthens an update
 
 
 def aggregation_of(experiment: "Experiment") -> Aggregation:
-    """How the server aggregates: by weight or with a robust aggregate, or under client-level DP a noised sum."""
+    """The aggregation: a weighted mean, a robust aggregate, or under client-level DP a noised sum."""
     options = experiment.config.strategy
     if experiment.client_plan is not None:
         return ClientLevelSum(experiment.codec, experiment.client_plan)
@@ -36,7 +36,7 @@ def aggregation_of(experiment: "Experiment") -> Aggregation:
 
 
 def bound_of(experiment: "Experiment") -> Callable[[], Bound] | None:
-    """What makes the bound on updates of one run; None: there is none, or clients as a whole are clipped anyhow."""
+    """A factory of the bound on updates of one run; None: there is no bound, or client-level DP clips anyway."""
     longest = experiment.config.strategy.max_update_norm
     if longest == "off" or experiment.client_plan is not None:
         return None
@@ -54,7 +54,7 @@ def bound_of(experiment: "Experiment") -> Callable[[], Bound] | None:
 
 
 def _public_length(experiment: "Experiment") -> bool:
-    """Whether public numbers alone bound an update: DP-SGD, by an optimizer whose steps are sums of gradients."""
+    """Whether public numbers alone bound an update: DP-SGD with an optimizer whose steps are sums of gradients."""
     recipe, codec = experiment.trainer.recipe, experiment.codec
     return (
         experiment.plan is not None
@@ -67,9 +67,9 @@ def _public_length(experiment: "Experiment") -> bool:
 
 
 def weights_of_clients(experiment: "Experiment") -> dict[str, float]:
-    """Client -> its number of training examples: as the config states, else as this simulation dealt them.
+    """Client -> its number of training examples: from the config, else from the simulation's partition.
 
-    No client's own word: a weight is a share of the model.
+    Never a number that the client itself reports, because a larger weight gives it a larger share of the model.
     """
     stated: dict[str, float] = experiment.config.strategy.weights
     share = experiment.holdout
@@ -77,7 +77,7 @@ def weights_of_clients(experiment: "Experiment") -> dict[str, float]:
 
 
 def aggregate_of(experiment: "Experiment") -> Aggregate | None:
-    """The aggregate that takes the place of the weighted mean; None: the mean."""
+    """The robust aggregate that replaces the weighted mean; None: the mean."""
     options = experiment.config.strategy
     kind = AGGREGATES[options.aggregate]
     if kind is None:

@@ -1,15 +1,15 @@
-"""The algorithm that a config names, with its options. Reports what does not go together before any work starts."""
+"""The algorithm that a config names, with its options. Reports wrong combinations before any work starts."""
 
 from difflib import get_close_matches
 
 from fedq.algorithms import ALGORITHMS, UPDATE, Algorithm
 from fedq.config import Config, Problem
 from fedq.config.client_level import protects_clients
-from fedq.experiment.binding import bound, rule_and_fix, told
+from fedq.experiment.binding import bound, error_text, rule_and_fix
 
 
 def algorithm_of(config: Config, found: list[Problem]) -> Algorithm | None:
-    """The algorithm; None, and problems in `found`, where there is none of that name or options."""
+    """The algorithm; None, with problems added to `found`, if the name or an option is wrong."""
     options = dict(config.algorithm)
     name = options.pop("name", None)
     if name not in ALGORITHMS:
@@ -26,7 +26,7 @@ def algorithm_of(config: Config, found: list[Problem]) -> Algorithm | None:
     except (TypeError, ValueError) as error:
         option = str(error).partition("=")[0]
         key, (rule, fix) = f"algorithm.{option}" if option in options else "algorithm", rule_and_fix(error)
-        found.append(Problem(key, options.get(option, name), rule or told(error), fix))
+        found.append(Problem(key, options.get(option, name), rule or error_text(error), fix))
         return None
     _check_together(config, name, algorithm, found)
     return algorithm

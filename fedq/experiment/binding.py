@@ -1,4 +1,4 @@
-"""A user's callable and the arguments it is given: the one place that imports by dotted path."""
+"""A user's callable and its arguments. The only module that imports by dotted path."""
 
 import difflib
 import importlib
@@ -11,11 +11,11 @@ from fedq.config import Config, Problem, rules
 from fedq.experiment.foreign import Allowed, may_call, may_name
 
 Factory = Callable[..., Any]
-_PATHS = "_paths_"  # in a choice of an open group: which arguments of its callable hold paths
+_PATHS = "_paths_"  # in a choice of an open group: the arguments of its callable that hold paths
 
 
 def arguments(config: Config, group: str, given: Any) -> dict[str, Any]:
-    """What the callable of an open group is called with; for an object of the caller, what the command line says."""
+    """Arguments of an open group's callable; for an object of the caller, only those of the command line."""
     options = {k: v for k, v in getattr(config, group).items() if k not in ("_target_", _PATHS, "nominal_examples")}
     if given is not None:
         options = {k: v for k, v in options.items() if rules.set_by_user(config, f"{group}.{k}")}
@@ -23,21 +23,21 @@ def arguments(config: Config, group: str, given: Any) -> dict[str, Any]:
 
 
 def imported(path: Any, group: str, found: list[Problem], allow: Allowed | None = None) -> Factory | None:
-    """The callable behind a dotted path; what cannot be imported, or may not be, becomes a problem.
+    """The callable at a dotted path; a problem if it cannot be imported or is not allowed.
 
-    `allow`: of a config that another party wrote, the modules whose code may run; None: the config is the user's own.
+    `allow`: for a config of another party, the modules whose code may run; None: the config is the user's own.
     """
     if not isinstance(path, str) or "." not in path:
-        return None  # the rules report it, or the caller gave an object
+        return None  # the rules report it, or the caller passed an object
     module, _, name = path.rpartition(".")
     if allow is not None and not may_name(path, group, allow):
-        rule = "names code that is none of fedq's own models and data, and this command reads configs of other parties"
+        rule = "names code outside fedq's own models and data, and this command reads configs of other parties"
         found.append(Problem(f"{group}._target_", path, rule, f"If you trust that module, add --allow {module}"))
         return None
     try:
         target = getattr(importlib.import_module(module), name)
     except (Exception, SystemExit) as error:
-        rule = f"cannot be imported: {told(error)}"
+        rule = f"cannot be imported: {error_text(error)}"
         found.append(
             Problem(f"{group}._target_", path, rule, "It must be importable from the folder where fedq is started")
         )
@@ -54,7 +54,7 @@ def imported(path: Any, group: str, found: list[Problem], allow: Allowed | None 
 
 
 def bound(target: Any, options: Mapping[str, Any], group: str, found: list[Problem]) -> dict[str, Any]:
-    """The options, if the callable takes them all; each one that it lacks becomes a problem with the nearest name."""
+    """The options that the callable takes; each other option becomes a problem with the nearest name."""
     accepted = inspect.signature(target).parameters
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in accepted.values()):
         return dict(options)
@@ -73,10 +73,10 @@ def bound(target: Any, options: Mapping[str, Any], group: str, found: list[Probl
 
 
 def check_paths(config: Config, group: str, target: Any, found: list[Problem], *, allowed: Sequence[str] = ()) -> bool:
-    """Whether no argument holds a path, where the config came over a network; else a problem for each that does.
+    """Whether no argument of a config from the network holds a path; adds a problem for each that does.
 
-    Those are arguments with `Path` in their annotation, and those that the choice's own YAML lists as `_paths_`.
-    `allowed`: names whose value was put there by this machine.
+    An argument holds a path if its annotation contains `Path`, or if the choice's YAML lists it as `_paths_`.
+    `allowed`: names whose value this machine has set.
     """
     options = getattr(config, group)
     held = {str(name) for name in options.get(_PATHS) or ()}
@@ -91,14 +91,14 @@ def check_paths(config: Config, group: str, target: Any, found: list[Problem], *
 
 
 def problem(error: BaseException, *, key: str, value: Any, fix: str) -> Problem:
-    """What a room or a user's code said, as a problem of `key`; where the text names a key itself, of that."""
+    """The error of a package or of a user's code as a problem of `key`, or of the key that its text names."""
     text = (str(error).strip() or type(error).__name__).rstrip(".")
     named = re.match(r"([a-z_]+(?:\.[a-z_]+)+)=(.*?): (.*)", text, re.DOTALL)
     return Problem(named[1], named[2], named[3], fix) if named else Problem(key, value, text, fix)
 
 
-def told(error: BaseException) -> str:
-    """The text of an error, for the middle of a sentence."""
+def error_text(error: BaseException) -> str:
+    """The text of an error, without a full stop, for the middle of a sentence."""
     return (str(error).strip() or type(error).__name__).rstrip(".")
 
 

@@ -1,4 +1,4 @@
-"""A config becomes an experiment, or `ConfigError` with all that is wrong with it, before any work starts."""
+"""Builds an experiment from a config, or raises `ConfigError` with all problems, before any work starts."""
 
 import inspect
 from dataclasses import replace
@@ -14,7 +14,7 @@ from fedq.data import Dataset
 from fedq.experiment.algorithm import algorithm_of
 from fedq.experiment.binding import check_paths, imported, problem, rule_and_fix
 from fedq.experiment.client_level import check_all_averaged, client_level_plan
-from fedq.experiment.data import deal, load_data
+from fedq.experiment.data import load_data, partition
 from fedq.experiment.experiment import Experiment, weights_of
 from fedq.experiment.foreign import Allowed, check_files
 from fedq.experiment.hardware import make_hardware
@@ -34,34 +34,34 @@ from fedq.training import Recipe, Trainer, Views, layout_of, read_vector
 def build(
     config: Config, *, model: Any = None, data: Any = None, owner: Site | None = None, allow: Allowed | None = None
 ) -> Experiment:
-    """Every part of the experiment, ready to run, or `ConfigError` with all that is wrong with it.
+    """The experiment with all its parts, ready to run. Raises `ConfigError` with all problems.
 
-    `owner`: on whose machine, in a deployment; it opens that owner's data alone.
+    `owner`: the party whose machine this is, in a deployment; only that owner's data are opened.
 
-    `model` (a factory or an `nn.Module`) and `data` (a function or what it may return) stand in for the config's
-    `_target_` where the caller has objects; such an experiment runs in this process only.
+    `model` (a factory or an `nn.Module`) and `data` (a function, or a value that it may return) replace the config's
+    `_target_` where the caller has objects. Such an experiment runs in this process only.
 
-    `allow`: given where another party wrote the config: modules that its model and data may come from besides fedq.
+    `allow`: for a config of another party, the modules beside fedq that its model and data may come from.
     """
     if allow is not None:
         check_files(config)
     config = _named_objects(config, model=model, data=data)
     found = list(problems(config))
-    if owner is not None and owner.identity is None:  # a deployment's server, however the run was started
+    if owner is not None and owner.identity is None:  # a deployment's server, whichever way the run was started
         found += [problem for problem in unstated_weights(config) if problem not in found]
     if not (model is None and data is None):
         away: list[tuple[str, Any]] = [("runtime.workers", config.runtime.workers)] * (config.runtime.workers > 1)
         away += [("runtime", config.runtime.name)] * (config.runtime.name != "local")
         fix = "Use runtime.workers=1 runtime=local, or name the callable: model._target_=my.module.Net"
-        found += [Problem(key, value, "other processes cannot get objects of this one", fix) for key, value in away]
+        found += [Problem(key, value, "other processes cannot receive objects of this one", fix) for key, value in away]
     dataset = load_data(config, data, found, owner=owner, allow=allow)
     factory = imported(config.model.get("_target_"), "model", found, allow) if model is None else model
     if owner is not None and owner.identity is not None and not check_paths(config, "model", factory, found):
         factory = None
-    shards = deal(config, dataset, found, owner=owner) if dataset is not None else None
+    shards = partition(config, dataset, found, owner=owner) if dataset is not None else None
     net = make_model(config, factory, model, dataset, found) if dataset is not None and factory is not None else None
     report = (
-        make_quantized(config, net, dataset, found, delivers=owner is None or owner.identity is None)
+        make_quantized(config, net, dataset, found, exports=owner is None or owner.identity is None)
         if dataset is not None and net is not None and config.quant.name != "off"
         else None
     )
@@ -71,7 +71,7 @@ def build(
         _check_pruning(config, net, report, found)
     check_training(config, dataset, found)
     if dataset is not None:
-        _check_views(config, dataset.input_shape, found)
+        _check_augmentations(config, dataset.input_shape, found)
     hardware = make_hardware(config, found, owner=owner)
     name = _data_name(config, owner, dataset, shards)
     if owner is None:
@@ -113,14 +113,15 @@ def build(
 
 
 def _named_objects(config: Config, **given: Any) -> Config:
-    """The config, saying what really runs: an object of the caller in place of the choice that it replaces.
+    """The config with the caller's objects in place of the choices that they replace.
 
-    Its arguments and its published size were those of other data; two such runs are never taken for the same.
+    The arguments and the public size of the replaced choice are removed, since they belong to other data. The name of
+    the object makes the config differ from one without it.
     """
     changed: dict[str, Any] = {}
-    for group, thing in given.items():
-        if thing is not None:
-            name = getattr(thing, "__qualname__", type(thing).__qualname__)
+    for group, given_object in given.items():
+        if given_object is not None:
+            name = getattr(given_object, "__qualname__", type(given_object).__qualname__)
             own = {k: v for k, v in getattr(config, group).items() if rules.set_by_user(config, f"{group}.{k}")}
             changed[group] = {**own, "_target_": f"{rules.OBJECT}{name}"}
     return replace(config, **changed)
@@ -129,7 +130,7 @@ def _named_objects(config: Config, **given: Any) -> Config:
 def _data_name(
     config: Config, owner: Site | None, dataset: Dataset | None, shards: dict[str, np.ndarray] | None
 ) -> str | None:
-    """What ledgers call the examples; None where there are none, for a reason that is told already."""
+    """The name of the examples in ledgers; None if there are none, for a reason that is already reported."""
     if dataset is None or shards is None:
         return None
     if owner is not None and owner.identity is not None:
@@ -156,9 +157,9 @@ def _recipe(config: Config) -> Recipe:
     )
 
 
-def _check_views(config: Config, input_shape: tuple[int, ...], found: list[Problem]) -> None:
+def _check_augmentations(config: Config, input_shape: tuple[int, ...], found: list[Problem]) -> None:
     if config.privacy.augmentations > 1 and len(input_shape) != 3:
-        rule = f"views are of images (channels, height, width), and an input is {input_shape}"
+        rule = f"augmentation is for images (channels, height, width), and an input is {input_shape}"
         found.append(
             Problem("privacy.augmentations", config.privacy.augmentations, rule, "Use privacy.augmentations=1")
         )
@@ -171,7 +172,7 @@ def _check_pruning(config: Config, net: Any, report: QuantReport, found: list[Pr
 
 
 def _codec(config: Config, group: Literal["codec", "downlink"], found: list[Problem]) -> Codec | None:
-    """The codec of one direction; None where its options do not go together."""
+    """The codec of one direction; None if its options do not go together."""
     options = getattr(config, group)
     if options.name not in CODECS:
         return None  # the rules report it
@@ -188,7 +189,7 @@ def _codec(config: Config, group: Literal["codec", "downlink"], found: list[Prob
 
 
 def _downlink(config: Config, codec: Codec | None, found: list[Problem]) -> Downlink | None:
-    """How the model is sent: as the options say, or in the codec of the update where that carries weights well."""
+    """The downlink: by its own options, or with the codec of the update where that is precise enough for weights."""
     kind = cast(Literal["weights", "delta"], config.downlink.kind)
     if config.downlink.name is None:
         if kind == "delta":
@@ -207,7 +208,7 @@ def _downlink(config: Config, codec: Codec | None, found: list[Problem]) -> Down
 
 
 def _plans(config: Config, owner: Site | None, found: list[Problem]) -> dict[str, Any]:
-    """Every client's plan under DP; {} without. On one owner's machine, with that owner's budget."""
+    """Client -> its DP plan; {} without DP. On an owner's machine, with that owner's budget."""
     budgets = config.privacy.budgets
     plans: dict[str, Any] = {}
     try:

@@ -1,4 +1,4 @@
-"""The data of an experiment and its deal over the clients; what is wrong with them becomes problems."""
+"""Loads the data of an experiment and partitions them over the clients. Reports what is wrong as problems."""
 
 import inspect
 from pathlib import Path
@@ -17,7 +17,10 @@ from fedq.experiment.site import Site
 def load_data(
     config: Config, data: Any, found: list[Problem], *, owner: Site | None = None, allow: Allowed | None = None
 ) -> Dataset | None:
-    """What the config's loader gives; on a client's machine, of the path that its own node config names."""
+    """The data of the config's loader; on a client's machine, from the path in its node config.
+
+    None, with problems added to `found`, if they cannot be loaded.
+    """
     options = arguments(config, "data", data)
     own = owner.data if owner is not None else None
     if own is not None and is_shard(own):
@@ -25,7 +28,7 @@ def load_data(
         options = {"path": str(own)}
     else:
         source = imported(config.data.get("_target_"), "data", found, allow) if data is None else data
-        theirs = owner is not None and owner.identity is not None  # a client's, whose config came over a network
+        theirs = owner is not None and owner.identity is not None  # a client, whose config came over the network
         if theirs and not _own_path(options, own, found):
             return None
         if theirs and not check_paths(config, "data", source, found, allowed=("path",)):
@@ -39,21 +42,21 @@ def load_data(
         loaded = source(**bound(source, options, "data", found)) if callable(source) else source
         if own is not None and config.privacy.unit != "off" and not isinstance(loaded, Dataset):
             raise ValueError(
-                "returned plain arrays, whose number of classes would be told by one client's rows; "
+                "returned plain arrays, so one client's rows would decide and reveal the number of classes; "
                 "under DP return a fedq.data.Dataset with num_outputs"
             )
         dataset = as_dataset(loaded, name)
-    except (Exception, SystemExit) as error:  # a user's own loader may raise anything; say what, before work starts
+    except (Exception, SystemExit) as error:  # a user's loader may raise anything; report it before work starts
         where = "data.path" if "path" in options else "data"
         fix = "Or choose another data=NAME"
         found.append(problem(error, key=where, value=options.get("path", name), fix=fix))
         return None
     if config.privacy.unit != "off" and dataset.fitted_on_private_data:
-        rule = "a statistic of the training examples is baked into the inputs and DP-SGD does not cover it"
+        rule = "the inputs contain a statistic of the training examples, which DP-SGD does not cover"
         found.append(
             Problem("data.standardize", True, rule, "Use data.standardize=false and scale by public constants")
         )
-    serves = owner is None or owner.identity is None  # a client has no say in which model is kept
+    serves = owner is None or owner.identity is None  # a client does not choose the model that is kept
     if serves and config.strategy.keep == "best" and dataset.validation is None:
         rule = "the best model is chosen on a validation set, and the data has none"
         found.append(Problem("strategy.keep", "best", rule, "Use strategy.keep=last"))
@@ -61,7 +64,7 @@ def load_data(
 
 
 def _own_path(options: dict[str, Any], own: Path | None, found: list[Problem]) -> bool:
-    """Put the owner's path in place of the config's: where a client's data lie is never told by the network."""
+    """Replace the config's path by the owner's: the network never decides which file a client opens."""
     if own is not None:
         options["path"] = str(own)
         return True
@@ -74,9 +77,9 @@ def _own_path(options: dict[str, Any], own: Path | None, found: list[Problem]) -
 
 
 def _of_one_client(source: Any, options: dict[str, Any], found: list[Problem]) -> None:
-    """What a loader that sees one client's rows alone must be told, since it cannot know it from them."""
-    # All rows are trained on: a split of them turns on their number, and one row more or less would move many others,
-    # where privacy=example protects one.
+    """Set the options that a loader cannot derive from one client's rows, or add a problem where they are missing."""
+    # All rows are used for training. A split would depend on their number: one more row would move many other rows
+    # between the parts, but privacy=example protects one.
     accepted = inspect.signature(source).parameters
     options.update({name: 0.0 for name in ("validation_fraction", "test_fraction") if name in accepted})
     if source is not csv:
@@ -89,10 +92,13 @@ def _of_one_client(source: Any, options: dict[str, Any], found: list[Problem]) -
         found.append(Problem("data.standardize", True, rule, "Use data.standardize=false and scaled columns"))
 
 
-def deal(
+def partition(
     config: Config, dataset: Dataset, found: list[Problem], *, owner: Site | None = None
 ) -> dict[str, np.ndarray] | None:
-    """Client -> indices of its training examples; where a client has data of its own: all of them."""
+    """Client -> indices of its training examples; a client with data of its own has all of them.
+
+    None, with a problem added to `found`, if the partition is not possible.
+    """
     if owner is not None and (owner.identity is None or owner.data is not None):
         return {} if owner.identity is None else {owner.identity: np.arange(len(dataset.train))}
     if config.partition.name not in PARTITIONERS or config.clients < 1:

@@ -1,4 +1,4 @@
-"""What names the code that a data owner has reviewed: a digest of a model. Knows configs and source files."""
+"""The digest of a model, by which a policy names code that its owner has reviewed. Knows configs and source files."""
 
 import hashlib
 import json
@@ -10,9 +10,10 @@ from fedq.config import Config
 
 
 def model_digest(config: Config) -> str:
-    """SHA-256 (hex) of the model's configuration and of the source file that its `_target_` names; runs none of it.
+    """SHA-256 (hex) of the model's configuration and of the source file of its `_target_`; runs none of that code.
 
-    "" where the source cannot be found. What that file imports is not in it: name the bundle as well.
+    "" if the source file is not found. The digest does not cover modules that the file imports, so a policy should
+    name the bundle too.
     """
     target = str(config.model.get("_target_", ""))
     source = _source(target)
@@ -23,7 +24,7 @@ def model_digest(config: Config) -> str:
 
 
 def _source(target: str) -> Path | None:
-    """Of `package.module.name`, the file of the longest part that is a module."""
+    """The source file of a target `package.module.name`: the longest prefix that is a module."""
     source: Path | None = None
     places: Sequence[str] | None = None
     name = ""

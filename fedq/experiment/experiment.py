@@ -1,4 +1,4 @@
-"""The parts that one config stands for. Knows the rooms below; not how a config becomes parts."""
+"""An experiment: all parts of one config. Depends on the packages below; does not know how parts are built."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -28,24 +28,24 @@ from fedq.training import Trainer
 
 @dataclass
 class Experiment:
-    """What one config stands for. The same object serves the server and every client of a process."""
+    """All parts of one config. The server and every client of a process share the same object."""
 
     config: Config
     dataset: Dataset
-    shards: dict[str, np.ndarray]  # client -> indices of its training examples; on one owner's machine, its own alone
+    shards: dict[str, np.ndarray]  # client -> indices of its training examples; on an owner's machine, only that client
     trainer: Trainer
     initial: np.ndarray  # float32, shape (layout.size,)
     codec: Codec
     downlink: Downlink
     quantized: QuantReport | None
     plans: dict[str, Any]  # client -> DPPlan; {} when privacy is off
-    data_name: str  # names the examples in ledgers
+    data_name: str  # name of the examples in ledgers
     client_plan: ClientLevelPlan | None = None  # client-level DP at the server
     algorithm: Algorithm = field(default_factory=FedAvg)
 
     @cached_property
     def plan(self) -> Any:
-        """The plan of the client that may spend most, which bounds what any spends; None when privacy is off."""
+        """The plan of the client that may spend most: an upper bound for all; None when privacy is off."""
         return min(self.plans.values(), key=lambda plan: plan.noise_multiplier, default=None)
 
     @property
@@ -58,7 +58,7 @@ class Experiment:
 
     @cached_property
     def accuracy_source(self) -> Literal["server_test", "clients", "noisy_counts", "none"]:
-        """Who can say how good the model is: server_test, clients (on what they hold out), their counts with noise."""
+        """Where scores come from: the server's test set, the clients' held-out examples, noisy counts, or nowhere."""
         if self.config.evaluate == "off":
             return "none"
         if self.config.evaluate == "dp":
@@ -69,27 +69,27 @@ class Experiment:
 
     @property
     def claims_privacy(self) -> bool:
-        """Whether clients protect their examples, or the server each client."""
+        """Whether example-level or client-level DP is on."""
         return self.plan is not None or self.client_plan is not None
 
     def counts_after(self, round: int) -> bool:
-        """Whether clients are asked for their noisy counts then: once, at the end."""
+        """Whether clients are asked for noisy counts after this round: only after the last one."""
         return self.accuracy_source == "noisy_counts" and round == self.config.rounds
 
     @cached_property
     def pruning(self) -> Pruning | None:
-        """Which weights become zero, and when; None: none."""
+        """The pruning schedule and its weights; None: no pruning."""
         sparsity = self.config.quant.sparsity
         if sparsity is None or self.quantized is None:
             return None
         return Pruning(weights_of(self.quantized), sparsity, *pruning_rounds(self.config))
 
     def strategy(self) -> Strategy:
-        """The server's side, as it is before the first round."""
+        """The server's strategy, in its state before the first round."""
         statistics = self.layout.slices(lambda segment: segment.name in self.trainer.statistics)
         terms = Terms(
             seed=self.config.seed,
-            # Under client-level DP each round takes its noised step, however many answered.
+            # Under client-level DP every round takes its noised step, whatever the number of replies.
             min_clients=self.config.strategy.min_clients if self.client_plan is None else 0,
             clients=len(self.identities),
             private=self.plan is not None,
@@ -122,9 +122,10 @@ class Experiment:
         account: Account | None = None,
         durable: bool = False,
     ) -> Client:
-        """The client of that name, whose evidence and log of this run lie in `folder`.
+        """The client of that name; `folder` holds its evidence and log of this run.
 
-        `account`: where it outlives the run; `durable`: every message may meet a new process.
+        `account`: its ledger, if that outlives the run; `durable`: each message may start a new process. ValueError
+        under DP if there is no folder for its ledger.
         """
         indices = self.shards[identity]
         return Client(
@@ -141,7 +142,7 @@ class Experiment:
 
     @property
     def holdout(self) -> float:
-        """Share of its examples that a client keeps apart to evaluate on: none where the server has a test set."""
+        """Share of a client's examples that is held out for evaluation; 0 where the server has a test set."""
         return self.config.train.holdout if self.accuracy_source in ("clients", "noisy_counts") else 0.0
 
     def _privacy(self, identity: str, folder: Path | None, run: str, account: Account | None) -> Privacy | None:
@@ -162,11 +163,11 @@ class Experiment:
             self.data_name,
             run,
             account.bundle,
-            account.head,
+            account.tip,
             self.holdout,
         )
 
 
 def weights_of(report: QuantReport) -> tuple[str, ...]:
-    """The arrays of integer weights, by name: what sparsity is about."""
+    """Names of the arrays with integer weights, which pruning may set to zero."""
     return report.weights

@@ -1,10 +1,10 @@
-"""What a config that another party wrote may name: fedq's own factories, modules that its reader allows, plain files.
+"""Checks of a config that another party wrote: it may name fedq's factories, allowed modules and ordinary files.
 Knows names and paths; imports none of them and opens none.
 
-Whoever audits, exports or inspects a run has not chosen its config. A `_target_` there is code to run, a path is a file
-to open. So a target is one of `FACTORIES` or lies in a module that the reader named (`--allow`), by where it was found
-and by where it was defined. Modules of the current folder are found under these names alone: a `torch.py` or a
-`hydra_plugins/` beside the config is never imported.
+A user who audits, exports or inspects a run has often not chosen its config. There a `_target_` is code to run, and a
+path is a file to open. So a target must be one of `FACTORIES`, or be both found and defined in a module that the user
+named with `--allow`. In the current folder only modules with these names are found: a `torch.py` or a `hydra_plugins/`
+beside the config is never imported.
 """
 
 import re
@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from fedq.config import Config, ConfigError, Problem
 
-# Made to be called with arguments of a config. Other callables below `fedq` are not, nor what its modules import.
+# Factories that are safe to call with arguments of a config. Other callables below `fedq` are not.
 FACTORIES: Final[Mapping[str, frozenset[str]]] = {
     "model": frozenset(
         f"fedq.models.{name}"
@@ -24,18 +24,18 @@ FACTORIES: Final[Mapping[str, frozenset[str]]] = {
     ),
     "data": frozenset(f"fedq.data.{name}" for name in ("csv", "digits", "fashion_mnist")),
 }
-LARGEST_FILE: Final = 2**32  # bytes of a file that such a config may name
+LARGEST_FILE: Final = 2**32  # largest size of a file that such a config may name, in bytes
 
-Allowed = Sequence[str]  # modules and packages; what lies below one is allowed too
+Allowed = Sequence[str]  # modules and packages; everything below one is allowed too
 
 
 def may_name(target: str, group: str, allowed: Allowed) -> bool:
-    """Whether a target may be imported at all."""
+    """Whether a target may be imported."""
     return target in FACTORIES[group] or _below(target.rpartition(".")[0], allowed)
 
 
 def may_call(target: Any, named: str, group: str, allowed: Allowed) -> bool:
-    """Whether what was found there may be called: an allowed module may hold functions of others (`mine.system`)."""
+    """Whether the imported object may be called: an allowed module may hold functions of others (`mine.system`)."""
     return named in FACTORIES[group] or _below(str(getattr(target, "__module__", "")), allowed)
 
 
@@ -44,7 +44,7 @@ def _below(module: str, allowed: Allowed) -> bool:
 
 
 def checked_modules(names: Sequence[str]) -> tuple[str, ...]:
-    """The names of modules; ValueError where one is none."""
+    """The names, as a tuple; ValueError if one is not the name of a module."""
     for name in names:
         if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", name):
             raise ValueError(f"--allow {name}: no name of a module. Give a dotted name, such as mine or mine.data")
@@ -52,23 +52,23 @@ def checked_modules(names: Sequence[str]) -> tuple[str, ...]:
 
 
 class FromFolder(MetaPathFinder):
-    """Finds allowed modules in one folder, and nothing else there. Last of the finders, so it shadows no module."""
+    """Finds allowed modules, and nothing else, in one folder. It is the last finder, so it hides no other module."""
 
     def __init__(self, folder: Path, allowed: Allowed) -> None:
         self._folder, self._first = str(folder), {name.partition(".")[0] for name in allowed}
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        """As Python's own; of a package's parts the package knows the place."""
+        """As Python's own finder; the parts of a package are found by the package."""
         return PathFinder.find_spec(fullname, [self._folder]) if path is None and fullname in self._first else None
 
 
 def named_files(config: Config) -> dict[str, str]:
-    """Key -> path of each file or folder that a config names and that is there."""
+    """Key -> path of each file or folder that a config names and that exists."""
     return {key: text for key, text in _texts(config) if _exists(text)}
 
 
 def check_files(config: Config) -> None:
-    """`ConfigError` for what is no ordinary file: a named pipe blocks its reader, a device has no end."""
+    """ConfigError if a named file is not an ordinary one: reading a named pipe blocks, and a device has no end."""
     found = []
     for key, text in named_files(config).items():
         path = Path(text).expanduser()
@@ -83,7 +83,7 @@ def check_files(config: Config) -> None:
 
 
 def _texts(config: Config) -> Iterator[tuple[str, str]]:
-    """All that may be opened: any text among the arguments of data and model, and the public inputs of an export."""
+    """(key, text) of all that may be opened: texts among the arguments of data and model, and quant.calibration."""
     if config.quant.calibration is not None:
         yield "quant.calibration", config.quant.calibration
     for group in ("data", "model"):

@@ -1,4 +1,4 @@
-"""The hardware that a config asks for, where this machine has it; what is missing becomes problems."""
+"""The hardware that a config asks for. Reports hardware that this machine lacks as problems."""
 
 import torch
 
@@ -9,7 +9,7 @@ from fedq.training.hardware import CPU, DEVICES, choose, gpus, no_compiler, pres
 
 
 def make_hardware(config: Config, found: list[Problem], *, owner: Site | None) -> Hardware:
-    """Where clients train. Who only checks or serves a deployment trains none, and evaluates on the best it has."""
+    """The devices of local training; the server of a deployment, which only evaluates, takes the best device."""
     if owner == SERVER or (owner is None and config.runtime.name == "deployment"):
         return Hardware((choose("auto"),))
     t = config.train

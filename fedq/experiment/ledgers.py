@@ -1,4 +1,4 @@
-"""Where clients keep their files and ledgers: whose they are, whether they can be written."""
+"""Where clients keep their files and ledgers, the names of their data, and checks of the ledgers' folder."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ import xxhash
 
 from fedq.config import Config, Problem
 from fedq.data import Dataset
-from fedq.experiment.binding import told
+from fedq.experiment.binding import error_text
 from fedq.experiment.site import Site
 
 LEDGER = "ledger.sqlite"
@@ -21,60 +21,60 @@ SERVER_LEDGER = "server.sqlite"  # in privacy.ledger, beside the folders of the 
 
 @dataclass(frozen=True)
 class Account:
-    """Where what a client spends is written down, and for whose code."""
+    """The files in which a client's spends are recorded, and the code that they are recorded for."""
 
     ledger: Path
-    head: Path | None = None  # the end of its chain; None: beside it
+    tip: Path | None = None  # file of the ledger's tip; None: beside the ledger
     bundle: str = ""  # digest of the app's own files
 
 
 def client_folder(run: Path, identity: str) -> Path:
-    """Where a simulated client keeps its evidence, its log and, unless privacy.ledger says otherwise, its ledger."""
+    """The folder of a simulated client's evidence, log and, unless privacy.ledger is set, ledger."""
     return run / "clients" / identity
 
 
 def ledger_file(config: Config, folder: Path, identity: str) -> Path:
-    """The ledger of a simulated client whose other files lie in `folder`."""
+    """The ledger of a simulated client; `folder` holds its other files."""
     return (Path(config.privacy.ledger) / identity if config.privacy.ledger else folder) / LEDGER
 
 
 def server_ledger_file(config: Config, home: Path) -> Path:
-    """The ledger of client-level DP, of a server whose own files lie in `home`."""
+    """The server's ledger of client-level DP; `home` is the folder of its other files."""
     return Path(config.privacy.ledger) / SERVER_LEDGER if config.privacy.ledger else home / LEDGER
 
 
 def data_name(config: Config, dataset: Dataset, shards: Mapping[str, np.ndarray]) -> str:
-    """Names the very examples of every shard: the data, and how they were dealt. A ledger takes no other's spends.
+    """A name of the exact examples of every shard: the data and the partition. A ledger refuses spends of other names.
 
-    Without shards (a server, which holds none), and with privacy off, it is the config's word alone.
+    Without shards (a server has none), and with privacy off, the name depends on the config alone.
     """
-    deal: dict[str, object] = {
+    partition: dict[str, object] = {
         "data": config.data,
         "partition": asdict(config.partition),
         "clients": config.clients,
         "seed": config.seed,
     }
-    if config.names:  # they say whose which part is
-        deal["names"] = list(config.names)
+    if config.names:  # they say which client has which part
+        partition["names"] = list(config.names)
     if shards and config.privacy.unit != "off":
-        deal["examples"] = _digest(dataset, shards)
-    text = json.dumps(deal, sort_keys=True, default=str)
+        partition["examples"] = _digest(dataset, shards)
+    text = json.dumps(partition, sort_keys=True, default=str)
     return f"{dataset.name}#{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 def ledger_name(config: Config, owner: Site) -> str:
-    """Names the examples in the ledger of a client on its owner's machine, by what is known before they are opened.
+    """A name of the examples of a client on its owner's machine, known before the data are opened.
 
-    Where they lie, or, for a part of data that everybody has, the config's word for it.
+    It is made from the data's path; for a part of data that every machine has, from the config.
     """
     if owner.data is not None:
         return owner.data_name
-    deal = [config.data, asdict(config.partition), config.clients, config.seed, config.names]
-    return f"part#{hashlib.sha256(json.dumps(deal, sort_keys=True, default=str).encode()).hexdigest()[:16]}"
+    partition = [config.data, asdict(config.partition), config.clients, config.seed, config.names]
+    return f"part#{hashlib.sha256(json.dumps(partition, sort_keys=True, default=str).encode()).hexdigest()[:16]}"
 
 
 def _digest(dataset: Dataset, shards: Mapping[str, np.ndarray]) -> str:
-    """Of the arrays themselves and who holds what: a file may change in its place, a loader give another order."""
+    """Digest of the arrays and of each client's rows: a file may change, and a loader may return another order."""
     digest = xxhash.xxh3_128()
     for name, array in [("", dataset.train.inputs), ("", dataset.train.targets), *shards.items()]:
         digest.update(json.dumps([name, array.dtype.str, array.shape]).encode())
@@ -83,7 +83,7 @@ def _digest(dataset: Dataset, shards: Mapping[str, np.ndarray]) -> str:
 
 
 def check_ledgers(config: Config, data: str | None, found: list[Problem]) -> None:
-    """A problem where the folder cannot be written, or holds the ledgers of other data than `data`; leaves no trace."""
+    """Add a problem if the folder cannot be written, or holds ledgers of other data. Leaves no new files."""
     if config.privacy.unit == "off" or config.privacy.ledger is None:
         return
     folder = Path(config.privacy.ledger)
@@ -92,27 +92,30 @@ def check_ledgers(config: Config, data: str | None, found: list[Problem]) -> Non
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        rule = f"ledgers cannot be written there: {told(error)}"
+        rule = f"ledgers cannot be written there: {error_text(error)}"
         fix = "Name a folder that can be written, or privacy.ledger=null"
         found.append(Problem("privacy.ledger", folder, rule, fix))
     for missing in made:
         if missing.exists():
             missing.rmdir()
     if data is not None and not made:
-        _check_deal(folder, data, found)
+        _check_same_partition(folder, data, found)
 
 
-def _check_deal(folder: Path, data: str, found: list[Problem]) -> None:
-    """Dealt anew, an example may lie with another client, whose account knows nothing of what it has spent."""
+def _check_same_partition(folder: Path, data: str, found: list[Problem]) -> None:
+    """In a new partition an example may belong to another client, whose ledger lacks the example's earlier spends."""
     from fedq.privacy import Ledger, LedgerError
 
     for path in sorted([*folder.glob(f"*/{LEDGER}"), *folder.glob(SERVER_LEDGER)]):
         try:
             others = {row.spend.data for row in Ledger(path, access="read").rows()} - {data}
         except LedgerError:
-            continue  # its client refuses, and says so
+            continue  # its client refuses to train, and reports it
         if others:
-            rule = f"holds ledgers of {others.pop()}, this run is on {data}: examples dealt anew would be spent twice"
-            fix = "Use the very data, partition, clients and seed of those runs, or another folder"
+            rule = (
+                f"holds ledgers of {others.pop()}, this run is on {data}: "
+                "a new partition would spend the same examples twice"
+            )
+            fix = "Use the same data, partition, clients and seed as those runs, or another folder"
             found.append(Problem("privacy.ledger", folder, rule, fix))
             return

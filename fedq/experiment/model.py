@@ -1,4 +1,4 @@
-"""The model of an experiment, float or quantization-aware; what is wrong with it becomes problems."""
+"""Builds the model of an experiment, float or quantization-aware. Reports what is wrong as problems."""
 
 import copy
 import inspect
@@ -15,12 +15,13 @@ from fedq.config import Config, Problem
 from fedq.config.client_level import protects_examples
 from fedq.core.randomness import key64
 from fedq.data import Dataset
-from fedq.experiment.binding import arguments, bound, problem, told
+from fedq.experiment.binding import arguments, bound, error_text, problem
 from fedq.privacy import refuse_cross_example_layers, refuse_mixing
 from fedq.quant import ExportError, QuantReport, export_onnx, quantize
 
 
 def make_model(config: Config, factory: Any, given: Any, dataset: Dataset, found: list[Problem]) -> nn.Module | None:
+    """The float model, checked; None, with a problem added to `found`, if it cannot be used."""
     options = arguments(config, "model", given)
     try:
         with torch.random.fork_rng(devices=[]):
@@ -38,7 +39,7 @@ def make_model(config: Config, factory: Any, given: Any, dataset: Dataset, found
                 net = factory(**{**own, **given_arguments})
         if not isinstance(net, nn.Module):
             raise TypeError(f"returned a {type(net).__name__}, not a torch.nn.Module")
-    except (Exception, SystemExit) as error:  # a user's own model may raise anything
+    except (Exception, SystemExit) as error:  # a user's model may raise anything
         value = config.model.get("_target_", factory)
         found.append(problem(error, key="model", value=value, fix="Or choose another model=NAME"))
         return None
@@ -58,7 +59,7 @@ def make_model(config: Config, factory: Any, given: Any, dataset: Dataset, found
 
 
 def _answers(config: Config, net: nn.Module, dataset: Dataset, found: list[Problem]) -> bool:
-    """One forward pass over two examples: the shape must fit before a round is started."""
+    """Whether a forward pass over two examples gives outputs of the right shape."""
     sample = torch.from_numpy(np.ascontiguousarray(dataset.train.inputs[:2]))
     try:
         net.eval()
@@ -66,7 +67,7 @@ def _answers(config: Config, net: nn.Module, dataset: Dataset, found: list[Probl
             shape = tuple(net(sample).shape)
         net.train()
     except Exception as error:
-        rule = f"fails on inputs of shape {tuple(sample.shape)}: {told(error)}"
+        rule = f"fails on inputs of shape {tuple(sample.shape)}: {error_text(error)}"
         found.append(Problem("model", config.model.get("_target_", "object"), rule, "Choose a model for this data"))
         return False
     if shape != (len(sample), dataset.num_outputs):
@@ -84,12 +85,12 @@ def _answers(config: Config, net: nn.Module, dataset: Dataset, found: list[Probl
 
 
 def _check_calibration(path: str, input_shape: tuple[int, ...], found: list[Problem]) -> None:
-    """The public inputs must be there, and be such inputs, before anything is trained."""
+    """Add a problem unless the file of public inputs exists and holds inputs of the right shape."""
     try:
         inputs = np.load(path, allow_pickle=False)
     except (OSError, ValueError) as error:
         fix = "Write it with numpy.save(FILE, public_inputs)"
-        found.append(Problem("quant.calibration", path, f"cannot be read: {told(error)}", fix))
+        found.append(Problem("quant.calibration", path, f"cannot be read: {error_text(error)}", fix))
         return
     if not isinstance(inputs, np.ndarray) or inputs.dtype.kind not in "fiu":
         found.append(Problem("quant.calibration", path, "holds no array of real numbers", "Write it with numpy.save"))
@@ -100,18 +101,21 @@ def _check_calibration(path: str, input_shape: tuple[int, ...], found: list[Prob
 
 
 def _rehearse_export(net: nn.Module, dataset: Dataset, skip: Sequence[str]) -> None:
-    """A user's own model may hold what cannot be exported: better known before the training than after it."""
+    """Export the untrained model once: a user's model may hold layers that cannot be exported. Raises ExportError."""
     examples = None if dataset.test is None else dataset.test.inputs
     with tempfile.TemporaryDirectory() as folder:
         export_onnx(net, dataset.input_shape, Path(folder) / "model.onnx", skip=skip, examples=examples)
 
 
 def make_quantized(
-    config: Config, net: nn.Module, dataset: Dataset, found: list[Problem], *, delivers: bool = True
+    config: Config, net: nn.Module, dataset: Dataset, found: list[Problem], *, exports: bool = True
 ) -> QuantReport | None:
-    """`delivers`: whether a model is exported here; a client does not, and opens no file for it."""
+    """Quantize the model in place; None, with a problem added to `found`, if that fails.
+
+    `exports`: whether this machine exports the model; a client does not, and opens no file for it.
+    """
     q = config.quant
-    if q.calibration is not None and delivers:
+    if q.calibration is not None and exports:
         _check_calibration(q.calibration, dataset.input_shape, found)
     try:
         report = quantize(
@@ -126,7 +130,7 @@ def make_quantized(
             input_range=q.input_range,
             skip=tuple(q.skip),
         )
-        exported = delivers and q.activations not in ("off", "dynamic")
+        exported = exports and q.activations not in ("off", "dynamic")
         if exported and not str(config.model.get("_target_")).startswith("fedq.models."):
             _rehearse_export(net, dataset, q.skip)
         return report

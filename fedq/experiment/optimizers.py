@@ -1,4 +1,4 @@
-"""Optimizers, loss and metric by name: whether they exist, take their options and fit the data."""
+"""Checks that optimizers, loss and metric exist, take their options and fit the data."""
 
 import difflib
 
@@ -9,12 +9,13 @@ from torch import nn
 from fedq.config import Config, Problem
 from fedq.core.compiler import without_compiler
 from fedq.data import Dataset
-from fedq.experiment.binding import told
+from fedq.experiment.binding import error_text
 from fedq.training import LOSSES, METRICS
 from fedq.training.objectives import INTEGER_TARGETS
 
 
 def check_training(config: Config, dataset: Dataset | None, found: list[Problem]) -> None:
+    """Add a problem for each optimizer, loss or metric that cannot be used."""
     t, s = config.train, config.strategy
     for key, name, options, lr in (
         ("train.optimizer", t.optimizer, t.optimizer_options, t.lr),
@@ -38,9 +39,9 @@ def check_training(config: Config, dataset: Dataset | None, found: list[Problem]
             parameter.grad = torch.ones(2)
             with without_compiler():
                 optimizer = kind([parameter], lr=lr, **options)  # type: ignore[call-arg]  # every one takes lr
-                optimizer.step()  # LBFGS needs a closure, SparseAdam sparse gradients: neither can serve here
+                optimizer.step()  # fails for LBFGS (needs a closure) and SparseAdam (needs sparse gradients)
         except Exception as error:
-            found.append(Problem(key, f"{name}({options})", told(error), f"See torch.optim.{name}, or use SGD"))
+            found.append(Problem(key, f"{name}({options})", error_text(error), f"See torch.optim.{name}, or use SGD"))
     if dataset is None:
         return
     integer = dataset.train.targets.dtype == np.int64

@@ -1,4 +1,4 @@
-"""From the public numbers of a config to each client's plan: how much noise its budget needs. Knows no data."""
+"""Each client's DP plan from the public numbers of a config: calibrates noise to the budget. Knows no data."""
 
 import math
 from typing import Any, Literal, cast
@@ -8,24 +8,23 @@ from fedq.config.client_level import protects_examples
 
 
 def plan_of(config: Config, budget: float | None = None, delta: float | None = None) -> Any:
-    """The `DPPlan` of a client whose owner lets it spend `budget` (None: whatever the run aims at).
+    """The `DPPlan` of a client whose owner allows `budget` (None: the run's target) at `delta` (None: the run's).
 
-    None where the server adds the noise, or nobody does. The stricter side wins, in epsilon and in `delta` (None: the
-    run's). Noise is calibrated to the cap on participations, not to their mean. ValueError or ArithmeticError where no
-    noise is enough.
+    None where clients add no noise. The stricter of the owner's and the run's values is used. Noise is calibrated to
+    the cap on participations, not to their mean. ValueError or ArithmeticError where no noise is enough.
     """
     if not protects_examples(config):
         return None
     from fedq.privacy import DPPlan, PureDP, calibrate
 
     p = config.privacy
-    accountant = cast(Literal["prv", "rdp"], p.accountant)  # the rules have seen to it, and to nominal
+    accountant = cast(Literal["prv", "rdp"], p.accountant)  # the rules have checked it, and nominal_examples
     rate, steps, nominal = public.sample_rate(config), public.dp_steps(config), public.nominal_examples(config)
     assert nominal is not None
     delta = p.target_delta if delta is None else min(delta, p.target_delta)
     target = min(math.inf if p.target_epsilon is None else p.target_epsilon, math.inf if budget is None else budget)
     noise, evaluation = p.noise_multiplier, p.evaluation_epsilon if config.evaluate == "dp" else None
-    counted = None if evaluation is None else PureDP(1.001 * evaluation)  # and a little room for round-off
+    counted = None if evaluation is None else PureDP(1.001 * evaluation)  # with a little room for round-off
     if noise is None or (budget is not None and target < math.inf):
         needed = calibrate(
             target_epsilon=target - (counted.epsilon if counted else 0.0),
@@ -44,13 +43,13 @@ def plan_of(config: Config, budget: float | None = None, delta: float | None = N
         target_epsilon=target,
         delta=delta,
         accountant=accountant,
-        noise="gaussian" if p.noise == "gaussian" else "discrete",  # seeded is the source, not the kind
+        noise="gaussian" if p.noise == "gaussian" else "discrete",  # `seeded` is a random source, no kind of noise
         evaluation_epsilon=evaluation,
     )
 
 
-def whole_cost(config: Config, plan: Any) -> float:
-    """Epsilon of all that one client may be asked for: as many rounds as the cap allows, and an evaluation if any."""
+def epsilon_of_all_rounds(config: Config, plan: Any) -> float:
+    """Epsilon of the most that one client may be asked for: the capped number of rounds, and an evaluation if any."""
     from fedq.privacy import epsilon
 
     counted = [plan.evaluation] if plan.evaluation is not None else []
@@ -58,6 +57,6 @@ def whole_cost(config: Config, plan: Any) -> float:
     return epsilon(mechanisms, plan.delta, accountant=plan.accountant)
 
 
-def claimed(config: Config, plan: Any) -> float:
-    """What the run asks a data owner to accept: its budget, or what it will cost where it names none."""
-    return float(plan.target_epsilon) if math.isfinite(plan.target_epsilon) else whole_cost(config, plan)
+def requested_epsilon(config: Config, plan: Any) -> float:
+    """The epsilon that the run asks a data owner to accept: its target, or its cost if it has no target."""
+    return float(plan.target_epsilon) if math.isfinite(plan.target_epsilon) else epsilon_of_all_rounds(config, plan)

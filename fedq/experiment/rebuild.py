@@ -1,4 +1,4 @@
-"""A finished run's experiment again, its model as it was delivered. Knows run folders; trains nothing."""
+"""Rebuilds the experiment of a finished run with its final model. Knows run folders; trains nothing."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -21,17 +21,17 @@ CONFIG, MODEL = "config.yaml", "model.safetensors"
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """What a run folder says was run, and what came of it."""
+    """The config and the result in a run folder."""
 
     folder: Path
     config: Config
     result: Result
 
     def experiment(self, *, allow: Allowed | None = None) -> Experiment:
-        """Built anew, with the delivered arrays in its model; `ConfigError` where its data or model are not there.
+        """The experiment, built again, with the final arrays in its model. `ConfigError` if it cannot be built.
 
-        `allow`: as of `build`; commands that are given a run's folder cannot know who wrote it.
-        Nothing is trained, so it has neither privacy nor a runtime: no noise is calibrated and no ledger opened.
+        `allow`: as in `build`; a command that gets a run's folder cannot know who wrote it. Nothing is trained, so
+        privacy and runtime are off: no noise is calibrated and no ledger is opened.
         """
         experiment = build(replace(self.config, privacy=Privacy(), runtime=Runtime()), allow=allow)
         load_arrays(experiment.trainer.model, self.result.arrays, self.folder / MODEL)
@@ -39,7 +39,7 @@ class FinishedRun:
 
 
 def finished_run(folder: Path) -> FinishedRun:
-    """Read a run folder; FileNotFoundError or ValueError, with the fix, where it is none or cannot be built again."""
+    """Read a run folder. FileNotFoundError or ValueError, with a fix, if it is not one or cannot be rebuilt."""
     missing = [name for name in ("result.json", CONFIG, MODEL) if not (folder / name).is_file()]
     if missing:
         raise FileNotFoundError(
@@ -51,14 +51,14 @@ def finished_run(folder: Path) -> FinishedRun:
         target = str(getattr(config, group).get("_target_"))
         if target.startswith(rules.OBJECT):
             raise ValueError(
-                f"{folder}: its {group} was a Python object ({target.removeprefix(rules.OBJECT)}), which no file can "
-                f"bring back; in Python use fedq.quant.export_onnx, or run with {group}._target_=my.module.Name"
+                f"{folder}: its {group} was a Python object ({target.removeprefix(rules.OBJECT)}), which a file cannot "
+                f"restore; in Python use fedq.quant.export_onnx, or run with {group}._target_=my.module.Name"
             )
     return FinishedRun(folder, config, read_result(folder))
 
 
 def load_arrays(model: nn.Module, arrays: Mapping[str, np.ndarray], path: Path) -> None:
-    """Write every array of the state, in place; ValueError where they are another model's."""
+    """Load all arrays of the state, in place; ValueError if they belong to another model."""
     state = model.state_dict(keep_vars=True)
     given = {id(state[name]) for name in arrays if name in state}  # a tied weight is in the file once
     wrong = [name for name, tensor in state.items() if id(tensor) not in given]

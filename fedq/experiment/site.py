@@ -1,4 +1,4 @@
-"""On whose machine an experiment is built: everybody's in a simulation, one party's in a deployment."""
+"""The party on whose machine an experiment is built in a deployment: the server, or one data owner."""
 
 import hashlib
 from dataclasses import dataclass
@@ -7,11 +7,12 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Site:
-    """`identity`: the client whose machine it is, None for the server. `data`: where its own examples lie.
+    """One party of a deployment.
 
-    `budget`: the largest epsilon that the owner lets its data spend, over all runs, at `delta` or less.
+    `identity`: the client's name; None for the server. `data`: path of the client's own examples. `budget`: the largest
+    epsilon that the owner allows its data to spend, over all runs, at `delta` or less.
 
-    A client without `data` takes its part of data that everybody has, as a rehearsal on public data does.
+    A client without `data` takes its part of data that every machine has, such as in a rehearsal on public data.
     """
 
     identity: str | None
@@ -21,7 +22,7 @@ class Site:
 
     @property
     def data_name(self) -> str:
-        """Names the examples in the client's ledger by where they lie: whatever the server asks, they are the same."""
+        """The name of the examples in the client's ledger: from their path alone, whatever the server asks."""
         return f"own#{hashlib.sha256(str(self.data and self.data.resolve()).encode()).hexdigest()[:16]}"
 
 

@@ -1,4 +1,4 @@
-"""A new Flower app that uses fedq: names that may be used, files from templates. Knows none of fedq's other rooms."""
+"""Makes a new Flower app that uses fedq: checks its name, writes files from templates. Depends on no other package."""
 
 from fedq.new.app import COMMANDS, NewApp, make_app
 

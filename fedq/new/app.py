@@ -1,4 +1,4 @@
-"""Make an app's directory from the templates, or refuse with `value: rule. Fix` before anything is written."""
+"""Makes an app's directory from templates, or raises ValueError `value: rule. Fix` before it writes anything."""
 
 import os
 from dataclasses import dataclass
@@ -8,18 +8,18 @@ from fedq import __version__
 from fedq.new.names import package_name
 
 TEMPLATE = Path(__file__).parent / "template"
-SUFFIX = ".in"  # so that no tool takes the templates for fedq's own code
+SUFFIX = ".in"  # so that no tool treats the templates as fedq's own code
 # The three ways to run an app, and where each runs.
 COMMANDS = """\
 fedq run                            # simulate here, in one process
 flwr run .                          # the same on Flower's simulation engine (pip install "fedq[ray]")
 fedq deploy rehearse --clients 3    # the same on a real SuperLink and SuperNodes, on this machine"""
-PACKAGE_FOLDER = "package"  # in the templates; its name in an app is the app's own
+PACKAGE_FOLDER = "package"  # name in the templates; an app uses the name of its package
 
 
 @dataclass(frozen=True)
 class NewApp:
-    """What was made."""
+    """The new app."""
 
     folder: Path
     package: str
@@ -27,17 +27,17 @@ class NewApp:
 
 
 def make_app(folder: str | Path) -> NewApp:
-    """The app that the folder's last part names; parents that are missing are made.
+    """Make the app; the folder's last part is its name, and missing parents are created.
 
     Raises `ValueError` for a name or a place that cannot be used.
     """
-    home = Path(folder).expanduser().resolve()  # Flower reads an app's name off its resolved directory too
+    home = Path(folder).expanduser().resolve()  # Flower also takes an app's name from its resolved directory
     package = package_name(home.name)
     _check_place(home)
     words = {"commands": COMMANDS, "app": home.name, "package": package, "version": __version__}
     try:
         files = [_write(home, template, words) for template in sorted(TEMPLATE.rglob(f"*{SUFFIX}"))]
-    except OSError as error:  # no room, or a file system that refuses in spite of its access bits
+    except OSError as error:  # disk full, or a file system that refuses despite its access bits
         raise ValueError(f"{home}: cannot be written, {error.strerror}. Choose another place") from error
     return NewApp(home, package, tuple(files))
 
@@ -69,5 +69,5 @@ def _place(template: Path, package: str) -> Path:
     first = package if first == PACKAGE_FOLDER else first
     path = Path(first, *rest)
     path = path.with_name(path.name.removesuffix(SUFFIX))
-    # A .gitignore in the templates would hide files from whoever builds fedq's wheel.
+    # A .gitignore in the templates would hide files from the build of fedq's wheel.
     return path.with_name(".gitignore") if path.name == "gitignore" else path

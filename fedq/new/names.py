@@ -1,4 +1,4 @@
-"""Which names an app may have. Knows Flower's rule and what Python can import here; not files."""
+"""Checks the name of an app. Knows Flower's rule and the modules that Python can import; not files."""
 
 import importlib.metadata
 import keyword
@@ -8,14 +8,14 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 
 LONGEST = 32  # characters: Flower's limit
-# The app's own folders, and those that `flwr build` leaves out of every bundle in silence.
+# The app's own folders, and those that `flwr build` silently leaves out of every bundle.
 RESERVED = {"conf", "outputs", "build", "eggs", "env", "lib", "lib64", "parts", "venv"}
 
 
 def package_name(app: str) -> str:
-    """`my-hospital` -> `my_hospital`: two apps on one client's machine then hold no module of the same name.
+    """The package of an app: `my-hospital` -> `my_hospital`. So two apps on one machine share no module name.
 
-    Raises `ValueError` for a name that Flower refuses, or whose package would stand before another on Python's path.
+    Raises `ValueError` for a name that Flower refuses, or whose package would hide another module.
     """
     if not re.fullmatch(rf"[A-Za-z][A-Za-z0-9-]{{0,{LONGEST - 1}}}", app):
         rule = f"Flower wants a letter first, then letters, digits and hyphens, at most {LONGEST} characters in all"
@@ -30,7 +30,7 @@ def package_name(app: str) -> str:
 
 def _taken(app: str, package: str) -> str | None:
     if keyword.iskeyword(package) or keyword.issoftkeyword(package):
-        return f"{package} is a word of Python's own"
+        return f"{package} is a keyword of Python"
     if package in RESERVED:
         return f"{package}/ is a folder of every app, or one that Flower leaves out of every bundle"
     if package in {"fedq", *sys.stdlib_module_names} or _importable(package):
@@ -43,7 +43,7 @@ def _taken(app: str, package: str) -> str | None:
 
 
 def _importable(package: str) -> bool:
-    """Whether Python finds the module elsewhere than where the command was started: there the app itself may stand."""
+    """Whether Python finds the module outside the current folder, which may hold the app itself."""
     here = Path.cwd()
     elsewhere = [place for place in sys.path if place and Path(place).resolve() != here]
     return PathFinder.find_spec(package, elsewhere) is not None

@@ -1,5 +1,5 @@
-"""Differential privacy: noise, accounting, the ledger, admission, DP-SGD, client-level DP, and the verdicts.
-Knows models, tensors and its ledger file; not quantization, codecs, messages, servers or configuration files.
+"""Differential privacy: noise, accounting, the ledger, admission, DP-SGD, client-level DP, and checks of evidence.
+Depends on models, tensors and the ledger file; does not know quantization, codecs, messages, servers or configs.
 """
 
 from fedq.privacy.accounting import (
@@ -21,11 +21,11 @@ from fedq.privacy.client_level_evidence import ServerEvidence, ServerRound, is_c
 from fedq.privacy.counts import noisy_counts, standard_error
 from fedq.privacy.dpsgd import DPSGD, MAX_BATCH, DPEvidence
 from fedq.privacy.evidence import MAX_EPSILON, ClientRound, RunEvidence, is_private
-from fedq.privacy.ledger import Ledger, LedgerError, head_in, is_begun
+from fedq.privacy.ledger import Ledger, LedgerError, is_begun, tip_in
 from fedq.privacy.model_validation import refuse_cross_example_layers, refuse_mixing
 from fedq.privacy.noise import RandomSource, SecureRandom, SeededRandom
 from fedq.privacy.plan import DPPlan, SpendContext
-from fedq.privacy.policy import Asked, Policy, PolicyError, head_of, limits, read_policy, require, uncounted
+from fedq.privacy.policy import Asked, Policy, PolicyError, limits, read_policy, require, tip_of, unaccounted_units
 from fedq.privacy.spend import Spend
 
 __all__ = [
@@ -66,8 +66,6 @@ __all__ = [
     "charged",
     "clipped",
     "epsilon",
-    "head_in",
-    "head_of",
     "is_begun",
     "is_client_private",
     "is_coarse",
@@ -81,5 +79,7 @@ __all__ = [
     "require",
     "spent_by_one_client",
     "standard_error",
-    "uncounted",
+    "tip_in",
+    "tip_of",
+    "unaccounted_units",
 ]

@@ -1,22 +1,22 @@
-"""How much privacy a series of noised steps costs, and how much noise a budget needs.
-Knows noise multipliers, rates and steps; not models, data, files or who asks.
+"""Accounting and calibration: the epsilon of a series of noised steps, and the noise that a budget needs.
+Knows noise multipliers, rates and steps; not models, data or files.
 
 Every step is one Poisson-subsampled Gaussian mechanism; neighbours differ by one example added or removed.
 Two accountants, both from Opacus, both upper bounds:
 
 - `prv` (the default): numerical composition of privacy loss random variables (Gopi et al. 2021,
-  arXiv:2106.02848). `rdp` says 5 to 26 % more at ten settings tried. The reported value is the upper end
-  of its error interval, never the estimate. Opacus composes the direction "remove" only; that "add" is not
-  worse is checked against dp-accounting, which composes both (tests/privacy/test_accounting.py).
+  arXiv:2106.02848). At ten settings `rdp` reported 5 to 26 % more. The reported value is the upper end of
+  its error interval, never the estimate. Opacus composes the direction "remove" only. A test against
+  dp-accounting, which composes both, checks that "add" is not worse (tests/privacy/test_accounting.py).
 - `rdp`: Renyi accounting (Mironov et al. 2019, arXiv:1908.10530), conversion of Balle et al. 2020.
 
-More than `MOST_EXACT` different mechanisms (noise and rate) would take either one many seconds, for PRV some 10 MB
-each: the bound is then Renyi's at whole orders, over all of them at once (`renyi`), by either name.
+For more than `MOST_EXACT` different mechanisms (pairs of noise and rate) either accountant takes many seconds,
+and PRV about 10 MB for each. Both then use the Renyi bound at integer orders over all mechanisms (`renyi`).
 
-Opacus' PRV takes 0.1 to 0.7 s a call, and a run asks once a round for every participation count. So the
+Opacus' PRV takes 0.1 to 0.7 s a call, and a run needs one call a round for every participation count. So the
 discretised loss is cached for the step count rounded up to a power of two. A mesh and a domain that are safe
 for n steps are safe for fewer: the mesh (error / sqrt(n)) is only finer, and the domain (a tail bound that
-grows in n) only wider, than fewer steps need. A further count then costs one power in Fourier space, 10 ms.
+grows in n) only wider, than fewer steps need. Each further count costs one power in Fourier space, 10 ms.
 """
 
 import math
@@ -33,7 +33,7 @@ from fedq.privacy.renyi import renyi_epsilon
 
 Accountant = Literal["prv", "rdp"]
 ACCOUNTANTS: tuple[Accountant, ...] = ("prv", "rdp")
-MOST_EXACT: Final = 8  # different mechanisms that the named accountant composes
+MOST_EXACT: Final = 8  # largest number of different mechanisms that the named accountant composes
 
 # Opacus' own orders, and larger ones for small epsilon (integer orders cost little).
 _ORDERS = (
@@ -41,27 +41,30 @@ _ORDERS = (
     + tuple(map(float, range(12, 64)))
     + (80.0, 96.0, 128.0, 192.0, 256.0, 512.0, 1024.0)
 )
-# Any orders give a valid bound; fractional ones are slow, so few where it only sizes PRV's domain or backs
-# it up.
+# Any orders give a valid bound. Fractional ones are slow, so there are few here, where the bound only sizes
+# PRV's domain or replaces its result.
 _TAIL_ORDERS = (1.1, 1.25, 1.5, 1.75, 2.5, *map(float, range(2, 33)), 48.0, 64.0, 128.0, 256.0)
 # To bracket a calibration: one fractional order, for large epsilons; each costs some 20 ms.
 _COARSE_ORDERS = (1.5, *_TAIL_ORDERS[5:])
 # Below this delta float64 round-off of the Fourier transform (about 1e-13) is no longer small beside delta.
 _SMALLEST_PRV_DELTA = 1e-9
-# Below this noise the series for fractional orders hardly converges. Without subsampling the divergence is
-# known in closed form, and it is a bound, as subsampling only lowers it.
+# Below this noise the series for fractional orders hardly converges. The closed form without subsampling is
+# used there. It is an upper bound, because subsampling only lowers the divergence.
 _LEAST_SERIES_NOISE = 0.1
-# Above this epsilon PRV's domain grows large and nobody needs its third digit.
+# Above this epsilon PRV's domain grows large, and a third digit has no use.
 _LARGEST_PRV_EPSILON = 60.0
-_LARGEST_PRV_MESH = 1 << 20  # points, about
-# Discretised losses by what they were made from, the latest last: each takes up to 8 MB.
+_LARGEST_PRV_MESH = 1 << 20  # points, approximately
+# Cache of discretised losses by their inputs, the latest last: each takes up to 8 MB.
 _DISCRETISED: OrderedDict[tuple[Any, ...], tuple[Any, ...]] = OrderedDict()
 _MOST_KEPT = 32
 
 
 @dataclass(frozen=True)
 class Mechanism:
-    """`steps` Poisson-subsampled Gaussian steps of one noise multiplier (std / clip norm) and rate."""
+    """`steps` Poisson-subsampled Gaussian steps with one noise multiplier (std / clip norm) and one rate.
+
+    Raises ValueError for a noise multiplier, rate or number of steps that cannot be accounted.
+    """
 
     noise_multiplier: float
     sample_rate: float
@@ -71,7 +74,7 @@ class Mechanism:
         if not (math.isfinite(self.noise_multiplier) and self.noise_multiplier > 0):
             raise ValueError(
                 f"noise_multiplier={self.noise_multiplier}: must be a finite number above 0; "
-                "calibrate() gives the one that a target epsilon needs"
+                "calibrate() computes it from a target epsilon"
             )
         _check_rate(self.sample_rate)
         _check_steps(self.steps)
@@ -79,7 +82,7 @@ class Mechanism:
 
 @dataclass(frozen=True)
 class PureDP:
-    """A mechanism that is (epsilon, 0)-DP by itself, such as a count with Laplace noise."""
+    """A mechanism with (epsilon, 0)-DP, such as a count with Laplace noise."""
 
     epsilon: float
 
@@ -94,8 +97,9 @@ AnyMechanism = Mechanism | PureDP
 def epsilon(mechanisms: Sequence[AnyMechanism], delta: float, *, accountant: Accountant = "prv") -> float:
     """Upper bound on epsilon at `delta` of all mechanisms together; 0 if there is none.
 
-    Pure epsilons are added to what the Gaussian steps cost (basic composition): no more than a few are expected.
-    Of more than `MOST_EXACT` different kinds of Gaussian steps it is a coarser bound (`is_coarse` says so).
+    Pure epsilons are added to the epsilon of the Gaussian steps (basic composition), since few are expected.
+    For more than `MOST_EXACT` different kinds of Gaussian steps the bound is coarser (`is_coarse`).
+    Raises ValueError for a delta outside (0, 1) or an unknown accountant.
 
     >>> once = Mechanism(noise_multiplier=2.0, sample_rate=0.1, steps=100)
     >>> epsilon([once, once], 1e-5) == epsilon([Mechanism(2.0, 0.1, 200)], 1e-5)
@@ -113,7 +117,7 @@ def epsilon(mechanisms: Sequence[AnyMechanism], delta: float, *, accountant: Acc
 
 
 def is_coarse(mechanisms: Sequence[AnyMechanism]) -> bool:
-    """Whether `epsilon` of them is Renyi's coarser bound, as too many are different for the accountant."""
+    """Whether `epsilon` uses the coarser Renyi bound, because there are too many different mechanisms."""
     return len(_merged(mechanisms)) > MOST_EXACT
 
 
@@ -137,9 +141,10 @@ def calibrate(
     steps: int,
     accountant: Accountant = "prv",
 ) -> float:
-    """Smallest noise multiplier, to 0.1 %, whose `steps` cost at most `target_epsilon` by this accountant.
+    """Smallest noise multiplier, to 0.1 %, with which `steps` steps cost at most `target_epsilon`.
 
-    `steps` is the most that any one client may ever take (participation cap x steps a round), not the mean.
+    `steps` is the largest number that any one client may take (participation cap x steps a round), not the mean.
+    Raises ValueError where no noise multiplier up to 1e7 is enough.
     """
     _check_target(target_epsilon)
     _check_delta(delta)
@@ -160,7 +165,7 @@ def _calibrate(target: float, delta: float, rate: float, steps: int, accountant:
         rdp = np.asarray(_rdp(noise, rate, _COARSE_ORDERS)) * steps
         return _convert(rdp, _COARSE_ORDERS, delta)
 
-    # A cheap Renyi bound brackets the answer; the accountant that will be held to it decides.
+    # A cheap Renyi bound brackets the result; the named accountant then decides.
     low, high = 1e-2, 1.0
     while spent_coarsely(high) > target:
         low, high = high, high * 2
@@ -179,14 +184,14 @@ def _calibrate(target: float, delta: float, rate: float, steps: int, accountant:
 
 
 def _bisect(spent: Any, target: float, low: float, high: float, *, tolerance: float) -> float:
-    """Regula falsi on log-log (epsilon is nearly a power of the noise); returns the bracket's safe end."""
+    """Regula falsi on a log-log scale (epsilon is nearly a power of the noise); returns the safe end."""
     spent_low, spent_high = spent(low), spent(high)
     while high / low > 1 + tolerance:
         middle = math.sqrt(low * high)
         if math.isfinite(spent_low) and 0 < spent_high < target < spent_low:
             slope = math.log(spent_low / spent_high) / math.log(high / low)
             guess = high * (spent_high / target) ** (1 / slope)
-            # A hair to the safe side, so that the bracket closes from above in few calls.
+            # Slightly to the safe side, so that the bracket closes from above in few calls.
             guess *= 1 + tolerance / 3
             middle = min(max(guess, low * (1 + tolerance / 2)), high / (1 + tolerance / 2))
         value = spent(middle)
@@ -214,15 +219,14 @@ def _epsilon(merged: tuple[tuple[float, float, int], ...], delta: float, account
     # The error interval is 0.2 to 0.4 % of epsilon; a power of two, so that nearby epsilons share a
     # discretisation.
     error = min(2.0 ** math.floor(math.log2(0.004 * bound)), 2.0**-6) if bound > 0 else 2.0**-20
-    # A tiny epsilon would want a mesh of many millions of points: widen its (upper) error to what the
-    # largest allows.
+    # A tiny epsilon would need a mesh of many millions of points: allow the error of the largest mesh.
     total = sum(_horizon(count) for *_, count in merged)
     coarsest = 2 * (3 + 2 * bound) / _LARGEST_PRV_MESH * math.sqrt(total * math.log(12e3 / delta) / 2)
     error = max(error, 2.0 ** math.ceil(math.log2(coarsest)))
     try:
         tight = _prv_epsilon(merged, delta, error)
     except (RuntimeError, ValueError, FloatingPointError):
-        return bound  # the numerical accountant gave up (it says so by these); Renyi's is a bound as well
+        return bound  # the numerical accountant failed; the Renyi bound is valid too
     # Both are upper bounds, so the smaller is one too.
     return min(tight, bound) if math.isfinite(tight) and tight >= 0 else bound
 
@@ -240,7 +244,7 @@ def _prv_epsilon(merged: tuple[tuple[float, float, int], ...], delta: float, err
 
 
 def _horizon(steps: int) -> int:
-    """The power of two at or above: step counts that share one discretisation."""
+    """The next power of two: step counts up to it share one discretisation."""
     return 1 << (steps - 1).bit_length()
 
 
@@ -297,7 +301,7 @@ def _convert(rdp: np.ndarray, orders: tuple[float, ...], delta: float) -> float:
     from opacus.accountants.analysis.rdp import get_privacy_spent
 
     with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")  # "optimal order is the largest": a bound all the same
+        warnings.simplefilter("ignore")  # "optimal order is the largest": still a valid bound
         spent, _ = get_privacy_spent(orders=list(orders), rdp=list(rdp), delta=delta)
     # Renyi's conversion can dip below zero for tiny divergences.
     return max(float(spent), 0.0)
@@ -310,7 +314,7 @@ def _check_delta(delta: float) -> None:
 
 def _check_rate(rate: float) -> None:
     if not 0 < rate <= 1:
-        raise ValueError(f"sample_rate={rate}: must be above 0 and at most 1 (1: every example in every step)")
+        raise ValueError(f"sample_rate={rate}: must be above 0 and at most 1 (1: every example is in every step)")
 
 
 def _check_steps(steps: int) -> None:

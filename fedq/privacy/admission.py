@@ -1,5 +1,5 @@
-"""Whether a client may take part, decided before its data is opened; a refusal carries a code alone.
-Knows budgets and what was spent; not data, models, messages or the network.
+"""Admission: whether a client may take part, decided before its data are opened. A refusal sends a code alone.
+Knows budgets and earlier spends; not data, models, messages or the network.
 """
 
 import math
@@ -12,32 +12,33 @@ from fedq.privacy.ledger import Ledger, LedgerError, check_same_data
 from fedq.privacy.plan import DPPlan
 
 Reason = Literal["budget", "ledger", "policy"]
-# The closed set that may reach the server. Each is a function of public configuration and of the client's own
-# history of public requests, never of its data.
+# The codes that may reach the server. Each depends on public configuration and on the client's history of public
+# requests, never on its data.
 REASONS: Final[dict[Reason, str]] = {
     "budget": "the spend would take this client's data beyond its epsilon",
     "ledger": "this client's ledger cannot be read, trusted or written",
-    "policy": "this client's owner does not accept what is asked",
+    "policy": "this client's owner does not accept the request",
 }
 
 
 class Declined(Exception):  # noqa: N818  a decision, not an error
-    """The client will not take part. Only `reason` may leave it; the text is for its own operator."""
+    """The client will not take part. Only `reason` may leave the client; the text is for its own operator."""
 
     def __init__(self, reason: Reason, detail: str = "") -> None:
         if reason not in REASONS:
             raise ValueError(f"reason={reason!r}: must be one of {', '.join(REASONS)}")
         super().__init__(f"{reason}: {detail or REASONS[reason]}")
         self.reason: Reason = reason
-        self.identity = ""  # whose refusal it is, where nobody else can say; it may leave, as in a hello
+        self.identity = ""  # the client's name, where only the refusal can carry it; it may leave, as in a handshake
 
 
 def admit(ledger: Ledger, plan: DPPlan, *, data: str | None = None, counts: bool = False) -> None:
-    """Return if the plan fits into what is left of the budget, else raise Declined.
+    """Raise Declined unless the plan fits into the rest of the budget.
 
-    With `data`, a ledger that holds spends of other data is refused too.
+    With `data`, a ledger that holds spends of other data is refused too. `counts`: check the noisy counts of an
+    evaluation instead of a round of training.
 
-    An early answer, so that no data is opened in vain; DPSGD asks again under the ledger's lock.
+    This early check saves opening the data for nothing; DPSGD checks again under the ledger's lock.
     """
     try:
         rows = ledger.rows()
@@ -49,7 +50,7 @@ def admit(ledger: Ledger, plan: DPPlan, *, data: str | None = None, counts: bool
 
 
 def budget_guard(plan: DPPlan, *, counts: bool = False) -> Callable[[Sequence[Row]], None]:
-    """The same check as a guard for `Ledger.spend`; `counts`: of an evaluation, not of a round of training."""
+    """The same check as a guard for `Ledger.spend`; ValueError if `counts` and the plan has no evaluation."""
     cost = plan.evaluation if counts else plan.mechanism
     if cost is None:
         raise ValueError("evaluation_epsilon=None: this plan has no evaluation; use evaluate=dp")
@@ -58,7 +59,7 @@ def budget_guard(plan: DPPlan, *, counts: bool = False) -> Callable[[Sequence[Ro
         if plan.target_epsilon == math.inf:  # no budget to check
             return
         after = epsilon([*(row.spend.as_mechanism() for row in before), cost], plan.delta, accountant=plan.accountant)
-        # Written so that a NaN declines.
+        # With this form of the comparison, a NaN declines.
         if not after <= plan.target_epsilon:
             raise Declined("budget", f"epsilon would be {after:.4g} of {plan.target_epsilon:g} at delta {plan.delta:g}")
 

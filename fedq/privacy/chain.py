@@ -1,7 +1,7 @@
-"""A ledger's rows, each of which holds the hash of the row before, and what may stand in them.
-Knows rows and hashes; not files, locks, budgets or who asks.
+"""The hash chain of a ledger's rows: each row holds the hash of the row before it. Checks the rows' values.
+Knows rows and hashes; not files, locks or budgets.
 
-The chain has no key: it shows accidents and careless edits, not a forger who recomputes it.
+The chain has no key: it shows accidents and careless edits, not a forger who recomputes all hashes.
 """
 
 import hashlib
@@ -12,25 +12,25 @@ from typing import Any, Final
 
 from fedq.privacy.spend import Spend
 
-SCHEMA_VERSION: Final = 2  # 1: without a head, and Gaussian mechanisms alone
+SCHEMA_VERSION: Final = 2  # 1: without a tip, and Gaussian mechanisms alone
 SPEND_NAMES: Final = tuple(field.name for field in fields(Spend))
 _SCHEMAS: Final = range(1, SCHEMA_VERSION + 1)
 _CANONICAL: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 
 
 class BrokenChainError(Exception):
-    """A row is missing, changed, moved, or holds an impossible value; the text names it."""
+    """A row is missing, changed or moved, or holds an impossible value. The text names the row."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A spend as it was written."""
+    """One row of a ledger: a spend, and its place in the chain."""
 
     id: int  # 1, 2, 3, ... without a gap
     schema: int
     time: str  # UTC, ISO 8601
     spend: Spend
-    previous: str  # hash of the row before (hex), or of the ledger's identity
+    previous: str  # hex hash of the row before; for the first row the genesis hash
     hash: str
 
     @classmethod
@@ -43,17 +43,20 @@ class Row:
 
 
 def genesis(identity: str) -> str:
-    """What the first row holds in place of a row before it."""
+    """The hash that stands for the row before the first one."""
     return hashlib.sha256(f"fedq ledger {identity}".encode()).hexdigest()
 
 
 def hashes(rows: Sequence[Row], identity: str) -> list[str]:
-    """Genesis, row 1, row 2, ..."""
+    """The hashes of the chain: genesis, row 1, row 2, ..."""
     return [genesis(identity), *(row.hash for row in rows)]
 
 
 def checked(found: Iterable[Sequence[Any]], identity: str) -> list[Row]:
-    """(id, schema, time, spend's values, previous, hash) a row, in order of id -> rows, every one checked."""
+    """Rows from tuples (id, schema, time, values of the spend, previous, hash), in order of id.
+
+    Raises BrokenChainError for the first row that fails a check.
+    """
     rows: list[Row] = []
     previous = genesis(identity)
     for expected, values in enumerate(found, start=1):
@@ -73,7 +76,7 @@ def checked(found: Iterable[Sequence[Any]], identity: str) -> list[Row]:
         if digest != _hash(row_id, schema, time, spend, chained):
             raise BrokenChainError(
                 f"row {row_id} was changed after it was written (its hash differs). Put the right file back, from a "
-                "backup with its head; nobody can vouch for a changed row"
+                "backup with its tip; a changed row can never be accepted"
             )
         rows.append(Row(row_id, schema, time, spend, chained, digest))
         previous = digest

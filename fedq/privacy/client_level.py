@@ -1,7 +1,7 @@
 """Differential privacy at the client level, by a server that they trust: clip, sum, noise, one spend a round.
 Knows vectors and public numbers; not packets, messages, models or who the clients are.
 
-Neighbours (zero-out): two runs that are alike but that in one of them every update of one client counts as zero.
+Neighbours (zero-out): two equal runs, except that in one of them every update of one client counts as zero.
 The sum of a round then moves by at most the clip norm C, and the divisor is the public size of a cohort, whatever
 came back. Each round adds a Gaussian of std z C to the sum (McMahan et al. 2018, arXiv:1710.06963). Updates are summed
 in whole steps of 2^-32, and the noise is a whole number of them too (`noise=discrete`): no floats meet.

@@ -13,9 +13,10 @@ from fedq.privacy.spend import Spend
 def charged(spends: Iterable[Spend], *, clients: int) -> list[AnyMechanism]:
     """The most that one of `clients` has spent in each run, all runs together.
 
-    Of rounds that are dealt in turns, `cohort` of `clients` each, nobody is in more than ceil(rounds cohort / clients);
-    of secret cohorts all count, at their rate. A ledger does not say who was asked, so the busiest client of one run
-    is taken to be that of every other. Where a run's name comes twice, attempts tell the two apart.
+    Under shuffled round-robin sampling (`cohort` of `clients` a round) no client is in more than
+    ceil(rounds cohort / clients) rounds. Of secret cohorts all rounds count, at their rate. A ledger does
+    not say who was asked, so the busiest client of one run is taken to be the busiest of every run. Two runs of one
+    name differ in their attempts.
     """
     runs: dict[tuple[str, int], list[Spend]] = {}
     for spend in spends:

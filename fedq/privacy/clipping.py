@@ -1,27 +1,28 @@
-"""Bounds each example's gradient over all parameters together, and adds up: in floating point, or in integers.
-Knows per-example gradients and a clip norm; not noise, sampling, budgets or how the gradients came about.
+"""Per-example clipping over all parameters together, and the sum of the clipped gradients: in floats or in integers.
+Knows per-example gradients and a clip norm; not noise, sampling, budgets or how gradients are computed.
 
-Both give an example whose gradient, or its norm, is not finite no share. They differ in what one may claim.
+An example's share is its clipped gradient. In both forms, an example whose gradient or norm is not finite has the share
+zero. The forms differ in their guarantee.
 
 **Floating point.** An example is scaled so that its float32 share is shorter than the clip norm: norms are at most
-2^-18.9 too small, scaling and rounding add 2^-22, and all aim 2^-18 below the clip. The *sum* is float32 too, so its
-last bits depend on all examples together; adding or removing one moves it by its share and by up to about
-batch^2 * 2^-24 clips of round-off.
+2^-18.9 too small, scaling and rounding add 2^-22, and all aim 2^-18 below the clip norm. The *sum* is float32 too, so
+its last bits depend on all examples together. Adding or removing one example changes the sum by the share and by up to
+about batch^2 * 2^-24 clip norms of round-off.
 
-**Integers.** The clip norm is 2^26 units, and each example's share is a vector of whole units whose exact squared
-norm is checked. Sums of integers are exact in any order (float64 holds 2^53), so one example more or less moves the
-sum by its share and not by any round-off. A share is the clipped gradient with each value rounded toward zero; that of
-a Linear layer's weight is the product of two vectors of integers, each a rounded factor of the gradient g x^T, about
-2^13 units long: so the matrices need not be written out here either. Any rounding would do, as long as it looks at one
-example only. Where rounding the factors to nearest ends beyond the bound they are rounded toward zero, and if that were
-not enough the example would have no share.
+**Integers.** The clip norm is 2^26 units. Each share is a vector of integers in these units, and its exact squared norm
+is checked. Sums of integers are exact in any order (float64 holds 2^53), so one example more or less changes the sum by
+its share and by no round-off. A share is the clipped gradient with each value rounded toward zero. The share of a
+Linear layer's weight is the product of two integer vectors, each a rounded factor of the gradient g x^T, about 2^13
+units long, so the matrices are not materialized here either. Any rounding is allowed that depends on one example only.
+Where the factors, rounded to nearest, exceed the bound, they are rounded toward zero. If that is not enough, the
+example has the share zero.
 
-What goes into the rounding is float32, and so may turn on where in a batch of what size an example stands; `alike`
-sees to it that it does not. The bound on a share is 2^-13 below the clip norm nevertheless: room for a hundred times
-what was seen without that care.
+The input of the rounding is float32, so it could depend on the size of the batch and on the example's place in it;
+`is_batch_invariant` tests that it does not. The bound on a share is still 2^-13 below the clip norm: a hundred times
+the largest error measured without that test.
 
-A batch may be padded: only the first `count` rows have a share. All rows are computed alike, so that shapes, hence
-kernels, do not tell how many count.
+A batch may be padded: only the first `count` rows have a share. All rows take the same computations, so that shapes,
+and hence kernels, do not depend on `count`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,16 +33,16 @@ from torch import Tensor, nn
 from fedq.per_example import Contribution, Dense, Outer
 from fedq.per_example.contributions import exact
 
-# Aim a hair under the bound, so that what float32 norms and products are off by cannot exceed it.
+# Slightly below the bound, so that errors of float32 norms and products cannot exceed it.
 _MARGIN = 1 - 2.0**-18
-# On the grid rounding moves a norm by some 2^-15 of it: few examples then need to be rounded toward zero.
+# Rounding to the grid changes a norm by about 2^-15 of it: few examples then need to be rounded toward zero.
 _GRID_MARGIN = 1 - 2.0**-12
-# Beyond it the factor is near the end of float32's range, where it has fewer digits than the margin needs.
+# For a longer gradient the factor is near the end of float32's range, with fewer digits than the margin needs.
 _LONGEST_GRADIENT = 2.0**100
 
 UNITS = 2.0**26  # of the clip norm
 _LONGEST_SHARE = UNITS - 2.0**13
-_PART = 1 << 17  # values that are in float64 at once
+_PART = 1 << 17  # values converted to float64 at once
 
 Pruned = Mapping[nn.Parameter, Tensor]  # parameter -> bool, True where it is 0.0 and stays so
 
@@ -56,8 +57,8 @@ def clip_and_sum(
 ) -> Tensor:
     """Clip each example's gradient and sum: flat float64 on the CPU, in the order of `parameters`.
 
-    Pruned values take no part in the norm. A parameter without contribution gets zeros. `count`: how many rows have a
-    share, the first ones; all by default. Uses the contributions up.
+    Pruned values are left out of the norm. A parameter without a contribution gets zeros. `count`: the number of rows,
+    from the first, that have a share; by default all. Overwrites the contributions.
     """
     masked = _masked(contributions, pruned or {})
     factors = _factors(masked, clip_norm, count, margin=_MARGIN)
@@ -72,32 +73,32 @@ def clip_and_round(
     *,
     count: int | None = None,
 ) -> Tensor:
-    """The same on the grid of clip_norm / UNITS: flat float64 whole numbers, exact."""
+    """The same on the grid of clip_norm / UNITS: an exact sum, as flat float64 integers in these units."""
     masked = _masked(contributions, pruned or {})
     scales = _factors(masked, clip_norm, count, margin=_GRID_MARGIN) * (UNITS / clip_norm)
     shares = [_Factors(c, scales) if isinstance(c, Outer) else _Rows(c, scales) for c in masked]
-    # By lists of examples, which may be empty, and not by branches: neighbours do not differ in what is executed.
+    # Lists of examples, possibly empty, instead of branches: the same code runs for neighbouring data.
     beyond = _beyond(shares)
     for share in shares:
         share.truncate(beyond)
-    beyond = _beyond(shares)  # none, by the margin; but the guarantee shall rest on integers alone
+    beyond = _beyond(shares)  # empty, by the margin; checked, so that the guarantee depends on integers alone
     for share in shares:
         share.forget(beyond)
     return _in_order({share.parameter: share.sum() for share in shares}, parameters)
 
 
 class _Rows:
-    """One parameter's shares as rows of integers, rounded toward zero."""
+    """The shares of one parameter as rows of integers, rounded toward zero."""
 
     def __init__(self, dense: Dense, scales: Tensor) -> None:
         self.parameter, self._dense = dense.parameter, dense
         rows = dense.rows
-        # To int32 it is rounded toward zero. Of a row that is not longer than UNITS no value is.
+        # The cast to int32 rounds toward zero. No value of a row that is at most UNITS long overflows it.
         self._rows = rows.mul_(scales.to(rows.device, rows.dtype).unsqueeze(1)).to(torch.int32)
         self.squares = torch.cat([torch.linalg.vecdot(part, part) for part in self._parts()]).cpu()
 
     def truncate(self, examples: Tensor) -> None:
-        pass  # it is already
+        pass  # rows are rounded toward zero from the start
 
     def forget(self, examples: Tensor) -> None:
         self._rows.index_fill_(0, examples.to(self._rows.device), 0)
@@ -109,27 +110,27 @@ class _Rows:
         return self._dense.in_order(total)
 
     def _parts(self) -> Iterator[Tensor]:
-        """In float64, as many rows at once as the cache holds."""
+        """Rows in float64, as many at once as the cache holds."""
         at_once = max(1, _PART // max(1, self._rows.shape[1]))
         return (exact(part) for part in torch.split(self._rows, at_once))
 
 
 class _Factors:
-    """One weight's shares as outer products of integer vectors."""
+    """The shares of one weight as outer products of integer vectors."""
 
     def __init__(self, outer: Outer, scales: Tensor) -> None:
         self.parameter, self._outer = outer.parameter, outer
         left, right = outer.lengths()
-        # The length goes to both so that rounding errors are as large in one as in the other, relative to its values.
+        # The scale is split so that both factors have the same rounding error relative to their values.
         longer = (outer.right.shape[1] / max(1, outer.left.shape[1])) ** 0.25
         of_right = (scales * left * right).sqrt() * longer
-        zero = ~(of_right > 0)  # also where a dropped example's length is not finite
+        zero = ~(of_right > 0)  # true also where the length of a dropped example is not finite
         self._scales = (
             torch.where(zero, 0.0, scales * right / of_right).unsqueeze(1),
             torch.where(zero, 0.0, of_right / right).unsqueeze(1),
         )
         self._left, self._right = (
-            (values * scale).round_()  # in float64, as the scale is
+            (values * scale).round_()  # in float64, like the scale
             for values, scale in zip((outer.left, outer.right), self._scales, strict=True)
         )
         self.squares = _product_of_squares(self._left, self._right)
@@ -151,12 +152,12 @@ class _Factors:
 
 
 def _product_of_squares(left: Tensor, right: Tensor) -> Tensor:
-    """Exact where both, and their product, are at most 2^53; beyond 2^53 where it is."""
+    """Product of squared norms: exact up to 2^53, and above 2^53 where the true product is."""
     return torch.linalg.vecdot(left, left) * torch.linalg.vecdot(right, right)  # type: ignore[no-any-return]
 
 
 def _beyond(shares: Sequence[_Rows | _Factors]) -> Tensor:
-    """Indices of the examples whose share is too long; exact, since float64 holds whole squares up to 2^53."""
+    """Indices of the examples whose share is too long; exact, since float64 holds integers up to 2^53."""
     if not shares:
         return torch.zeros(0, dtype=torch.long)
     squares = torch.stack([share.squares for share in shares]).sum(0)
@@ -167,7 +168,7 @@ def _masked(contributions: Sequence[Contribution], pruned: Pruned) -> list[Contr
     masked = []
     for contribution in contributions:
         if isinstance(contribution, Outer) and contribution.left.device.type != "cpu":
-            contribution = contribution.dense()  # a GPU may be told to multiply matrices in TF32, or lack float64
+            contribution = contribution.dense()  # a GPU may multiply matrices in TF32, or lack float64
         if contribution.parameter in pruned:
             contribution = contribution.dense()
             contribution.rows.masked_fill_(pruned[contribution.parameter].flatten(), 0.0)
@@ -175,8 +176,10 @@ def _masked(contributions: Sequence[Contribution], pruned: Pruned) -> list[Contr
     return masked
 
 
-def made_of(contributions: Sequence[Contribution], clip_norm: float, pruned: Pruned | None = None) -> list[Tensor]:
-    """All that `clip_and_round` makes shares of, before it rounds: tensors with one row for each example."""
+def unrounded_shares(
+    contributions: Sequence[Contribution], clip_norm: float, pruned: Pruned | None = None
+) -> list[Tensor]:
+    """The inputs of the rounding in `clip_and_round`: tensors with one row for each example."""
     masked = _masked(contributions, pruned or {})
     factors = _factors(masked, clip_norm, None, margin=_GRID_MARGIN)
     parts = [[c.left, c.right, *c.lengths()] if isinstance(c, Outer) else [c.rows] for c in masked]
@@ -184,7 +187,7 @@ def made_of(contributions: Sequence[Contribution], clip_norm: float, pruned: Pru
 
 
 def _factors(contributions: Sequence[Contribution], clip_norm: float, count: int | None, *, margin: float) -> Tensor:
-    """float64 (n,) of the clip; what is to be dropped is made zero in the contributions themselves: 0 * NaN is NaN."""
+    """Clip factors, float64 (n,). Sets dropped rows of the contributions to zero, because 0 * NaN is NaN."""
     if not contributions:
         return torch.zeros(0, dtype=torch.float64)
     squares = torch.zeros(contributions[0].examples, dtype=torch.float64)

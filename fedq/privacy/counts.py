@@ -1,10 +1,10 @@
-"""Noisy counts of right and wrong answers: exact discrete Laplace noise, one spend, nothing else of the examples.
-Knows counts and a ledger; not models, messages or how examples were counted.
+"""Noisy counts of right and wrong answers: exact discrete Laplace noise, one spend for both counts.
+Knows counts and a ledger; not models, messages or the evaluation.
 
-One example more adds 1 to one of the two counts, so their L1 sensitivity is 1 together, and Laplace noise of scale
-1/epsilon on both is (epsilon, 0)-DP; how many there are is protected too. Noise and counts are whole numbers, and the
-sampler of Canonne, Kamath and Steinke 2020 (arXiv:2004.00010, algorithms 1 and 2) is exact: it tosses coins of rational
-odds only, so there are no low bits to attack.
+One more example adds 1 to one of the two counts, so the L1 sensitivity of both together is 1, and Laplace noise of
+scale 1/epsilon on each is (epsilon, 0)-DP. The number of examples is protected too. Noise and counts are integers. The
+sampler of Canonne, Kamath and Steinke 2020 (arXiv:2004.00010, algorithms 1 and 2) is exact: it tosses only coins with
+rational probabilities, so attacks on low bits of floats do not apply.
 """
 
 import math
@@ -27,9 +27,10 @@ def noisy_counts(
     context: SpendContext,
     paid: int | None = None,
 ) -> tuple[int, int, DPEvidence]:
-    """The two counts with noise, which may be negative, and the evidence; the spend is on disk before either leaves.
+    """The two counts with noise, which may be negative, and the evidence. The spend is on disk before they return.
 
-    `paid`: the row of the ledger that pays for them, if it is written already.
+    `paid`: the ledger's row of this spend, if it is written already. Raises Declined where the budget is spent, and
+    LedgerError.
     """
     spend = plan.evaluation_spend(context, noise_source=random.source)
     assert plan.evaluation_epsilon is not None
@@ -50,7 +51,9 @@ def noisy_counts(
 
 
 def standard_error(right: int, wrong: int, clients: int, epsilon: float) -> float:
-    """Of the accuracy that summed noisy counts give: from the noise alone, to first order; inf where nothing is left.
+    """Standard error of the accuracy from summed noisy counts, due to the noise alone, to first order.
+
+    inf where the noisy total is not above 0.
 
     Each count has variance 2 / epsilon^2 for each client, and accuracy is right / (right + wrong).
     """
@@ -62,18 +65,18 @@ def standard_error(right: int, wrong: int, clients: int, epsilon: float) -> floa
 
 
 def discrete_laplace(epsilon: float, random: RandomSource) -> int:
-    """A whole number k with probability proportional to exp(-epsilon |k|), exactly."""
+    """An integer k with probability exactly proportional to exp(-epsilon |k|)."""
     s, t = Fraction(epsilon).as_integer_ratio()
     while True:
         part = random.below(t)
         if not _exp_coin(Fraction(part, t), random):
             continue
-        whole = 0
+        quotient = 0
         while _exp_coin(Fraction(1), random):
-            whole += 1
-        size = (part + t * whole) // s
+            quotient += 1
+        size = (part + t * quotient) // s
         negative = random.below(2)
-        if not (negative and size == 0):  # 0 has no second sign
+        if not (negative and size == 0):  # 0 has one sign only
             return -size if negative else size
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from fedq.core.compiler import without_compiler
 from fedq.per_example import Recorder, averaged, recorded
 from fedq.privacy.admission import budget_guard
-from fedq.privacy.batch_invariance import aligned_products, alike, in_parts, rows_at_once
+from fedq.privacy.batch_invariance import aligned_products, is_batch_invariant, microbatch_size, microbatches
 from fedq.privacy.clipping import UNITS, clip_and_round, clip_and_sum
 from fedq.privacy.draws import GlobalGenerators, KeystreamDraws, MadeUpWords, refuse_shared_generators
 from fedq.privacy.ledger import Ledger
@@ -141,8 +141,8 @@ class DPSGD:
         fit.untrained = untrained_state(fit.model)
         optimizer = make_optimizer(fit.parameters)
         fit.layers_draw = _made_up_passes(recorder, fit.loss, fit.inputs, fit.targets, fit.device)
-        fit.at_once = rows_at_once(plan.divisor, plan.sample_rate, max(1, max_batch // fit.views))
-        if not alike(
+        fit.at_once = microbatch_size(plan.divisor, plan.sample_rate, max(1, max_batch // fit.views))
+        if not is_batch_invariant(
             recorder,
             fit.loss,
             fit.inputs,
@@ -151,7 +151,7 @@ class DPSGD:
             clip_norm=plan.clip_norm,
             pruned=fit.pruned,
             views=fit.views,
-            by_seed_alone=plan.noise != "discrete",
+            draws_only=plan.noise != "discrete",
         ):
             warnings.warn(_ONE_AT_A_TIME, stacklevel=3)
             fit.at_once = 1
@@ -205,7 +205,7 @@ class DPSGD:
         whole = self.plan.noise == "discrete"  # sums of integers; sums of floats depend on the whole batch anyhow
         bounded_sum = clip_and_round if whole else clip_and_sum
         total = torch.zeros(sum(p.numel() for p in fit.parameters), dtype=torch.float64)
-        for part, count in in_parts(drawn, fit.at_once, padded=whole):
+        for part, count in microbatches(drawn, fit.at_once, padded=whole):
             chunk = torch.from_numpy(part)
             seen = fit.inputs[chunk]
             if fit.augment is not None:

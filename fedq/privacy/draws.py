@@ -1,13 +1,13 @@
-"""What the layers of a model draw in a private step, such as dropout masks, taken from a keystream.
+"""Random numbers that layers draw in a private step, such as dropout masks, taken from a keystream.
 Knows torch's operations and words of a keystream; not layers, gradients, budgets or data.
 
-torch's own CPU generator keeps 32 bits of any seed: all 2^32 masks can be tried, and who knows the masks learns from
-one noised sum far more than epsilon says. Within `KeystreamDraws` no operation reaches that generator. Each one that
-torch tags as random is answered here from words of a source whose key has 256 bits, and one that is not known is an
-error.
+torch's own CPU generator keeps 32 bits of any seed. An adversary can try all 2^32 masks, and with the right mask one
+noised sum reveals far more than epsilon allows. Inside `KeystreamDraws` no operation reaches that generator: each
+operation that torch tags as random is answered from words of a source with a 256-bit key. An unknown random operation
+is an error.
 
-Rows that belong to an example are drawn for that example. A keystream gives every row fresh words anyway; a probe or an
-auditor, who replays randomness, gives an example the same words wherever it stands in a batch.
+Rows that belong to an example are drawn for that example. A keystream gives every row fresh words anyway. A probe or an
+auditor replays randomness, and gives an example the same words at every place in a batch.
 """
 
 import math
@@ -22,12 +22,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 aten = torch.ops.aten
 _RANDOM: Final = torch.Tag.nondeterministic_seeded
-# How many bits of a word make a uniform number below 1 in each type, as torch's own generator has it.
+# Bits of a word that make a uniform number below 1 in each type; the same as in torch's own generator.
 _DIGITS: Final = {torch.float64: 53, torch.float32: 24, torch.float16: 11, torch.bfloat16: 8}
 
 
 class Words(Protocol):
-    """Where random words come from."""
+    """A source of random 64-bit words."""
 
     def words(self, count: int) -> np.ndarray:
         """uint64 (count,), shared by all examples."""
@@ -37,10 +37,10 @@ class Words(Protocol):
 
 
 class KeystreamDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own hook of subclasses
-    """Within, random operations of torch are answered from `source`.
+    """Inside, random operations of torch are answered from `source`; ValueError for an unknown operation.
 
-    `examples`: indices of the examples in the batch, in order; an axis that is as long as the batch, or the first one
-    if it is a multiple of it (several views or heads of each example), holds rows of examples.
+    `examples`: indices of the examples in the batch, in order. An axis holds rows of examples if it is as long as the
+    batch, or if it is the first axis and a multiple of that (several augmentations or heads of each example).
     """
 
     def __init__(self, source: Words, examples: Sequence[int] | np.ndarray = ()) -> None:
@@ -49,7 +49,7 @@ class KeystreamDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]  # tor
         self.answered = 0  # operations so far
 
     def of(self, examples: Sequence[int] | np.ndarray) -> "KeystreamDraws":
-        """The same, for the next batch."""
+        """Set the examples of the next batch; returns itself."""
         self.examples = np.asarray(examples)
         return self
 
@@ -58,14 +58,14 @@ class KeystreamDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]  # tor
             return func(*args, **(kwargs or {}))
         if func not in _ANSWERS:
             raise ValueError(
-                f"the model draws by {func}, which cannot be taken from a secret keystream, and torch's own generator "
-                "keeps 32 bits; use dropout, torch.rand, randn, randint or bernoulli in its place, or privacy=off"
+                f"the model draws by {func}, which fedq cannot take from a secret keystream, and torch's own "
+                "generator keeps 32 bits; use dropout, torch.rand, randn, randint or bernoulli instead, or privacy=off"
             )
         self.answered += 1
         return _ANSWERS[func](self, *args, **(kwargs or {}))
 
     def uniform(self, shape: Sequence[int], dtype: torch.dtype = torch.float64) -> Tensor:
-        """Of `shape`, on the CPU, multiples of 2^-53 (float32: 2^-24) in [0, 1)."""
+        """Uniform numbers of `shape` in [0, 1), on the CPU: multiples of 2^-53 (float32: 2^-24)."""
         digits = _DIGITS[dtype]
         values = (self._words(tuple(shape)) >> np.uint64(64 - digits)).astype(np.float64) * 2.0**-digits
         return torch.from_numpy(np.asarray(values)).to(dtype)
@@ -85,7 +85,7 @@ class KeystreamDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]  # tor
         return np.moveaxis(self._source.words_of(self.examples, math.prod(others)).reshape(count, *others), 0, axis)
 
     def _axis(self, shape: tuple[int, ...]) -> int | None:
-        """The axis of the examples; None: what is drawn is shared by them. The probe of `alike` tries it out."""
+        """The axis of the examples; None: they share the random numbers. `is_batch_invariant` tests this."""
         count = len(self.examples)
         if not count or not math.prod(shape):
             return None
@@ -95,7 +95,7 @@ class KeystreamDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]  # tor
 
 
 class MadeUpWords:
-    """Public words for a probe: an example has the same wherever it stands; others share those of a seed."""
+    """Public words for a probe: those of an example do not depend on its place; shared ones depend on the seed."""
 
     def __init__(self, seed: int) -> None:
         self._shared = np.random.Generator(np.random.Philox(key=seed))
@@ -111,14 +111,14 @@ class MadeUpWords:
 
 
 class GlobalGenerators:
-    """The states of the generators that everybody in the process shares, to see whether somebody drew from them."""
+    """The states of the process-wide generators, to find out whether a model drew from them."""
 
     def __init__(self, *devices: torch.device) -> None:
         self._devices = tuple(device for device in devices if device.type == "cuda")
         self._before = self._states()
 
     def used(self) -> list[str]:
-        """Which of them are not as they were."""
+        """Names of the generators whose state changed."""
         return [name for name, state in self._states().items() if not _same(state, self._before[name])]
 
     def _states(self) -> dict[str, Any]:
@@ -127,18 +127,18 @@ class GlobalGenerators:
 
 
 def refuse_shared_generators(work: Callable[[], None], *devices: torch.device) -> None:
-    """ValueError where `work`, a pass over made-up examples, draws from a generator that the whole process shares."""
+    """ValueError if `work`, a pass over made-up examples, draws from a process-wide generator."""
     shared = GlobalGenerators(*devices)
     used = ["python"] * _python_draws(work) + shared.used()
     if used:
         raise ValueError(
             f"the model draws from {used[0]}'s own generator, whose state is no secret of this client's; "
-            "draw with torch in forward (dropout, torch.rand, randn), which is given secret numbers, or use privacy=off"
+            "draw with torch in forward (dropout, torch.rand, randn), where fedq draws in secret, or use privacy=off"
         )
 
 
 def _python_draws(work: Callable[[], None], *, tries: int = 3) -> bool:
-    """Whether Python's generator is drawn from every time: once may be another thread of the process."""
+    """Whether every one of `tries` draws from Python's generator: a single draw may be another thread's."""
     for _ in range(tries):
         before = random.getstate()
         work()
@@ -186,19 +186,19 @@ def _randn(draws: KeystreamDraws, size: Any, *, dtype: Any = None, device: Any =
     return _made(draws.normal(size, _type(dtype)), dtype, device)
 
 
-def _whole(draws: KeystreamDraws, low: int, high: int, size: Any, dtype: Any, device: Any) -> Tensor:
-    values = (draws.uniform(size) * (high - low)).floor() + low  # off by less than (high - low) 2^-53
+def _integers(draws: KeystreamDraws, low: int, high: int, size: Any, dtype: Any, device: Any) -> Tensor:
+    values = (draws.uniform(size) * (high - low)).floor() + low  # probabilities are off by less than (high - low) 2^-53
     return values.to(device=device, dtype=dtype or torch.int64)
 
 
 def _randint(draws: KeystreamDraws, high: int, size: Any, *, dtype: Any = None, device: Any = None, **_: Any) -> Tensor:
-    return _whole(draws, 0, high, size, dtype, device)
+    return _integers(draws, 0, high, size, dtype, device)
 
 
 def _randint_low(
     draws: KeystreamDraws, low: int, high: int, size: Any, *, dtype: Any = None, device: Any = None, **_: Any
 ) -> Tensor:
-    return _whole(draws, low, high, size, dtype, device)
+    return _integers(draws, low, high, size, dtype, device)
 
 
 def _uniform_(draws: KeystreamDraws, x: Tensor, low: float = 0.0, high: float = 1.0, **_: Any) -> Tensor:
@@ -223,12 +223,12 @@ def _normal(draws: KeystreamDraws, mean: Any, std: Any, size: Any = None, *, dty
 
 def _rrelu(draws: KeystreamDraws, x: Tensor, noise: Tensor, low: float, high: float, train: bool, *_: Any) -> Tensor:
     slope = low + (high - low) * draws.uniform(x.shape, x.dtype).to(x.device) if train else (low + high) / 2
-    noise.copy_(torch.where(x < 0, slope, 1.0))  # what the backward pass multiplies by
+    noise.copy_(torch.where(x < 0, slope, 1.0))  # the factor of the backward pass
     return x * noise
 
 
 def _like(made: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """`made` by shape -> made by the shape, type and device of another tensor."""
+    """Turn an operation with a size argument into its `_like` form: shape, type and device of another tensor."""
 
     def of(draws: KeystreamDraws, x: Tensor, *limits: Any, dtype: Any = None, device: Any = None, **_: Any) -> Tensor:
         return made(draws, *limits, x.shape, dtype=dtype or x.dtype, device=device or x.device)

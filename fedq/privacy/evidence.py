@@ -1,5 +1,5 @@
-"""Whether a run may call itself private: one pure function of what was really done.
-Knows evidence; not files, models or messages. Anything missing, unknown or not a number counts against.
+"""Whether a run may be called private: one pure function of the evidence that it left.
+Knows evidence; not files, models or messages. Evidence that is missing, unknown or not a number counts against the run.
 """
 
 import math
@@ -9,17 +9,17 @@ from dataclasses import dataclass, field
 from fedq.privacy.dpsgd import DPEvidence
 from fedq.privacy.spend import MECHANISMS, Spend
 
-MAX_EPSILON = 20.0  # e^20 is 500 million: a larger odds ratio rules nothing out
-# Who publishes one example in n, drawn by lot, is (0, 1/n)-DP: delta must be far below that, however small n is.
+MAX_EPSILON = 20.0  # e^20 is 500 million: a bound on an odds ratio beyond that has no meaning
+# A mechanism that publishes one random example of n is (0, 1/n)-DP: delta must be far below 1 / n, and small anyway.
 MAX_DELTA = 1e-3
-DELTA_MARGIN = 10  # so far below 1 / n
-# Of the secret behind any random number that the guarantee rests on: fewer can be searched, as 2^32 are in minutes.
+DELTA_MARGIN = 10  # delta is at most 1 / (10 n)
+# Secret bits behind every random number of the guarantee. Fewer can be searched: 2^32 keys take minutes.
 LEAST_SECRET_BITS = 128
 
 
 @dataclass(frozen=True)
 class ClientRound:
-    """One training reply: what the client's mechanism says it did, and the row that its ledger holds."""
+    """One training reply: the evidence of the client's mechanism, and the row of its ledger."""
 
     client: str
     round: int
@@ -30,32 +30,32 @@ class ClientRound:
 
 @dataclass(frozen=True)
 class RunEvidence:
-    """What one run is judged by. Every default is the damning one, so a forgotten field cannot help."""
+    """The evidence of one run. Every default counts against the run, so a forgotten field cannot make it private."""
 
     rounds: Sequence[ClientRound] = ()
-    epsilon: float = math.inf  # largest that any client's ledger says
+    epsilon: float = math.inf  # the largest of all clients' ledgers
     target_epsilon: float = 0.0
     accounts: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # client -> (its epsilon, its own budget)
     ledgers_verified: bool = False
-    decisions: Sequence[str] = ("unknown",)  # of a person, about a ledger that did not check out: which and when
+    decisions: Sequence[str] = ("unknown",)  # decisions of a person to accept a ledger that failed its checks
     reply_fields_checked: bool = False
-    nonpublic_reply_fields: Sequence[str] = ("unknown",)  # names of what left beside the allow-list
-    data_fitted_on_private: bool | None = None  # a scaler or the like, fitted on the private examples; None: unknown
+    nonpublic_reply_fields: Sequence[str] = ("unknown",)  # names of fields that left beyond the allow-list
+    data_fitted_on_private: bool | None = None  # e.g. a scaler fitted on private examples; None: unknown
     activation_ranges_observed: bool = True
     delta: float = math.inf
     nominal_examples: int = 0  # public size of a client's data
-    largest_shard: float = math.inf  # true size, where whoever judges holds the shards (simulation); 0: it does not
+    largest_shard: float = math.inf  # true size, in a simulation, where the shards are here; 0: they are not
     run: str = ""
 
 
 def is_private(evidence: RunEvidence) -> tuple[bool, list[str]]:
-    """(True, []) if every piece is there, else (False, the reasons)."""
+    """(True, []) if all the evidence is there and agrees, else (False, the reasons)."""
     reasons: list[str] = []
     if not evidence.rounds:
         reasons.append("no client round is on record")
     reasons += size_faults(evidence.epsilon)
     reasons += delta_faults(evidence.delta, evidence.nominal_examples, of="example")
-    if not DELTA_MARGIN * evidence.delta * evidence.largest_shard <= 1:  # how large it is, is itself protected
+    if not DELTA_MARGIN * evidence.delta * evidence.largest_shard <= 1:  # the text omits the size: it is protected
         reasons.append(f"delta {evidence.delta:g} allows one example of the largest true shard to leak whole")
     for client_round in evidence.rounds:
         if client_round.spend is not None and client_round.spend.run != evidence.run:
@@ -67,7 +67,7 @@ def is_private(evidence: RunEvidence) -> tuple[bool, list[str]]:
     if not evidence.ledgers_verified:
         reasons.append("the ledgers were not verified")
     reasons += decision_faults(evidence.decisions)
-    # Written so that a NaN fails, and no target (inf) still needs a finite epsilon.
+    # With this form a NaN fails, and a run without a target (inf) still needs a finite epsilon.
     if not (math.isfinite(evidence.epsilon) and evidence.epsilon <= evidence.target_epsilon):
         reasons.append(f"epsilon {evidence.epsilon:g} is beyond the target {evidence.target_epsilon:g}")
     for client, (spent, budget) in sorted(evidence.accounts.items()):
@@ -86,7 +86,7 @@ def is_private(evidence: RunEvidence) -> tuple[bool, list[str]]:
 
 
 def fitting_faults(fitted: bool | None, *, of: str) -> list[str]:
-    """Why inputs are not free of a statistic of what is protected; [] where the loader says that they are."""
+    """Why the inputs may contain a statistic of protected data; [] where the loader states that they do not."""
     if fitted is None:
         return [
             f"the loader does not say whether a statistic of {of} is baked into its inputs; "
@@ -96,19 +96,19 @@ def fitting_faults(fitted: bool | None, *, of: str) -> list[str]:
 
 
 def size_faults(epsilon: float) -> list[str]:
-    """Why an epsilon is too large to mean anything; written so that a NaN is."""
+    """Why an epsilon is too large to have a meaning; a NaN counts as too large."""
     if epsilon <= MAX_EPSILON:
         return []
     return [f"epsilon {epsilon:g} is beyond {MAX_EPSILON:g}, where it bounds next to nothing"]
 
 
 def decision_faults(decisions: Sequence[str]) -> list[str]:
-    """A ledger that a person vouches for may lack spends: an upper bound on what it holds is none on what was spent."""
+    """One reason for each decision: a ledger that a person accepted may lack spends, so its epsilon bounds nothing."""
     return [f"spends may be missing, on a person's word: {decision}" for decision in decisions]
 
 
 def delta_faults(delta: float, protected: int, *, of: str) -> list[str]:
-    """Why a delta is too large to mean anything where so many are protected; written so that a NaN is."""
+    """Why a delta is too large for the number of protected units; a NaN counts as too large."""
     faults = [] if delta <= MAX_DELTA else [f"delta {delta:g} is beyond {MAX_DELTA:g}, however few are protected"]
     if not (protected >= 1 and DELTA_MARGIN * delta * protected <= 1):
         limit = f"it must be at most 1 / ({DELTA_MARGIN} x {protected})"

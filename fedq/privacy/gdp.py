@@ -1,8 +1,9 @@
-"""One number for a whole privacy curve: the mu of the Gaussian mechanism that leaks at least as much.
-Knows mechanisms and deltas; not data, ledgers or who reads it.
+"""Gaussian DP: a privacy curve as one number, the mu of a Gaussian mechanism that leaks at least as much.
+Knows mechanisms and deltas; not data or ledgers.
 
-mu-GDP (Dong, Roth, Su 2019, arXiv:1905.02383) says what epsilon at one delta does not: the whole trade-off of an
-attacker's errors. Reported as in Gomez et al. 2025 (arXiv:2503.10945): the smallest mu whose curve is nowhere below.
+mu-GDP (Dong, Roth, Su 2019, arXiv:1905.02383) describes an attacker's trade-off between both kinds of error, which an
+epsilon at one delta does not. It is reported as in Gomez et al. 2025 (arXiv:2503.10945): the smallest mu whose curve is
+nowhere below the mechanism's.
 """
 
 import math
@@ -11,14 +12,14 @@ from typing import Final
 
 from fedq.privacy.accounting import Accountant, AnyMechanism, epsilon
 
-# Where the curves are compared. Between two deltas, and outside of them, nothing is claimed.
+# The deltas at which the curves are compared. Between and outside them nothing is claimed.
 DELTAS: Final = tuple(10.0**power for power in range(-9, 0))
 
 
 def gaussian_mu(mechanisms: Sequence[AnyMechanism], *, accountant: Accountant = "prv") -> float:
-    """Smallest mu (rounded up to 3 digits) whose Gaussian curve is at or above that of the mechanisms at `DELTAS`.
+    """Smallest mu, rounded up to 3 digits, whose Gaussian curve is nowhere below the mechanisms' at `DELTAS`.
 
-    Each epsilon of the accountant is an upper bound, and so is mu, at those deltas.
+    Each epsilon of the accountant is an upper bound, so mu is one too, at these deltas.
     """
     return max((_mu_through(epsilon(mechanisms, delta, accountant=accountant), delta) for delta in DELTAS), default=0.0)
 
@@ -31,7 +32,7 @@ def gaussian_delta(mu: float, epsilon: float) -> float:
 
 
 def _mu_through(epsilon: float, delta: float) -> float:
-    """The mu whose curve passes through (epsilon, delta), from above."""
+    """The mu whose curve passes through (epsilon, delta), rounded up."""
     if epsilon <= 0:
         return 0.0
     low, high = 0.0, 1.0
@@ -48,7 +49,7 @@ def _phi(x: float) -> float:
 
 
 def _log_phi(x: float) -> float:
-    """Of the normal distribution function; its series where erfc underflows."""
+    """Logarithm of the normal distribution function; an asymptotic series where erfc underflows."""
     if x > -30:
         return math.log(_phi(x))
     return -0.5 * x * x - math.log(-x * math.sqrt(2 * math.pi)) + math.log1p(-1 / (x * x))

@@ -1,28 +1,29 @@
-"""Whether the files of a ledger are such as SQLite and fedq leave; a run folder may come from another party.
+"""Checks that a ledger's files may be opened: a run folder may come from another party.
 Knows files; not rows, spends or budgets.
 
-A journal that SQLite finds beside a database is undone when the database is opened, even to read it. One of a
-transaction over several databases names the file that lists them, any file, and SQLite deletes that file. fedq never
-writes such a transaction.
+SQLite rolls back a journal that lies beside a database as soon as the database is opened, even for reading. The journal
+of a transaction over several databases names another file, which can be any file, and SQLite deletes that file. fedq
+never writes such a transaction.
 """
 
 import os
 from pathlib import Path
 from typing import Final
 
-_MAGIC: Final = bytes.fromhex("d9d505f920a163d7")  # ends a journal that names another file (SQLite file format, 3)
+# The last bytes of a journal that names another file (SQLite file format, section 3).
+_MAGIC: Final = bytes.fromhex("d9d505f920a163d7")
 
 
 def journal_beside(path: Path) -> Path:
-    """What a crash inside a commit leaves."""
+    """The journal, which exists after a crash inside a commit."""
     return path.with_name(f"{path.name}-journal")
 
 
-def odd_file(path: Path, head: Path) -> str | None:
-    """Why a ledger and what lies beside it may not be opened; None where they may."""
-    for file in (path, head, journal_beside(path)):
+def file_fault(path: Path, tip: Path) -> str | None:
+    """Why a ledger, its tip and its journal must not be opened; None if they may be opened."""
+    for file in (path, tip, journal_beside(path)):
         if file.exists() and not file.is_file():
-            return f"{file}: is no ordinary file; put the ledger's own file there"
+            return f"{file}: is not an ordinary file; put the ledger's own file there"
     journal = journal_beside(path)
     if journal.exists():
         with journal.open("rb") as content:

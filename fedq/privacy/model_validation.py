@@ -1,4 +1,4 @@
-"""Whether a model and a loss keep each example to itself, as DP-SGD needs: three checks.
+"""Model validation: checks that a model and a loss treat each example separately, as DP-SGD requires.
 Knows layers, buffers and a loss; not clipping, noise, budgets or data.
 """
 
@@ -13,7 +13,7 @@ from fedq.privacy.draws import KeystreamDraws, MadeUpWords, refuse_shared_genera
 
 
 def refuse_cross_example_layers(model: nn.Module) -> None:
-    """ValueError for a layer through which one example reaches another's gradient."""
+    """ValueError for a layer in which one example influences the gradient of another."""
     from torch.nn.modules.batchnorm import _BatchNorm
     from torch.nn.modules.instancenorm import _InstanceNorm
 
@@ -35,7 +35,7 @@ def refuse_cross_example_layers(model: nn.Module) -> None:
 def check_loss_sums(
     model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], inputs: Tensor, targets: Tensor
 ) -> None:
-    """ValueError if two equal made-up examples do not lose twice what one does; sees shapes, not data."""
+    """ValueError unless the loss of two equal made-up examples is twice the loss of one. Reads shapes, not data."""
     was_training = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -58,16 +58,16 @@ def check_loss_sums(
 def refuse_mixing(
     model: nn.Module, input_shape: tuple[int, ...], dtype: torch.dtype = torch.float32, *, training: bool = True
 ) -> None:
-    """ValueError if one made-up example changes another's output: then no example's share can be bounded.
+    """ValueError if one made-up example changes the output for another: then no example's share can be bounded.
 
-    `dtype`: of the inputs; `training`: as the model is while it trains, or as it is while it answers.
+    `dtype`: of the inputs; `training`: test the model in train mode, else in eval mode.
 
-    A probe, not a proof: it sees `x - x.mean(0)`, not a layer that mixes only where certain values occur. Where the
-    inputs are token numbers, which a forward may also read off floats, it knows 0 and 1.
+    It is a probe, not a proof: it finds `x - x.mean(0)`, but not a layer that mixes examples only for certain values.
+    Where the inputs are token numbers (a model may also take them as floats), it tries 0 and 1.
     """
     before = untrained_state(model)
     was_training = {module: module.training for module in model.modules()}
-    # Public numbers, and not from torch: no random operation of torch in a private fit is then anything but a secret.
+    # Public numbers, but not from torch: in a private fit every random operation of torch must be secret.
     stream = np.random.Generator(np.random.Philox(key=0))
     alone, other, another = torch.from_numpy(stream.standard_normal((3, 1, *input_shape), dtype=np.float32))
     tokens = [torch.cat([(alone > 0).float(), torch.full_like(alone, number)]) for number in (0, 1)]
@@ -79,7 +79,7 @@ def refuse_mixing(
             return model(batch.to(device, dtype))[0].clone()  # type: ignore[no-any-return]
 
     def one_pass() -> None:
-        with suppress(Exception):  # a model of tokens may take no floats; what fails is said below
+        with suppress(Exception):  # a model of tokens may refuse floats; the error is reported below
             first_of(batches[0])
 
     try:
@@ -105,18 +105,18 @@ def refuse_mixing(
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where the model's parameters are; the CPU for a model without."""
+    """The device of the model's parameters; the CPU for a model without parameters."""
     return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
 def untrained_state(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of all that training must leave alone: every buffer, and every parameter that is not trained."""
+    """A copy of everything that training must not change: each buffer, and each parameter that is not trained."""
     frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad}
     return {name: tensor.detach().clone() for name, tensor in {**frozen, **dict(model.named_buffers())}.items()}
 
 
 def restore(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Put back what `untrained_state` copied."""
+    """Write the copy of `untrained_state` back into the model."""
     held = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     with torch.no_grad():
         for name, tensor in state.items():
@@ -124,15 +124,15 @@ def restore(model: nn.Module, state: dict[str, Tensor]) -> None:
 
 
 def check_unchanged(model: nn.Module, before: dict[str, Tensor]) -> None:
-    """What moved during training without being trained holds statistics of the data, which no noise covers.
+    """ValueError if training changed a value that is not trained: it holds statistics of the data, without noise.
 
-    All of it is put back first: the next client uses the same module.
+    The values are restored first, because the next client uses the same module.
     """
     after = untrained_state(model)
     moved = [name for name in after if name not in before or not torch.equal(after[name], before[name])]
     restore(model, before)
     if moved:
         raise ValueError(
-            f"buffer {moved[0]} changed during private training: it holds what it saw of the data, "
+            f"buffer {moved[0]} changed during private training: it holds statistics of the data, "
             "without noise; use GroupNorm, or quant.activations=learned or fixed"
         )

@@ -1,4 +1,4 @@
-"""What a client is asked to do under DP, and what for: public numbers only.
+"""The DP plan of a round and the labels of a spend: public numbers only.
 Knows mechanisms; not tensors, ledgers or anything that depends on data.
 """
 
@@ -11,27 +11,27 @@ from fedq.privacy.discrete import covering_sigma
 from fedq.privacy.spend import DISCRETE, GAUSSIAN, LAPLACE, Spend
 
 Noise = Literal["gaussian", "discrete"]
-MECHANISMS: dict[Noise, str] = {"gaussian": GAUSSIAN, "discrete": DISCRETE}  # as spends name them
+MECHANISMS: dict[Noise, str] = {"gaussian": GAUSSIAN, "discrete": DISCRETE}  # their names in spends
 
 
 @dataclass(frozen=True)
 class DPPlan:
-    """One round's plan, the same for every client whatever its data.
+    """The DP-SGD plan of one round. It does not depend on the client's data.
 
-    `nominal_examples` is a public stand-in for the number of examples. It sets the divisor, hence the length
-    of a step, and nothing else: the guarantee does not depend on it.
+    `nominal_examples` is a public number in place of the true number of examples. It sets the divisor, and so the
+    length of a step. The guarantee does not depend on it. Raises ValueError for a value out of its range.
     """
 
     noise_multiplier: float  # noise std / clip_norm
     clip_norm: float  # largest L2 norm of one example's gradient
-    sample_rate: float  # chance of each example to be in a batch
+    sample_rate: float  # Poisson probability of each example to be in a batch
     steps: int  # noised steps in this round
     nominal_examples: int
-    target_epsilon: float  # of all that this data ever spends; inf: no limit
+    target_epsilon: float  # budget for all spends of this data; inf: no limit
     delta: float
     accountant: Accountant = "prv"
     noise: Noise = "gaussian"
-    evaluation_epsilon: float | None = None  # of the one pair of noisy counts at the end; None: no evaluation
+    evaluation_epsilon: float | None = None  # cost of the pair of noisy counts at the end; None: no evaluation
 
     def __post_init__(self) -> None:
         Mechanism(self.noise_multiplier, self.sample_rate, self.steps)  # checks these three
@@ -59,22 +59,23 @@ class DPPlan:
 
     @property
     def mechanism(self) -> Mechanism:
+        """The mechanism of one round, for an accountant."""
         return Mechanism(self.noise_multiplier, self.sample_rate, self.steps)
 
     @property
     def evaluation(self) -> PureDP | None:
-        """What an evaluation by noisy counts costs, as the ledger will say it."""
+        """The cost of an evaluation by noisy counts, as the ledger will compute it; None without one."""
         return None if self.evaluation_epsilon is None else PureDP(1 / self.evaluation_scale)
 
     @property
     def evaluation_scale(self) -> float:
-        """Of the Laplace noise on a count: rounded down, so that what the ledger says is at least the epsilon."""
+        """Scale of the Laplace noise on a count, rounded down, so that the ledger's epsilon is never too small."""
         if self.evaluation_epsilon is None:
             raise ValueError("evaluation_epsilon=None: this plan has no evaluation; use evaluate=dp")
         return math.nextafter(1 / self.evaluation_epsilon, 0)
 
     def spend(self, context: "SpendContext", *, noise_source: str) -> Spend:
-        """What one participation spends, as the ledger holds it."""
+        """The spend of one participation."""
         return Spend(
             noise_multiplier=self.noise_multiplier,
             clip_norm=self.clip_norm,
@@ -92,7 +93,7 @@ class DPPlan:
         )
 
     def evaluation_spend(self, context: "SpendContext", *, noise_source: str) -> Spend:
-        """What one pair of noisy counts spends; ValueError where the plan has no evaluation."""
+        """The spend of one pair of noisy counts; ValueError where the plan has no evaluation."""
         return replace(
             self.spend(context, noise_source=noise_source),
             mechanism=LAPLACE,
@@ -104,29 +105,30 @@ class DPPlan:
 
     @property
     def divisor(self) -> float:
-        """Expected batch size of a shard of the nominal size."""
+        """Expected batch size of a shard with `nominal_examples`; the noised sum is divided by it."""
         return self.sample_rate * self.nominal_examples
 
     @property
     def noise_std(self) -> float:
-        """Of the noise on each coordinate of a summed gradient, before the division."""
+        """Standard deviation of the noise on each coordinate of a summed gradient, before the division."""
         return self.noise_multiplier * self.clip_norm
 
     @property
     def mechanism_name(self) -> str:
+        """The name of the mechanism in spends."""
         return MECHANISMS[self.noise]
 
     def grid_sigma(self, units: float) -> float:
-        """Of discrete noise where the clip norm is so many units: a little more than `noise_multiplier` says."""
+        """Standard deviation of discrete noise, in units, if the clip norm is `units`; slightly rounded up."""
         return covering_sigma(self.noise_multiplier * units)
 
 
 @dataclass(frozen=True)
 class SpendContext:
-    """What a spend was for: labels in the ledger, without influence on what it costs."""
+    """Labels of a spend in the ledger. They do not change its cost."""
 
     data: str
     run: str
     round: int
     attempt: int = 0
-    bundle: str = ""  # digest of the code that ran
+    bundle: str = ""  # digest of the app's code

@@ -1,8 +1,8 @@
-"""What a data owner accepts, in a file of its own outside the bundle, and whether a request is as strong.
-Knows the file and public numbers; not data, models, messages or how a request travels.
+"""A data owner's policy: the weakest privacy that it accepts, in a file outside the bundle, and the check of a request.
+Knows the file and public numbers; not data, models or messages.
 
-The file is TOML. All keys of `Policy` may stand in it and no others; what is missing of `unit`, `max_epsilon` and
-`max_delta` is an error, as is a file that is not there: a policy that cannot be read refuses, it never falls open.
+The file is TOML. Its keys are the fields of `Policy`, and no others. The keys `unit`, `max_epsilon` and `max_delta` are
+required. A policy that is missing or cannot be read refuses every request.
 """
 
 import math
@@ -13,45 +13,45 @@ from pathlib import Path
 from typing import Any, Final
 
 from fedq.privacy.admission import Declined
-from fedq.privacy.ledger import head_in
+from fedq.privacy.ledger import tip_in
 
 VERSION: Final = 1
-# Weakest first. `client` hides a client from the others but nothing from the server, who adds the noise.
+# Weakest first. `client` hides a client from the other clients, but not from the server, which adds the noise.
 UNITS: Final = ("off", "client", "example")
 NOISES: Final = ("seeded", "gaussian", "discrete")
-_LONGEST: Final = 86400 * 365  # seconds: what a timer of the operating system surely holds
+_LONGEST: Final = 86400 * 365  # seconds: every operating system's timer can hold this
 
 
 class PolicyError(ValueError):
-    """The policy file cannot be read as one. Its client takes no part until it can."""
+    """The policy file cannot be read or is not valid. The client takes part in nothing until it is fixed."""
 
 
 @dataclass(frozen=True)
 class Policy:
-    """The weakest that is acceptable. Paths are absolute; digests are hex, of which a prefix of 16 digits is enough."""
+    """The limits of a data owner. Paths are absolute; digests are hex, and a prefix of 16 digits is enough."""
 
     unit: str  # off, client (the server adds the noise) or example (this client adds it)
     max_epsilon: float  # largest epsilon that a run may aim at; inf is written `inf`
     max_delta: float
-    data_path: str = ""  # the file that may be read, or the folder under which it lies; "": any that the node names
+    data_path: str = ""  # the file that may be read, or a folder above it; "": any path of the node config
     models: tuple[str, ...] = ()  # digests of models (configuration and code); empty: any
     bundles: tuple[str, ...] = ()  # digests of app directories; empty: any
-    noise: str = "discrete"  # the weakest kind that is accepted: gaussian (floats, whose low bits may tell) or discrete
-    head: str = ""  # where the ledger's head is kept; "": where the node config says, or beside the ledger
-    # What a run may ask of this client, beside privacy; None: no limit.
-    max_rounds: int | None = None  # rounds in which it may ask it to train
-    max_steps: int | None = None  # optimizer steps in one of them, noised or not
-    max_seconds: float | None = None  # of one message
-    max_memory: int | None = None  # MB, of one message, beyond what the client's process holds when it comes
-    max_failures_an_hour: int = 20  # requests that may be refused or fail before all are refused for a while
-    # What a run may choose of the loader of this data: option -> the values that are allowed.
+    noise: str = "discrete"  # the weakest noise: gaussian (floats, whose low bits may leak) or discrete
+    head: str = ""  # file of the ledger's tip; "": where the node config says, or beside the ledger
+    # Limits of a run beyond privacy; None: no limit.
+    max_rounds: int | None = None  # rounds in which this client trains
+    max_steps: int | None = None  # optimizer steps in one round, noised or not
+    max_seconds: float | None = None  # time for one message
+    max_memory: int | None = None  # MB for one message, beyond the memory of the process when the message arrives
+    max_failures_an_hour: int = 20  # refused or failed requests, after which all are refused for a while
+    # Options of the data loader that a run may choose: option -> the allowed values.
     data: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     version: int = VERSION
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What a run asks of this client: public numbers, digests, and the path that the node's own config names."""
+    """A run's request to this client: public numbers, digests, and the data path of the node's own config."""
 
     unit: str
     epsilon: float  # inf: no limit
@@ -60,9 +60,9 @@ class Asked:
     model: str
     bundle: str
     noise: str = "discrete"
-    rounds: int | None = None  # in which it may be asked to train; None: nobody says how many
-    steps: int | None = None  # in one round; None: as many as its data make
-    data: Mapping[str, Any] = field(default_factory=dict)  # options that it chooses of the loader of this data
+    rounds: int | None = None  # rounds in which the client may be asked to train; None: unknown
+    steps: int | None = None  # optimizer steps in one round; None: depends on the data
+    data: Mapping[str, Any] = field(default_factory=dict)  # options of the data loader that the run chooses
 
 
 def read_policy(path: Path) -> Policy:
@@ -71,7 +71,7 @@ def read_policy(path: Path) -> Policy:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise PolicyError(f"{path}: no such file; write one, or take policy= out of the node's config") from None
-    except (OSError, ValueError, RecursionError) as error:  # tomllib's own is a ValueError, and not its only one
+    except (OSError, ValueError, RecursionError) as error:  # tomllib may raise others beside its own ValueError
         raise PolicyError(f"{path}: not a policy in TOML: {error}") from error
     known = {field.name for field in fields(Policy)}
     if unknown := sorted(set(content) - known):
@@ -85,12 +85,12 @@ def read_policy(path: Path) -> Policy:
 
 
 def require(policy: Policy, asked: Asked) -> None:
-    """Declined("policy"), with all that is too weak for this client's own operator, unless nothing is."""
+    """Raise Declined("policy") unless the request meets the policy; the text lists all faults, for the operator."""
     weak = []
     if UNITS.index(asked.unit) < UNITS.index(policy.unit):
         weak.append(f"privacy={asked.unit} where at least {policy.unit} is asked")
     if asked.unit != "off":
-        # Written so that a NaN is refused.
+        # With this form of the comparison, a NaN is refused.
         if not asked.epsilon <= policy.max_epsilon:
             weak.append(f"epsilon {asked.epsilon:g} of at most {policy.max_epsilon:g}")
         if not asked.delta <= policy.max_delta:
@@ -119,24 +119,24 @@ def require(policy: Policy, asked: Asked) -> None:
 
 
 def limits(policy: Policy | None, epsilon: float | None, delta: float | None) -> tuple[float | None, float | None]:
-    """(epsilon, delta) that the owner's data may spend over all runs: the stricter of its own two and the policy's.
+    """(epsilon, delta) that the owner's data may spend over all runs: the stricter of the node config and the policy.
 
-    So a run that names no budget, which the policy weighs by what it says it will do, is held to the policy's.
+    So the policy's limits also apply to a run without a budget of its own. None: no limit.
     """
     floor = (None, None) if policy is None else (policy.max_epsilon, policy.max_delta)
     epsilons, deltas = ([v for v in pair if v is not None] for pair in ((epsilon, floor[0]), (delta, floor[1])))
     return min(epsilons, default=None), min(deltas, default=None)
 
 
-def head_of(ledger: Path, policy: Policy | None, heads: Path | None) -> Path | None:
-    """Where the ledger's head lies, by the policy or else in the folder `heads`; None: beside the ledger."""
+def tip_of(ledger: Path, policy: Policy | None, tips: Path | None) -> Path | None:
+    """File of the ledger's tip: as the policy says, else in the folder `tips`; None: beside the ledger."""
     if policy is not None and policy.head:
         return Path(policy.head)
-    return None if heads is None else head_in(heads, ledger)
+    return None if tips is None else tip_in(tips, ledger)
 
 
-def uncounted(policy: Policy | None) -> tuple[str, ...]:
-    """Units that the policy accepts (None: there is none) of which nothing enters the client's own ledger."""
+def unaccounted_units(policy: Policy | None) -> tuple[str, ...]:
+    """Units of privacy that the policy accepts (None: no policy) and that the client's ledger does not record."""
     weakest = UNITS[0] if policy is None else policy.unit
     return UNITS[UNITS.index(weakest) : UNITS.index("example")]
 
@@ -202,14 +202,14 @@ def _digests(key: str, value: Any) -> tuple[str, ...]:
     if not isinstance(value, Sequence) or isinstance(value, str) or not all(isinstance(v, str) for v in value):
         raise ValueError(f'{key}={value!r}: must be a list of digests, such as ["0123456789abcdef"]')
     for digest in value:
-        # A short prefix would let other code pass that was made to begin with it.
+        # Somebody could make other code whose digest begins with a short prefix.
         if len(digest) < 16 or set(digest) - set("0123456789abcdef"):
             raise ValueError(f"{key}: {digest!r} is no digest: 16 to 64 digits of 0-9a-f; fedq client digest shows one")
     return tuple(value)
 
 
 def _inside(path: Path | None, allowed: Path) -> bool:
-    """Links are followed: a link out of the folder leads out of it."""
+    """Whether the path lies in the allowed folder once links are followed."""
     if path is None:
         return False
     there, here = path.resolve(), allowed.resolve()

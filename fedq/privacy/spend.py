@@ -1,4 +1,4 @@
-"""One spend as the ledger holds it: a mechanism with all its numbers, and what it was for.
+"""One spend as the ledger holds it: a mechanism with all its numbers, and labels of its use.
 Knows numbers and labels; not files, hashes, budgets or data.
 """
 
@@ -9,39 +9,42 @@ from typing import cast
 
 from fedq.privacy.accounting import AnyMechanism, Mechanism, PureDP
 
-# What a spend may be of; a test holds each against what it costs.
+# The mechanisms of a spend; a test compares each with its cost.
 GAUSSIAN, DISCRETE, LAPLACE = "gaussian", "discrete-gaussian", "discrete-laplace"
 MECHANISMS = (GAUSSIAN, DISCRETE, LAPLACE)
 
 
 @dataclass(frozen=True)
 class Spend:
-    """What is about to be spent: enough to recompute its epsilon, and to say what it was for."""
+    """One privacy event: enough to recompute its epsilon, and the run, round and data that it belongs to.
+
+    Raises ValueError for a value of the wrong type, or one that cannot be accounted.
+    """
 
     noise_multiplier: float  # noise std (Laplace: scale) / clip_norm
     clip_norm: float
     sample_rate: float
     steps: int
-    delta: float  # the delta that the run reports at; the mechanism itself has none
-    nominal_examples: int  # public; sample_rate * nominal_examples divides the noised sum
+    delta: float  # at which the run reports epsilon; the mechanism itself has no delta
+    nominal_examples: int  # public; the noised sum is divided by sample_rate * nominal_examples
     noise_source: str  # "os" or "seeded"
     data: str
     run: str
     round: int
     attempt: int = 0
-    bundle: str = ""  # digest of the code that ran
+    bundle: str = ""  # digest of the app's code
     unit: str = "example"
     adjacency: str = "add-or-remove-one"
-    mechanism: str = GAUSSIAN  # of MECHANISMS; Gaussian: Poisson-subsampled at `sample_rate`, `steps` times
+    mechanism: str = GAUSSIAN  # one of MECHANISMS; a Gaussian is Poisson-subsampled at `sample_rate`, `steps` times
 
     def __post_init__(self) -> None:
-        for name, kind in _kinds():  # a ledger of 10,000 rows is checked at every admission
+        for name, kind in _kinds():  # must be fast: every admission checks a ledger of perhaps 10,000 rows
             value = getattr(self, name)
             if type(value) is kind:
                 continue
             if kind is not float or not isinstance(value, int | float):
                 raise ValueError(f"{name}={value!r}: must be of type {kind.__name__}")
-            # Stored as plain Python numbers: what comes back from SQLite must hash as it did going in.
+            # Stored as plain Python numbers: a value must have the same hash before and after SQLite.
             object.__setattr__(self, name, float(value))
         if self.mechanism not in MECHANISMS:
             raise ValueError(f"mechanism={self.mechanism!r}: must be one of {', '.join(MECHANISMS)}")
@@ -54,11 +57,11 @@ class Spend:
         self.as_mechanism()  # checks noise, rate and steps
 
     def as_mechanism(self) -> AnyMechanism:
-        """What it costs: Gaussian steps, or a pure epsilon of 1 / noise_multiplier for each of the steps."""
+        """The mechanism for an accountant: Gaussian steps, or a pure epsilon of 1 / noise_multiplier a step."""
         return _mechanism(self.mechanism, self.noise_multiplier, self.sample_rate, self.steps)
 
 
-@lru_cache(maxsize=4096)  # a ledger's rows name the same few again and again
+@lru_cache(maxsize=4096)  # the rows of a ledger repeat few mechanisms
 def _mechanism(kind: str, noise_multiplier: float, sample_rate: float, steps: int) -> AnyMechanism:
     if kind == LAPLACE:
         if sample_rate != 1:
@@ -71,5 +74,5 @@ def _mechanism(kind: str, noise_multiplier: float, sample_rate: float, steps: in
 
 @cache
 def _kinds() -> tuple[tuple[str, type], ...]:
-    """Name and type of each field."""
+    """(name, type) of each field."""
     return tuple((field.name, cast(type, field.type)) for field in fields(Spend))

@@ -1,6 +1,6 @@
-"""The result of a run: rows of rounds, the final result, the run folder, curves and what was spent.
+"""The result of a run: rows of rounds, the final result, the run folder, curves and accounts of spends.
 
-Knows numbers and files; not torch, Flower, Hydra or rich. Importing it does not load matplotlib.
+Depends on numbers and files; does not know torch, Flower, Hydra or rich. Importing it does not load matplotlib.
 """
 
 from fedq.results.folder import new_run_folder, read_model, write_model

@@ -1,4 +1,4 @@
-"""Ledgers as a person reads them: what was spent, on what, and what is left. Knows ledgers; not runs or clients."""
+"""Summaries of ledgers: spends by run, totals, and the rest of a budget. Knows ledgers; not runs or clients."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ from fedq.privacy import Row, epsilon, is_coarse
 if TYPE_CHECKING:
     pass
 
-SHOWN = 20  # rows of a ledger that are printed, and runs: the newest
+SHOWN = 20  # number of the newest rows, and of the newest runs, that are printed
 
 
 @dataclass(frozen=True)
 class RunSpend:
-    """What one run took of one ledger."""
+    """The spends of one run in one ledger."""
 
     run: str
     rounds: int
@@ -26,9 +26,9 @@ class RunSpend:
 
 
 def by_run(rows: Sequence[Row], *, delta: float | None = None) -> tuple[list[RunSpend], int]:
-    """The newest `SHOWN` runs, oldest first, at this delta or else each at its own; and how many older ones there are.
+    """(the newest `SHOWN` runs, oldest first, number of older runs), at `delta` or else each run at its own.
 
-    Their epsilons do not add up to the whole: composition is better than a sum.
+    The epsilon of all runs together is smaller than the sum of their epsilons, by composition.
     """
     runs: dict[str, list[Row]] = {}
     for row in rows:
@@ -49,7 +49,7 @@ def by_run(rows: Sequence[Row], *, delta: float | None = None) -> tuple[list[Run
 
 
 def total(rows: Sequence[Row], *, delta: float | None = None) -> tuple[float, float]:
-    """(epsilon, delta) of all rows, at this delta or else the smallest that any run reported at; (0, 0) of none."""
+    """(epsilon, delta) of all rows, at `delta` or else the smallest delta of any run; (0, 0) without rows."""
     if not rows:
         return 0.0, 0.0
     delta = min(row.spend.delta for row in rows) if delta is None else delta
@@ -57,14 +57,14 @@ def total(rows: Sequence[Row], *, delta: float | None = None) -> tuple[float, fl
 
 
 def ledger_json(rows: Sequence[Row], decisions: Sequence[str]) -> dict[str, Any]:
-    """All of a ledger as JSON values."""
-    whole, delta = total(rows)
+    """A whole ledger as JSON values."""
+    spent_in_all, delta = total(rows)
     return {
         "rows": [
             {"id": r.id, "schema": r.schema, "time": r.time, **r.spend.__dict__, "previous": r.previous, "hash": r.hash}
             for r in rows
         ],
-        "epsilon": whole,
+        "epsilon": spent_in_all,
         "delta": delta,
         "coarse": is_coarse([row.spend.as_mechanism() for row in rows]),
         "accepted": list(decisions),
@@ -73,7 +73,7 @@ def ledger_json(rows: Sequence[Row], decisions: Sequence[str]) -> dict[str, Any]
 
 @dataclass(frozen=True)
 class PlanRow:
-    """One budget: the noise it needs in so many rounds, and how loud that is in one step."""
+    """The noise that one budget needs, for several numbers of rounds."""
 
     epsilon: float
     noise: Mapping[int, float]  # rounds -> noise multiplier
@@ -81,31 +81,31 @@ class PlanRow:
 
 
 @dataclass(frozen=True)
-class Left:
-    """What of one run was made to leave its client."""
+class Released:
+    """The data that left a client in one run."""
 
     updates: int
     num_bytes: int  # of all updates
-    counts: int  # pairs of noisy counts: evaluate=dp
-    scores: int  # losses and metrics without noise: privacy was off
+    counts: int  # pairs of noisy counts (evaluate=dp)
+    scores: int  # losses and metrics without noise (privacy=off)
 
 
 @dataclass(frozen=True)
 class ClientStatus:
-    """What a data owner wants to know of its client."""
+    """The status of a client for its data owner."""
 
     path: str
     data: str
     epsilon: float
     delta: float
-    budget: float | None  # what all runs are held to: the stricter of the owner's own and its policy's
-    source: str  # whose that is
+    budget: float | None  # limit over all runs: the stricter of the node config and the policy
+    source: str  # where that budget comes from, in words
     floor: float | None  # the largest epsilon that the policy accepts of a run
-    uncounted: Sequence[str]  # units of privacy that are accepted though no ledger of the client's counts them
+    unaccounted_units: Sequence[str]  # accepted units of privacy that the client's ledger does not record
     coarse: bool  # whether epsilon is the coarser bound on many different mechanisms
-    head: str | None  # where the ledger's head lies; None: beside it
+    tip: str | None  # file of the ledger's tip; None: beside the ledger
     runs: Sequence[RunSpend]  # the newest
     older_runs: int
-    left: Mapping[str, Left]  # by run
-    declined: Sequence[str]  # the last requests that were turned away
-    turned_away: int
+    released: Mapping[str, Released]  # run -> data that left the client
+    declined: Sequence[str]  # log lines of the last declined requests
+    declined_count: int

@@ -1,4 +1,4 @@
-"""The picture of a run. Knows a result and matplotlib; never pyplot: its global state is the user's."""
+"""Plots a result with matplotlib. Never uses pyplot, whose global state belongs to the user."""
 
 import io
 from collections.abc import Callable, Sequence
@@ -14,20 +14,20 @@ from fedq.core.wording import duration, one_line, percent, plural, size, spent
 from fedq.results.result import Result
 from fedq.results.rows import RoundRow
 
-# Okabe and Ito's palette: told apart with any colour vision, and by lightness in print.
+# Okabe and Ito's palette: distinct for every kind of colour vision, and by lightness in print.
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#8A8A8A"
 INK, SOFT, FAINT = "#222222", "#555555", "#DDDDDD"
 
 
 class Curves(Figure):
-    """A figure that shows itself in a notebook even if pyplot was never imported there."""
+    """A figure that a notebook displays even if pyplot was never imported."""
 
     def _repr_png_(self) -> bytes:
         return png(self)
 
 
 def figure(result: Result) -> Figure:
-    """Panels side by side: score, bytes against float32, and epsilon if it was spent."""
+    """A figure with panels: score, bytes against float32, and epsilon if DP is on."""
     panels: list[Callable[[Axes, Result], None]] = [_score, _bytes]
     if any(row.epsilon is not None for row in result.history):
         panels.append(_epsilon)
@@ -44,7 +44,7 @@ def figure(result: Result) -> Figure:
         _rounds(axis, result.history)
     name, facts = _headline(result)
     drawn.suptitle(f"{name}\n ", x=0.012, ha="left", fontsize=12, fontweight="bold", color=INK)
-    # The second line lies on the blank one that the title keeps free for it.
+    # The second line is drawn on the blank line of the title.
     drawn.text(0.012, 1 - 0.41 / drawn.get_figheight(), facts, ha="left", va="center", fontsize=9.5, color=SOFT)
     return drawn
 
@@ -157,7 +157,7 @@ def _bytes(axis: Axes, result: Result) -> None:
     axis.plot(at, plain, "--", color=GREY, linewidth=1.8, marker=marker, markersize=4, label="as float32")
     share = f", {percent(sent[-1] / plain[-1])} of it" if plain and plain[-1] else ""
     axis.plot(at, sent, "-", color=GREEN, linewidth=1.8, marker=marker, markersize=4, label=f"this run{share}")
-    axis.set_ylim(bottom=0, top=1.3 * max([1, *plain, *sent]))  # the legend lies above the lines
+    axis.set_ylim(bottom=0, top=1.3 * max([1, *plain, *sent]))  # room for the legend above the lines
     axis.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
     axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: size(round(y)).replace(".00", "").replace(".0 ", " ")))
     axis.legend(fontsize=8.5, frameon=True, framealpha=0.9, edgecolor="none", loc="upper left", labelcolor=INK)

@@ -1,6 +1,6 @@
-"""What a run tells while it goes on, as lines of a log that another machine follows. Knows text; not who reads it.
+"""Events of a running deployment as lines of the server's log. Knows text alone.
 
-Flower carries the server's output to whoever follows the run. A line of ours begins with a mark, then one JSON object.
+Flower streams the server's output to a user who follows the run. An event's line is a mark and then one JSON object.
 """
 
 import json
@@ -13,12 +13,12 @@ MARK = "fedq-event "
 
 def line(kind: str, **values: Any) -> str:
     """One event: `row` (a round), `note` (a text), `folder`, `result`, `failed`."""
-    # ASCII alone: a separator such as U+2028 would tear the line, and a terminal of another encoding end the run.
+    # ASCII alone: a separator such as U+2028 would break the line, and another terminal encoding would end the run.
     return MARK + json.dumps(json.loads(strict_json.dumps({"event": kind, **values})))
 
 
 def parse(text: str) -> dict[str, Any] | None:
-    """The event of a line of a log; None where the line is somebody else's, or torn."""
+    """The event in a line of a log; None if the line holds no event, or only a part of one."""
     at = text.find(MARK)
     if at < 0:
         return None

@@ -1,4 +1,4 @@
-"""Where a run's files lie. Knows names, paths and arrays; not what the files mean."""
+"""The run folder and its model file. Knows names, paths and arrays; not the meaning of files."""
 
 import re
 import secrets
@@ -12,7 +12,7 @@ from fedq.core.durable import write_bytes
 
 
 def new_run_folder(root: Path | str, name: str, *, now: datetime | None = None) -> Path:
-    """Make and return `root/DATE/TIME-NAME-ID`, this run's alone even if two start in the same second."""
+    """Create and return the folder `root/DATE/TIME-NAME-ID`, which is unique even within a second. Raises OSError."""
     moment = now or datetime.now()
     day = Path(root) / moment.strftime("%Y-%m-%d")
     try:
@@ -20,7 +20,7 @@ def new_run_folder(root: Path | str, name: str, *, now: datetime | None = None) 
         for _ in range(100):
             folder = day / f"{moment:%H-%M-%S}-{_safe_name(name)}-{secrets.token_hex(3)}"
             try:
-                folder.mkdir()  # atomic: of two runs with one name, one fails here and draws another id
+                folder.mkdir()  # atomic: if two runs draw the same name, one fails here and draws another id
             except FileExistsError:
                 continue
             return folder
@@ -31,18 +31,18 @@ def new_run_folder(root: Path | str, name: str, *, now: datetime | None = None) 
 
 
 def _safe_name(name: str) -> str:
-    """At most 40 characters that every file system takes: 'my run/../x' -> 'my-run-x'."""
+    """At most 40 characters that every file system accepts: 'my run/../x' -> 'my-run-x'."""
     words = re.sub(r"[^A-Za-z0-9_.=-]+", "-", name)
     return re.sub(r"[-.]{2,}", "-", words)[:40].strip("-.") or "run"
 
 
 def write_model(path: Path | str, arrays: Mapping[str, np.ndarray]) -> None:
-    """`model.safetensors`: arrays only, no metadata, written whole or not at all."""
+    """Write `model.safetensors` in one atomic step: arrays only, no metadata. ValueError for an array of no numbers."""
     from safetensors.numpy import save
 
     plain: dict[str, np.ndarray] = {}
     for name, value in arrays.items():
-        # safetensors 0.8 writes memory as it lies, which would scramble a transposed array: rows first.
+        # safetensors 0.8 writes memory in its order, which would scramble a transposed array: C order first.
         array = np.asarray(value, order="C")
         if name == "__metadata__" or array.dtype.kind not in "biuf":
             raise ValueError(
@@ -53,7 +53,7 @@ def write_model(path: Path | str, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def read_model(path: Path | str) -> dict[str, np.ndarray]:
-    """The arrays of `model.safetensors`; nothing is unpickled."""
+    """The arrays of `model.safetensors`; nothing is unpickled. ValueError if the file is damaged."""
     from safetensors import SafetensorError
     from safetensors.numpy import load
 

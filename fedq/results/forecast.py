@@ -1,4 +1,4 @@
-"""What a run will cost, as numbers and as a table. Knows numbers; not how they were found."""
+"""The forecast of a run's cost. Knows numbers alone."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Forecast:
-    """The cost of a run in which every client answers. Bytes are those of the very messages it would send."""
+    """The cost of a run in which every client answers. Bytes are those of the messages that it would send."""
 
     name: str
     rounds: int
@@ -20,7 +20,7 @@ class Forecast:
     bytes_down: int
     float32_bytes_up: int
     float32_bytes_down: int
-    participations: int  # the most rounds that any client is asked in
+    participations: int  # largest number of rounds in which any client is asked
     epsilon: float | None
     delta: float | None
     noise_multiplier: float | None
@@ -32,11 +32,11 @@ class Forecast:
 
 @dataclass(frozen=True)
 class ClientLevelForecast:
-    """What a whole client will have spent, by the server's noise."""
+    """The cost of client-level DP for one client."""
 
     epsilon: float
     delta: float
     noise_multiplier: float
     rounds: int  # that count against one client
-    sample_rate: float  # 1: nothing is gained by the sampling of clients
+    sample_rate: float  # 1: the sampling of clients gives no amplification
     noise_norm: float  # expected L2 norm of the noise on a mean update, in clip norms

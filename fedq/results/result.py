@@ -1,4 +1,4 @@
-"""What a run came to, in one object and one file. Knows numbers and files; not how they were measured."""
+"""The result of a run, as one object and one file. Knows numbers and files; not how they were measured."""
 
 import html
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ class Result:
 
     name: str
     status: RunStatus
-    status_reason: str | None = None  # why it ended before its last round
+    status_reason: str | None = None  # why the run ended before its last round
     rounds: int  # rounds done, the initial row not counted
     seed: int
     wall_seconds: float
@@ -39,25 +39,25 @@ class Result:
     accuracy: float | None = None  # 0..1, of the fake-quant (or float) model
     accuracy_source: AccuracySource = "none"
     accuracy_error: float | None = None  # standard error of the accuracy, from the noise on the clients' counts alone
-    metric: str = "accuracy"  # what metric_value is, if the task is not a classification
+    metric: str = "accuracy"  # name of metric_value, if the task is not a classification
     metric_value: float | None = None
     int8_accuracy: float | None = None  # of model.onnx on int8 kernels
     int8_metric_value: float | None = None
     int8_agreement: float | None = None  # 0..1, share of test examples with the fake-quant model's top class
-    int8_ops: dict[str, int] = field(default_factory=dict)  # type -> count, of the graph that really ran
+    int8_ops: dict[str, int] = field(default_factory=dict)  # operator type -> count, in the graph that ran
     float_ops: dict[str, int] = field(default_factory=dict)
     int8_speedup: float | None = None  # float32 model's time over the int8 model's: batch 64, one thread, this machine
     int8_profile: dict[str, float] = field(default_factory=dict)  # operator -> share of the int8 model's time
 
     epsilon: float | None = None  # None: privacy was off
-    epsilon_of: EpsilonOf | None = None  # ledgers: the largest of any client's whole ledger; run: this run alone
+    epsilon_of: EpsilonOf | None = None  # ledgers: the largest epsilon of all clients' ledgers; run: this run alone
     delta: float | None = None
     privacy_unit: str | None = None  # what epsilon protects, e.g. "one example of one client"
-    private: bool = False  # computed from evidence elsewhere; never from the config
+    private: bool = False  # computed from evidence, never from the config
     privacy_reasons: list[str] = field(default_factory=list)  # why not private
-    client_level: dict[str, Any] = field(default_factory=dict)  # of client-level DP; {}: none is claimed
+    client_level: dict[str, Any] = field(default_factory=dict)  # figures of client-level DP; {}: it is off
     reply_fields: list[str] = field(default_factory=list)  # "record.key" of everything that clients sent
-    quantized: list[str] = field(default_factory=list)  # layer by layer: what became int8, what stayed float and why
+    quantized: list[str] = field(default_factory=list)  # for each layer: int8, or float and why
 
     bytes_up: int
     bytes_down: int
@@ -68,15 +68,15 @@ class Result:
     sparsity: float | None = None  # share of zeros among the prunable weights, measured; None: a dense run
     clients_lost: int = 0
 
-    fingerprint: dict[str, Any] = field(default_factory=dict)  # bits are promised between equal ones only
+    fingerprint: dict[str, Any] = field(default_factory=dict)  # equal bits are promised only for equal fingerprints
     config_hash: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
 
     history: list[RoundRow] = field(default_factory=list, compare=False)
     arrays: dict[str, np.ndarray] = field(default_factory=dict, compare=False)
     folder: Path | None = field(default=None, compare=False)
-    link: str | None = None  # what is wrong with the connection that the run was asked for over; None: nothing known
-    elsewhere: str | None = field(default=None, compare=False)  # HOST:PATH of the run folder, if on another machine
+    link: str | None = None  # fault of the connection to the server; None: none known
+    elsewhere: str | None = field(default=None, compare=False)  # HOST:PATH of a run folder on another machine
 
     def __post_init__(self) -> None:
         for name, allowed in (("status", get_args(RunStatus)), ("accuracy_source", get_args(AccuracySource))):
@@ -88,13 +88,13 @@ class Result:
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in NOT_IN_JSON}
 
     def write(self, path: Path | str) -> None:
-        """Write `result.json` whole or not at all; a folder as `path` means the file of that name in it."""
+        """Write `result.json` in one atomic step; if `path` is a folder, into that folder."""
         path = Path(path)
         target = path / "result.json" if path.is_dir() else path
         write_bytes(target, (strict_json.dumps(self.to_dict(), indent=2) + "\n").encode())
 
     def plot(self) -> "Figure":
-        """Accuracy, bytes against float32 and, if it was spent, epsilon by round: a matplotlib figure."""
+        """A matplotlib figure of accuracy, bytes against float32 and, with DP, epsilon by round."""
         from fedq.results.curves import figure
 
         return figure(self)
@@ -110,7 +110,7 @@ class Result:
         return "not evaluated"
 
     def facts(self) -> dict[str, str]:
-        """The few things to know first, for a notebook and a log line."""
+        """The most important facts, for a notebook or a log line: name -> text."""
         why = f": {one_line(self.status_reason)}" if self.status_reason else ""
         up = f"{size(self.bytes_up)} up, {size(self.bytes_down)} down"
         sent, plain = self.bytes_up + self.bytes_down, self.float32_bytes_up + self.float32_bytes_down
@@ -135,7 +135,7 @@ class Result:
 
 
 def privacy_text(result: Result) -> str:
-    """Epsilon with its delta and unit; says at once if it does not hold."""
+    """Epsilon with its delta and unit, and whether the run is private."""
     if result.epsilon is None:
         return "off: no privacy claimed"
     delta = "" if result.delta is None else f", delta {result.delta:.3g}"
@@ -145,7 +145,10 @@ def privacy_text(result: Result) -> str:
 
 
 def read_result(folder: Path | str) -> Result:
-    """The result of a run folder, with its history and arrays if those files are there."""
+    """The result in a run folder, with history and arrays if those files exist.
+
+    Raises FileNotFoundError, or ValueError if a file is damaged.
+    """
     folder = Path(folder)
     path = folder / "result.json"
     if not path.is_file():
@@ -165,7 +168,7 @@ def read_result(folder: Path | str) -> Result:
 
 
 def read_summary(path: Path) -> dict[str, Any] | None:
-    """The fields of one `result.json`; None where the file is damaged or no result."""
+    """The fields of one `result.json`; None if the file is damaged or is not a result."""
     try:
         values = strict_json.loads(path.read_text(encoding="utf-8"))
         from_json(values)
@@ -175,16 +178,16 @@ def read_summary(path: Path) -> dict[str, Any] | None:
 
 
 def from_json(values: Any) -> Result:
-    """The result of the fields of `result.json`; ValueError or TypeError where they are none."""
+    """The result from the fields of `result.json`; ValueError or TypeError if they are not a result."""
     if not isinstance(values, Mapping):
         raise ValueError(f"it holds a {type(values).__name__}, not an object")
-    # Keys of a later fedq are passed over, so that an old one can still read its results.
+    # Unknown keys are ignored, so that this fedq can read results of a later one.
     known = {f.name for f in fields(Result)} - set(NOT_IN_JSON)
     return Result(**{key: value for key, value in values.items() if key in known})
 
 
 def save_curves(result: Result, path: Path | str) -> None:
-    """Write `result.plot()` as a PNG, whole or not at all."""
+    """Write `result.plot()` as a PNG in one atomic step."""
     from fedq.results.curves import figure, png
 
     write_bytes(Path(path), png(figure(result)))

@@ -1,4 +1,4 @@
-"""One row a round, and the append-only log of them. Knows numbers and one file; not how a round is run."""
+"""The row of a round, and the append-only log of rows. Knows numbers and one file; not how a round runs."""
 
 import os
 from collections.abc import Iterable
@@ -13,9 +13,9 @@ RoundStatus = Literal["initial", "ok", "skipped"]
 
 @dataclass(frozen=True)
 class RoundRow:
-    """What one round did. Bytes are lengths of serialized messages, counted where they are sent."""
+    """The figures of one round. Bytes are lengths of serialized messages, counted where they are sent."""
 
-    round: int  # 0: the initial model and the hello messages
+    round: int  # 0: the initial model and the handshakes
     status: RoundStatus
     accuracy: float | None = None  # 0..1, of the evaluation set
     loss: float | None = None  # of the evaluation set
@@ -29,13 +29,13 @@ class RoundRow:
     seconds: float = 0.0
     clients: int = 0  # accepted replies
     lost: int = 0
-    reasons: dict[str, int] = field(default_factory=dict)  # reason code -> clients lost by it
+    reasons: dict[str, int] = field(default_factory=dict)  # reason code -> number of clients lost
     rejected: list[dict[str, Any]] = field(default_factory=list)  # {"client": id, "reason": code}
     accepted: list[str] = field(default_factory=list)  # ids of the clients whose replies counted
-    clipped: list[str] = field(default_factory=list)  # ids of those whose update was longer than allowed: scaled down
-    capped: list[str] = field(default_factory=list)  # ids of those whose weight was above strategy.max_weight
+    clipped: list[str] = field(default_factory=list)  # ids of clients whose update was scaled down to the bound
+    capped: list[str] = field(default_factory=list)  # ids of clients whose weight was above strategy.max_weight
     metric_value: float | None = None  # of the evaluation set, where the metric is not accuracy
-    sparsity: float | None = None  # share of the prunable weights that are zero for good; None: a dense run
+    sparsity: float | None = None  # share of the prunable weights that are pruned; None: a dense run
 
     def __post_init__(self) -> None:
         if self.status not in get_args(RoundStatus):
@@ -45,7 +45,7 @@ class RoundRow:
 class RoundLog:
     """`rounds.jsonl`: one JSON object a line. A line counts once its newline is written.
 
-    Opening an existing log goes on behind its last whole line: what a killed run tore off is cut away.
+    An existing log is continued after its last complete line; an incomplete line of a killed run is cut off.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -54,9 +54,9 @@ class RoundLog:
         _cut_torn_line(self.path)
 
     def append(self, row: RoundRow) -> None:
-        """Write one line in one piece, unbuffered: a kill after this call loses nothing."""
+        """Write one line, unbuffered: if the process is killed after this call, nothing is lost. Raises OSError."""
         line = memoryview((strict_json.dumps(asdict(row)) + "\n").encode())
-        while line:  # a full disk may take a part; the next write then raises
+        while line:  # a full disk may write a part of it; the next write then raises
             line = line[self._file.write(line) :]
 
     def close(self) -> None:
@@ -70,7 +70,7 @@ class RoundLog:
 
 
 def read_rounds(path: Path | str) -> list[RoundRow]:
-    """All whole rows; a torn last line is left out, a damaged line before it is an error."""
+    """All complete rows, without an incomplete last line. ValueError for a damaged line before it."""
     lines = Path(path).read_bytes().split(b"\n")[:-1]
     return [_row(line, f"{path}, line {i}") for i, line in enumerate(lines, start=1)]
 
@@ -79,7 +79,7 @@ def _row(line: bytes, where: str) -> RoundRow:
     known = {f.name for f in fields(RoundRow)}
     try:
         values = strict_json.loads(line.decode())
-        # Keys of a later fedq are passed over, so that an old one can still read the curve.
+        # Unknown keys are ignored, so that this fedq can read rows of a later one.
         return RoundRow(**{key: value for key, value in values.items() if key in known})
     except (ValueError, TypeError, AttributeError) as problem:
         raise ValueError(f"{where}: not a round ({problem}); restore the file or cut it before this line") from None
@@ -87,20 +87,20 @@ def _row(line: bytes, where: str) -> RoundRow:
 
 def _cut_torn_line(path: Path) -> None:
     content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        os.truncate(path, whole)
+    end = content.rfind(b"\n") + 1
+    if end < len(content):
+        os.truncate(path, end)
 
 
 def bounded(rows: Iterable[RoundRow]) -> dict[str, int]:
-    """Replies that counted less than they claimed, by what was done to them; those that happened alone."""
+    """Number of replies that were clipped, and number that were capped; without zeros."""
     rows = list(rows)
     found = {"clipped": sum(len(row.clipped) for row in rows), "capped": sum(len(row.capped) for row in rows)}
     return {what: count for what, count in found.items() if count}
 
 
 def totals(rows: Iterable[RoundRow]) -> dict[str, int]:
-    """Sums over a run, named as in `result.json`: its bytes are these and nothing else."""
+    """Sums over a run, named as in `result.json`."""
     names = ("bytes_up", "bytes_down", "float32_bytes_up", "float32_bytes_down")
     rows = list(rows)
     return {

@@ -1,4 +1,4 @@
-"""JSON that every reader accepts: no NaN, no Infinity, no guessing. Knows values; not files."""
+"""JSON that every reader accepts: without NaN and Infinity. Knows values; not files."""
 
 import json
 import math
@@ -10,12 +10,12 @@ import numpy as np
 
 
 def dumps(value: Any, *, indent: int | None = None) -> str:
-    """Text of `value`; NaN and infinities become null, numpy scalars and arrays plain numbers and lists."""
+    """JSON text of `value`. NaN and infinities become null; numpy values become plain. Raises ValueError."""
     return json.dumps(_plain(value, "value"), indent=indent, allow_nan=False, ensure_ascii=False)
 
 
 def loads(text: str) -> Any:
-    """The value of `text`; refuses NaN and Infinity, which `json.loads` alone would accept."""
+    """The value of a JSON text. ValueError for NaN and Infinity, which `json.loads` accepts."""
     return json.loads(text, parse_constant=_refuse)
 
 
@@ -34,7 +34,7 @@ def _plain(value: Any, where: str) -> Any:
         return str(value)
     if isinstance(value, Mapping):
         for key in value:
-            # json.dumps would write 1 and "1" as the same key, and a reader would lose one of them.
+            # json.dumps would write 1 and "1" as the same key, so a reader would lose one of them.
             if not isinstance(key, str):
                 raise ValueError(f"{where}: key {key!r} is not a string; JSON keys are, use {str(key)!r}")
         return {key: _plain(item, f"{where}.{key}") for key, item in value.items()}

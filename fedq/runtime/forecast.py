@@ -10,7 +10,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from fedq import __version__, codec
-from fedq.artifacts.delivery import epsilon_after, spent_before
+from fedq.artifacts.run_artifacts import epsilon_after, spent_before
 from fedq.config import public
 from fedq.data.split import held_out
 from fedq.experiment import Experiment

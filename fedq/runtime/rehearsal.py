@@ -17,9 +17,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from fedq.artifacts.client_level import whole_rows, with_client_level
-from fedq.artifacts.delivery import ClientFiles, evidence_of
+from fedq.artifacts.client_level import complete_rows, with_client_level
 from fedq.artifacts.publication import write_publication
+from fedq.artifacts.run_artifacts import ClientFiles, evidence_of
 from fedq.config import Config, ConfigError, Problem, problems
 from fedq.core.durable import append_to_private, make_private_folder
 from fedq.data import write_shard
@@ -235,14 +235,14 @@ def _collected(experiment: Experiment, place: Path, followed: Followed, root: st
             shutil.copytree(
                 state / "runs" / followed.run, home, ignore=shutil.ignore_patterns(".lock"), dirs_exist_ok=True
             )
-        for account in sorted(state.glob(f"{LEDGER}*")):  # and its ledger tip
+        for account in sorted(state.glob(f"{LEDGER}*")):  # and its tip
             if account.suffix != ".lock":
                 make_private_folder(home)
                 shutil.copy(account, home / account.name)
     result = read_result(folder)
     if experiment.plan is not None:
         files = ClientFiles(folder / "clients", followed.run)
-        rows = whole_rows(folder, result.history)
+        rows = complete_rows(folder, result.history)
         spent, private, reasons = evidence_of(experiment, files, rows, result.reply_fields)
         said = {"epsilon": spent, "epsilon_of": "ledgers", "private": private, "privacy_reasons": reasons}
         result = replace(result, **(with_client_level(said, result.client_level) if result.client_level else said))

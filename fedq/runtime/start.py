@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fedq.app.serving import Link, serve
-from fedq.artifacts.delivery import ClientFiles
+from fedq.artifacts.run_artifacts import ClientFiles
 from fedq.config import Config, ConfigError, compose, own_conf
 from fedq.config.config_file import write_config
 from fedq.experiment import Experiment, build

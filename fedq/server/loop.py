@@ -19,7 +19,7 @@ from fedq.server.round_aggregate import Rejected, RoundAggregate, Traffic
 from fedq.server.sampling import Sampler
 from fedq.server.strategy import Strategy
 
-# Refusals that come before a client's ledger is written. `ledger` may come after: where its head could not be written
+# Refusals that come before a client's ledger is written. `ledger` may come after: where its tip could not be written
 # the row stands, and the code does not tell.
 SPENT_NOTHING = frozenset({"budget", "policy"})
 OUT_FOR_GOOD = SPENT_NOTHING | {"ledger"}  # no later round will go otherwise

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fedq.core.seeding import seeded
 from fedq.privacy import refuse_mixing
-from fedq.privacy.batch_invariance import aligned_products, in_parts
+from fedq.privacy.batch_invariance import aligned_products, microbatches
 from fedq.privacy.model_validation import device_of
 
 _AT_ONCE = 100  # examples per step: the feature maps of more do not fit into a processor's cache
@@ -50,8 +50,8 @@ class FrozenFeatures:
     def _computed(self, inputs: np.ndarray) -> np.ndarray:
         outputs = np.empty((len(inputs), *self._output_shape), np.float32)
         all_of_them = torch.from_numpy(inputs)
-        for rows, count in in_parts(np.arange(len(inputs)), _AT_ONCE):
-            # Indexed by torch, whose memory is aligned: kernels may round differently at another address.
+        for rows, count in microbatches(np.arange(len(inputs)), _AT_ONCE):
+            # Indexed by torch, whose memory is aligned: kernels may round otherwise at another address.
             part = _outputs(self.layers, all_of_them[torch.from_numpy(rows)])
             outputs[rows[:count]] = part[:count].numpy()
         return outputs

@@ -46,10 +46,10 @@ def _size(size: int, cores: int) -> Iterator[Row]:
     finally:
         threads.limit = None
     ms = {name: 1e3 * taken / times for name, taken in seconds.items()}
-    told = f"{size:,} parameters in one tensor, {cores} thread(s); over numpy.copyto on one"
+    text = f"{size:,} parameters in one tensor, {cores} thread(s); over numpy.copyto on one"
     name = f"{size:.0e}_{cores}".replace("e+0", "e")
-    yield Row(f"encode_int8_{name}", ms["encode"], ms["copy"], "ms", "ours/reference", f"stochastic encode: {told}")
-    words = f"check, decode and add a packet, one of 8: {told}"
+    yield Row(f"encode_int8_{name}", ms["encode"], ms["copy"], "ms", "ours/reference", f"stochastic encode: {text}")
+    words = f"check, decode and add a packet, one of 8: {text}"
     yield Row(f"accumulate_int8_{name}", ms["add"] / 8, ms["copy"], "ms", "ours/reference", words)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fedq.privacy import DPPlan, Ledger, Row, Spend, admit
 from fedq.privacy.chain import SPEND_NAMES
-from fedq.privacy.head import Head, write_head
+from fedq.privacy.ledger_tip import LedgerTip, write_tip
 from simulations.bench.row import Row as Comparison
 from simulations.bench.timing import Effort
 
@@ -33,7 +33,7 @@ def rows(effort: Effort) -> Iterator[Comparison]:
             admit(ledger, PLAN, data="digits")
             taken.append(time.perf_counter() - begun)
     words = (
-        f"admission by a ledger of {ROWS:,} rows of {KINDS:,} different mechanisms: file, chain and head checked, "
+        f"admission by a ledger of {ROWS:,} rows of {KINDS:,} different mechanisms: file, chain and tip checked, "
         "epsilon computed; the reference is the target"
     )
     yield Comparison("ledger_admission", statistics.median(taken), TARGET_SECONDS, "s", "ours/reference", words)
@@ -55,5 +55,5 @@ def long_ledger(path: Path) -> Ledger:
             [(r.id, r.schema, r.time, *(getattr(r.spend, n) for n in SPEND_NAMES), r.previous, r.hash) for r in chain],
         )
         connection.commit()
-    write_head(ledger.head_path, Head(len(chain), chain[-1].hash))
+    write_tip(ledger.tip_path, LedgerTip(len(chain), chain[-1].hash))
     return ledger

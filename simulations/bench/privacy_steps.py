@@ -115,16 +115,16 @@ class _Opacus:
 
     def difference(self, name: str) -> float:
         """Of the sums of clipped gradients, relative: Opacus' and ours, of one model and batch."""
-        twin = in_training_format(fresh(name))
+        reference = in_training_format(fresh(name))
         with torch.no_grad():
-            for ours, theirs in zip(twin.parameters(), self.model.parameters(), strict=True):
+            for ours, theirs in zip(reference.parameters(), self.model.parameters(), strict=True):
                 ours.copy_(theirs)
         self.optimizer.zero_grad()
         self._backward(*examples())
         self.optimizer.clip_and_accumulate()
         theirs = torch.cat([p.summed_grad.flatten().double() for p in self.model.parameters()])
         self.optimizer.zero_grad()
-        return float((_gradients(twin) - theirs).norm() / theirs.norm())
+        return float((_gradients(reference) - theirs).norm() / theirs.norm())
 
     def _backward(self, inputs: Tensor, targets: Tensor) -> None:
         with warnings.catch_warnings():

@@ -26,7 +26,7 @@ class Row:
 
     def to_json(self) -> str:
         """One line of strict JSON: a NaN is an error, here and not at the reader."""
-        told = {
+        content = {
             "name": self.name,
             "ours": _rounded(self.ours),
             "reference": _rounded(self.reference),
@@ -34,7 +34,7 @@ class Row:
             "ratio": _rounded(self.ratio),
             "compared": f"{self.way}: {self.words}",
         }
-        return json.dumps(told, allow_nan=False)
+        return json.dumps(content, allow_nan=False)
 
 
 class PeerAbsentError(RuntimeError):

@@ -65,10 +65,10 @@ def machine() -> str:
     threads = os.environ.get(_THREADS[0], "not pinned")
     name = about.get("model name", platform.processor() or platform.machine())
     cores, load = num_cores(), os.getloadavg()[0]
-    told = f"{cores} cores of {name} ({flags}), {threads} numerical thread(s), load {load:.1f}"
+    text = f"{cores} cores of {name} ({flags}), {threads} numerical thread(s), load {load:.1f}"
     if load > cores / 4:
-        told += "\nOther programs are at work: a contender of one process loses more by it than one of many."
-    return told
+        text += "\nOther programs are at work: a contender of one process loses more by it than one of many."
+    return text
 
 
 def _cpuinfo() -> dict[str, str]:

@@ -96,7 +96,7 @@ def test_a_run_has_no_more_rounds_of_a_client_than_its_owner_allows(tmp_path):
     """A server once asked for as many as it liked, whatever its config said; a message that comes again counts."""
     for round in (1, 2, 2):
         count_request(tmp_path / "run", round, most=3)
-    with pytest.raises(Declined, match="policy: round 3: the run has had 3 rounds of at most 3") as caught:
+    with pytest.raises(Declined, match="policy: round 3: the run already had 3 rounds, of at most 3") as caught:
         count_request(tmp_path / "run", 3, most=3)
     assert caught.value.reason == "policy"
     count_request(tmp_path / "another run", 1, most=3)

@@ -38,7 +38,7 @@ def said(key):
 )
 def test_a_key_that_is_nearly_ours_is_refused_with_the_one_that_was_meant(key, ours):
     (problem,) = said(key)
-    assert problem.startswith(f"node-config {key}=x: no key of fedq's, and nearly {ours}, ")
+    assert problem.startswith(f"node-config {key}=x: is not a key of fedq, but similar to {ours}, ")
     assert f"Use {ours}=" in problem
 
 
@@ -53,7 +53,7 @@ def test_our_own_keys_and_those_of_others_are_let_be(key):
 
 
 def test_a_node_with_a_slip_in_its_policy_takes_no_part():
-    with pytest.raises(ConfigError, match=r"node-config polcy=/x: .*nearly policy.*Use policy="):
+    with pytest.raises(ConfigError, match=r"node-config polcy=/x: .*similar to policy.*Use policy="):
         Node.read({"name": "a", "polcy": "/x"})
 
 

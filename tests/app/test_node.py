@@ -19,7 +19,7 @@ from fedq.experiment.digests import model_digest
 from fedq.flower import private as flower
 from fedq.flower import wire
 from fedq.new.app import make_app
-from fedq.privacy import Declined, Ledger, head_in
+from fedq.privacy import Declined, Ledger, tip_in
 from tests.privacy.ledgers import SPEND
 from tests.quick import compose
 
@@ -81,7 +81,7 @@ def test_a_path_may_begin_with_the_home_of_the_user(key, field, monkeypatch):
 
 
 def test_a_client_that_does_not_say_who_it_is_is_refused():
-    with pytest.raises(ConfigError, match=r'a client must say who it is.*Use name="clinic-a"'):
+    with pytest.raises(ConfigError, match=r'a client needs a name.*Use name="clinic-a"'):
         Node.read({"data-path": "/own"})
 
 
@@ -169,12 +169,12 @@ def test_a_client_s_ledger_outlives_the_run(shard, tmp_path):
 
 
 def test_outside_of_a_simulation_a_client_needs_a_place_for_its_files(shard):
-    with pytest.raises(ConfigError, match=r"node-config state-dir.*names no place.*Start the SuperNode with"):
+    with pytest.raises(ConfigError, match=r"node-config state-dir.*needs a folder for them.*Start the SuperNode with"):
         client(USUAL, partition_id=2, data_path=shard)
 
 
 def test_a_client_without_a_place_leaves_no_file(shard, tmp_path):
-    with pytest.raises(ConfigError, match="names no place"):
+    with pytest.raises(ConfigError, match="needs a folder for them"):
         client(USUAL, partition_id=2, data_path=shard)
     assert not home().exists()
 
@@ -336,21 +336,21 @@ def test_a_policy_may_name_the_code_it_has_reviewed(shard, tmp_path, monkeypatch
         client(words, policy=policy_file(tmp_path, reviewed), **node)
 
 
-def test_the_head_of_the_ledger_lies_where_the_policy_says(shard, tmp_path):
+def test_the_tip_of_the_ledger_lies_where_the_policy_says(shard, tmp_path):
     text = POLICY.format(epsilon=8) + f'head = "{tmp_path / "elsewhere" / "head"}"\n'
     node = {"partition_id": 2, "data_path": shard, "state_dir": tmp_path, "policy": policy_file(tmp_path, text)}
-    assert client(BUDGET_8, **node).privacy.head == tmp_path / "elsewhere" / "head"
+    assert client(BUDGET_8, **node).privacy.tip == tmp_path / "elsewhere" / "head"
 
 
-def test_the_head_lies_in_the_folder_for_heads_unless_the_policy_names_a_file(shard, tmp_path):
+def test_the_tip_lies_in_the_folder_for_tips_unless_the_policy_names_a_file(shard, tmp_path):
     heads = tmp_path / "heads"
     node = {"partition_id": 2, "data_path": shard, "state_dir": tmp_path / "a", "head_dir": heads}
-    head = client(BUDGET_8, **node).privacy.head
-    assert head == head_in(heads, tmp_path / "a" / "ledger.sqlite")
+    head = client(BUDGET_8, **node).privacy.tip
+    assert head == tip_in(heads, tmp_path / "a" / "ledger.sqlite")
     assert head.parent == heads
-    assert head != client(BUDGET_8, **{**node, "state_dir": tmp_path / "b"}).privacy.head  # no two ledgers share one
+    assert head != client(BUDGET_8, **{**node, "state_dir": tmp_path / "b"}).privacy.tip  # no two ledgers share one
     text = POLICY.format(epsilon=8) + f'head = "{tmp_path / "elsewhere"}"\n'
-    assert client(BUDGET_8, policy=policy_file(tmp_path, text), **node).privacy.head == tmp_path / "elsewhere"
+    assert client(BUDGET_8, policy=policy_file(tmp_path, text), **node).privacy.tip == tmp_path / "elsewhere"
 
 
 @pytest.mark.hostile
@@ -358,7 +358,7 @@ def test_a_ledger_that_is_put_back_with_its_folder_shows_against_the_head_in_the
     """Both files once lay in the state-dir by default, so that an older copy of that folder passed."""
     state, node = tmp_path / "state", {"partition_id": 2, "data_path": shard, "head_dir": tmp_path / "heads"}
     built = client(BUDGET_8, state_dir=state, **node).privacy
-    ledger = Ledger(built.ledger, head=built.head)
+    ledger = Ledger(built.ledger, tip=built.tip)
     ledger.spend(replace(SPEND, data=built.data_name))
     shutil.copytree(state, tmp_path / "older")
     ledger.spend(replace(SPEND, data=built.data_name, round=2))
@@ -368,15 +368,15 @@ def test_a_ledger_that_is_put_back_with_its_folder_shows_against_the_head_in_the
         client(BUDGET_8, state_dir=state, **node).check_account()
 
 
-def test_an_owner_whose_head_lies_beside_the_ledger_is_warned_on_the_terminal_and_once_in_the_log(
+def test_an_owner_whose_tip_lies_beside_the_ledger_is_warned_on_the_terminal_and_once_in_the_log(
     shard, tmp_path, capfd
 ):
     node = {"partition_id": 2, "data_path": shard, "state_dir": tmp_path}
     for _ in range(2):
         built = client(BUDGET_8, **node)
-        assert "warning: the ledger's head lies beside the ledger" in capfd.readouterr().err
+        assert "warning: the ledger's tip lies beside the ledger" in capfd.readouterr().err
     log = (built.state.folder / "log.txt").read_text()
-    assert log.count("the ledger's head lies beside the ledger") == 1
+    assert log.count("the ledger's tip lies beside the ledger") == 1
     client(BUDGET_8, head_dir=tmp_path / "heads", **node)
     assert "head" not in capfd.readouterr().err
 
@@ -389,7 +389,7 @@ def test_a_run_that_the_ledger_would_not_count_is_beyond_any_budget(shard, tmp_p
     monkeypatch.setattr("fedq.app.node.build", lambda *args, **kwargs: opened.append(args))
     words = ["clients=4", "quant=off", f"privacy={unit}", "partition=iid"]
     words += ["privacy.client_noise_multiplier=1"] if unit == "client" else []
-    with pytest.raises(Declined, match=f"privacy={unit} has this client add no noise of its own") as caught:
+    with pytest.raises(Declined, match=f"privacy={unit} this client adds no noise of its own") as caught:
         client(words, partition_id=2, data_path=shard, state_dir=tmp_path / "state", **limit)
     assert (caught.value.reason, caught.value.identity, opened) == ("budget", "2", [])
     assert greeted(words, partition_id=2, data_path=shard, state_dir=tmp_path / "state", **limit).reason == "budget"
@@ -408,7 +408,7 @@ def test_a_budget_beside_a_policy_that_accepts_everything_still_holds(shard, tmp
     policy = policy_file(tmp_path, 'unit = "off"\nmax_epsilon = inf\nmax_delta = 1\n')
     node = {"partition_id": 2, "data_path": shard, "state_dir": tmp_path / "state", "policy": policy}
     assert client(USUAL, **node).privacy is None
-    with pytest.raises(Declined, match="budget: privacy=off"):
+    with pytest.raises(Declined, match="budget: under privacy=off"):
         client(USUAL, epsilon=3.0, **node)
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from fedq.app.serving import serve
-from fedq.artifacts.delivery import ClientFiles
+from fedq.artifacts.run_artifacts import ClientFiles
 from fedq.config import public
 from fedq.experiment import build
 from fedq.runtime.local import in_process

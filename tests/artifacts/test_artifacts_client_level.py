@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import fedq
 from fedq.app.serving import serve
-from fedq.artifacts.client_level import ServerFiles, server_evidence, whole_rows
+from fedq.artifacts.client_level import ServerFiles, complete_rows, server_evidence
 from fedq.artifacts.statement import statement_of
 from fedq.cli import app
 from fedq.config import ConfigError
@@ -91,7 +91,7 @@ def test_rows_show_what_was_spent_and_no_row_who_answered(finished):
     assert "rejected" in text
     kept = [json.loads(line) for line in (finished.folder / "server" / "replies.jsonl").read_text().splitlines()]
     assert [sorted(line["accepted"]) == sorted(line["asked"]) for line in kept] == [True, True, True]
-    assert [len(row.accepted) for row in whole_rows(finished.folder, finished.history)] == [0, 3, 3]
+    assert [len(row.accepted) for row in complete_rows(finished.folder, finished.history)] == [0, 3, 3]
 
 
 def test_with_all_its_files_the_run_is_private(judged):
@@ -240,7 +240,7 @@ def test_a_ledger_that_cannot_be_written_ends_the_run_with_the_model_of_the_roun
     link = in_process(experiment, strategy, folder)
     result = serve(experiment, strategy, link, folder=folder, watch=damage, clients=None)
     assert (result.status, result.rounds, result.private) == ("failed", 1, False)
-    assert "no whole ledger" in result.status_reason
+    assert "not a complete ledger" in result.status_reason
     assert "the server's ledger was not verified" in result.privacy_reasons
     assert len((folder / "server" / "evidence.jsonl").read_text().splitlines()) == 1
 
@@ -318,13 +318,13 @@ def test_a_run_that_the_ledger_has_no_budget_for_is_refused_before_any_client_is
     assert 7.9 < told.epsilon <= told.target == 8 < told.after
     answer = CliRunner().invoke(app, ["run", *words])
     assert answer.exit_code == 3
-    assert "of 8 it would be with this run, which is refused" in answer.output
+    assert "with this run, above the target 8: refused" in answer.output
 
 
 def test_data_that_were_dealt_anew_take_no_budget_from_a_ledger_of_others(tmp_path):
     words = [*CLIENT, f"privacy.ledger={tmp_path / 'ledgers'}"]
     run(tmp_path, *words)
-    with pytest.raises(ConfigError, match="examples dealt anew would be spent twice"):
+    with pytest.raises(ConfigError, match="a new partition would spend the same examples twice"):
         build(compose([*words, "seed=1"]))
 
 

@@ -5,7 +5,7 @@ import pytest
 
 import fedq
 from fedq.artifacts import int8_model as int8_delivery
-from fedq.artifacts.int8_model import allowed, deliver_int8, quantized_lines, wrong_answers
+from fedq.artifacts.int8_model import allowed, quantized_lines, write_int8_model, wrong_answers
 from fedq.data import Dataset, Examples
 from fedq.experiment import build
 from fedq.quant import ExportError, Int8Model
@@ -29,7 +29,7 @@ def left(folder):
 
 @pytest.mark.slow
 def test_the_file_is_measured_as_it_lies_there(experiment, tmp_path):
-    found = deliver_int8(experiment, tmp_path / "model.onnx")
+    found = write_int8_model(experiment, tmp_path / "model.onnx")
     test = experiment.dataset.test
     answers = Int8Model(tmp_path / "model.onnx")(test.inputs).argmax(1)
     assert found["bytes"] == (tmp_path / "model.onnx").stat().st_size
@@ -46,7 +46,7 @@ def test_a_file_with_other_answers_is_an_error_and_the_old_file_stays(experiment
 
     (tmp_path / "model.onnx").write_bytes(b"of the run")
     monkeypatch.setattr(int8_delivery, "Int8Model", Broken)
-    found = deliver_int8(experiment, tmp_path / "model.onnx")
+    found = write_int8_model(experiment, tmp_path / "model.onnx")
     assert set(found) == {"error"}
     assert "of 359 test examples" in found["error"]
     assert "quant.skip" in found["error"]
@@ -85,9 +85,9 @@ def test_without_classes_the_outputs_must_be_the_fake_quant_model_s(tmp_path, mo
     data = Dataset(train, None, test, num_outputs=2, fitted_on_private_data=False)
     made = build(compose([*WORDS, "train.loss=mse", "train.metric=r2"]), data=data)
     made.trainer.load(made.initial)
-    assert "value" in deliver_int8(made, tmp_path / "model.onnx")
+    assert "value" in write_int8_model(made, tmp_path / "model.onnx")
     monkeypatch.setattr(int8_delivery, "Int8Model", Shifted)
-    error = deliver_int8(made, tmp_path / "other.onnx")["error"]
+    error = write_int8_model(made, tmp_path / "other.onnx")["error"]
     assert "2.0% of their own spread away from the fake-quant model's" in error
     assert left(tmp_path) == ["model.onnx"]
 
@@ -97,13 +97,13 @@ def test_what_cannot_be_exported_is_an_error_and_leaves_nothing(experiment, tmp_
         raise ExportError("no kernel")
 
     monkeypatch.setattr(int8_delivery, "export_onnx", refuse)
-    assert deliver_int8(experiment, tmp_path / "model.onnx") == {"error": "no kernel"}
+    assert write_int8_model(experiment, tmp_path / "model.onnx") == {"error": "no kernel"}
     assert left(tmp_path) == []
 
 
 @pytest.mark.parametrize("way", ["quant=off", "quant.activations=off"])
 def test_without_integers_there_is_nothing_to_deliver(way, tmp_path):
-    assert deliver_int8(build(compose([*WORDS, way])), tmp_path / "model.onnx") == {}
+    assert write_int8_model(build(compose([*WORDS, way])), tmp_path / "model.onnx") == {}
     assert left(tmp_path) == []
 
 
@@ -112,11 +112,11 @@ def test_dynamic_ranges_are_fixed_by_the_calibration_file(tmp_path):
     without = build(compose(dynamic))
     np.save(tmp_path / "public.npy", without.dataset.train.inputs[:50])
     calibrated = build(compose([*dynamic, f"quant.calibration={tmp_path}/public.npy"]))
-    assert deliver_int8(calibrated, tmp_path / "model.onnx")["agreement"] > 0.99
-    assert deliver_int8(without, tmp_path / "other.onnx") == {}
+    assert write_int8_model(calibrated, tmp_path / "model.onnx")["agreement"] > 0.99
+    assert write_int8_model(without, tmp_path / "other.onnx") == {}
     assert "quant.calibration" in quantized_lines(without)[-1]
     (tmp_path / "public.npy").unlink()
-    assert "public.npy" in deliver_int8(calibrated, tmp_path / "other.onnx")["error"]
+    assert "public.npy" in write_int8_model(calibrated, tmp_path / "other.onnx")["error"]
     assert left(tmp_path) == ["model.onnx"]
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from fedq.app.serving import serve
-from fedq.artifacts.delivery import epsilon_after
+from fedq.artifacts.run_artifacts import epsilon_after
 from fedq.artifacts.statement import statement_of
 from fedq.config.config_file import write_config
 from fedq.core.wording import spent

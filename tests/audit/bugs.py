@@ -330,8 +330,8 @@ class Unpadded(DPSGD):
                 yield drawn[start : start + size], len(drawn[start : start + size])
 
         with ExitStack() as stack:
-            stack.enter_context(patch.object(dpsgd, "in_parts", as_they_come))
-            stack.enter_context(patch.object(dpsgd, "alike", lambda *arguments, **named: True))
+            stack.enter_context(patch.object(dpsgd, "microbatches", as_they_come))
+            stack.enter_context(patch.object(dpsgd, "is_batch_invariant", lambda *arguments, **named: True))
             return super().run(*arguments, **named)
 
 

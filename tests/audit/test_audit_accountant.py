@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from fedq.audit.accountant import epsilon_elsewhere, exceeds, target_check, why_no_target
+from fedq.audit.accountant import epsilon_by_dp_accounting, exceeds, target_check, why_target_not_checked
 from fedq.audit.curves import GaussianCurve
 from fedq.privacy import Mechanism, PureDP, calibrate, epsilon
 from tests.audit.conftest import PLAN
@@ -13,15 +13,17 @@ from tests.audit.conftest import PLAN
 
 def test_full_batches_have_the_epsilon_of_a_gaussian():
     """mu = sqrt(4) / 2 = 1, in closed form (Balle & Wang 2018)."""
-    assert epsilon_elsewhere([Mechanism(2.0, 1.0, 4)], 1e-5) == pytest.approx(
+    assert epsilon_by_dp_accounting([Mechanism(2.0, 1.0, 4)], 1e-5) == pytest.approx(
         GaussianCurve(1.0).epsilon(1e-5), rel=1e-3
     )
 
 
 def test_pure_epsilons_are_added():
     once = Mechanism(2.0, 0.1, 10)
-    assert epsilon_elsewhere([once, PureDP(0.5)], 1e-5) == pytest.approx(0.5 + epsilon_elsewhere([once], 1e-5))
-    assert epsilon_elsewhere([], 1e-5) == 0.0
+    assert epsilon_by_dp_accounting([once, PureDP(0.5)], 1e-5) == pytest.approx(
+        0.5 + epsilon_by_dp_accounting([once], 1e-5)
+    )
+    assert epsilon_by_dp_accounting([], 1e-5) == 0.0
 
 
 @pytest.mark.integration
@@ -31,9 +33,9 @@ def test_pure_epsilons_are_added():
 def test_what_fedq_calibrates_is_never_called_too_little(target, rate, steps):
     noise = calibrate(target_epsilon=target, delta=1e-5, sample_rate=rate, steps=steps)
     mechanism = Mechanism(noise, rate, steps)
-    assert not exceeds(epsilon_elsewhere([mechanism], 1e-5), target)
+    assert not exceeds(epsilon_by_dp_accounting([mechanism], 1e-5), target)
     # Nor is it far below: the two accountants are within 2 % of each other.
-    assert epsilon_elsewhere([mechanism], 1e-5) == pytest.approx(epsilon([mechanism], 1e-5), rel=0.02)
+    assert epsilon_by_dp_accounting([mechanism], 1e-5) == pytest.approx(epsilon([mechanism], 1e-5), rel=0.02)
 
 
 @pytest.mark.hostile
@@ -64,7 +66,7 @@ def test_a_plan_without_a_target_claims_nothing():
 
 
 def test_without_the_extra_an_audit_says_what_it_did_not_look_at(monkeypatch):
-    assert why_no_target(PLAN) is None
+    assert why_target_not_checked(PLAN) is None
     monkeypatch.setitem(sys.modules, "dp_accounting", None)
-    assert why_no_target(PLAN) == "needs another accountant; pip install 'fedq[audit]'"
-    assert "names no target" in why_no_target(replace(PLAN, target_epsilon=float("inf")))
+    assert why_target_not_checked(PLAN) == "needs another accountant; pip install 'fedq[audit]'"
+    assert "names no target" in why_target_not_checked(replace(PLAN, target_epsilon=float("inf")))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fedq.audit.bounds import Errors, Guesses, Several, curve_p_value, epsilon_bound, mechanism_bound, p_value
+from fedq.audit.bounds import Errors, Guesses, GuessesByShare, curve_p_value, epsilon_bound, mechanism_bound, p_value
 from fedq.audit.curves import GaussianCurve, epsilon_of
 from fedq.privacy import Mechanism
 
@@ -32,11 +32,11 @@ def test_without_delta_the_p_value_is_a_binomial_tail():
 
 def test_several_shares_split_the_risk():
     few, all_of_them = Guesses(1000, 100, 100), Guesses(1000, 1000, 1000)
-    seen, alone = Several((few, all_of_them)), epsilon_bound(all_of_them, delta=1e-5, confidence=0.975)
+    seen, alone = GuessesByShare((few, all_of_them)), epsilon_bound(all_of_them, delta=1e-5, confidence=0.975)
     assert seen.epsilon_bound(delta=1e-5, confidence=0.95) == alone
     assert seen.curve_p_value(GaussianCurve(1.0)) == 2 * curve_p_value(all_of_them, GaussianCurve(1.0))
     assert seen.refutes(GaussianCurve(1.0), 0.01)
-    assert not Several((few, few)).refutes(GaussianCurve(4.0), 0.01)
+    assert not GuessesByShare((few, few)).refutes(GaussianCurve(4.0), 0.01)
 
 
 def test_half_of_the_guesses_right_bounds_nothing():
@@ -90,5 +90,5 @@ def test_a_sampled_mechanism_s_bound_is_near_that_of_a_gaussian_curve():
 
 @pytest.mark.parametrize("counts", [(10, 11, 5), (10, 5, 6), (10, 0, 0)])
 def test_counts_that_cannot_be_are_refused(counts):
-    with pytest.raises(ValueError, match="must not grow in this order"):
+    with pytest.raises(ValueError, match="each must be at most the next"):
         Guesses(*counts)

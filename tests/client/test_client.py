@@ -396,7 +396,7 @@ def test_a_client_without_budget_declines_unopened(make_client, ask, private):
 
 def test_a_client_whose_ledger_is_damaged_declines_unopened(make_client, ask, private):
     private.ledger.write_bytes(b"not a ledger" * 100)
-    with pytest.raises(LedgerError, match="no whole ledger"):
+    with pytest.raises(LedgerError, match="not a complete ledger"):
         make_client(privacy=private, shard=locked_shard).train(ask(1))
 
 

@@ -68,7 +68,7 @@ def test_what_makes_no_sense_is_refused_with_its_mend(overrides, key):
 
 def test_why_changes_are_refused_is_said():
     (problem,) = found(*CLIENT, "downlink.kind=delta", "downlink.name=int8").values()
-    assert "would tell the others of another's update" in problem.rule
+    assert "could see from its message whether another client's update" in problem.rule
     assert problem.fix == "Use downlink.kind=weights"
 
 

@@ -280,7 +280,7 @@ def test_an_option_that_would_do_nothing_is_refused(idle):
         ),
         (
             ["downlink.name=sign", "downlink.kind=delta", "downlink.feedback=true"],
-            "downlink.feedback=True: a delta always feeds back what was lost, and weights leave nothing. "
+            "downlink.feedback=True: error feedback is always on for changes, and has no use for weights. "
             "Leave it out; downlink.kind=delta has it",
         ),
     ],

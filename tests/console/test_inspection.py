@@ -37,8 +37,8 @@ def test_clipping_is_mended_by_a_range_that_holds_the_largest_value():
     seen = found(clipping(clipped=0.041, used=2.31), LAST)
     assert remedies(seen, ABOUT) == ["quant.activation_range=19", "quant.activations=learned", "quant.skip=[hidden]"]
     assert summary(seen, ABOUT) == (
-        "hidden loses most by itself, 4.0 % of its output: 4.1 % of what comes upon its output grid [0, 8] lies "
-        "beyond. Try quant.activation_range=19 or quant.activations=learned or quant.skip=[hidden]."
+        "hidden loses most by itself, 4.0 % of its output: 4.1 % of the values lie beyond its output grid "
+        "[0, 8]. Try quant.activation_range=19 or quant.activations=learned or quant.skip=[hidden]."
     )
 
 

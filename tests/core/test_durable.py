@@ -12,7 +12,7 @@ import fedq
 from fedq.client.state import ClientState, note_declined
 from fedq.core.durable import append_to_private, make_private_folder, write_bytes
 from fedq.privacy import DPEvidence, Ledger
-from fedq.privacy.head import Head, write_head
+from fedq.privacy.ledger_tip import LedgerTip, write_tip
 from tests.privacy.ledgers import SPEND
 
 RUN = ["rounds=1", "clients=2", "model.hidden=[8]", "quant=off", "train.steps=2", "train.epochs=null"]
@@ -43,7 +43,7 @@ def test_all_that_a_client_keeps_is_its_owner_s_alone(tmp_path):
     ledger = Ledger(home / "ledger.sqlite")
     ledger.spend(SPEND)
     ledger.spend(replace(SPEND, round=2))
-    write_head(tmp_path / "state" / "heads" / "ledger.head", Head(0, ""))
+    write_tip(tmp_path / "state" / "heads" / "ledger.head", LedgerTip(0, ""))
     state = ClientState(home / "runs" / "4711", durable=True)
     with state.exclusive():
         state.commit(1, None, np.zeros(3, np.float32))

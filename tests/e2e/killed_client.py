@@ -58,7 +58,7 @@ def train(experiment, home, first):
     told(client, "_received", "receive")
     told(client, "_admit", "admit")
     told(ledger.Ledger, "spend", "spend")
-    told(ledger.Ledger, "_keep", "head")
+    told(ledger.Ledger, "_write_tip", "tip")
     told(dpsgd, "_set_gradients", "step")
     told(client.state, "commit", "commit")
     told(client.state, "note_evidence", "evidence")

@@ -48,7 +48,7 @@ def test_each_client_s_ledger_stays_within_its_own_budget_and_all_take_part_in_e
 def test_a_client_that_spent_more_than_its_own_budget_makes_the_run_not_private(run, tmp_path):
     from dataclasses import replace
 
-    from fedq.artifacts.delivery import ClientFiles, evidence_of
+    from fedq.artifacts.run_artifacts import ClientFiles, evidence_of
     from fedq.config.config_file import read_config
     from fedq.experiment import build
 
@@ -65,12 +65,12 @@ def test_a_client_that_spent_more_than_its_own_budget_makes_the_run_not_private(
 def test_a_run_that_no_budget_allows_ends_before_its_first_round_with_a_status_of_its_own(tmp_path):
     words = [*WORDS, "privacy.target_epsilon=1", "privacy.ledger=ledgers", "partition=iid"]
     assert "in ledgers" not in fedq_says("run", *words, "--dry-run")
-    assert "spent already" not in fedq_says("run", *words)
+    assert "already spent" not in fedq_says("run", *words)
     dry = fedq_says("run", *words, "--dry-run")
-    assert re.search(r"in ledgers +1\.00 +is spent already", dry)
+    assert re.search(r"in ledgers +1\.00 +already spent", dry)
     assert "no budget for one more round: clients 0, 1, 2" in dry
     said = fedq_says("run", *words, "name=second", status=3)
-    assert "ledgers: epsilon 1.00 is spent already by the client that has spent most; " in said
+    assert "ledgers: epsilon 1.00 already spent by the client that spent most; " in said
     assert "client 1 refused to take part: budget: epsilon would be " in said
     assert "the privacy budget of clients 0, 1, 2 does not allow one more round" in said
     (folder,) = (tmp_path / "outputs").glob("*/*-second-*")
@@ -151,7 +151,7 @@ def test_a_run_over_a_ledger_that_was_reset_and_accepted_is_not_private_and_its_
     fedq_says("privacy", "ledger", path, "--accept", "spent for nothing")
     again = fedq.run([*words, "privacy.target_epsilon=20"], progress=False)
     assert again.private is False
-    (decision,) = Ledger(path).head().accepted
+    (decision,) = Ledger(path).tip().accepted
     assert f"spends may be missing, on a person's word: client 0, {decision}" in again.privacy_reasons
     assert "accepted 0 rows where the head said 3" in " ".join(fedq_says("privacy", "statement", again.folder).split())
 
@@ -265,7 +265,7 @@ def test_seeded_noise_is_stated_as_what_it_is(tmp_path):
     seeded = fedq.run([*WORDS, "privacy.noise=seeded", "privacy.target_epsilon=8"], progress=False)
     said = fedq_says("privacy", "statement", seeded.folder)
     assert "private:         NO" in said
-    assert "whoever knows it subtracts the noise" in " ".join(said.split())
+    assert "anybody who knows it can subtract the noise" in " ".join(said.split())
 
 
 # --- fedq client -----------------------------------------------------------------------------------------
@@ -294,7 +294,7 @@ def test_an_owner_of_a_broken_ledger_is_told(run, tmp_path):
 
     shutil.copytree(run.folder / "clients" / "0", tmp_path / "state")
     (tmp_path / "state" / "ledger.sqlite.head").unlink()
-    assert "its head" in fedq_says("client", "status", tmp_path / "state", status=2)
+    assert "its tip" in fedq_says("client", "status", tmp_path / "state", status=2)
     assert "no such folder" in fedq_says("client", "status", tmp_path / "nowhere", status=2)
 
 
@@ -324,7 +324,9 @@ def test_clients_under_other_names_are_another_deal(tmp_path):
     words = [*WORDS, "privacy.ledger=ledgers", "partition=iid", "privacy.target_epsilon=3"]
     fedq.run([*words, "names=[a,b,c]"], progress=False)
     for names in ("[d,e,f]", "[b,a,c]"):
-        assert "examples dealt anew would be spent twice" in fedq_says("run", *words, f"names={names}", status=2)
+        assert "a new partition would spend the same examples twice" in fedq_says(
+            "run", *words, f"names={names}", status=2
+        )
 
 
 @pytest.mark.slow

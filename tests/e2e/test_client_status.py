@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 import fedq
 from fedq.cli import app
-from fedq.privacy import Ledger, epsilon, head_in
+from fedq.privacy import Ledger, epsilon, tip_in
 
 WORDS = ["rounds=2", "clients=2", "model.hidden=[8]", "quant=off", "train.steps=2", "train.epochs=null"]
 DP = [*WORDS, "privacy=example", "privacy.target_epsilon=3", "evaluate=dp", "privacy.evaluation_epsilon=0.5"]
@@ -87,8 +87,8 @@ def test_a_budget_stricter_than_the_policy_decides(state, policy):
 
 
 def test_without_limits_there_is_nothing_of_which_some_is_left(state, policy):
-    assert "no budget is named" in status(state)
-    assert "no budget is named" in status(state, "--policy", policy(most="inf"))
+    assert "no budget: each run" in status(state)
+    assert "no budget: each run" in status(state, "--policy", policy(most="inf"))
 
 
 def test_what_is_left_is_counted_at_the_owner_s_delta(state, policy):
@@ -150,18 +150,18 @@ def test_a_text_in_the_log_that_looks_like_an_update_is_none(tmp_path):
 
 
 def test_status_says_where_the_head_lies_and_warns_where_it_is_beside_the_ledger(state, tmp_path):
-    assert "ledger's head beside the ledger: restoring both is not noticed" in status(state)
+    assert "ledger's tip beside the ledger: restoring both is not noticed" in status(state)
     moved = tmp_path / "state"
     shutil.copytree(state, moved)
-    head = head_in(tmp_path / "heads", moved / "ledger.sqlite")
+    head = tip_in(tmp_path / "heads", moved / "ledger.sqlite")
     head.parent.mkdir()
     shutil.move(moved / "ledger.sqlite.head", head)
     assert head.name in status(moved, "--head-dir", tmp_path / "heads").replace(" ", "")  # a long path is folded
-    assert "its head" in status(moved, code=2)
+    assert "its tip" in status(moved, code=2)
 
 
 def test_a_ledger_is_checked_against_the_head_in_a_folder_for_heads(state, tmp_path):
-    head = head_in(tmp_path, state / "ledger.sqlite")
+    head = tip_in(tmp_path, state / "ledger.sqlite")
     shutil.copy(state / "ledger.sqlite.head", head)
     answer = CliRunner().invoke(app, ["privacy", "ledger", str(state / "ledger.sqlite"), "--head", str(tmp_path)])
     assert answer.exit_code == 0, answer.output

@@ -193,7 +193,7 @@ def test_a_ledger_that_is_a_named_pipe_hangs_nobody(reader, status, run):
     for ledger in run.glob("clients/*/ledger.sqlite"):
         ledger.unlink()
         os.mkfifo(ledger)
-    assert "is no ordinary file" in fedq_says(*READERS[reader](run), status=status)
+    assert "is not an ordinary file" in fedq_says(*READERS[reader](run), status=status)
 
 
 def hot_journal(ledger, victim):

@@ -16,7 +16,7 @@ import fedq
 from fedq.experiment.ledgers import LEDGER
 from fedq.privacy import Ledger
 
-PHASES = ["receive", "admit", "spend", "head", "step", "commit", "evidence", "left"]
+PHASES = ["receive", "admit", "spend", "tip", "step", "commit", "evidence", "left"]
 KILLS = 100
 ROUNDS = 4  # over so many rounds the moment of a kill is drawn: the first of a process differs from the others
 
@@ -80,7 +80,7 @@ def check(home, left):
     paid = Counter(row.spend.round for row in rows)
     assert all(paid[round] >= times for round, times in left.items()), "an update left that was not paid for"
     assert len(rows) >= sum(left.values())
-    assert ledger.head().rows == len(rows)
+    assert ledger.tip().rows == len(rows)
     return rows
 
 

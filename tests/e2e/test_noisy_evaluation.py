@@ -53,7 +53,7 @@ def test_without_its_spend_the_evaluation_makes_the_run_not_private(result, tmp_
     import shutil
     import sqlite3
 
-    from fedq.artifacts.delivery import ClientFiles, evidence_of
+    from fedq.artifacts.run_artifacts import ClientFiles, evidence_of
     from fedq.config.config_file import read_config
     from fedq.experiment import build
 
@@ -96,7 +96,7 @@ def test_evaluate_off_scores_no_model(tmp_path):
         ([*DP, "privacy.evaluation_epsilon=0"], "must be in"),
         ([*WORDS, "privacy=example", "privacy.evaluation_epsilon=1"], "Use evaluate=dp"),
         ([*WORDS, "evaluate=maybe"], "must be one of server, dp, off"),
-        ([*WORDS, "evaluate=off", "strategy.keep=best"], "which model is best is not known"),
+        ([*WORDS, "evaluate=off", "strategy.keep=best"], "without an evaluation the best model is not known"),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused(words, message):

@@ -304,7 +304,7 @@ def test_seeded_noise_repeats_and_is_not_private(workplace):
 
 @pytest.mark.parametrize("lost", ["ledger.sqlite", "evidence.jsonl"])
 def test_without_a_client_s_ledger_or_evidence_the_run_is_not_private(workplace, lost):
-    from fedq.artifacts.delivery import ClientFiles, evidence_of
+    from fedq.artifacts.run_artifacts import ClientFiles, evidence_of
     from fedq.runtime import check
 
     overrides = [*SMALL, *PRIVATE]

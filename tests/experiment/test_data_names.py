@@ -111,7 +111,7 @@ def test_two_runs_on_the_same_examples_compose(ledgers):
 def test_the_same_examples_in_another_order_are_refused_over_the_same_ledgers(ledgers):
     """Dealt in that order they lie with other clients, whose ledgers know nothing of what they have spent."""
     trained(ledgers, arrays())
-    with pytest.raises(ConfigError, match="examples dealt anew would be spent twice"):
+    with pytest.raises(ConfigError, match="a new partition would spend the same examples twice"):
         trained(ledgers, arrays(np.random.default_rng(1).permutation(120)))
     assert all(len(Ledger(path).rows()) == 1 for path in ledgers.glob("*/ledger.sqlite"))
 
@@ -130,5 +130,5 @@ def test_a_table_that_changed_in_its_place_is_refused_over_the_same_ledgers(ledg
     ran()
     ran()
     lines.insert(0, lines.pop())
-    with pytest.raises(ConfigError, match="examples dealt anew would be spent twice"):
+    with pytest.raises(ConfigError, match="a new partition would spend the same examples twice"):
         ran()

@@ -56,7 +56,7 @@ def test_what_the_config_states_comes_before_what_was_dealt():
 @pytest.mark.hostile
 def test_the_server_of_a_deployment_asks_for_weights_however_the_run_was_started():
     """`flwr run` does not set runtime=deployment."""
-    with pytest.raises(ConfigError, match="nobody can check how many examples"):
+    with pytest.raises(ConfigError, match="nobody can check the number of examples"):
         built(owner=SERVER)
     assert built("strategy.weighting=equal", owner=SERVER).strategy().aggregation.weight_of("0", 10**6) == (1.0, False)
 

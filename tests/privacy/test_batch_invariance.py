@@ -12,7 +12,7 @@ from torch.nn import functional
 from fedq import models
 from fedq.per_example import recorded
 from fedq.privacy import DPSGD, DPPlan, SeededRandom, SpendContext, dpsgd
-from fedq.privacy.batch_invariance import aligned_products, alike, in_parts, rows_at_once
+from fedq.privacy.batch_invariance import aligned_products, is_batch_invariant, microbatch_size, microbatches
 from fedq.quant import enable_per_example_gradients, quantize, register_grad_samplers
 
 SHAPE = (1, 28, 28)
@@ -129,7 +129,7 @@ def test_without_one_size_that_model_moves_the_others_by_whole_clips(monkeypatch
     def as_they_come(drawn, size, *, padded):
         yield drawn, len(drawn)
 
-    monkeypatch.setattr(dpsgd, "in_parts", as_they_come)
+    monkeypatch.setattr(dpsgd, "microbatches", as_they_come)
     model = cancelling()
     everybody, without = summed(model, inputs, targets), summed(model, inputs[1:], targets[1:])
     alone = summed(model, inputs[:1], targets[:1])
@@ -192,7 +192,7 @@ def test_layers_of_torch_and_fedq_are_alike_whatever_their_lengths_and_the_size_
     model = make()
     inputs, targets = torch.zeros((2, *shape)), torch.zeros((2, 1))
     with recorded(model) as recorder:
-        assert alike(
+        assert is_batch_invariant(
             recorder, lambda a, b: (a - b).square().sum(), inputs, targets, size=size, clip_norm=1.0, pruned={}
         )
 
@@ -221,11 +221,11 @@ class ByNeighbours(nn.Module):
 def test_what_all_examples_of_a_part_share_by_chance_tells_parts_apart():
     model = nn.Sequential(SharedDraw(), nn.Linear(6, 10))
     assert not probed(model, (6,))
-    assert not probed(model, (6,), by_seed_alone=True)
+    assert not probed(model, (6,), draws_only=True)
 
 
 def test_sums_of_floats_need_no_places_but_no_shared_draws_either():
-    assert probed(nn.Sequential(ByPlace(), nn.Linear(6, 10)), (6,), by_seed_alone=True)
+    assert probed(nn.Sequential(ByPlace(), nn.Linear(6, 10)), (6,), draws_only=True)
 
 
 def test_gaussian_noise_trains_such_a_model_on_one_example_at_a_time_too(ledger):
@@ -256,7 +256,9 @@ def test_what_is_rounded_by_place_or_neighbours_is_trained_on_one_example_at_a_t
 def probed(model, shape, *, size=16, dtype=torch.float32, **options):
     inputs, targets = torch.zeros((3, *shape), dtype=dtype), torch.zeros(3, dtype=torch.long)
     with recorded(model) as recorder:
-        return alike(recorder, summed_loss, inputs, targets, size=size, clip_norm=1.0, pruned={}, **options)
+        return is_batch_invariant(
+            recorder, summed_loss, inputs, targets, size=size, clip_norm=1.0, pruned={}, **options
+        )
 
 
 def test_the_probe_leaves_weights_and_generators_as_they_were():
@@ -315,11 +317,11 @@ def test_rows_of_odd_length_need_alignment(aligned):
     [(256, 1.0, 128, 128), (256, 0.1, 128, 96), (16, 0.1, 128, 24), (0.5, 0.01, 128, 2), (600, 0.1, 1, 1)],
 )
 def test_parts_are_equally_long_and_hold_most_batches(expected, rate, most, size):
-    assert rows_at_once(expected, rate, most) == size
+    assert microbatch_size(expected, rate, most) == size
 
 
 @pytest.mark.parametrize("count", [0, 1, 5, 6, 11, 12])
 def test_every_index_is_in_one_part_and_parts_are_full(count):
-    parts = list(in_parts(np.arange(10, 10 + count), 6))
+    parts = list(microbatches(np.arange(10, 10 + count), 6))
     assert [len(rows) for rows, _ in parts] == [6] * -(-count // 6)
     assert [int(i) for rows, real in parts for i in rows[:real]] == list(range(10, 10 + count))

@@ -117,7 +117,7 @@ def test_the_spend_is_on_disk_before_any_noise_is_drawn(tmp_path):
 def test_nothing_is_drawn_where_the_spend_cannot_be_written(tmp_path):
     noising = mechanism(tmp_path)
     (tmp_path / "ledger.sqlite").write_bytes(b"damaged")
-    with pytest.raises(LedgerError, match="no whole ledger"):
+    with pytest.raises(LedgerError, match="not a complete ledger"):
         released(noising, np.zeros(5, np.int64))
     assert not (tmp_path / "evidence.jsonl").exists()
 

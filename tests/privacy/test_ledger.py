@@ -17,7 +17,7 @@ import pytest
 import fedq
 from fedq.privacy import Ledger, LedgerError, Mechanism, chain, epsilon
 from fedq.privacy import ledger as ledger_module
-from fedq.privacy.head import Head
+from fedq.privacy.ledger_tip import LedgerTip
 from tests.privacy.ledgers import SPEND, edit, spend_three
 
 
@@ -40,7 +40,7 @@ def test_every_row_holds_the_hash_of_the_row_before(ledger):
     rows = ledger.rows()
     assert [row.id for row in rows] == [1, 2, 3]
     assert [row.previous for row in rows[1:]] == [row.hash for row in rows[:-1]]
-    assert ledger.head() == Head(3, rows[-1].hash)
+    assert ledger.tip() == LedgerTip(3, rows[-1].hash)
 
 
 def test_the_hash_is_sha256_of_the_canonical_row(ledger):
@@ -86,8 +86,8 @@ def test_a_message_delivered_again_is_a_spend_of_another_attempt(ledger):
     assert ledger.epsilon(1e-5) == epsilon([SPEND.as_mechanism()] * 4, 1e-5)
 
 
-def test_a_ledger_of_the_first_schema_is_read_and_gets_a_head_with_its_next_spend(ledger):
-    """What fedq 0.1 wrote: rows whose hashes are over `schema: 1`, and no head."""
+def test_a_ledger_of_the_first_schema_is_read_and_gets_a_tip_with_its_next_spend(ledger):
+    """What fedq 0.1 wrote: rows whose hashes are over `schema: 1`, and no tip."""
     spend_three(ledger)
     rows, (identity,) = ledger.rows(), sqlite3.connect(ledger.path).execute("SELECT id FROM identity").fetchone()
     previous = chain.genesis(identity)
@@ -96,11 +96,11 @@ def test_a_ledger_of_the_first_schema_is_read_and_gets_a_head_with_its_next_spen
         edit(ledger, "UPDATE spend SET schema = 1, previous = ?, hash = ? WHERE id = ?", previous, digest, row.id)
         previous = digest
     edit(ledger, "PRAGMA user_version = 1")
-    ledger.head_path.unlink()
+    ledger.tip_path.unlink()
     old = Ledger(ledger.path)
-    assert old.head() == Head(3, previous)
+    assert old.tip() == LedgerTip(3, previous)
     assert old.spend(SPEND) == 4
-    assert old.head_path.exists()
+    assert old.tip_path.exists()
     old.verify()
 
 
@@ -121,7 +121,7 @@ def test_a_noisy_count_adds_its_pure_epsilon(ledger):
         lambda ledger: ledger.epsilon(1e-5),
         lambda ledger: ledger.mechanisms(),
         lambda ledger: ledger.rows(),
-        lambda ledger: ledger.head(),
+        lambda ledger: ledger.tip(),
     ],
 )
 def test_a_ledger_that_does_not_check_out_is_neither_read_nor_continued(ledger, use):
@@ -188,7 +188,7 @@ def test_a_newer_schema_is_refused_and_left_alone(ledger):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"", "no fedq ledger"), (b"not a database at all, but long enough to be one" * 40, "no whole ledger")],
+    [(b"", "no fedq ledger"), (b"not a database at all, but long enough to be one" * 40, "not a complete ledger")],
 )
 def test_a_file_that_is_no_ledger_is_refused_and_left_alone(tmp_path, content, message):
     path = tmp_path / "ledger.sqlite"

@@ -113,7 +113,7 @@ def test_rows_of_another_ledger_do_not_fit(ledger, tmp_path):
 def test_a_tail_cut_off_is_found(ledger, left):
     spend_three(ledger)
     edit(ledger, "DELETE FROM spend WHERE id > ?", left)
-    with pytest.raises(LedgerError, match=f"has {left} rows and its head .* says 3: {3 - left} spends are missing"):
+    with pytest.raises(LedgerError, match=f"has {left} rows and its tip .* says 3: {3 - left} spends are missing"):
         ledger.verify()
 
 
@@ -130,55 +130,55 @@ def test_an_older_copy_put_back_is_found_and_not_continued(ledger):
 
 def test_another_history_of_the_same_length_is_found(ledger):
     ledger.spend(SPEND)
-    older, head = ledger.path.read_bytes(), ledger.head_path.read_bytes()
+    older, tip = ledger.path.read_bytes(), ledger.tip_path.read_bytes()
     ledger.spend(SPEND)
-    newer = ledger.head_path.read_bytes()
+    newer = ledger.tip_path.read_bytes()
     ledger.path.write_bytes(older)
-    ledger.head_path.write_bytes(head)
+    ledger.tip_path.write_bytes(tip)
     ledger.spend(dataclasses.replace(SPEND, noise_multiplier=400.0))
-    ledger.head_path.write_bytes(newer)
-    with pytest.raises(LedgerError, match="row 2 is not the one that the head"):
+    ledger.tip_path.write_bytes(newer)
+    with pytest.raises(LedgerError, match="row 2 is not the one that the tip"):
         ledger.verify()
 
 
-def test_a_crash_between_the_row_and_its_head_leaves_a_whole_ledger(ledger, monkeypatch):
+def test_a_crash_between_the_row_and_its_tip_leaves_a_whole_ledger(ledger, monkeypatch):
     ledger.spend(SPEND)
-    monkeypatch.setattr(ledger_module, "write_head", lambda path, head: 1 / 0)
+    monkeypatch.setattr(ledger_module, "write_tip", lambda path, tip: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         ledger.spend(SPEND)
     monkeypatch.undo()
     assert len(ledger.rows()) == 2  # what was written counts, though nothing left on it
     assert ledger.spend(SPEND) == 3
-    assert ledger.head().rows == 3
+    assert ledger.tip().rows == 3
 
 
-def test_a_head_that_is_gone_is_found(ledger):
+def test_a_tip_that_is_gone_is_found(ledger):
     ledger.spend(SPEND)
-    ledger.head_path.unlink()
-    with pytest.raises(LedgerError, match=r"its head .* is gone"):
+    ledger.tip_path.unlink()
+    with pytest.raises(LedgerError, match=r"its tip .* is gone"):
         ledger.spend(SPEND)
 
 
 @pytest.mark.parametrize("left", [1, 2, 3])
-def test_a_file_that_calls_itself_older_than_its_rows_is_not_excused_from_having_a_head(ledger, left):
-    """Rows are hashed and the file's own word for their schema is not: with 1, a missing head was none."""
+def test_a_file_that_calls_itself_older_than_its_rows_is_not_excused_from_having_a_tip(ledger, left):
+    """Rows are hashed and the file's own word for their schema is not: with 1, a missing tip was none."""
     spend_three(ledger)
     edit(ledger, "DELETE FROM spend WHERE id > ?", left)
     edit(ledger, "PRAGMA user_version = 1")
-    ledger.head_path.unlink()
+    ledger.tip_path.unlink()
     for use in (ledger.verify, ledger.rows, lambda: ledger.spend(SPEND), lambda: ledger.accept("never mind")):
         with pytest.raises(LedgerError, match="says schema 1, and holds a row of schema 2"):
             use()
 
 
-def test_nor_where_its_head_is_there(ledger):
+def test_nor_where_its_tip_is_there(ledger):
     spend_three(ledger)
     edit(ledger, "PRAGMA user_version = 1")
     with pytest.raises(LedgerError, match="says schema 1, and holds a row of schema 2"):
         ledger.verify()
 
 
-def test_a_ledger_that_is_gone_is_not_made_anew_while_its_head_tells_of_it(ledger):
+def test_a_ledger_that_is_gone_is_not_made_anew_while_its_tip_tells_of_it(ledger):
     ledger.spend(SPEND)
     ledger.path.unlink()
     with pytest.raises(LedgerError, match=r"no such ledger, though .* tells of one"):
@@ -189,28 +189,28 @@ def test_a_ledger_that_is_gone_is_not_made_anew_while_its_head_tells_of_it(ledge
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "not the head of a ledger"),
-        (b"{}", "not the head of a ledger"),
+        (b"", "not the tip of a ledger"),
+        (b"{}", "not the tip of a ledger"),
         (b'{"version": 2, "rows": 1, "hash": "", "accepted": []}', "version 2, this fedq reads up to 1"),
-        (b'{"version": 1, "rows": "1", "hash": "", "accepted": []}', "not the head of a ledger"),
-        (b'{"version": 1, "rows": -1, "hash": "", "accepted": []}', "not the head of a ledger"),
-        (b'{"version": 1, "rows": 1, "hash": "00", "accepted": []}', "row 1 is not the one that the head"),
+        (b'{"version": 1, "rows": "1", "hash": "", "accepted": []}', "not the tip of a ledger"),
+        (b'{"version": 1, "rows": -1, "hash": "", "accepted": []}', "not the tip of a ledger"),
+        (b'{"version": 1, "rows": 1, "hash": "00", "accepted": []}', "row 1 is not the one that the tip"),
         (b"\xff\xfe", "cannot be read"),
-        (b"[" * 200_000, "not the head of a ledger"),
+        (b"[" * 200_000, "not the tip of a ledger"),
         (b'{"version": -1, "rows": 1, "hash": "", "accepted": []}', "version -1, this fedq reads up to 1"),
         (b'{"version": 1, "rows": 1, "hash": "", "accepted": "abc"}', "accepted is not a list of texts"),
         (b'{"version": 1, "rows": 1, "hash": "", "accepted": [1]}', "accepted is not a list of texts"),
     ],
 )
-def test_a_head_that_is_none_is_never_taken_for_one(ledger, content, message):
+def test_a_tip_that_is_none_is_never_taken_for_one(ledger, content, message):
     ledger.spend(SPEND)
-    ledger.head_path.write_bytes(content)
+    ledger.tip_path.write_bytes(content)
     with pytest.raises(LedgerError, match=message):
         ledger.rows()
 
 
-def test_the_head_may_lie_elsewhere(tmp_path):
-    ledger = Ledger(tmp_path / "here" / "ledger.sqlite", head=tmp_path / "there" / "head")
+def test_the_tip_may_lie_elsewhere(tmp_path):
+    ledger = Ledger(tmp_path / "here" / "ledger.sqlite", tip=tmp_path / "there" / "head")
     ledger.spend(SPEND)
     assert (tmp_path / "there" / "head").exists()
     edit(ledger, "DELETE FROM spend")
@@ -225,7 +225,7 @@ def test_a_person_may_accept_a_shorter_chain_and_that_stays_on_record(ledger):
         ledger.accept(" ")
     ledger.accept("restored from the backup of Monday")
     assert ledger.spend(SPEND) == 2
-    (said,) = ledger.head().accepted
+    (said,) = ledger.tip().accepted
     assert "accepted 1 rows where the head said 3: restored from the backup of Monday" in said
 
 

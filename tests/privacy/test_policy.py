@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fedq.privacy import Asked, Declined, Policy, PolicyError, limits, read_policy, require, uncounted
+from fedq.privacy import Asked, Declined, Policy, PolicyError, limits, read_policy, require, unaccounted_units
 
 MODEL, BUNDLE = "ab" * 32, "cd" * 32
 ASKED = Asked(unit="example", epsilon=3.0, delta=1e-5, data_path=Path("/srv/data/own.csv"), model=MODEL, bundle=BUNDLE)
@@ -165,4 +165,4 @@ def test_data_are_held_to_the_stricter_of_its_owner_s_limits(most, epsilon, delt
     ("unit", "units"), [(None, ("off", "client")), ("off", ("off", "client")), ("client", ("client",)), ("example", ())]
 )
 def test_what_a_policy_accepts_of_which_no_ledger_of_its_owner_counts_anything(unit, units):
-    assert uncounted(None if unit is None else Policy(unit, 3.0, 1e-5)) == units
+    assert unaccounted_units(None if unit is None else Policy(unit, 3.0, 1e-5)) == units

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fedq.privacy import MOST_EXACT, Mechanism, PureDP, accounting, epsilon, is_coarse
-from fedq.privacy.renyi import _ORDERS, _WHOLE, _divergences, renyi_epsilon
+from fedq.privacy.renyi import _INTEGER, _ORDERS, _divergences, renyi_epsilon
 
 DELTA = 1e-5
 
@@ -24,9 +24,9 @@ def mixture(seed: int, kinds: int) -> list[tuple[float, float, int]]:
 def test_at_whole_orders_a_step_has_the_divergence_that_opacus_computes(noise, rate):
     from opacus.accountants.analysis.rdp import compute_rdp
 
-    theirs = compute_rdp(q=rate, noise_multiplier=noise, steps=1, orders=[float(a) for a in _WHOLE])
-    ours = _divergences(np.array([noise]), np.array([rate]))[0][np.isin(_ORDERS, _WHOLE)]
-    whole = np.isin(_WHOLE, _ORDERS)
+    theirs = compute_rdp(q=rate, noise_multiplier=noise, steps=1, orders=[float(a) for a in _INTEGER])
+    ours = _divergences(np.array([noise]), np.array([rate]))[0][np.isin(_ORDERS, _INTEGER)]
+    whole = np.isin(_INTEGER, _ORDERS)
     assert ours == pytest.approx(np.asarray(theirs)[whole], rel=1e-6)
 
 
@@ -55,7 +55,7 @@ def test_of_a_random_mixture_it_is_never_below_the_composed_loss_and_near_the_re
     mechanisms = mixture(seed, MOST_EXACT + 4)
     relation = NeighboringRelation.ADD_OR_REMOVE_ONE
     exact = PLDAccountant(relation, value_discretization_interval=1e-3)
-    renyi = RdpAccountant([float(a) for a in _WHOLE], relation)
+    renyi = RdpAccountant([float(a) for a in _INTEGER], relation)
     for noise, rate, steps in mechanisms:
         event = dp_event.PoissonSampledDpEvent(rate, dp_event.GaussianDpEvent(noise))
         exact.compose(event, steps)

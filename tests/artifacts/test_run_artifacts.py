@@ -9,7 +9,7 @@ import pytest
 from torch import nn
 
 from fedq.app.serving import serve
-from fedq.artifacts.delivery import ELSEWHERE, ClientFiles, epsilon_after, evidence_of
+from fedq.artifacts.run_artifacts import ELSEWHERE, ClientFiles, epsilon_after, evidence_of
 from fedq.experiment import build
 from fedq.privacy import Ledger
 from fedq.results import read_result
@@ -191,7 +191,7 @@ def test_a_ledger_that_a_person_vouches_for_is_not_private_and_the_reason_says_w
     """Its spends were deleted, and the head's word that they were there was overruled: nobody knows what was spent."""
     path = run.folder / run.trained / "ledger.sqlite"
     Ledger(path).accept("the disk was restored")
-    (said,) = Ledger(path).head().accepted
+    (said,) = Ledger(path).tip().accepted
     run.says_no(f"client {run.trained}, {said}")
     assert said.startswith("20")
     assert said.endswith("the disk was restored")

@@ -1,6 +1,6 @@
-"""What a run hands over: the log of its rounds, the model files, the int8 model measured on int8 kernels, result.json.
+"""Writes the artifacts of a run: the log of its rounds, the models, the measured int8 model, and result.json.
 
-Knows experiments and results; not messages. Every figure here is measured or counted, none is copied from the config.
+Knows experiments and results; not messages. Every figure is measured or counted; none is copied from the config.
 """
 
 import json
@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from fedq.artifacts.client_level import ServerFiles, ServerRecord, with_client_level
-from fedq.artifacts.int8_model import deliver_int8, quantized_lines
+from fedq.artifacts.int8_model import quantized_lines, write_int8_model
 from fedq.artifacts.publication import write_publication
 from fedq.client.state import EVIDENCE
 from fedq.config import rules
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
 
 PRIVACY_UNIT = dict.fromkeys(("example", "both"), "one training example of one client (add or remove)")
 ELSEWHERE = "the clients' ledgers and evidence lie on their own machines, where this server does not see them"
-DATA_DEPENDENT = frozenset({"declined", "client_error", "error"})  # refusals that may tell something of the data
+DATA_DEPENDENT = frozenset({"declined", "client_error", "error"})  # refusals that may reveal something about the data
 MODEL, INT8_MODEL = "model.safetensors", "model.onnx"
 
 
-class Delivery:
-    """Turns rounds into rows as they end, on disk first and then on the screen; closes with the result."""
+class RunArtifacts:
+    """Turns each round into a row, on disk first and then on the screen, and finally writes the result."""
 
     def __init__(
         self,
@@ -53,13 +53,13 @@ class Delivery:
         self._experiment, self._folder, self._watch, self._clients = experiment, folder, watch, clients
         self._log = RoundLog(folder / "rounds.jsonl")
         self._rows: list[RoundRow] = []
-        self._history: list[RoundRow] = []  # as the log and the result hold them
+        self._history: list[RoundRow] = []  # the rows in the log and in the result
         plan = experiment.client_plan
         self._server = None if plan is None or server is None else ServerRecord(experiment, plan, server)
         self._traffic = Traffic()
         self._before = spent_before(experiment)
 
-    def __enter__(self) -> "Delivery":
+    def __enter__(self) -> "RunArtifacts":
         return self
 
     def __exit__(
@@ -68,7 +68,7 @@ class Delivery:
         self._log.close()
 
     def round(self, what: Round) -> None:
-        """One round ended."""
+        """Record a finished round."""
         evaluation, validation = what.scores.evaluation, what.scores.validation
         is_accuracy = self._experiment.trainer.metric.is_accuracy
         counted = self._experiment.counts_after(what.number)
@@ -87,7 +87,7 @@ class Delivery:
             float32_bytes_down=what.traffic.float32_down,
             seconds=round(what.seconds, 4),
             clients=len(what.accepted),
-            # A second reply, or a reply of somebody who was not asked, is rejected without a client being lost.
+            # A second reply, or a reply of a client that was not asked, is rejected, but no client is lost.
             lost=len({r.client for r in what.rejected if r.reason != "unknown_node"} - set(what.accepted)),
             reasons=dict(sorted(Counter(r.reason for r in what.rejected).items())),
             rejected=[{"client": r.client, "reason": r.reason} for r in what.rejected],
@@ -103,7 +103,7 @@ class Delivery:
         self._log.append(public)
         self._rows.append(row)
         self._traffic.add(what.traffic)
-        self._watch(public if self._clients is None else row)  # in simulation whoever watches is the server
+        self._watch(public if self._clients is None else row)  # in a simulation the viewer is the server
 
     def close(self, outcome: Outcome, *, begun: float) -> Result:
         """Write the model, the int8 model, the curves and the result; `begun`: time.monotonic() at the start."""
@@ -117,12 +117,12 @@ class Delivery:
         e.trainer.load(outcome.master)
         arrays = state_arrays(e.trainer.model)
         write_model(self._folder / MODEL, arrays)
-        int8 = deliver_int8(e, self._folder / INT8_MODEL)
-        if "error" in int8:  # what was trained is kept all the same
+        int8 = write_int8_model(e, self._folder / INT8_MODEL)
+        if "error" in int8:  # the trained model is kept anyway
             outcome.status, outcome.reason = "failed", f"the int8 model could not be delivered: {int8['error']}"
         privacy = self._privacy()
         if self._server is not None:
-            privacy = with_client_level(privacy, self._server.says())
+            privacy = with_client_level(privacy, self._server.summary())
         is_accuracy = e.trainer.metric.is_accuracy
         result = Result(
             name=config.name,
@@ -167,7 +167,7 @@ class Delivery:
         return result
 
     def _privacy(self) -> dict[str, Any]:
-        """What the clients' own ledgers and evidence say. In simulation they lie beside the run."""
+        """The privacy fields of the result, from the clients' ledgers and evidence if they are on this machine."""
         e = self._experiment
         if e.plan is None:
             return {
@@ -177,9 +177,9 @@ class Delivery:
                 "private": False,
                 "privacy_reasons": [],
             }
-        if self._clients is None:  # public numbers tell what this run asks of each: not what it spent before
+        if self._clients is None:  # public numbers give the cost of this run alone
             of, spent = "run", max((row.epsilon for row in self._rows if row.epsilon is not None), default=0.0)
-            private, reasons = False, [ELSEWHERE, *told(self._rows)]
+            private, reasons = False, [ELSEWHERE, *data_dependent_refusals(self._rows)]
         else:
             of = "ledgers"
             spent, private, reasons = evidence_of(e, self._clients, self._rows, self._traffic.fields)
@@ -193,28 +193,28 @@ class Delivery:
         }
 
 
-def told(rows: "Sequence[RoundRow]") -> list[str]:
-    """Refusals that may say something of the data: whether a client's code fails may depend on them."""
+def data_dependent_refusals(rows: "Sequence[RoundRow]") -> list[str]:
+    """Refusals that may reveal something about the data: whether a client's code fails may depend on them."""
     return [f"a refusal ({reason})" for reason in sorted({r for row in rows for r in row.reasons} & DATA_DEPENDENT)]
 
 
 def evidence_of(
     experiment: Experiment, clients: "ClientFiles", rows: "Sequence[RoundRow]", fields: Sequence[str]
 ) -> tuple[float, bool, list[str]]:
-    """(epsilon, private, reasons why not), from the clients' own files."""
+    """(epsilon, private, reasons why not), from the clients' files."""
     from fedq.privacy import is_private
 
     accepted = [(client, row.round) for row in rows for client in row.accepted]
-    evidence = gather_evidence(experiment, clients, accepted, [*fields, *told(rows)])
+    evidence = gather_evidence(experiment, clients, accepted, [*fields, *data_dependent_refusals(rows)])
     return evidence.epsilon, *is_private(evidence)
 
 
 def epsilon_after(
     experiment: Experiment, participations: int, *, before: "Sequence[AnyMechanism]" = (), counted: bool = False
 ) -> float | None:
-    """What a client has spent after so many rounds, and before them: a function of public numbers alone.
+    """Epsilon of a client after `participations` rounds and the spends `before`, from public numbers; None without DP.
 
-    `counted`: it has been asked for noisy counts as well.
+    `counted`: the client has also been asked for noisy counts.
     """
     if experiment.plan is None:
         return None
@@ -228,7 +228,7 @@ def epsilon_after(
 
 
 def spent_before(experiment: Experiment) -> "list[AnyMechanism]":
-    """What the client that has spent most had spent before this run, where ledgers outlive runs."""
+    """The earlier spends of the client that has spent most; [] where each run has its own ledgers."""
     if experiment.plan is None or experiment.config.privacy.ledger is None:
         return []
     from fedq.privacy import Ledger, LedgerError
@@ -236,7 +236,7 @@ def spent_before(experiment: Experiment) -> "list[AnyMechanism]":
     most: list[AnyMechanism] = []
     for identity in experiment.identities:
         path = ledger_file(experiment.config, Path(), identity)
-        with suppress(LedgerError):  # one that cannot be read refuses to train; its client says so
+        with suppress(LedgerError):  # the client of a ledger that cannot be read refuses to train, and reports it
             if path.exists():
                 spent = Ledger(path, access="read").mechanisms()
                 most = max(most, spent, key=lambda before: epsilon_after(experiment, 0, before=before) or 0.0)
@@ -245,14 +245,14 @@ def spent_before(experiment: Experiment) -> "list[AnyMechanism]":
 
 @dataclass(frozen=True)
 class ClientFiles:
-    """Where the clients' files of one run lie, if this machine holds them; `run`: its name in their ledgers."""
+    """The clients' files of one run, if they are on this machine; `run`: the run's name in their ledgers."""
 
     root: Path  # root / IDENTITY / evidence.jsonl, and ledger.sqlite unless privacy.ledger names another place
     run: str
 
 
 def _scalars(experiment: Experiment, mechanism: str) -> int:
-    """How many values of a reply have to be noised: all that is trained, or the two counts of an evaluation."""
+    """The number of values of a reply that need noise: all trained ones, or the two counts of an evaluation."""
     from fedq.privacy.spend import LAPLACE
 
     return 2 if mechanism == LAPLACE else experiment.trainer.trained_scalars
@@ -261,9 +261,9 @@ def _scalars(experiment: Experiment, mechanism: str) -> int:
 def gather_evidence(
     experiment: Experiment, clients: ClientFiles, accepted: list[tuple[str, int]], fields: list[str]
 ) -> Any:
-    """Every participation's evidence and ledger row, read back from the clients' folders.
+    """The `RunEvidence` of a run: evidence and ledger row of each participation, from the clients' folders.
 
-    Participations whose reply the server dropped count too: their updates left the client all the same.
+    Participations whose reply the server rejected count too, because their updates left the client.
     """
     from fedq.privacy import ClientRound, DPEvidence, Ledger, LedgerError, RunEvidence, Spend
     from fedq.privacy.spend import LAPLACE
@@ -274,10 +274,10 @@ def gather_evidence(
     verified = True
     for identity in experiment.identities:
         home = clients.root / identity
-        done: list[tuple[int, DPEvidence]] = []  # a round may have been asked for twice
+        done: list[tuple[int, DPEvidence]] = []  # a client may be asked twice for one round
         if (home / EVIDENCE).exists():
             for line in (home / EVIDENCE).read_text(encoding="utf-8").splitlines():
-                with suppress(ValueError, TypeError):  # a torn line proves nothing
+                with suppress(ValueError, TypeError):  # an incomplete line is no evidence
                     row = json.loads(line)
                     number = row.pop("round")
                     done.append((number, DPEvidence(**row)))
@@ -288,7 +288,7 @@ def gather_evidence(
                 ledger = Ledger(path, access="read")
                 ledger.verify()
                 spends = {row.id: row.spend for row in ledger.rows()}
-                decisions += [f"client {identity}, {said}" for said in ledger.head().accepted]
+                decisions += [f"client {identity}, {said}" for said in ledger.tip().accepted]
                 plan = experiment.plans[identity]
                 accounts[identity] = (ledger.epsilon(plan.delta, accountant=plan.accountant), plan.target_epsilon)
             except LedgerError:
@@ -296,7 +296,7 @@ def gather_evidence(
         for number, evidence in done:
             spend = spends.get(evidence.spend_row_id)
             rounds.append(ClientRound(identity, number, evidence, spend, _scalars(experiment, evidence.mechanism)))
-        # A spend of this run without evidence: the client's code failed after it, or was stopped.
+        # A spend of this run without evidence: the client failed or was stopped after the spend.
         proven = {evidence.spend_row_id for _, evidence in done}
         for row_id, spend in spends.items():
             if spend.run == clients.run and row_id not in proven:
