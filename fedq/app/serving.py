@@ -116,7 +116,7 @@ def _protection(
         mechanism, home = client_level_mechanism(experiment.config, plan, folder, experiment.data_name)
         return mechanism, home, mechanism.admit()
     except Declined as declined:
-        fix = "take fewer rounds or clients a round, or more noise, or raise privacy.client_target_epsilon"
+        fix = "take fewer rounds or clients a round, or more noise, or raise privacy.client.target_epsilon"
         raise BudgetSpentError(f"client-level DP: {declined}; {fix}") from None
     except LedgerError as error:
         raise TooFewClientsError(f"no round can be spent: {error}") from None

@@ -227,6 +227,6 @@ def _checked_client_plan(config: Config, found: list[Problem]) -> ClientLevelPla
     try:
         return client_level_plan(config)
     except (ValueError, ArithmeticError) as error:
-        key, fix = "privacy.client_noise_multiplier", "Try privacy.client_target_epsilon=8, and no noise multiplier"
-        found.append(problem(error, key=key, value=config.privacy.client_noise_multiplier, fix=fix))
+        key, fix = "privacy.client.noise_multiplier", "Try privacy.client.target_epsilon=8, and no noise multiplier"
+        found.append(problem(error, key=key, value=config.privacy.client.noise_multiplier, fix=fix))
         return None

@@ -111,7 +111,7 @@ class Experiment:
     def _server_optimizer(self, parameters: list[torch.Tensor]) -> torch.optim.Optimizer:
         c = self.config.strategy
         with without_compiler():
-            return getattr(torch.optim, c.server)(parameters, lr=c.server_lr, **c.server_options)  # type: ignore[no-any-return]
+            return getattr(torch.optim, c.server_optimizer)(parameters, lr=c.server_lr, **c.server_options)  # type: ignore[no-any-return]
 
     def client(
         self,
