@@ -59,7 +59,9 @@ class When:
     def __str__(self) -> str:
         if self.values:
             return f"{self._name}={'|'.join(map(shown, self.values))}"
-        return f"{self._name} other than {'|'.join(map(shown, self.unless))}"
+        if self.unless == (None,):
+            return f"{self._name} set"
+        return f"{self._name} not {'|'.join(map(shown, self.unless))}"
 
     @property
     def _name(self) -> str:
@@ -93,7 +95,8 @@ class Declared:
         if self.bounds:
             parts.append(f"in {self.bounds}")
         if self.when:
-            parts.append(f"only with {' and '.join(dict.fromkeys(map(str, self.when)))}")
+            last = {when.key: when for when in self.when}  # of several conditions on one option the last is strictest
+            parts.append(f"only with {' and '.join(map(str, last.values()))}")
         return "; ".join(parts)
 
 

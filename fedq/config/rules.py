@@ -51,15 +51,19 @@ def value_of(config: Config, key: str) -> Any:
 
 
 def identity(config: Config) -> dict[str, Any]:
-    """Key -> value of the options that decide the trained arrays; the same on every runtime.
+    """The options that decide the trained arrays, nested as in YAML; the same on every runtime.
 
     Options without effect are left out: a clipping norm, say, while privacy is off.
     """
-    return {
-        key: value_of(config, key)
-        for key, option in declared(Config).items()
-        if option.identity and _unmet(config, option) is None
-    }
+    found: dict[str, Any] = {}
+    for key, option in declared(Config).items():
+        if option.identity and _unmet(config, option) is None:
+            *groups, name = key.split(".")
+            node = found
+            for group in groups:
+                node = node.setdefault(group, {})
+            node[name] = value_of(config, key)
+    return found
 
 
 def config_hash(config: Config) -> str:

@@ -368,5 +368,5 @@ def test_a_model_that_diverges_ends_the_run_and_says_so(workplace):
 
 
 def test_an_optimizer_that_needs_more_than_a_gradient_is_refused(workplace):
-    with pytest.raises(fedq.ConfigError, match=r"strategy\.server=LBFGS"):
+    with pytest.raises(fedq.ConfigError, match=r"strategy\.server_optimizer=LBFGS"):
         run(*SMALL, "strategy.server_optimizer=LBFGS")
