@@ -1,27 +1,33 @@
-"""Run clients in worker processes that share the broadcast and send partial sums. Does not know what workers train.
+"""Run clients in this and in worker processes, which send partial sums. Does not know what workers train.
 
 A worker is `python -m fedq.runtime.worker` and gets overrides and bytes: `fork` after a threaded torch operation
 hangs, and `spawn` runs a user's script without a main guard again, in an endless loop.
 """
 
 import os
+import select
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
-from fedq.experiment import Experiment
+import numpy as np
+
+from fedq.experiment import Experiment, ServerExamples
 from fedq.flower import wire
 from fedq.runtime.frames import read_frame, write_frame
 from fedq.runtime.local import in_process
+from fedq.runtime.shares import Clock, Shares
 from fedq.server import Broadcast, Roster, RoundAggregate
 from fedq.server.link import Replied, nobody
 from fedq.server.roster import LinkLostError
 from fedq.server.round_aggregate import Traffic
 from fedq.server.strategy import Strategy
+from fedq.training import EVALUATION_BATCH
 
 
 class WorkerDiedError(LinkLostError):
@@ -32,7 +38,12 @@ _PATIENCE = 2.0  # seconds for workers to end by themselves
 
 
 class Pool:
-    """`workers` processes. A client is served by the same process in every round, which holds its residual."""
+    """`workers` processes: this one, and others that work beside it. Clients are divided by expected time.
+
+    A client that keeps something between rounds stays with the process that holds it. Evaluations on the server's
+    examples are divided too. This process works as well, since it would wait for the others otherwise, and it begins
+    while they start.
+    """
 
     def __init__(
         self,
@@ -43,10 +54,12 @@ class Pool:
         workers: int,
         replied: Replied = nobody,
     ) -> None:
-        self._layout, self._local = experiment.layout, in_process(experiment, strategy, folder)
-        self._replied = replied
-        home = {name: i % workers for i, name in enumerate(experiment.identities)}
-        self._home = home
+        self._experiment, self._layout, self._replied = experiment, experiment.layout, replied
+        self._clock = Clock()
+        self._local = in_process(experiment, strategy, folder, replied=self._clock)
+        sizes = {name: len(shard) for name, shard in experiment.shards.items()}
+        self._shares = Shares(sizes, processes=workers, stay=experiment.clients_keep_state)
+        self._ready = [0]  # processes that have built the experiment; this one is number 0
         setup = {
             "overrides": experiment.config.overrides,
             "overlay": str(experiment.config.overlay) if experiment.config.overlay else None,
@@ -58,11 +71,11 @@ class Pool:
         # The same fedq as in this process, wherever it was imported from.
         paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-        self._workers: list[subprocess.Popen[bytes]] = []
-        for _ in range(workers):
+        self._workers: dict[int, subprocess.Popen[bytes]] = {}  # number, from 1 on -> process
+        for number in range(1, workers):
             command = [sys.executable, "-m", "fedq.runtime.worker"]
             worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
-            self._workers.append(worker)
+            self._workers[number] = worker
             assert worker.stdin is not None
             with suppress(BrokenPipeError):  # a worker that died at once is detected at its first use
                 write_frame(worker.stdin, setup)
@@ -77,12 +90,12 @@ class Pool:
 
     def close(self) -> None:
         """End the workers: idle ones by the end of their input, busy ones by a signal after a short time."""
-        for worker in self._workers:
+        for worker in self._workers.values():
             assert worker.stdin is not None
             with suppress(OSError):
                 worker.stdin.close()
         end = time.monotonic() + _PATIENCE
-        for worker in self._workers:
+        for worker in self._workers.values():
             try:
                 worker.wait(timeout=max(0.0, end - time.monotonic()))
             except subprocess.TimeoutExpired:
@@ -103,30 +116,76 @@ class Pool:
         *,
         task: str = wire.TRAIN,
     ) -> RoundAggregate:
-        busy = []
-        for number, worker in enumerate(self._workers):
-            share = {name: last for name, last in accepted.items() if self._home[name] == number}
-            if share:
-                assert worker.stdin is not None
-                try:
-                    head = {"round": round, "task": task, "accepted": share}
-                    write_frame(worker.stdin, {**head, **broadcast.head()}, broadcast.blobs())
-                except BrokenPipeError:
-                    raise self._death(number) from None
-                busy.append(number)
+        shares = self._shares.divide(accepted, self._begun())
+        self._expect(number for number, share in enumerate(shares) if share)
+        for number in self._workers:
+            if shares[number]:
+                head = {"round": round, "task": task, "accepted": {name: accepted[name] for name in shares[number]}}
+                self._send(number, {**head, **broadcast.head()}, broadcast.blobs())
         total = RoundAggregate(broadcast.kept(self._layout, round).layout)
-        for number in busy:
-            stdout = self._workers[number].stdout
-            assert stdout is not None
-            try:
-                answer = read_frame(stdout)
-            except EOFError:
-                answer = None
-            if answer is None:
-                raise self._death(number)
-            total.merge(RoundAggregate.from_bytes(answer[1]["total"], total.layout))
-            self._replied(len(total.accepted) + len(total.rejected), len(accepted))
+        if shares[0]:
+            own = {name: accepted[name] for name in shares[0]}
+            self._clock.start()
+            total.merge(self._local.gather(round, broadcast, own, task=task))
+            self._shares.learn(self._clock.seconds(own))
+            self._replied(len(shares[0]), len(accepted))
+        for number in self._workers:
+            if shares[number]:
+                answer, blobs = self._receive(number)
+                total.merge(RoundAggregate.from_bytes(blobs["total"], total.layout))
+                self._shares.learn(answer["seconds"])
+                self._replied(len(total.accepted) + len(total.rejected), len(accepted))
         return total
+
+    def outputs(self, weights: np.ndarray, part: ServerExamples) -> np.ndarray:
+        inputs = self._experiment.examples(part).inputs
+        begun = self._begun()
+        batches = -(-len(inputs) // EVALUATION_BATCH)
+        ends = [EVALUATION_BATCH * (batches * (i + 1) // len(begun)) for i in range(len(begun))]
+        ranges = dict(zip(begun, zip([0, *ends], ends, strict=False), strict=True))
+        for number in begun[1:]:
+            head = {"task": "outputs", "part": part, "range": ranges[number]}
+            self._send(number, head, {"weights": weights.tobytes()})
+        start, end = ranges[0]
+        parts = [self._experiment.trainer.outputs(weights, inputs[start:end]).numpy()]
+        for number in begun[1:]:
+            answer, blobs = self._receive(number)
+            parts.append(np.frombuffer(blobs["outputs"], np.float32).reshape(answer["shape"]))
+        return np.concatenate(parts)
+
+    def _begun(self) -> list[int]:
+        """The processes that have built the experiment. Does not wait for the others."""
+        for number, worker in self._workers.items():
+            assert worker.stdout is not None
+            if number not in self._ready and select.select([worker.stdout], [], [], 0)[0]:
+                self._expect([number])
+        return self._ready
+
+    def _expect(self, numbers: Iterable[int]) -> None:
+        """Wait until these processes have built the experiment."""
+        for number in numbers:
+            if number not in self._ready:
+                self._receive(number)
+                self._ready = sorted([*self._ready, number])
+
+    def _send(self, number: int, head: Mapping[str, Any], blobs: Mapping[str, bytes]) -> None:
+        stdin = self._workers[number].stdin
+        assert stdin is not None
+        try:
+            write_frame(stdin, head, blobs)
+        except BrokenPipeError:
+            raise self._death(number) from None
+
+    def _receive(self, number: int) -> tuple[dict[str, Any], dict[str, bytes]]:
+        stdout = self._workers[number].stdout
+        assert stdout is not None
+        try:
+            answer = read_frame(stdout)
+        except EOFError:
+            answer = None
+        if answer is None:
+            raise self._death(number)
+        return answer
 
     def _death(self, number: int) -> WorkerDiedError:
         status = self._workers[number].wait()

@@ -4,9 +4,10 @@ from fedq.training.arrays import layout_of, load_vector, read_vector, state_arra
 from fedq.training.augmentation import Views
 from fedq.training.hardware import Hardware
 from fedq.training.objectives import LOSSES, METRICS, Metric
-from fedq.training.trainer import Evaluation, Fitted, PrivateFit, Recipe, Trainer, outputs_of
+from fedq.training.trainer import EVALUATION_BATCH, Evaluation, Fitted, PrivateFit, Recipe, Trainer, outputs_of
 
 __all__ = [
+    "EVALUATION_BATCH",
     "LOSSES",
     "METRICS",
     "Evaluation",

@@ -31,7 +31,9 @@ from fedq.training.objectives import LOSSES, METRICS, Metric
 from fedq.training.pruned import Pruned, pruned_in, zero_gradients, zero_weights
 from fedq.training.step import Step
 
-_EVALUATION_BATCH = 1000
+# Examples in a batch of an evaluation. Larger feature maps do not fit a processor's cache, and parts of an evaluation
+# that begin at multiples of it have the same batches, so the same bits, as the whole.
+EVALUATION_BATCH = 250
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,7 @@ class Trainer:
         convolutions = any(isinstance(m, nn.Conv2d) for m in model.modules())
         # NCHW max-pooling is slow on CPUs: channels_last halves a CNN's training time.
         self._format = torch.channels_last if convolutions else torch.contiguous_format
+        self._set_format(self._format)
 
     def fit(
         self,
@@ -158,7 +161,7 @@ class Trainer:
         correct = None if correction is None else Corrected(self.model, self.layout, correction)
         pruned = pruned_in(self.model, self.layout, kept)
         self.model.train()
-        self.model.to(memory_format=self._format if private is None else self._private_format())  # type: ignore[call-overload]
+        self._set_format(self._format if private is None else self._private_format())
         if private is not None:
             return self._fit_privately(examples, private, round, pruned, correct)
         with seeded(torch_seed, *self.hardware.devices):
@@ -195,8 +198,13 @@ class Trainer:
 
     def evaluate(self, weights: np.ndarray, examples: Examples) -> Evaluation:
         """Mean loss and the metric of a flat model on a set of examples."""
+        return score(self.outputs(weights, examples.inputs), examples, self._loss, self.metric)
+
+    def outputs(self, weights: np.ndarray, inputs: np.ndarray) -> torch.Tensor:
+        """Outputs (n, k) of a flat model; a part that begins at a multiple of EVALUATION_BATCH has the whole's bits."""
         self.load(weights)
-        return score(self.model_outputs(examples.inputs), examples, self._loss, self.metric)
+        self._set_format(self._format)
+        return self.model_outputs(inputs)
 
     def count_right(self, weights: np.ndarray, examples: Examples) -> tuple[int, int]:
         """(right, wrong) answers of a flat model by the accuracy metric; no answers of no examples.
@@ -228,6 +236,9 @@ class Trainer:
     def score_outputs(self, outputs: np.ndarray, examples: Examples) -> Evaluation:
         """The same figures for outputs that another engine computed."""
         return score(torch.from_numpy(outputs), examples, self._loss, self.metric)
+
+    def _set_format(self, memory_format: torch.memory_format) -> None:
+        self.model.to(memory_format=memory_format)  # type: ignore[call-overload]
 
     def load(self, weights: np.ndarray) -> None:
         """Put the model, which clients share, where a fit begins: these weights, all else as at the start."""
@@ -271,8 +282,8 @@ def outputs_of(model: nn.Module, inputs: np.ndarray) -> torch.Tensor:
     device = device_of(model)
     with torch.inference_mode():
         parts = [
-            model(torch.from_numpy(inputs[i : i + _EVALUATION_BATCH]).to(device)).cpu()
-            for i in range(0, len(inputs), _EVALUATION_BATCH)
+            model(torch.from_numpy(inputs[i : i + EVALUATION_BATCH]).to(device)).cpu()
+            for i in range(0, len(inputs), EVALUATION_BATCH)
         ]
     return torch.cat(parts)
 
