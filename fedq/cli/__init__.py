@@ -121,7 +121,10 @@ def run(context: typer.Context) -> None:
         else:
             experiment = _built(config)
             _print_plan(experiment)
-            _hydra(flags, overrides, overlay, lambda node: _run(_execution(experiment), overrides))
+            if flags or _own(overrides) != overrides:  # Hydra's own options: it composes once more, to read them
+                _hydra(flags, overrides, overlay, lambda node: _run(_execution(experiment), overrides))
+            else:
+                _run(_execution(experiment), overrides)
 
 
 @deploy_app.command(
@@ -379,11 +382,11 @@ def _held_rows(experiment: "Experiment") -> list[tuple[str, str]]:
 
 def _chosen_folder() -> Path | None:
     """The run folder that the user gave to Hydra; None: fedq makes one."""
-    from hydra.core.hydra_config import HydraConfig
-
     chosen = any(o.lstrip("+").startswith(("hydra.run.dir=", "hydra.sweep.dir=")) for o in sys.argv[1:])
     if not chosen:
         return None
+    from hydra.core.hydra_config import HydraConfig
+
     folder = Path(HydraConfig.get().runtime.output_dir)
     if (folder / "rounds.jsonl").exists():
         refuse_text(f"{folder}: holds a run already. Give hydra.run.dir (or hydra.sweep.subdir) a folder of its own")

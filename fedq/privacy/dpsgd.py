@@ -27,11 +27,9 @@ from fedq.privacy.clipping import UNITS, clip_and_round, clip_and_sum
 from fedq.privacy.draws import GlobalGenerators, KeystreamDraws, MadeUpWords, refuse_shared_generators
 from fedq.privacy.ledger import Ledger
 from fedq.privacy.model_validation import (
-    check_loss_sums,
+    check_separate_examples,
     check_unchanged,
     device_of,
-    refuse_cross_example_layers,
-    refuse_mixing,
     untrained_state,
 )
 from fedq.privacy.noise import RandomSource
@@ -108,9 +106,7 @@ class DPSGD:
         if max_batch < 1:
             raise ValueError(f"max_batch={max_batch}: must be 1 or more")
         fit = _Fit(model, inputs, targets, loss, pruned or {}, augment, views, correct)
-        refuse_cross_example_layers(model)
-        refuse_mixing(model, tuple(inputs.shape[1:]), inputs.dtype)
-        check_loss_sums(model, loss, inputs, targets)
+        check_separate_examples(model, loss, inputs, targets)
         if not fit.parameters:
             raise ValueError("the model has no trainable parameter: there is nothing for DP-SGD to train")
         with recorded(model) as recorder:

@@ -27,7 +27,7 @@ from fedq.training.augmentation import Views
 from fedq.training.correction import Corrected
 from fedq.training.frozen_features import divided
 from fedq.training.hardware import Hardware
-from fedq.training.objectives import LOSSES, METRICS, Metric
+from fedq.training.objectives import LOSSES, METRICS, Metric, summed
 from fedq.training.pruned import Pruned, pruned_in, zero_gradients, zero_weights
 from fedq.training.step import Step
 
@@ -180,7 +180,7 @@ class Trainer:
             learner,
             torch.from_numpy(seen),
             torch.from_numpy(examples.targets),
-            loss=lambda outputs, targets: self._loss(outputs, targets).sum(),
+            loss=summed(self._loss),
             make_optimizer=lambda parameters: self.recipe.make_optimizer(parameters, round),
             context=private.context,
             pruned=pruned,
