@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from fedq.config import Config
     from fedq.experiment import Experiment
     from fedq.results import Result
+    from fedq.runtime.worker_processes import WorkerProcesses
 
     Start = Callable[[], Result]
 
@@ -119,12 +120,7 @@ def run(context: typer.Context) -> None:
         elif config.runtime.name == "deployment":
             _run(_deployed(config, overrides), overrides)
         else:
-            experiment = _built(config)
-            _print_plan(experiment)
-            if flags or _own(overrides) != overrides:  # Hydra's own options: it composes once more, to read them
-                _hydra(flags, overrides, overlay, lambda node: _run(_execution(experiment), overrides))
-            else:
-                _run(_execution(experiment), overrides)
+            _run_here(config, flags, overrides, overlay)
 
 
 @deploy_app.command(
@@ -283,12 +279,24 @@ def _sweep_job(node: Any, overlay: Path | None) -> "tuple[list[str], Result]":
     return overrides, _executed(_execution(_built(config)))
 
 
-def _execution(experiment: "Experiment") -> "Start":
+def _run_here(config: "Config", flags: list[str], overrides: list[str], overlay: Path | None) -> None:
+    from fedq.runtime import early_workers
+
+    with early_workers(config) as processes:
+        experiment = _built(config)
+        _print_plan(experiment)
+        if flags or _own(overrides) != overrides:  # Hydra's own options: it composes once more, to read them
+            _hydra(flags, overrides, overlay, lambda node: _run(_execution(experiment, processes), overrides))
+        else:
+            _run(_execution(experiment, processes), overrides)
+
+
+def _execution(experiment: "Experiment", processes: "WorkerProcesses | None" = None) -> "Start":
     from fedq.console.live import LiveView
     from fedq.runtime import execute
 
     folder = _chosen_folder()
-    return lambda: execute(experiment, folder=folder, observers=[LiveView()])
+    return lambda: execute(experiment, folder=folder, observers=[LiveView()], processes=processes)
 
 
 def _deployed(config: "Config", overrides: Sequence[str]) -> "Start":

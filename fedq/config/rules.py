@@ -142,6 +142,9 @@ def _names(config: Config) -> Iterator[Problem]:
 
 def _runtime(config: Config) -> Iterator[Problem]:
     runtime = config.runtime
+    if runtime.workers != "auto" and not (type(runtime.workers) is int and 1 <= runtime.workers <= 256):
+        rule = "must be auto, or a whole number in [1, 256]"
+        yield Problem("runtime.workers", runtime.workers, rule, "Use runtime.workers=auto")
     if runtime.min_available is not None and runtime.min_available > config.clients:
         rule = f"there are {config.clients} clients"
         yield Problem("runtime.min_available", runtime.min_available, rule, "Use null to wait for them all")

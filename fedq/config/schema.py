@@ -186,10 +186,9 @@ class Strategy:
 @dataclass
 class Runtime:
     name: str = option("local", "where the apps run", choices=("local", "ray", "deployment"), identity=False)
-    workers: int = option(
-        1,
-        "processes that train clients; 1 is this process",
-        bounds="[1, 256]",
+    workers: Any = option(  # a number or a word
+        "auto",
+        "processes that train clients, this one included: 1 to 256, or auto: as many as cores and as pay",
         when=_LOCAL,
         identity=False,
     )

@@ -26,9 +26,7 @@ def check_separate_examples(
     mixes examples is a property of its code, and with weights that a server chose it might not show. Where random
     weights give no finite output, nothing is learned from them, so the check is repeated in every fit.
     """
-    layers = tuple((type(module), module.training) for module in model.modules())
-    trained = tuple(p.requires_grad for p in model.parameters())
-    key = (loss, layers, trained, *((t.shape[1:], t.dtype) for t in (inputs, targets)))
+    key = fit_key(model, loss, inputs, targets)
     passed = _passed.setdefault(model, set())
     if key in passed:
         return
@@ -39,6 +37,13 @@ def check_separate_examples(
     with random_weights(model, torch.Generator().manual_seed(0)):
         if refuse_mixing(model, shape, inputs.dtype, finite_only=True):
             passed.add(key)
+
+
+def fit_key(model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], inputs: Tensor, targets: Tensor) -> Any:
+    """What a check of a model's code depends on, beside the model object: its layers, the loss, shapes and dtypes."""
+    layers = tuple((type(module), module.training) for module in model.modules())
+    parameters = tuple((p.requires_grad, p.shape, p.dtype, p.device) for p in model.parameters())
+    return (loss, layers, parameters, *((t.shape[1:], t.dtype) for t in (inputs, targets)))
 
 
 def refuse_cross_example_layers(model: nn.Module) -> None:

@@ -33,8 +33,11 @@ def main() -> None:
     with one_thread():
         experiment = build(compose(setup[0]["overrides"], overlay=Path(overlay) if overlay else None))
         clock = Clock()
-        link = in_process(experiment, experiment.strategy(), Path(setup[0]["folder"]), replied=clock)
         write_frame(frames_out, {})  # ready
+        named = read_frame(frames_in)
+        if named is None:
+            return
+        link = in_process(experiment, experiment.strategy(), Path(named[0]["folder"]), replied=clock)
         while (frame := read_frame(frames_in)) is not None:
             head, blobs = frame
             if head["task"] == "outputs":

@@ -5,6 +5,7 @@ vector first, and random numbers come from the generators that are passed in.
 """
 
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -224,6 +225,20 @@ class Trainer:
     def model_outputs(self, inputs: np.ndarray) -> torch.Tensor:
         """Outputs (n, k) of the model as it stands, in evaluation mode and float32, on the CPU."""
         return outputs_of(self._learner, self._seen(inputs))
+
+    def seconds_of_a_step(self, like: Examples) -> float:
+        """Time of one training step without DP, on made-up examples of the shape and types of `like`."""
+        inputs, targets = (
+            torch.zeros((self.recipe.batch_size, *array.shape[1:]), dtype=torch.from_numpy(array[:0]).dtype)
+            for array in (self._seen(like.inputs[:1]), like.targets)
+        )
+        self.model.train()
+        with seeded(0, *self.hardware.devices):
+            self._step.backward(inputs, targets)  # the first step also chooses kernels
+            begun = time.perf_counter()
+            self._step.backward(inputs, targets)
+        self.model.zero_grad(set_to_none=True)
+        return time.perf_counter() - begun
 
     def kept_bytes(self, examples: int) -> int:
         """Memory for what the fixed front made of so many examples, which is kept; 0 without a front."""

@@ -56,7 +56,7 @@ def test_help_shows_each_option_with_default_choices_bounds_and_condition():
         (line,) = [line for line in page.splitlines() if line.startswith(f"  {key}={shown(option.default)} ")]
         for part in (option.help, *map(str, option.choices), str(option.bounds or "")):
             assert part in line
-    assert "in [1, 256]; only with runtime=local" in page
+    assert "in [1, inf); only with partition=dirichlet" in page
     assert "one of iid, dirichlet, by_column" in page
     assert not [key for key in former_names(Config) if f" {key}=" in page or key in known_keys()]
 
