@@ -37,10 +37,15 @@ class Shares:
         self._home: dict[str, int] = {}
 
     def divide(self, clients: Iterable[str], ready: Sequence[int]) -> list[list[str]]:
-        """For each process its clients, the longest first; only processes in `ready` get clients that may move."""
+        """For each process its clients, the longest first.
+
+        Only processes in `ready` get new clients, except where all clients take part at once and stay: then those that
+        are not ready yet would never get any.
+        """
+        clients = list(clients)
         shares: list[list[str]] = [[] for _ in range(self._processes)]
         load = dict.fromkeys(range(self._processes), 0.0)
-        open_to = list(load) if self._stay else list(ready)
+        open_to = list(load) if self._stay and len(clients) == len(self._sizes) else list(ready)
         for client in sorted(clients, key=lambda name: (-self._expected(name), name)):
             process = self._home.get(client)
             if process is None:

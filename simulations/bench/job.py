@@ -122,7 +122,9 @@ def _output(command: list[str], folder: Path) -> str:
     root = str(Path(__file__).resolve().parents[2])
     environment |= {"PYTHONPATH": root if command[0] == sys.executable else "", "FLWR_TELEMETRY_ENABLED": "0"}
     environment |= {"RAY_USAGE_STATS_ENABLED": "0", "TOKENIZERS_PARALLELISM": "false"}
-    ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=600)
+    ended = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=600
+    )
     if ended.returncode:
         last = "\n".join((ended.stderr or ended.stdout).strip().splitlines()[-5:])
         raise RuntimeError(f"{' '.join(command[:3])} ended with status {ended.returncode}:\n{last}")

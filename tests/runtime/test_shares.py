@@ -38,6 +38,12 @@ def test_a_client_that_keeps_state_stays_with_its_first_process():
     assert [sorted(share) for share in again] == [sorted(share) for share in first]
 
 
+def test_where_others_will_come_later_no_process_is_waited_for():
+    shares = Shares(SIZES, processes=2, stay=True)
+    assert shares.divide("ab", ready=[0]) == [["a", "b"], []]
+    assert shares.divide("acd", ready=[0, 1]) == [["a"], ["c", "d"]]
+
+
 def test_every_client_is_in_one_share():
     names = {str(i): i for i in range(100)}
     found = Shares(names, processes=7, stay=False).divide(names, ready=range(7))
