@@ -112,8 +112,10 @@ ELSEWHERE = {
     # Parts of the ledger and of client-level DP
     "privacy/chain": "privacy/test_ledger.py privacy/test_ledger_tampering.py",
     "privacy/client_level_account": "privacy/test_client_level_evidence.py",
-    "privacy/client_level_noise": "privacy/test_client_level.py",
     "privacy/jit": "privacy/test_privacy_kernels.py",
+    "privacy/mechanisms/discrete_gaussian": "privacy/test_mechanisms.py privacy/test_dpsgd_noise.py",
+    "privacy/mechanisms/gaussian": "privacy/test_mechanisms.py privacy/test_dpsgd_noise.py",
+    "privacy/mechanisms/mechanism": "privacy/test_mechanisms.py",
     "privacy/ledger_tip": "privacy/test_ledger.py privacy/test_ledger_tampering.py",
     "privacy/ledger_files": "privacy/test_ledger.py e2e/test_hostile_files.py",
     "privacy/spend": "privacy/test_ledger.py",

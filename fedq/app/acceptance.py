@@ -22,6 +22,7 @@ from fedq.experiment.client_level import client_level_plan
 from fedq.experiment.digests import model_digest
 from fedq.experiment.plans import plan_of, requested_epsilon
 from fedq.privacy import Asked, Declined, DPPlan, Policy, PolicyError, limits, read_policy, require
+from fedq.privacy.mechanisms import NOISES, mechanism_name
 
 ACCEPTS_ANYTHING: Final = (
     "this client has no policy, epsilon or delta in its node config: it accepts privacy=off, where an update by itself "
@@ -69,8 +70,9 @@ def _check_counted(config: Config, node: Node) -> None:
 
 def _check_unsaid(config: Config, node: Node) -> None:
     """Declined if a request needs the permission of a policy, and the owner has a budget but no policy."""
-    if config.privacy.noise == "gaussian":
-        raise Declined("policy", 'privacy.noise=gaussian; a policy file with noise = "gaussian" would accept it')
+    noise = config.privacy.noise
+    if not NOISES[mechanism_name(noise)].exact:
+        raise Declined("policy", f'privacy.noise={noise}; a policy file with noise = "{noise}" would accept it')
     if chosen := _chosen(config, node):
         name, value = next(iter(chosen.items()))
         raise Declined("policy", f"the run chooses data.{name}={value!r}; a policy file lists what it may under [data]")

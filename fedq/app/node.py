@@ -29,6 +29,7 @@ from fedq.experiment import Experiment, Site, build
 from fedq.experiment.ledgers import LEDGER, Account, ledger_name
 from fedq.flower import wire
 from fedq.privacy import Declined, DPPlan, SecureRandom, limits, tip_of
+from fedq.privacy.mechanisms import SEEDED
 from fedq.training.numerics import use_one_thread
 
 TIP_BESIDE: Final = (
@@ -69,9 +70,9 @@ def client_of(context: Context) -> Client | OwnedClient:
     except Declined as declined:
         declined.identity = identity
         raise
-    if config.privacy.unit != "off" and config.privacy.noise == "seeded":
+    if config.privacy.unit != "off" and config.privacy.noise == SEEDED:
         rule = "others can compute this noise again, so it protects nobody; a client outside a test never adds it"
-        raise ConfigError([Problem("privacy.noise", "seeded", rule, "Use privacy.noise=discrete")])
+        raise ConfigError([Problem("privacy.noise", SEEDED, rule, "Use privacy.noise=discrete")])
     simulated = _in_simulation()
     if node.state is None and not simulated:
         hint = "Start the SuperNode with --node-config '... state-dir=\"/path/to/own/state\"'"

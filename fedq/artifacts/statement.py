@@ -18,7 +18,8 @@ from fedq.experiment.ledgers import LEDGER, ledger_file, server_ledger_file
 from fedq.experiment.plans import plan_of
 from fedq.privacy import MOST_EXACT, AnyMechanism, Ledger, Row, Spend, charged, epsilon, is_coarse
 from fedq.privacy.gdp import DELTAS, gaussian_mu
-from fedq.privacy.spend import DISCRETE, GAUSSIAN, LAPLACE
+from fedq.privacy.mechanisms import NOISES, mechanism_name, spent_by
+from fedq.privacy.spend import LAPLACE
 from fedq.results import Result, read_result
 from fedq.results.result import ALONE
 
@@ -43,19 +44,7 @@ NOT_COVERED = (
     "facts about the population, which the model is meant to learn",
     "readers of the client's disk or memory: ledger, log and data are not encrypted",
 )
-FLOAT_NOISE = (
-    "the noise is a floating-point Gaussian: epsilon is that of the ideal mechanism, and attacks on low bits "
-    "(Mironov 2012) are harder, not excluded"
-)
-MECHANISMS = {
-    GAUSSIAN: "Poisson-subsampled Gaussian on clipped per-example gradients",
-    DISCRETE: "Poisson-subsampled discrete Gaussian on clipped per-example gradients, in exact integers",
-    LAPLACE: "discrete Laplace noise on counts of right and wrong answers (evaluate=dp)",
-}
-_SUM_NOISE = {
-    GAUSSIAN: "floating-point Gaussian noise",
-    DISCRETE: "exact discrete Gaussian noise, in whole steps of 2^-32,",
-}
+_COUNTS = "discrete Laplace noise on counts of right and wrong answers (evaluate=dp)"
 _ACCOUNTANTS = {
     "prv": "PRV (Gopi et al. 2021, the upper end of its error interval)",
     "rdp": "Renyi (Mironov et al. 2019)",
@@ -121,7 +110,7 @@ def _example_level_items(config: Config, result: Result, run: Path) -> dict[str,
         "accounts": f"{plural(len(accounts), 'ledger')}, every one checked" if accounts else elsewhere,
         "after the noise": "quantization, error feedback, codecs, masks, aggregation, export: free post-processing",
         "evaluation": _evaluation(config, result),
-        "not covered": [*NOT_COVERED, *([] if config.privacy.noise == "discrete" else [FLOAT_NOISE])],
+        "not covered": [*NOT_COVERED, *_caveats(config)],
     }
 
 
@@ -164,7 +153,7 @@ def client_level_items(config: Config, result: Result, run: Path) -> dict[str, A
             "the server itself, its disk and the network; whether a client takes part at all",
             NOT_COVERED[1],
             NOT_COVERED[4],
-            *([] if config.privacy.noise == "discrete" else [FLOAT_NOISE]),
+            *_caveats(config),
         ],
     }
 
@@ -199,8 +188,15 @@ def _epsilon(rows: Sequence[Row], config: Config) -> float:
 
 def _noise_of(spends: Sequence[Spend], config: Config) -> str:
     """The noise on the sum of all clients' updates, in words."""
-    kinds = {spend.mechanism for spend in spends} or {GAUSSIAN if config.privacy.noise == "gaussian" else DISCRETE}
-    return " and ".join(_SUM_NOISE[kind] for kind in sorted(kinds))
+    used = [spent_by(kind) for kind in sorted({spend.mechanism for spend in spends})]
+    used = used or [NOISES[mechanism_name(config.privacy.noise)]]
+    return " and ".join(mechanism.description_of_sums for mechanism in used)
+
+
+def _caveats(config: Config) -> list[str]:
+    """What epsilon does not cover with this noise."""
+    caveat = NOISES[mechanism_name(config.privacy.noise)].caveat
+    return [] if caveat is None else [caveat]
 
 
 def _accountant(mechanisms: Sequence[AnyMechanism], name: str) -> str:
@@ -227,8 +223,8 @@ def _budgets(config: Config) -> str:
 def _mechanism(rows: Sequence[Row], plan: Any) -> str:
     if not rows:
         noise = f"noise multiplier {plan.noise_multiplier:.4g}, or more where an owner's own budget is stricter"
-        counted = "" if plan.evaluation is None else f"; {MECHANISMS[LAPLACE]}"
-        return f"{MECHANISMS[plan.mechanism_name]}: {noise}, {plan.steps} steps a participation{counted}"
+        counted = "" if plan.evaluation is None else f"; {_COUNTS}"
+        return f"{NOISES[plan.noise].description}: {noise}, {plan.steps} steps a participation{counted}"
     kinds: dict[str, tuple[int, set[float]]] = {}
     for row in rows:
         steps, noises = kinds.get(row.spend.mechanism, (0, set()))
@@ -236,7 +232,8 @@ def _mechanism(rows: Sequence[Row], plan: Any) -> str:
     parts = []
     for kind, (steps, noises) in sorted(kinds.items()):
         over = ", ".join(f"{noise:.4g}" for noise in sorted(noises))
-        parts.append(f"{MECHANISMS[kind]}: {plural(steps, 'application')}, noise over clip {over}")
+        described = _COUNTS if kind == LAPLACE else spent_by(kind).description
+        parts.append(f"{described}: {plural(steps, 'application')}, noise over clip {over}")
     return "; ".join(parts)
 
 

@@ -19,6 +19,7 @@ from fedq.core.randomness import generator
 from fedq.data import Examples
 from fedq.experiment import Experiment
 from fedq.privacy import DPPlan
+from fedq.privacy.mechanisms import NOISES
 
 Progress = Callable[[str], None]
 
@@ -48,7 +49,7 @@ def audit_mechanism(
         plans = list(experiment.plans.values())
         checks, bounds = audit_subject(subject, train, effort, rounds=rounds, tell=tell, plans=plans)
         checks.append(scaling_check({"all training examples": train.inputs, **shards}))
-        left_out = [] if subject.plan.noise == "discrete" else [NOT_EXACT]
+        left_out = [] if NOISES[subject.plan.noise].exact else [NOT_EXACT]
         if (why := accountant.why_target_not_checked(subject.plan)) is not None:
             left_out.append(f"target: {why}")
         if effort.black_box:
@@ -103,7 +104,7 @@ def audit_subject(
         tell(f"{of}where random numbers come from")
         secret = secrecy_checks(subject, examples, rng=others)
         same = neighbour_checks(subject, examples, pairs=effort.pairs, rng=pairs, tell=paired)
-        if subject.plan.noise == "discrete":
+        if NOISES[subject.plan.noise].exact:
             tell(f"{of}weights of a hostile server")
             same.append(shares_check(subject, examples, rng=others))
         checks.append([check, *noise, *secret, *same])

@@ -19,6 +19,7 @@ from fedq.audit.subject import Answer, AuditError, Subject
 from fedq.data import Examples
 from fedq.flower import wire
 from fedq.privacy import DPPlan
+from fedq.privacy.mechanisms import NOISES
 
 STEPS = 2  # steps of a pair: shows differences between steps, and state that is kept between them
 USUAL_SHARD, LARGEST_SHARD = 12, 256  # small ones are fast; one in five may have twice the nominal examples
@@ -55,7 +56,7 @@ def neighbour_checks(
         seed = int(rng.integers(2**62))
         coins = rng.random((steps, size)) < rng.choice([0.0, 0.5, 1.0])  # empty and full batches too
         names = np.arange(size)
-        weights = scaled(subject.weights, rng) if subject.plan.noise == "discrete" and rng.random() < SCALED else None
+        weights = scaled(subject.weights, rng) if NOISES[subject.plan.noise].exact and rng.random() < SCALED else None
         without_source = Replayed(seed, coins, names=names)
         without = subject.answer(shard, without_source, weights=weights)
         if without.refused is not None and size:
@@ -134,7 +135,7 @@ def _moved(subject: Subject, without: Answer, answer: Answer, drawn_in: int) -> 
     for step in range(min(last + 1, len(answer.gradients), len(without.gradients))):
         ours, theirs = answer.gradients[step], without.gradients[step]
         clips = subject.plan.divisor / subject.plan.clip_norm
-        if subject.plan.noise == "discrete":
+        if NOISES[subject.plan.noise].exact:
             rounding = _OF_FLOAT32 * float(np.linalg.norm(np.abs(ours) + np.abs(theirs))) * clips
         else:
             rounding = _ROUNDING + _ROUNDING_OF_SUM * float(np.linalg.norm(theirs)) * clips

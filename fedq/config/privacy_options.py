@@ -117,7 +117,7 @@ class Privacy:
     noise: str = option(
         "discrete",
         "discrete (exact whole numbers) or gaussian (floats), keyed by the OS; seeded: discrete for tests, not private",
-        choices=("discrete", "gaussian", "seeded"),
+        choices=(*choices.NOISES, "seeded"),
         when=_PRIVATE,
     )
     augmentations: int = option(

@@ -13,6 +13,7 @@ METRICS: Final = ("accuracy", "multilabel_accuracy", "r2", "mse", "mae")
 AUGMENTATIONS: Final = ("flip", "shift")
 AGGREGATES: Final = ("mean", "median", "trimmed_mean")
 ACCOUNTANTS: Final = ("prv", "rdp")
+NOISES: Final = ("discrete", "gaussian")
 
 T = TypeVar("T")
 

@@ -13,6 +13,7 @@ from fedq.config.public import cohort_size, participation_cap
 from fedq.core.randomness import key64
 from fedq.experiment.ledgers import server_ledger_file
 from fedq.privacy import ClientLevelMechanism, ClientLevelPlan, RandomSource, SecureRandom, SeededRandom, calibrate
+from fedq.privacy.mechanisms import SEEDED, mechanism_name
 from fedq.server.sampling import CyclicSampler, Sampler, SecretPoisson
 
 SERVER_FILES = "server"  # folder in the run folder: files that stay with the server
@@ -52,7 +53,7 @@ def client_level_plan(config: Config) -> ClientLevelPlan | None:
         target_epsilon=math.inf if p.client.target_epsilon is None else p.client.target_epsilon,
         delta=p.client.target_delta,
         accountant=accountant,
-        noise="gaussian" if p.noise == "gaussian" else "discrete",  # `seeded` is a random source, no kind of noise
+        noise=mechanism_name(p.noise),
     )
     if (spent := plan.epsilon(counted_rounds)) > plan.target_epsilon:
         raise ValueError(
@@ -100,4 +101,4 @@ def sampler(config: Config, plan: ClientLevelPlan | None, clients: list[str]) ->
 
 
 def _random(config: Config, use: str) -> RandomSource:
-    return SeededRandom(key64(config.seed, use)) if config.privacy.noise == "seeded" else SecureRandom()
+    return SeededRandom(key64(config.seed, use)) if config.privacy.noise == SEEDED else SecureRandom()

@@ -171,12 +171,13 @@ class Experiment:
         if not self.plans:
             return None
         from fedq.privacy import SecureRandom, SeededRandom
+        from fedq.privacy.mechanisms import SEEDED
 
         if account is None:
             if folder is None:
                 raise ValueError("a client under DP needs a folder for its ledger")
             account = Account(ledger_file(self.config, folder, identity))
-        seeded = self.config.privacy.noise == "seeded"
+        seeded = self.config.privacy.noise == SEEDED
         random = SeededRandom(key64(self.config.seed, "noise", identity)) if seeded else SecureRandom()
         return Privacy(
             self.plans[identity],

@@ -5,6 +5,7 @@ from typing import Any, Literal, cast
 
 from fedq.config import Config, public
 from fedq.config.client_level import protects_examples
+from fedq.privacy.mechanisms import mechanism_name
 
 
 def plan_of(config: Config, budget: float | None = None, delta: float | None = None) -> Any:
@@ -43,7 +44,7 @@ def plan_of(config: Config, budget: float | None = None, delta: float | None = N
         target_epsilon=target,
         delta=delta,
         accountant=accountant,
-        noise="gaussian" if p.noise == "gaussian" else "discrete",  # `seeded` is a random source, no kind of noise
+        noise=mechanism_name(p.noise),
         evaluation_epsilon=evaluation,
     )
 

@@ -26,10 +26,9 @@ from fedq.core.durable import append_to_private
 from fedq.privacy.accounting import Accountant, AnyMechanism, Mechanism, epsilon
 from fedq.privacy.chain import Row
 from fedq.privacy.client_level_account import charged, require_budget
-from fedq.privacy.client_level_noise import COUNT_GRID, GRID, LARGEST_STD, LEAST_STD, drawn_std, noised
 from fedq.privacy.ledger import Ledger, check_same_data
+from fedq.privacy.mechanisms import NOISES
 from fedq.privacy.noise import RandomSource
-from fedq.privacy.plan import MECHANISMS, Noise
 from fedq.privacy.spend import GAUSSIAN, Spend
 
 Sampling = Literal["cyclic", "poisson"]
@@ -41,6 +40,9 @@ _CLIP_RATE: Final = 0.2
 # Round-off of the norm, of the scaling and of float32 is below 2^-22 of it.
 _MARGIN: Final = 1 - 2.0**-20
 _CHUNK: Final = 1 << 16
+# Units to 1 of an update, as the server's accumulator counts them, and of the count of clients.
+GRID: Final = 2.0**32
+COUNT_GRID: Final = 2.0**16
 _FARTHEST: Final = 50.0  # e^50: beyond all that lies between the least and the largest clip norm
 # Of clients times clip norm: sums of 2^62 steps leave int64 the room that noise needs.
 _LARGEST_SUM: Final = 2.0**30
@@ -60,7 +62,7 @@ class ClientLevelPlan:
     target_epsilon: float = math.inf  # of all that a client ever spends by the server's ledger
     delta: float = 1e-5
     accountant: Accountant = "prv"
-    noise: Noise = "discrete"
+    noise: str = "discrete"  # a name in NOISES
 
     def __post_init__(self) -> None:
         Mechanism(self.noise_multiplier, 1.0, self.charges)  # checks both
@@ -76,25 +78,27 @@ class ClientLevelPlan:
             raise ValueError(f"delta={self.delta}: must lie between 0 and 1, e.g. 1e-5")
         if self.accountant not in ACCOUNTANTS:
             raise ValueError(f"accountant={self.accountant!r}: must be one of {', '.join(ACCOUNTANTS)}")
-        if self.noise not in MECHANISMS:
-            raise ValueError(f"noise={self.noise!r}: must be one of {', '.join(MECHANISMS)}")
-        if self.noise == "discrete" and not self.least_clip <= self.clip_norm <= self.largest_clip:
+        if self.noise not in NOISES:
+            raise ValueError(f"noise={self.noise!r}: must be one of {', '.join(NOISES)}")
+        if not self.least_clip <= self.clip_norm <= self.largest_clip:
             raise ValueError(
-                f"clip_norm={self.clip_norm} at noise_multiplier={self.noise_multiplier}: the grid of noise=discrete "
-                f"holds clip norms of {self.least_clip:.3g} to {self.largest_clip:.3g} there; use noise=gaussian"
+                f"clip_norm={self.clip_norm} at noise_multiplier={self.noise_multiplier}: the grid of "
+                f"noise={self.noise} holds clip norms of {self.least_clip:.3g} to {self.largest_clip:.3g} there; "
+                "use noise=gaussian"
             )
 
     @property
     def least_clip(self) -> float:
         """The shortest clip norm whose noise the grid resolves."""
-        return LEAST_CLIP if self.noise == "gaussian" else max(LEAST_CLIP, LEAST_STD / self.sum_multiplier)
+        return max(LEAST_CLIP, NOISES[self.noise].std_range(GRID)[0] / self.sum_multiplier)
 
     @property
     def largest_clip(self) -> float:
         """The longest clip norm whose noise, and whose sum over all clients, the grid holds."""
-        if self.noise == "gaussian":
+        largest = NOISES[self.noise].std_range(GRID)[1]
+        if largest == math.inf:
             return LARGEST_CLIP
-        return min(LARGEST_CLIP, LARGEST_STD / self.sum_multiplier, _LARGEST_SUM / self.clients)
+        return min(LARGEST_CLIP, largest / self.sum_multiplier, _LARGEST_SUM / self.clients)
 
     @property
     def sample_rate(self) -> float:
@@ -142,7 +146,7 @@ class ClientLevelPlan:
     @property
     def mechanism_name(self) -> str:
         """As spends name it."""
-        return MECHANISMS[self.noise]
+        return NOISES[self.noise].spend_name
 
 
 def sum_multiplier(noise_multiplier: float, count_std: float | None) -> float:
@@ -253,11 +257,11 @@ class ClientLevelMechanism:
             plan.require_round([row.spend for row in before], spend)
 
         row_id = self._ledger.spend(spend, guard=guard)  # on disk before anything that it buys is drawn
-        std = plan.sum_multiplier * self.clip_norm
+        std, noise = plan.sum_multiplier * self.clip_norm, NOISES[plan.noise]
         mean = np.empty(steps.size, np.float32)
         covered = 0
         for start in range(0, steps.size, _CHUNK):
-            part = noised(steps[start : start + _CHUNK], grid=grid, std=std, noise=plan.noise, random=self._random)
+            part = noise.noised_steps(steps[start : start + _CHUNK], grid=grid, std=std, random=self._random)
             mean[start : start + _CHUNK] = part / plan.cohort
             covered += part.size
         self._note(
@@ -265,7 +269,7 @@ class ClientLevelMechanism:
                 round,
                 self._random.source,
                 plan.noise_multiplier,
-                drawn_std(std, grid=grid, noise=plan.noise) / self.clip_norm,
+                noise.drawn_std(std, grid=grid) / self.clip_norm,
                 plan.count_std,
                 self.clip_norm,
                 covered,
@@ -284,7 +288,7 @@ class ClientLevelMechanism:
             return self.clip_norm
         # Less a half each: a client that sends nothing counts as zero, and one that does moves this by a half.
         halves = np.array([2 * within - counted], np.int64) * int(COUNT_GRID / 2)
-        (above,) = noised(halves, grid=COUNT_GRID, std=plan.count_std, noise=plan.noise, random=self._random)
+        (above,) = NOISES[plan.noise].noised_steps(halves, grid=COUNT_GRID, std=plan.count_std, random=self._random)
         share = float(above) / plan.cohort + 0.5
         moved = -_CLIP_RATE * (share - plan.quantile)
         # Bounded before exp, which loud noise on the count of a small cohort would make overflow.

@@ -11,10 +11,10 @@ from fedq.privacy.accounting import AnyMechanism, epsilon
 from fedq.privacy.client_level import ADJACENCY, UNIT, ClientLevelEvidence, ClientLevelPlan, sum_multiplier
 from fedq.privacy.client_level_account import charged
 from fedq.privacy.evidence import decision_faults, delta_faults, fitting_faults, size_faults
-from fedq.privacy.plan import MECHANISMS
+from fedq.privacy.mechanisms import NOISES
 from fedq.privacy.spend import Spend
 
-_KINDS = tuple((UNIT, ADJACENCY, mechanism) for mechanism in MECHANISMS.values())
+_KINDS = tuple((UNIT, ADJACENCY, mechanism.spend_name) for mechanism in NOISES.values())
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,9 @@ from fedq.per_example import Recorder, averaged, recorded
 from fedq.privacy import jit
 from fedq.privacy.admission import budget_guard
 from fedq.privacy.batch_invariance import aligned_products, is_batch_invariant, microbatch_size, microbatches
-from fedq.privacy.clipping import UNITS, clip_and_round, clip_and_sum
 from fedq.privacy.draws import GlobalGenerators, KeystreamDraws, MadeUpWords, refuse_shared_generators
 from fedq.privacy.ledger import Ledger
+from fedq.privacy.mechanisms import NOISES
 from fedq.privacy.model_validation import (
     check_separate_examples,
     check_unchanged,
@@ -156,7 +156,7 @@ class DPSGD:
             clip_norm=plan.clip_norm,
             pruned=fit.pruned,
             views=fit.views,
-            draws_only=plan.noise != "discrete",
+            draws_only=not NOISES[plan.noise].exact,
         ):
             warnings.warn(_ONE_AT_A_TIME, stacklevel=3)
             fit.at_once = 1
@@ -173,14 +173,14 @@ class DPSGD:
 
     def _noised_steps(self, fit: "_Fit", recorder: Recorder, optimizer: torch.optim.Optimizer) -> None:
         """`plan.steps` steps, each on its own Poisson batch. An empty batch too is noised: skipping it would tell."""
-        plan = self.plan
+        plan, noise = self.plan, NOISES[self.plan.noise]
         shared = GlobalGenerators(fit.device)
         masks, of_views = self.random.stream(MASKS), self.random.stream(VIEWS)
         draws = KeystreamDraws(masks)
         for _ in range(plan.steps):
             drawn = np.flatnonzero(self.random.bernoulli(plan.sample_rate, len(fit.inputs)))
             total = self._clipped_sum(fit, recorder, drawn, draws, of_views)
-            noised = _noised(total, plan, self.random)
+            noised = noise.noised_gradients(total, plan.noise_multiplier, plan.clip_norm, self.random)
             fit.steps_noised += 1
             _set_gradients(fit.parameters, noised / plan.divisor)
             if fit.correct is not None:  # of public or noised values: post-processing
@@ -209,10 +209,9 @@ class DPSGD:
         self, fit: "_Fit", recorder: Recorder, drawn: np.ndarray, draws: KeystreamDraws, of_views: RandomSource
     ) -> Tensor:
         """The sum of the clipped gradients of the examples `drawn`, float64, shape (trained scalars,)."""
-        whole = self.plan.noise == "discrete"  # sums of integers; sums of floats depend on the whole batch anyhow
-        bounded_sum = clip_and_round if whole else clip_and_sum
+        noise = NOISES[self.plan.noise]
         total = torch.zeros(sum(p.numel() for p in fit.parameters), dtype=torch.float64)
-        for part, count in microbatches(drawn, fit.at_once, padded=whole):
+        for part, count in microbatches(drawn, fit.at_once, padded=noise.exact):
             chunk = torch.from_numpy(part)
             seen = fit.inputs[chunk]
             if fit.augment is not None:
@@ -222,7 +221,7 @@ class DPSGD:
                 fit.loss(fit.model(seen.to(fit.device)), wanted).backward()  # type: ignore[no-untyped-call]
             # Averaged before the clip: however many views, an example has one bounded share.
             shares = averaged(recorder.take(len(seen)), fit.views)
-            total += bounded_sum(
+            total += noise.clipped_sum(
                 shares, fit.parameters, self.plan.clip_norm, fit.pruned, count=count, kernels=fit.kernels
             )
         return total
@@ -291,15 +290,6 @@ def _made_up_passes(
 
     refuse_shared_generators(passes, device)
     return draws.answered > 0
-
-
-def _noised(total: Tensor, plan: DPPlan, random: RandomSource) -> Tensor:
-    """float64: the sum and its noise, in the unit of the gradients."""
-    if plan.noise == "gaussian":
-        return total + plan.noise_std * torch.from_numpy(random.normal(total.numel()))
-    # Whole numbers on a public grid, exact in float64: no bit of the result depends on anything but their sum.
-    noise = torch.from_numpy(random.discrete_gaussian(plan.grid_sigma(UNITS), total.numel())).double()
-    return (total + noise) * (plan.clip_norm / UNITS)
 
 
 def _set_gradients(parameters: list[nn.Parameter], gradient: Tensor) -> None:

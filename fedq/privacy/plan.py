@@ -4,15 +4,11 @@ Knows mechanisms; not tensors, ledgers or anything that depends on data.
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from fedq.core.choices import ACCOUNTANTS
 from fedq.privacy.accounting import Accountant, Mechanism, PureDP
-from fedq.privacy.discrete import covering_sigma
-from fedq.privacy.spend import DISCRETE, GAUSSIAN, LAPLACE, Spend
-
-Noise = Literal["gaussian", "discrete"]
-MECHANISMS: dict[Noise, str] = {"gaussian": GAUSSIAN, "discrete": DISCRETE}  # their names in spends
+from fedq.privacy.mechanisms import NOISES
+from fedq.privacy.spend import LAPLACE, Spend
 
 
 @dataclass(frozen=True)
@@ -31,7 +27,7 @@ class DPPlan:
     target_epsilon: float  # budget for all spends of this data; inf: no limit
     delta: float
     accountant: Accountant = "prv"
-    noise: Noise = "gaussian"
+    noise: str = "gaussian"  # a name in NOISES
     evaluation_epsilon: float | None = None  # cost of the pair of noisy counts at the end; None: no evaluation
 
     def __post_init__(self) -> None:
@@ -50,13 +46,9 @@ class DPPlan:
             raise ValueError(f"delta={self.delta}: must lie between 0 and 1, e.g. 1e-5")
         if self.accountant not in ACCOUNTANTS:
             raise ValueError(f"accountant={self.accountant!r}: must be one of {', '.join(ACCOUNTANTS)}")
-        if self.noise not in MECHANISMS:
-            raise ValueError(f"noise={self.noise!r}: must be one of {', '.join(MECHANISMS)}")
-        if self.noise == "discrete" and not 2.0**-16 <= self.noise_multiplier <= 2.0**22:
-            raise ValueError(
-                f"noise_multiplier={self.noise_multiplier}: the grid of noise=discrete holds 2^-16 to 2^22; "
-                "use noise=gaussian"
-            )
+        if self.noise not in NOISES:
+            raise ValueError(f"noise={self.noise!r}: must be one of {', '.join(NOISES)}")
+        NOISES[self.noise].check_multiplier(self.noise_multiplier)
 
     @property
     def mechanism(self) -> Mechanism:
@@ -117,11 +109,7 @@ class DPPlan:
     @property
     def mechanism_name(self) -> str:
         """The name of the mechanism in spends."""
-        return MECHANISMS[self.noise]
-
-    def grid_sigma(self, units: float) -> float:
-        """Standard deviation of discrete noise, in units, if the clip norm is `units`; slightly rounded up."""
-        return covering_sigma(self.noise_multiplier * units)
+        return NOISES[self.noise].spend_name
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,12 @@ from typing import Any, Final
 
 from fedq.privacy.admission import Declined
 from fedq.privacy.ledger import tip_in
+from fedq.privacy.mechanisms import NOISES, strength
 
 VERSION: Final = 1
 # Weakest first. `client` hides a client from the other clients, but not from the server, which adds the noise.
 UNITS: Final = ("off", "client", "example")
-NOISES: Final = ("seeded", "gaussian", "discrete")
+_STRONGEST: Final = max(NOISES, key=strength)
 _LONGEST: Final = 86400 * 365  # seconds: every operating system's timer can hold this
 
 
@@ -95,7 +96,7 @@ def require(policy: Policy, asked: Asked) -> None:
             weak.append(f"epsilon {asked.epsilon:g} of at most {policy.max_epsilon:g}")
         if not asked.delta <= policy.max_delta:
             weak.append(f"delta {asked.delta:g} of at most {policy.max_delta:g}")
-    if asked.unit == "example" and NOISES.index(asked.noise) < NOISES.index(policy.noise):
+    if asked.unit == "example" and strength(asked.noise) < strength(policy.noise):
         weak.append(f"privacy.noise={asked.noise} where at least {policy.noise} is asked")
     if policy.data_path and not _inside(asked.data_path, Path(policy.data_path)):
         weak.append(f"the data at {asked.data_path}, where only {policy.data_path} may be read")
@@ -154,8 +155,8 @@ def _checked(content: dict[str, Any]) -> Policy:
         raise ValueError(f"version={version!r}: this fedq reads version {VERSION}")
     if content["unit"] not in UNITS:
         raise ValueError(f"unit={content['unit']!r}: must be one of {', '.join(UNITS)}; {_EXAMPLES['unit']}")
-    if content.get("noise", NOISES[-1]) not in NOISES[1:]:
-        raise ValueError(f"noise={content['noise']!r}: must be one of {', '.join(NOISES[1:])}")
+    if content.get("noise", _STRONGEST) not in NOISES:
+        raise ValueError(f"noise={content['noise']!r}: must be one of {', '.join(NOISES)}")
     for key, most in (("max_epsilon", math.inf), ("max_delta", 1.0)):
         value = content[key]
         if type(value) not in (int, float) or not 0 < value <= most:
@@ -178,7 +179,7 @@ def _checked(content: dict[str, Any]) -> Policy:
         content.get("data_path", ""),
         _digests("models", content.get("models", [])),
         _digests("bundles", content.get("bundles", [])),
-        content.get("noise", NOISES[-1]),
+        content.get("noise", _STRONGEST),
         content.get("head", ""),
         content.get("max_rounds"),
         content.get("max_steps"),

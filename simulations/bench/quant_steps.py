@@ -14,7 +14,6 @@ from torch.nn import functional
 from fedq import models
 from fedq.core.compiler import without_compiler
 from fedq.privacy import DPSGD, DPPlan, Ledger, SeededRandom, SpendContext
-from fedq.privacy.plan import Noise
 from fedq.quant import enable_per_example_gradients, jit, quantize, register_grad_samplers
 from simulations.bench.row import Row
 from simulations.bench.timing import Contender, Effort, medians
@@ -116,7 +115,7 @@ def _private(name: str, effort: Effort) -> Row:
     return Row(f"qat_dp_step_{name}", ms["qat"], ms["float32"], "ms", "ours/reference", words)
 
 
-def noised_step(model: nn.Module, *, noise: Noise = "gaussian", steps: int = _NOISED_STEPS) -> float:
+def noised_step(model: nn.Module, *, noise: str = "gaussian", steps: int = _NOISED_STEPS) -> float:
     """Seconds of one step within a run of the real mechanism: from one optimizer step to the next."""
     plan = DPPlan(
         noise_multiplier=1.0,

@@ -11,5 +11,5 @@ def test_implementations_come_in_the_order_of_the_names():
 
 @pytest.mark.parametrize("given", [{"a": 1}, {"a": 1, "b": 2, "c": 3}])
 def test_names_and_implementations_must_be_the_same(given):
-    with pytest.raises(TypeError, match=r"^[bc]: fedq.core.choices and the implementations must name the same"):
+    with pytest.raises(TypeError, match=r"^[bc]: fedq\.core\.choices and the implementations must name the same"):
         implemented(("a", "b"), given)

@@ -353,7 +353,7 @@ def test_float_noise_is_drawn_only_where_it_is_asked_for_and_is_spent_as_such(tm
 
 def test_the_steps_of_the_noise_are_those_of_the_accumulator(tmp_path):
     from fedq.codec.accumulator import GRID as STEPS
-    from fedq.privacy.client_level_noise import GRID as NOISE
+    from fedq.privacy.client_level import GRID as NOISE
 
     assert STEPS == NOISE
     with pytest.raises(RuntimeError, match="the noise is for steps of"):
