@@ -102,10 +102,10 @@ class HostileClient(Client):
 
     lie: Lie | None = None
 
-    def train(self, request: wire.Request) -> wire.Reply:
+    def train(self, request: wire.Request, *, paid: int | None = None) -> wire.Reply:
         if self.lie is None:
-            raise Declined("declined", "away")
-        reply = super().train(request)
+            raise Declined("policy", "away")
+        reply = super().train(request, paid=paid)
         packet = reply.packets[wire.UPDATE]
         header = codec.peek(packet)
         layout = self.trainer.layout
@@ -141,7 +141,7 @@ def accuracy(overrides: Sequence[str], lie: Lie | None) -> float | None:
     built = check(overrides)
     attacked = Attacked(**{name: getattr(built, name) for name in _field_names(built)}, lie=lie)
     with tempfile.TemporaryDirectory() as scratch:
-        result = execute(attacked, root=Path(scratch), progress=False)
+        result = execute(attacked, root=Path(scratch))
     return result.accuracy if result.status == "finished" else None
 
 

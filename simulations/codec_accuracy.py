@@ -28,7 +28,7 @@ def same(name: str, *options: str) -> list[str]:
 
 def changes(name: str, *options: str) -> list[str]:
     """Overrides for changes with error feedback in both directions, with one codec."""
-    up = [f"codec={name}", "codec.feedback=true", *(f"codec.{o}" for o in options)]
+    up = [f"codec={name}", "codec.error_feedback=true", *(f"codec.{o}" for o in options)]
     return up + ways("downlink", name, options) + ["downlink.kind=delta"]
 
 

@@ -28,14 +28,14 @@ CODECS: dict[str, Codec] = {
     "int2, block 1024, entropy": Int2(entropy=True),
     "int2, stochastic": Int2(rounding="stochastic"),
     "int2, rotate": Int2(rotate=True),
-    "int2, rotate, feedback": Int2(rotate=True, feedback=True),
+    "int2, rotate, feedback": Int2(rotate=True, error_feedback=True),
     "sign": Sign(),
     "sign, rotate": Sign(rotate=True),
-    "sign, rotate, feedback": Sign(rotate=True, feedback=True),
+    "sign, rotate, feedback": Sign(rotate=True, error_feedback=True),
     "topk, 10 %": TopK(0.1),
     "topk, 1 %": TopK(0.01),
     "randk, 10 %": RandK(0.1),
-    "randk, 10 %, feedback": RandK(0.1, feedback=True),
+    "randk, 10 %, feedback": RandK(0.1, error_feedback=True),
 }
 
 

@@ -24,7 +24,7 @@ RUNS = {
     "cross_silo": [
         "experiment=cross_silo",
         "codec=int2",
-        "codec.feedback=true",
+        "codec.error_feedback=true",
         "downlink.name=int2",
         "downlink.kind=delta",
     ],

@@ -141,5 +141,5 @@ def _claims(config: Config, node: Node) -> tuple[str, float, float]:
     if protects_clients(config):
         whole = None if problems(config) else client_level_plan(config)
         epsilon = math.inf if whole is None else min(whole.target_epsilon, whole.epsilon(whole.charges))
-        return "client", epsilon, config.privacy.client_target_delta
+        return "client", epsilon, config.privacy.client.target_delta
     return "off", math.inf, 1.0

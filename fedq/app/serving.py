@@ -10,7 +10,7 @@ import numpy as np
 from fedq.artifacts.client_level import ServerFiles
 from fedq.artifacts.run_artifacts import ClientFiles, RunArtifacts
 from fedq.config import public
-from fedq.experiment import Experiment
+from fedq.experiment import Experiment, ServerExamples
 from fedq.experiment.client_level import client_level_mechanism, sampler
 from fedq.flower import wire
 from fedq.privacy import (
@@ -46,6 +46,10 @@ class Link(Protocol):
         *,
         task: str = wire.TRAIN,
     ) -> RoundAggregate: ...
+
+    def outputs(self, weights: np.ndarray, part: ServerExamples) -> np.ndarray | None:
+        """The model's outputs on the server's examples, (n, k); None where only the server's process can compute."""
+        ...
 
 
 def serve(
@@ -116,7 +120,7 @@ def _protection(
         mechanism, home = client_level_mechanism(experiment.config, plan, folder, experiment.data_name)
         return mechanism, home, mechanism.admit()
     except Declined as declined:
-        fix = "take fewer rounds or clients a round, or more noise, or raise privacy.client_target_epsilon"
+        fix = "take fewer rounds or clients a round, or more noise, or raise privacy.client.target_epsilon"
         raise BudgetSpentError(f"client-level DP: {declined}; {fix}") from None
     except LedgerError as error:
         raise TooFewClientsError(f"no round can be spent: {error}") from None
@@ -129,12 +133,11 @@ class _Judge:
         self._experiment, self._strategy, self._link, self._roster = experiment, strategy, link, roster
 
     def __call__(self, round: int, master: np.ndarray) -> Scores:
-        data, trainer = self._experiment.dataset, self._experiment.trainer
+        data = self._experiment.dataset
         evaluation, validation, traffic = Score(), Score(), Traffic()
         rejected: list[Rejected] = []
         if self._experiment.accuracy_source == "server_test" and data.test is not None:
-            on_test = trainer.evaluate(master, data.test)
-            evaluation = Score(on_test.loss, on_test.metric)
+            evaluation = self._on_server("test", master)
         elif self._experiment.accuracy_source == "clients":
             try:
                 broadcast = self._strategy.snapshot(master, round)
@@ -145,10 +148,17 @@ class _Judge:
             rejected = total.rejected
         elif self._experiment.counts_after(round):
             return self._counted(round, master)
-        if data.validation is not None:
-            on_validation = trainer.evaluate(master, data.validation)
-            validation = Score(on_validation.loss, on_validation.metric)
+        # Only a model that is chosen by it needs the validation set in each round.
+        config = self._experiment.config
+        if data.validation is not None and (config.strategy.keep == "best" or round == config.rounds):
+            validation = self._on_server("validation", master)
         return Scores(evaluation, validation, traffic, rejected)
+
+    def _on_server(self, part: ServerExamples, master: np.ndarray) -> Score:
+        trainer, examples = self._experiment.trainer, self._experiment.examples(part)
+        outputs = self._link.outputs(master, part)
+        found = trainer.evaluate(master, examples) if outputs is None else trainer.score_outputs(outputs, examples)
+        return Score(found.loss, found.metric)
 
     def _counted(self, round: int, master: np.ndarray) -> Scores:
         """The accuracy of the last model, from the clients' noisy counts. It is measured once."""

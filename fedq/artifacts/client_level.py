@@ -31,7 +31,7 @@ from fedq.server.loop import Round
 
 UNIT = "one client, all its examples in all rounds (counted or not); the server is trusted"
 ADVERSARY = {
-    "deal": "whoever sees the models, other clients included; the server is trusted",
+    "cyclic": "whoever sees the models, other clients included; the server is trusted",
     "poisson": "whoever sees the models and not the network, where cohorts show; the server is trusted",
 }
 # Figures that depend on who answered, and when: no noise covers them, so they stay with the server.
@@ -65,7 +65,7 @@ class ServerRecord:
             self._asked.update(what.asked)
         if self._experiment.plan is not None:
             return row
-        most = max(self._asked.values(), default=0) if self._plan.sampling == "deal" else len(self._rounds)
+        most = max(self._asked.values(), default=0) if self._plan.sampling == "cyclic" else len(self._rounds)
         return replace(row, epsilon=self._plan.epsilon(most, before=self._files.before))
 
     def public(self, row: RoundRow) -> RoundRow:

@@ -139,7 +139,7 @@ def client_level_items(config: Config, result: Result, run: Path) -> dict[str, A
         "this run" if runs <= 1 else f"the {runs} runs in the server's ledger, each with the most that one client spent"
     )
     sampling = {
-        "deal": "shuffled round-robin from the public seed: no amplification is claimed",
+        "cyclic": "shuffled round-robin from the public seed: no amplification is claimed",
         "poisson": "each client is in each round by a secret coin (Poisson): amplified, if only models are seen",
     }
     return {

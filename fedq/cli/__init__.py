@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from fedq.config import Config
     from fedq.experiment import Experiment
     from fedq.results import Result
+    from fedq.runtime.worker_processes import WorkerProcesses
 
     Start = Callable[[], Result]
 
@@ -119,9 +120,7 @@ def run(context: typer.Context) -> None:
         elif config.runtime.name == "deployment":
             _run(_deployed(config, overrides), overrides)
         else:
-            experiment = _built(config)
-            _print_plan(experiment)
-            _hydra(flags, overrides, overlay, lambda node: _run(_execution(experiment), overrides))
+            _run_here(config, flags, overrides, overlay)
 
 
 @deploy_app.command(
@@ -280,12 +279,24 @@ def _sweep_job(node: Any, overlay: Path | None) -> "tuple[list[str], Result]":
     return overrides, _executed(_execution(_built(config)))
 
 
-def _execution(experiment: "Experiment") -> "Start":
+def _run_here(config: "Config", flags: list[str], overrides: list[str], overlay: Path | None) -> None:
+    from fedq.runtime import early_workers
+
+    with early_workers(config) as processes:
+        experiment = _built(config)
+        _print_plan(experiment)
+        if flags or _own(overrides) != overrides:  # Hydra's own options: it composes once more, to read them
+            _hydra(flags, overrides, overlay, lambda node: _run(_execution(experiment, processes), overrides))
+        else:
+            _run(_execution(experiment, processes), overrides)
+
+
+def _execution(experiment: "Experiment", processes: "WorkerProcesses | None" = None) -> "Start":
     from fedq.console.live import LiveView
     from fedq.runtime import execute
 
     folder = _chosen_folder()
-    return lambda: execute(experiment, folder=folder, observers=[LiveView()])
+    return lambda: execute(experiment, folder=folder, observers=[LiveView()], processes=processes)
 
 
 def _deployed(config: "Config", overrides: Sequence[str]) -> "Start":
@@ -379,11 +390,11 @@ def _held_rows(experiment: "Experiment") -> list[tuple[str, str]]:
 
 def _chosen_folder() -> Path | None:
     """The run folder that the user gave to Hydra; None: fedq makes one."""
-    from hydra.core.hydra_config import HydraConfig
-
     chosen = any(o.lstrip("+").startswith(("hydra.run.dir=", "hydra.sweep.dir=")) for o in sys.argv[1:])
     if not chosen:
         return None
+    from hydra.core.hydra_config import HydraConfig
+
     folder = Path(HydraConfig.get().runtime.output_dir)
     if (folder / "rounds.jsonl").exists():
         refuse_text(f"{folder}: holds a run already. Give hydra.run.dir (or hydra.sweep.subdir) a folder of its own")

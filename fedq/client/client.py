@@ -100,7 +100,7 @@ class Client:
             received = self._beside(request, kept, base)
             private = self._admit(request, paid)
             trained_on, _ = self._parts(request.holdout)
-            before = self.state.residual(request.accepted) if self.codec.feedback else None
+            before = self.state.residual(request.accepted) if self.codec.error_feedback else None
             task = LocalTask(
                 trainer=self.trainer,
                 codec=self.codec,
@@ -121,7 +121,7 @@ class Client:
             fitted = task.fitted
             if fitted is None or set(task.sent) != {packet.name for packet in self.algorithm.uplink}:
                 raise RuntimeError("the algorithm's client_update must call fit, and send every packet of its uplink")
-            if self.codec.feedback or self.keeps_weights or new_state:
+            if self.codec.error_feedback or self.keeps_weights or new_state:
                 weights_sent = weights if self.keeps_weights else None
                 self.state.commit(request.round, before, task.lost, weights_sent, algorithm=(state, new_state))
             packet_bytes = sum(map(len, task.sent.values()))

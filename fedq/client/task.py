@@ -64,7 +64,7 @@ class LocalTask:
     def send(self, name: str, vector: Vector) -> None:
         """Encode a packet of the reply: `vector`, float32, shape (layout.size,), and what earlier updates lost."""
         codec = packets.packet_codec(name, self.codec)
-        if codec.feedback and self.residual is not None:
+        if codec.error_feedback and self.residual is not None:
             vector = vector + self.residual
         sent = self.masked.gather(vector)  # what was lost of a weight that is pruned since is lost for good
         self.sent[name] = packets.encode(  # post-processing: costs no epsilon
@@ -76,7 +76,7 @@ class LocalTask:
             base=self.base,
             key=key64(self.seed, name, self.round, self.identity),
         )
-        if codec.feedback:
+        if codec.error_feedback:
             self.lost = self.masked.scatter(sent - packets.decode(self.sent[name], self.masked.layout))
 
     def decoded(self, name: str) -> Vector:

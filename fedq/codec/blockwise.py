@@ -49,14 +49,14 @@ class Blockwise:
 
     `block=None`: the codec's own size, or 4096 with `rotate`. `rounding=None`: Lloyd-Max with `rotate` and at most
     4 bits, else nearest; at 8 bits evenly spaced levels are as good. `rotate`: apply a randomized Hadamard rotation, so
-    that outliers cost less. `feedback`: error feedback, the quantization error is added to the next update; with
+    that outliers cost less. `error_feedback`: error feedback, the quantization error is added to the next update; with
     Lloyd-Max the scale then has the least error instead of no bias. `entropy`: the levels are deflated.
     """
 
     block: int | None = None
     rounding: Rounding | None = None
     rotate: bool = False
-    feedback: bool = False
+    error_feedback: bool = False
     entropy: bool = False
 
     name: ClassVar[str]
@@ -65,7 +65,7 @@ class Blockwise:
     own_block: ClassVar[int]
 
     def __post_init__(self) -> None:
-        check_switches(rotate=self.rotate, feedback=self.feedback, entropy=self.entropy)
+        check_switches(rotate=self.rotate, error_feedback=self.error_feedback, entropy=self.entropy)
         has_points = self.rotate and self.bits in LLOYD_MAX
         if self.block is None:
             object.__setattr__(self, "block", ROTATED_BLOCK if self.rotate else self.own_block)
@@ -87,12 +87,12 @@ class Blockwise:
         return self.rotate
 
     def options(self) -> bytes:
-        return Options(self.num_block, self._rounding, self.rotate, self.feedback, self.entropy).to_bytes()
+        return Options(self.num_block, self._rounding, self.rotate, self.error_feedback, self.entropy).to_bytes()
 
     @classmethod
     def from_options(cls, options: bytes) -> Self:
         parsed = Options.from_bytes(options)
-        codec = cls(parsed.block, parsed.rounding, parsed.rotate, parsed.feedback, parsed.entropy)
+        codec = cls(parsed.block, parsed.rounding, parsed.rotate, parsed.error_feedback, parsed.entropy)
         if codec.options() != options:
             raise ValueError(f"options={options.hex()}: {cls.name} sends every value, so the last four bytes must be 0")
         return codec
@@ -213,7 +213,7 @@ class Blockwise:
         self, blocks: NDArray[np.float32], here: Stream
     ) -> tuple[NDArray[np.float32], NDArray[np.float32] | NDArray[np.uint8]]:
         if self.rounding == "lloyd_max":
-            return to_codes(blocks, LLOYD_MAX[self.bits], feedback=self.feedback)
+            return to_codes(blocks, LLOYD_MAX[self.bits], error_feedback=self.error_feedback)
         if self.bits == 1:
             return self._signs(blocks, here)
         key = here.key if self.rounding == "stochastic" else None

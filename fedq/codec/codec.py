@@ -39,7 +39,7 @@ class Codec(Protocol):
     wire_id: ClassVar[int]
 
     @property
-    def feedback(self) -> bool:
+    def error_feedback(self) -> bool:
         """Whether the quantization error is added to the next update (error feedback)."""
         ...
 

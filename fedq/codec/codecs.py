@@ -54,8 +54,10 @@ def packet_codec(name: str, codec: Codec) -> Codec:
     return codec if name == UPDATE else fine_codec(codec)
 
 
-def with_error_feedback(codec: Codec, feedback: bool) -> Codec:
+def with_error_feedback(codec: Codec, error_feedback: bool) -> Codec:
     """The same codec with error feedback on or off. float32 has no quantization error and stays as it is."""
     return (
-        codec if codec.feedback == feedback or codec.name == "float32" else replace(cast(Any, codec), feedback=feedback)
+        codec
+        if codec.error_feedback == error_feedback or codec.name == "float32"
+        else replace(cast(Any, codec), error_feedback=error_feedback)
     )

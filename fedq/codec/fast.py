@@ -41,7 +41,7 @@ def encode(
         if codec.points is not None:
             place, bounds = (width, first, stream.seed), (LARGEST_VALUE, float(LARGEST_SCALE))
             tables = codec.points.thresholds, codec.points.points
-            done = kernels.encode_lloyd(x, *place, *tables, codec.feedback, *bounds, part_scales, codes[part])
+            done = kernels.encode_lloyd(x, *place, *tables, codec.error_feedback, *bounds, part_scales, codes[part])
             return bool(done == 0)
         if codec.rotate:
             if not kernels.largest_magnitude(x) <= LARGEST_VALUE:

@@ -17,7 +17,7 @@ LARGEST = 65504.0  # the largest finite float16
 class Float16:
     """Nearest float16, ties to even: the error is at most 2^-11 of the value, or 2^-25 below 2^-14."""
 
-    feedback: bool = False
+    error_feedback: bool = False
 
     name: ClassVar[str] = "float16"
     wire_id: ClassVar[int] = 2

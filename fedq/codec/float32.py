@@ -17,7 +17,7 @@ class Float32:
 
     name: ClassVar[str] = "float32"
     wire_id: ClassVar[int] = 1
-    feedback: ClassVar[bool] = False
+    error_feedback: ClassVar[bool] = False
     entropy: ClassVar[bool] = False
     uses_seed: ClassVar[bool] = False
 

@@ -170,7 +170,7 @@ def _look_up(codes, table, values):
     *(f4, f8, writes(f4), writes(u8)),
 )
 def encode_lloyd(
-    values, block, first_index, seed, thresholds, points, feedback, largest_value, largest_scale, scales, codes
+    values, block, first_index, seed, thresholds, points, error_feedback, largest_value, largest_scale, scales, codes
 ):
     """Rotated blocks -> scales and Lloyd-Max codes. Returns 0; 1 for infinity or NaN; 2 for |value| > largest_value."""
     spare, hashes = _spare(block)
@@ -195,7 +195,7 @@ def encode_lloyd(
         _to_codes(z, np.float32(1.0 / np.sqrt(energy / size)), thresholds, code)
         _look_up(code, points, q)
         along = _tree_dot(z, q, terms)
-        scale = along / _tree_dot(q, q, terms) if feedback else energy / along
+        scale = along / _tree_dot(q, q, terms) if error_feedback else energy / along
         scales[number] = np.float32(min(max(scale, np.float64(SMALLEST_SCALE)), largest_scale))
     return 0
 

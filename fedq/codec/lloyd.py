@@ -65,7 +65,7 @@ LLOYD_MAX = {
 
 
 def to_codes(
-    rotated: NDArray[np.float32], levels: Points, *, feedback: bool
+    rotated: NDArray[np.float32], levels: Points, *, error_feedback: bool
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     """Scales (float32, shape (blocks,)) and codes (uint8, shape (blocks, width))."""
     z = rotated.astype(np.float64)
@@ -78,7 +78,7 @@ def to_codes(
         codes += y > threshold
     q = levels.points[codes].astype(np.float64)
     along = np.where(present, tree_sum(z * q), 1)
-    scales = along / tree_sum(q * q) if feedback else energy / along
+    scales = along / tree_sum(q * q) if error_feedback else energy / along
     with np.errstate(under="ignore"):
         clipped = np.clip(scales, float(SMALLEST_SCALE), float(LARGEST_SCALE)).astype(np.float32)
     return np.where(present, clipped, np.float32(0)), codes

@@ -19,12 +19,12 @@ class Options:
     block: int
     rounding: Rounding
     rotate: bool = False
-    feedback: bool = False
+    error_feedback: bool = False
     entropy: bool = False
     fraction: float = 0.0
 
     def to_bytes(self) -> bytes:
-        flags = _ROTATE * self.rotate | _FEEDBACK * self.feedback | _ENTROPY * self.entropy
+        flags = _ROTATE * self.rotate | _FEEDBACK * self.error_feedback | _ENTROPY * self.entropy
         return _STRUCT.pack(self.block - 1, ROUNDINGS.index(self.rounding), flags, self.fraction)
 
     @classmethod
@@ -33,8 +33,8 @@ class Options:
         block, rounding, flags, fraction = _STRUCT.unpack(data)
         if rounding >= len(ROUNDINGS) or flags > _ROTATE | _FEEDBACK | _ENTROPY:
             raise ValueError(f"options={data.hex()}: unknown rounding {rounding} or flags {flags}")
-        rotate, feedback, entropy = (bool(flags & flag) for flag in (_ROTATE, _FEEDBACK, _ENTROPY))
-        return cls(block + 1, ROUNDINGS[rounding], rotate, feedback, entropy, fraction)
+        rotate, error_feedback, entropy = (bool(flags & flag) for flag in (_ROTATE, _FEEDBACK, _ENTROPY))
+        return cls(block + 1, ROUNDINGS[rounding], rotate, error_feedback, entropy, fraction)
 
 
 def check_block(block: object) -> int:

@@ -20,7 +20,7 @@ from fedq.codec.sparse import Sparse, smallest
 class RandK(Sparse):
     """A random `fraction` of the values (arXiv:1809.07599), times n / k, so that the mean over seeds is the vector.
 
-    With `feedback` the factor is left out: error feedback corrects the bias, and the factor would enlarge the error.
+    With `error_feedback` the factor is left out: it would enlarge the error, and error feedback corrects the bias.
     """
 
     name: ClassVar[str] = "randk"
@@ -32,12 +32,14 @@ class RandK(Sparse):
     ) -> None:
         check_finite(values)
         kept = values[self._indices(values.size, stream)]
-        if not self.feedback:
+        if not self.error_feedback:
             with np.errstate(over="ignore"):
                 kept = kept * np.float32(values.size / kept.size)
             if not np.isfinite(kept).all():
                 factor = values.size / kept.size
-                raise ValueError(f"a value times {factor:g} exceeds float32: use feedback=true or a larger fraction")
+                raise ValueError(
+                    f"a value times {factor:g} exceeds float32: use error_feedback=true or a larger fraction"
+                )
         self._encode_kept(kept, scales, levels, stream)
 
     def decode_run(

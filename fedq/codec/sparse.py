@@ -20,7 +20,7 @@ class Sparse:
     fraction: float = 0.01
     block: int | None = None
     rounding: Rounding | None = None
-    feedback: bool = False
+    error_feedback: bool = False
     entropy: bool = False
 
     name: ClassVar[str]
@@ -28,7 +28,7 @@ class Sparse:
     uses_seed: ClassVar[bool]
 
     def __post_init__(self) -> None:
-        check_switches(feedback=self.feedback, entropy=self.entropy)
+        check_switches(error_feedback=self.error_feedback, entropy=self.entropy)
         number = isinstance(self.fraction, int | float) and not isinstance(self.fraction, bool)
         if not number or not 0 <= self.fraction <= 1 or np.float32(self.fraction) < LEAST_FRACTION:
             raise ValueError(f"codec.fraction={self.fraction!r}: must be a number 1e-06..1; try 0.01")
@@ -41,14 +41,14 @@ class Sparse:
     def options(self) -> bytes:
         assert self.block is not None
         assert self.rounding is not None
-        return Options(self.block, self.rounding, False, self.feedback, self.entropy, self.fraction).to_bytes()
+        return Options(self.block, self.rounding, False, self.error_feedback, self.entropy, self.fraction).to_bytes()
 
     @classmethod
     def from_options(cls, options: bytes) -> Self:
         parsed = Options.from_bytes(options)
         if parsed.rotate:
             raise ValueError(f"options={options.hex()}: {cls.name} cannot rotate; use rotate=false")
-        return cls(parsed.fraction, parsed.block, parsed.rounding, parsed.feedback, parsed.entropy)
+        return cls(parsed.fraction, parsed.block, parsed.rounding, parsed.error_feedback, parsed.entropy)
 
     def num_kept(self, num_values: int) -> int:
         """Number of values of a run that are sent: fraction * num_values, rounded to nearest, at least 1."""

@@ -18,7 +18,7 @@ from fedq.codec.sparse import Sparse, smallest
 
 @dataclass(frozen=True)
 class TopK(Sparse):
-    """The largest `fraction` of the values (arXiv:1809.07599): biased, so use error feedback (`feedback`)."""
+    """The largest `fraction` of the values (arXiv:1809.07599): biased, so use error feedback (`error_feedback`)."""
 
     name: ClassVar[str] = "topk"
     wire_id: ClassVar[int] = 7

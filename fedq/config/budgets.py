@@ -5,8 +5,8 @@ from typing import Any, Final
 
 from fedq.config.client_level import protects_clients, protects_examples
 from fedq.config.problem import Problem
-from fedq.config.public import LEAST_EPSILON, MOST_EPSILON
 from fedq.config.schema import Config
+from fedq.core.limits import LEAST_EPSILON, MOST_EPSILON
 
 OWN_DELTA: Final = 1e-5  # delta of an owner's own budget where the owner names none
 

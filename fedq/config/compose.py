@@ -2,12 +2,13 @@
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass
+import warnings
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
+from fedq.config.option import declared, former_names, shown
 from fedq.config.problem import ConfigError, Problem
 from fedq.config.schema import GROUPS, OPEN, Config
 
@@ -35,6 +36,7 @@ def compose(overrides: Sequence[str] = (), *, overlay: Path | None = None) -> Co
     `experiment/default.yaml`, that experiment is used where the overrides name none.
     Raises `ConfigError` with every unknown key, unknown choice and mistyped value, each with the nearest name.
     """
+    overrides = [_today(o) for o in overrides]
     wanted = [_open_key(o) for o in overrides]
     added = [p for o in wanted if (p := _unknown_key(o)) is not None]
     try:
@@ -57,7 +59,8 @@ def finished(config: Config, overrides: Sequence[str], overlay: Path | None) -> 
     """The composed config, completed with its overrides, its overlay and the user's model and data arguments."""
     from omegaconf import OmegaConf
 
-    config.overrides, config.overlay = list(overrides), str(overlay) if overlay else None
+    config.overrides, config.overlay = [_today(o) for o in overrides], str(overlay) if overlay else None
+    _read_former_names(config)
     for group, key in (("privacy", "budgets"), ("strategy", "weights")):
         options = getattr(config, group)
         if isinstance(given := getattr(options, key), dict):
@@ -193,40 +196,63 @@ def _nearest(name: str, known: Sequence[str]) -> str:
 
 
 def known_keys() -> dict[str, str]:
-    """Key of an experiment -> its help line."""
-    return {key: metadata["help"] for key, metadata, _ in _walk(Config, "")}
+    """Key of an experiment -> its meaning, with choices, bounds and condition."""
+    return {key: option.line() for key, option in declared(Config).items()}
 
 
 @lru_cache(maxsize=1)
 def path_keys() -> frozenset[str]:
     """Keys whose value is a path that is opened or written."""
-    return frozenset(key for key, metadata, _ in _walk(Config, "") if metadata["holds"] == "path")
+    return frozenset(key for key, option in declared(Config).items() if option.holds == "path")
 
 
-def _walk(schema: type, prefix: str) -> list[tuple[str, Mapping[str, str], Any]]:
-    rows: list[tuple[str, Mapping[str, str], Any]] = []
-    hints = get_type_hints(schema)
-    for f in fields(schema):
-        hint = hints[f.name]
-        if isinstance(hint, type) and is_dataclass(hint):
-            rows += _walk(hint, f"{prefix}{f.name}.")
-        elif "help" in f.metadata:
-            types = [t.__name__ for t in get_args(hint) if t is not type(None)] or [
-                getattr(hint, "__name__", str(hint))
-            ]
-            rows.append((f"{prefix}{f.name}", f.metadata, types[0]))
-    return rows
+def _today(override: str) -> str:
+    """The override with today's key and value where it has a former name, with a warning."""
+    key, sign, value = override.partition("=")
+    bare = key.lstrip("+")
+    if bare not in (former := former_names(Config)):
+        return override
+    new, values = former[bare]
+    _warn_renamed(bare, new, value, values.get(value, value))
+    return f"{key[: len(key) - len(bare)]}{new}{sign}{values.get(value, value)}"
+
+
+def _read_former_names(config: Config) -> None:
+    """Move the values that a YAML file set under a former name to today's name, with a warning for each."""
+    for former, (new, values) in former_names(Config).items():
+        group, _, name = former.rpartition(".")
+        value = getattr(_node(config, group), name)
+        if value is not None:
+            today = values.get(value, value)
+            _warn_renamed(former, new, value, today)
+            group_today, _, name_today = new.rpartition(".")
+            setattr(_node(config, group_today), name_today, today)
+            setattr(_node(config, group), name, None)
+
+
+def _node(config: Config, group: str) -> Any:
+    node: Any = config
+    for part in group.split("."):
+        node = getattr(node, part)
+    return node
+
+
+def _warn_renamed(former: str, new: str, value: Any, today: Any) -> None:
+    warnings.warn(
+        f"{former}={value} is now {new}={today}; the old name works in this release only", FutureWarning, stacklevel=4
+    )
 
 
 def _help() -> dict[str, str]:
-    width = max(len(key) for key in known_keys())
-    keys = "\n".join(f"  {key:{width}}  {meaning}" for key, meaning in known_keys().items())
+    settings = {key: f"{key}={shown(option.default)}" for key, option in declared(Config).items()}
+    width = min(40, max(len(setting) for setting in settings.values()))
+    keys = "\n".join(f"  {settings[key]:{width}}  {option.line()}" for key, option in declared(Config).items())
     template = f"""fedq run [KEY=VALUE | GROUP=CHOICE ...]    one federated experiment
 
 Groups and their choices (GROUP=CHOICE):
 
 $APP_CONFIG_GROUPS
-Keys and their meaning (KEY=VALUE; model.* and data.* also take any argument of the callable):
+Keys with their defaults, and their meaning (KEY=VALUE; model.* and data.* also take any argument of the callable):
 
 {keys}
 

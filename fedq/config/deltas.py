@@ -2,19 +2,13 @@
 
 import math
 from collections.abc import Iterator
-from typing import Final
 
 from fedq.config.problem import Problem
-
-# `fedq.privacy.evidence` has the same limits, and explains them; a test compares both.
-MOST_DELTA: Final = 1e-3
-DELTA_MARGIN: Final = 10
-LEAST_DELTA: Final = 1e-15
-BOUNDS: Final = (LEAST_DELTA, MOST_DELTA, True, True)
+from fedq.core.limits import DELTA_MARGIN, LEAST_DELTA, MOST_DELTA
 
 
 def delta_problems(key: str, delta: float, *, protected: int, of: str) -> Iterator[Problem]:
-    """What is wrong with a delta for `protected` units, each an `of`; deltas out of `BOUNDS` are reported elsewhere."""
+    """What is wrong with a delta for `protected` units, each an `of`; one out of its bounds is reported elsewhere."""
     if LEAST_DELTA <= delta <= MOST_DELTA and not DELTA_MARGIN * delta * protected <= 1:
         rule = f"must be at most 1 / ({DELTA_MARGIN} x {protected}), of {protected} {of}s: else one may leak whole"
         fits = 10.0 ** math.floor(-math.log10(DELTA_MARGIN * protected))

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 
-from fedq.config.augmentation import augmentation_problems
 from fedq.config.client_level import protects_examples
 from fedq.config.deltas import delta_problems
 from fedq.config.problem import Problem
 from fedq.config.public import dp_steps, nominal_examples, sample_rate
 from fedq.config.schema import Config
+from fedq.core.choices import AUGMENTATIONS
 
 
 def example_problems(config: Config) -> Iterator[Problem]:
@@ -15,7 +15,9 @@ def example_problems(config: Config) -> Iterator[Problem]:
     train, privacy, quant = config.train, config.privacy, config.quant
     if not protects_examples(config):
         return
-    yield from augmentation_problems(config)
+    if not privacy.augment or not set(privacy.augment) <= set(AUGMENTATIONS):
+        rule = f"must be one or more of {', '.join(AUGMENTATIONS)}"
+        yield Problem("privacy.augment", list(privacy.augment), rule, "Use privacy.augment=[flip,shift]")
     if privacy.target_epsilon is None and privacy.noise_multiplier is None:
         yield Problem(
             "privacy.target_epsilon",

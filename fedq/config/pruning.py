@@ -1,6 +1,6 @@
 """The pruning schedule in rounds, and rules about it. Knows the schema; not layouts."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from fedq.config.problem import Problem
 from fedq.config.schema import Config
@@ -29,10 +29,3 @@ def pruning_problems(config: Config) -> Iterator[Problem]:
     if config.downlink.kind == "delta":
         rule = f"quant.sparsity={q.sparsity:g} prunes weights between two rounds, but changes refer to older weights"
         yield Problem("downlink.kind", "delta", rule, "Use downlink.kind=weights")
-
-
-def idle_pruning(config: Config) -> tuple[Sequence[str], bool, str, str]:
-    """Options without effect in a dense run: (keys, whether they apply, why not, the fix)."""
-    keys = ("quant.sparsity_begin", "quant.sparsity_end")
-    rule = "quant.sparsity is null, so it would do nothing"
-    return keys, config.quant.sparsity is not None, rule, "Add quant.sparsity=0.9"

@@ -1,13 +1,8 @@
 """Public numbers of an experiment: clients, cohorts, participations and noised steps. Knows the schema alone."""
 
 import math
-from typing import Final
 
 from fedq.config.schema import Config
-
-# Limits of any budget. Below, the accountants take minutes to calibrate; above, epsilon bounds nothing.
-LEAST_EPSILON: Final = 0.05
-MOST_EPSILON: Final = 1e4
 
 
 def identities(config: Config) -> list[str]:
@@ -30,7 +25,7 @@ def rounds_asked(config: Config) -> int:
 
     It is all rounds where the server need not keep to equal cohorts: with privacy off, some clients may be missing.
     """
-    round_robin = config.privacy.unit != "off" and config.privacy.client_sampling == "deal"
+    round_robin = config.privacy.unit != "off" and config.privacy.client.sampling == "cyclic"
     return participation_cap(config) if round_robin else config.rounds
 
 

@@ -1,22 +1,13 @@
 """Rules about defences against lying clients: weights, bounds, robust aggregates. Knows the schema alone."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from fedq.config.client_level import protects_clients
 from fedq.config.problem import Problem
 from fedq.config.public import cohort_size, identities
 from fedq.config.schema import Config
 
-CHOICES: dict[str, tuple[str | int, ...]] = {
-    "strategy.weighting": ("examples", "equal"),
-    "strategy.aggregate": ("mean", "median", "trimmed_mean"),
-}
-BOUNDS: dict[str, tuple[float, float, bool, bool]] = {
-    "strategy.max_weight": (0, 2**20, False, True),
-    "strategy.trim": (0, 0.5, False, False),
-}
-LATER = tuple(("strategy", key) for key in ("weights", "max_weight", "max_update_norm", "aggregate", "trim"))
 _FEWEST = 3  # fewest updates with which a robust aggregate can outvote a minority
 _SPARSE = ("topk", "randk")
 
@@ -40,8 +31,8 @@ def robustness_problems(config: Config) -> Iterator[Problem]:
         rule = 'must be a number above 0 (an L2 norm), auto, or off (in YAML "off", with its quotes)'
         yield Problem("strategy.max_update_norm", longest, rule, "Use strategy.max_update_norm=auto")
     if number and protects_clients(config):
-        rule = f"privacy={config.privacy.unit} clips every update to privacy.client_clip_norm, which sets its noise"
-        yield Problem("strategy.max_update_norm", longest, rule, "Use privacy.client_clip_norm")
+        rule = f"privacy={config.privacy.unit} clips every update to privacy.client.clip_norm, which sets its noise"
+        yield Problem("strategy.max_update_norm", longest, rule, "Use privacy.client.clip_norm")
     if is_robust(config):
         yield from _aggregate(config)
 
@@ -89,26 +80,3 @@ def _aggregate(config: Config) -> Iterator[Problem]:
     if config.codec.name in _SPARSE:
         rule = f"codec.name={config.codec.name} sends few values of each update, so most of a coordinate's values are 0"
         yield Problem(key, value, rule, "Use strategy.aggregate=mean or codec=int8")
-
-
-def idle_robustness(config: Config) -> list[tuple[Sequence[str], bool, str, str]]:
-    """Options without effect: (keys, whether they apply, why not, the hint)."""
-    private = config.privacy.unit != "off"
-    same = "under DP all clients have the same weight: a weight would reveal how much data a client has"
-    if not private:
-        same = f"strategy.aggregate={config.strategy.aggregate} counts all clients the same"
-    equal = "strategy.weighting=equal counts all clients the same"
-    by_examples = config.strategy.weighting == "examples"
-    auto = f"privacy={config.privacy.unit} clips every update already"
-    trim = f"strategy.aggregate={config.strategy.aggregate} trims nothing"
-    return [
-        (
-            ("strategy.weighting", "strategy.weights", "strategy.max_weight"),
-            not private and not is_robust(config),
-            same,
-            "Leave it out",
-        ),
-        (("strategy.weights", "strategy.max_weight"), by_examples, equal, "Use strategy.weighting=examples"),
-        (("strategy.max_update_norm",), not protects_clients(config), auto, "Leave it out"),
-        (("strategy.trim",), config.strategy.aggregate == "trimmed_mean", trim, "Use strategy.aggregate=trimmed_mean"),
-    ]

@@ -1,120 +1,33 @@
-"""All rules about a config that need no data. Knows the schema; not Hydra, torch or Flower."""
+"""Rules about a config that need no data: each option by its declaration, then combinations of options.
+
+Knows the schema; not Hydra, torch or Flower.
+"""
 
 import hashlib
 import inspect
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, fields
+from collections.abc import Iterator
 from typing import Any
 
 from fedq.codec import CODECS
-from fedq.codec.options import ROUNDINGS
-from fedq.config import client_level, deltas, hardware, robustness
-from fedq.config.augmentation import idle_augmentation
+from fedq.config import client_level, hardware, robustness
 from fedq.config.budgets import budget_problems, evaluation_problems
 from fedq.config.client_level import protects_examples
 from fedq.config.example_level import example_problems
+from fedq.config.option import Declared, When, declared
 from fedq.config.problem import Problem
-from fedq.config.pruning import idle_pruning, pruning_problems
-from fedq.config.public import LEAST_EPSILON, MOST_EPSILON, cohort_size, identities
-from fedq.config.quantization import idle_quantization
+from fedq.config.pruning import pruning_problems
+from fedq.config.public import cohort_size, identities
 from fedq.config.schema import Config
 
 OBJECT = "object:"  # prefix of the name of a model or data that is an object of the calling process
 
-# Values of the closed options. Other packages own the classes of these names; a test compares them.
-CHOICES: dict[str, tuple[str | int, ...]] = {
-    "evaluate": ("server", "dp", "off"),
-    "partition.name": ("iid", "dirichlet", "by_column"),
-    "train.schedule": ("constant", "linear", "cosine"),
-    "train.loss": ("cross_entropy", "binary_cross_entropy", "mse", "l1", "huber"),
-    "train.metric": ("accuracy", "multilabel_accuracy", "r2", "mse", "mae"),
-    "train.device": ("auto", "cpu", "cuda", "mps"),
-    "train.autocast": ("off", "bf16"),
-    "quant.name": ("off", "int8", "int4", "ternary"),
-    "quant.weight_bits": (8, 4, 2),
-    "quant.granularity": ("channel", "tensor"),
-    "quant.weight_rounding": ("nearest", "stochastic"),
-    "quant.activation_bits": (8, 4),
-    "quant.activations": ("fixed", "learned", "observed", "dynamic", "off"),
-    "privacy.unit": client_level.UNITS,
-    "privacy.accountant": ("prv", "rdp"),
-    "privacy.noise": ("discrete", "gaussian", "seeded"),
-    "codec.name": tuple(CODECS),
-    "codec.rounding": ROUNDINGS,
-    "downlink.name": tuple(CODECS),
-    "downlink.rounding": ROUNDINGS,
-    "downlink.kind": ("weights", "delta"),
-    "strategy.name": ("fedavg",),
-    "strategy.keep": ("last", "best"),
-    "runtime.name": ("local", "ray", "deployment"),
-    **client_level.CHOICES,
-    **robustness.CHOICES,
-}
 # Codec -> its options.
 CODEC_OPTIONS = {name: tuple(inspect.signature(codec).parameters) for name, codec in CODECS.items()}
 # Below this fraction, int8 weights take fewer bytes than changes plus float32 weights for clients that missed some.
 LEAST_DELTA_FRACTION = 0.3
-# key -> (least, largest, whether the bounds themselves are allowed)
-BOUNDS: dict[str, tuple[float, float, bool, bool]] = {
-    "rounds": (1, 1_000_000, True, True),
-    "clients": (1, 1_000_000, True, True),
-    "fraction": (0, 1, False, True),
-    "seed": (0, 2**63 - 1, True, True),
-    "partition.alpha": (0, math.inf, False, False),
-    "partition.min_size": (1, math.inf, True, False),
-    "train.epochs": (0, 10_000, False, True),
-    "train.steps": (1, 1_000_000, True, True),
-    "train.batch_size": (1, 1_000_000, True, True),
-    "train.lr": (0, math.inf, False, False),
-    "train.clip_grad": (0, math.inf, False, False),
-    "train.holdout": (0, 1, False, False),
-    "quant.weight_range": (1, 127, True, True),
-    "quant.activation_range": (0, math.inf, False, False),
-    "quant.input_range": (0, math.inf, False, False),
-    "quant.sparsity": (0, 1, False, False),
-    "quant.sparsity_begin": (0, 1, True, True),
-    "quant.sparsity_end": (0, 1, True, True),
-    "privacy.target_epsilon": (LEAST_EPSILON, MOST_EPSILON, True, True),
-    "privacy.target_delta": deltas.BOUNDS,
-    "privacy.noise_multiplier": (0.01, 1e5, True, True),
-    "privacy.evaluation_epsilon": (1e-3, 10, True, True),
-    "privacy.clip_norm": (1e-6, 1e6, True, True),
-    "privacy.sample_rate": (1e-6, 1, True, True),
-    "privacy.nominal_examples": (1, math.inf, True, False),
-    "privacy.augmentations": (1, 256, True, True),
-    "codec.block": (16, 65536, True, True),
-    "codec.fraction": (1e-6, 1, True, True),
-    "downlink.block": (16, 65536, True, True),
-    "downlink.fraction": (1e-6, 1, True, True),
-    "strategy.server_lr": (0, math.inf, False, False),
-    "strategy.min_clients": (1, math.inf, True, False),
-    "strategy.ema": (0, 1, False, False),
-    "strategy.evaluate_every": (1, math.inf, True, False),
-    "runtime.workers": (1, 256, True, True),
-    "runtime.wait": (0, 7 * 86400, True, True),
-    "runtime.timeout": (0, 7 * 86400, False, True),
-    "runtime.min_available": (1, 1_000_000, True, True),
-    **client_level.BOUNDS,
-    **robustness.BOUNDS,
-}
-
-# Options of later versions: with their default they are left out of the identity, so that old identities stay.
-_LATER = (
-    (None, "names"),
-    (None, "algorithm"),
-    ("train", "autocast"),
-    ("strategy", "ema"),
-    *(("privacy", key) for key in ("augmentations", "augment")),
-    *(("quant", key) for key in ("granularity", "weight_rounding", "calibration")),
-    (None, "evaluate"),
-    *(("privacy", key) for key in ("budgets", "evaluation_epsilon")),
-    *(("quant", key) for key in ("sparsity", "sparsity_begin", "sparsity_end")),
-    *(("privacy", key) for key in client_level.KEYS),
-    *robustness.LATER,
-)
 
 
 def problems(config: Config) -> list[Problem]:
@@ -138,27 +51,19 @@ def value_of(config: Config, key: str) -> Any:
 
 
 def identity(config: Config) -> dict[str, Any]:
-    """The part of the config that decides the trained arrays; it is the same on every runtime."""
-    options = asdict(config)
-    for key in ("runtime", "name", "overrides", "overlay"):
-        del options[key]
-    del options["privacy"]["ledger"]
-    for group, key in _LATER:  # with its default, the experiment is the same as before the option existed
-        at = options if group is None else options[group]
-        if at[key] == value_of(Config(), key if group is None else f"{group}.{key}"):
-            del at[key]
-    options["strategy"].setdefault("max_weight", 1e6)  # stands where none is set
-    if options["quant"]["weight_range"] is None:
-        options["quant"]["weight_range"] = 63
-    if config.privacy.unit != "off":  # no effect under DP
-        options["strategy"]["weighting"] = "examples"
-    if config.privacy.unit == "off":  # no effect without DP; gaussian was the first default
-        options["privacy"]["noise"] = "gaussian"
-    else:  # no effect: under DP all clients have the same weight
-        options["strategy"]["weighting"] = "examples"
-    for key in ("device", "compile", "data_parallel"):  # they depend on the machine, like `runtime`
-        del options["train"][key]
-    return options
+    """The options that decide the trained arrays, nested as in YAML; the same on every runtime.
+
+    Options without effect are left out: a clipping norm, say, while privacy is off.
+    """
+    found: dict[str, Any] = {}
+    for key, option in declared(Config).items():
+        if option.identity and _unmet(config, option) is None:
+            *groups, name = key.split(".")
+            node = found
+            for group in groups:
+                node = node.setdefault(group, {})
+            node[name] = value_of(config, key)
+    return found
 
 
 def config_hash(config: Config) -> str:
@@ -173,21 +78,17 @@ def set_by_user(config: Config, key: str) -> bool:
 
 
 def _single(config: Config) -> Iterator[Problem]:
-    for key, choices in CHOICES.items():
+    for key, option in declared(Config).items():
         value = value_of(config, key)
-        if value not in choices and not (value is None and value_of(Config(), key) is None):
-            yield Problem(key, value, f"must be one of {', '.join(map(str, choices))}", f"Use {key}={choices[0]}")
+        if not option.accepts(value):
+            rule = f"must be one of {', '.join(map(str, option.choices))}"
+            yield Problem(key, value, rule, f"Use {key}={option.choices[0]}")
+        if option.bounds is not None and value is not None and value not in option.bounds:
+            yield Problem(key, value, f"must be in {option.bounds}", _try(option))
     published = config.data.get("nominal_examples")
     if published is not None and (type(published) is not int or published < 1):
         rule = "must be a whole number of at least 1: the public size of the training part"
         yield Problem("data.nominal_examples", published, rule, "Try data.nominal_examples=1000")
-    for key, (low, high, with_low, with_high) in BOUNDS.items():
-        value = value_of(config, key)
-        if value is None:
-            continue
-        inside = (low <= value if with_low else low < value) and (value <= high if with_high else value < high)
-        if not inside:
-            yield Problem(key, value, f"must be in {_interval(low, high, with_low, with_high)}", _try(config, key))
 
 
 def _together(config: Config) -> Iterator[Problem]:
@@ -218,7 +119,7 @@ def _together(config: Config) -> Iterator[Problem]:
     yield from _names(config)
     yield from _runtime(config)
     yield from hardware.problems(config)
-    yield from _idle(config)
+    yield from _without_effect(config)
     for group in ("model", "data"):
         target = getattr(config, group).get("_target_")
         if not isinstance(target, str) or not ("." in target or target.startswith(OBJECT)):
@@ -241,6 +142,9 @@ def _names(config: Config) -> Iterator[Problem]:
 
 def _runtime(config: Config) -> Iterator[Problem]:
     runtime = config.runtime
+    if runtime.workers != "auto" and not (type(runtime.workers) is int and 1 <= runtime.workers <= 256):
+        rule = "must be auto, or a whole number in [1, 256]"
+        yield Problem("runtime.workers", runtime.workers, rule, "Use runtime.workers=auto")
     if runtime.min_available is not None and runtime.min_available > config.clients:
         rule = f"there are {config.clients} clients"
         yield Problem("runtime.min_available", runtime.min_available, rule, "Use null to wait for them all")
@@ -275,82 +179,46 @@ def _deployment(config: Config) -> Iterator[Problem]:
         yield Problem("privacy.ledger", config.privacy.ledger, rule, "Use privacy.ledger=null")
 
 
-def _idle(config: Config) -> Iterator[Problem]:
+def _without_effect(config: Config) -> Iterator[Problem]:
     """Options that the user set and that have no effect."""
-    c = config
-    engine = f"runtime={c.runtime.name} has no such option"
-    table: list[tuple[Sequence[str], bool, str, str]] = [
-        (("runtime.workers",), c.runtime.name == "local", engine, "Use runtime=local"),
-        (("runtime.address",), c.runtime.name == "ray", engine, "Use runtime=ray"),
-        (
-            ("runtime.connection", "runtime.insecure"),
-            c.runtime.name == "deployment",
-            engine,
-            "Use runtime=deployment",
-        ),
-        (
-            ("runtime.wait", "runtime.min_available", "runtime.timeout"),
-            c.runtime.name != "local",
-            engine,
-            "Use runtime=ray or runtime=deployment",
-        ),
-        *client_level.idle_privacy(c),
-        idle_augmentation(config),
-        (_options("quant", "name"), c.quant.name != "off", "quant is off, so it would do nothing", "Add quant=int8"),
-        (("privacy.evaluation_epsilon",), c.evaluate == "dp", f"evaluate={c.evaluate}", "Use evaluate=dp"),
-        idle_pruning(c),
-        *idle_quantization(c),
-        (
-            ("partition.alpha", "partition.min_size"),
-            c.partition.name == "dirichlet",
-            f"partition={c.partition.name} has no such option",
-            "Use partition=dirichlet",
-        ),
-        *_codec_options("codec", c.codec.name),
-        *_codec_options("downlink", c.downlink.name),
-        (
-            ("train.batch_size",),
-            not protects_examples(c) or c.privacy.sample_rate is None,
-            f"under DP privacy.sample_rate={c.privacy.sample_rate} decides the size of a batch",
-            "Use privacy.sample_rate=RATE, or set it to null",
-        ),
-        *robustness.idle_robustness(c),
-    ]
-    for keys, applies, rule, fix in table:
-        for key in keys:
-            if not applies and set_by_user(config, key):
-                yield Problem(key, value_of(config, key), rule, fix)
+    for key, option in declared(Config).items():
+        condition = _unmet(config, option)
+        if condition is not None and set_by_user(config, key):
+            rule = condition.rule(value_of(config, condition.key))
+            yield Problem(key, value_of(config, key), rule, condition.hint())
+    rate = config.privacy.sample_rate
+    if protects_examples(config) and rate is not None and set_by_user(config, "train.batch_size"):
+        rule = f"under DP privacy.sample_rate={rate} decides the size of a batch"
+        fix = "Use privacy.sample_rate=RATE, or set it to null"
+        yield Problem("train.batch_size", config.train.batch_size, rule, fix)
+    for group, name in (("codec", config.codec.name), ("downlink", config.downlink.name)):
+        yield from _codec_options(config, group, name)
 
 
-def _codec_options(group: str, name: str | None) -> Iterator[tuple[Sequence[str], bool, str, str]]:
-    """Options that the codec of one direction does not have; without a name it has none."""
+def _unmet(config: Config, option: Declared) -> When | None:
+    """The first condition of the option that does not hold; None if the option has an effect."""
+    return next((when for when in option.when if not when.holds(value_of(config, when.key))), None)
+
+
+def _codec_options(config: Config, group: str, name: str | None) -> Iterator[Problem]:
+    """Options that the user set and that the codec of one direction does not have; without a name it has none."""
     for option in sorted({option for options in CODEC_OPTIONS.values() for option in options}):
-        rule = "downlink.name is null" if name is None else f"{group}.name={name} has no such option"
-        if group == "downlink" and option == "feedback":
-            rule = "error feedback is always on for changes, and has no use for weights"
-            yield (("downlink.feedback",), False, rule, "Leave it out; downlink.kind=delta has it")
+        key = f"{group}.{option}"
+        if not set_by_user(config, key):
             continue
-        owners = [codec for codec, options in CODEC_OPTIONS.items() if option in options]
-        yield (
-            (f"{group}.{option}",),
-            option in CODEC_OPTIONS.get(name or "", ()),
-            rule,
-            f"Use {group}.name={'int8' if 'int8' in owners else owners[0]}",
-        )
+        if key == "downlink.error_feedback":
+            rule = "error feedback is always on for changes, and has no use for weights"
+            yield Problem(key, value_of(config, key), rule, "Leave it out; downlink.kind=delta has it")
+        elif option not in CODEC_OPTIONS.get(name or "", ()):
+            rule = "downlink.name is null" if name is None else f"{group}.name={name} has no such option"
+            owners = [codec for codec, options in CODEC_OPTIONS.items() if option in options]
+            fix = f"Use {group}.name={'int8' if 'int8' in owners else owners[0]}"
+            yield Problem(key, value_of(config, key), rule, fix)
 
 
-def _options(group: str, switch: str) -> list[str]:
-    """All keys of a group except the one that switches it."""
-    return [f"{group}.{f.name}" for f in fields(getattr(Config(), group)) if f.name != switch]
-
-
-def _interval(low: float, high: float, with_low: bool, with_high: bool) -> str:
-    return f"{'[' if with_low else '('}{low:g}, {high:g}{']' if with_high else ')'}"
-
-
-def _try(config: Config, key: str) -> str:
-    default = value_of(Config(), key)
-    low, high, with_low, _ = BOUNDS[key]
-    usual = {"privacy.target_epsilon": 8, "train.epochs": 1, "strategy.ema": 0.9, "privacy.sample_rate": 0.1}
-    value = default if default is not None else usual.get(key, low if with_low else high)
-    return f"Try {key}={value:g}" if isinstance(value, (int, float)) and math.isfinite(value) else f"Set another {key}"
+def _try(option: Declared) -> str:
+    value = option.default if option.default is not None else option.example
+    if value is None and option.bounds is not None:
+        value = option.bounds.nearest_bound()
+    known = isinstance(value, (int, float)) and math.isfinite(value)
+    return f"Try {option.key}={value:g}" if known else f"Set another {option.key}"

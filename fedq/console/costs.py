@@ -44,7 +44,14 @@ def _of_objects(config: Mapping[str, Any]) -> bool:
 
 
 def _same_but(group: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    return all(one.get(k) == other.get(k) for k in {*one, *other} - {group})
+    """Whether two configs differ in this group alone. An option that one of them leaves out has no effect there."""
+    return all(_agree(one[key], other[key]) for key in (one.keys() & other.keys()) - {group})
+
+
+def _agree(one: Any, other: Any) -> bool:
+    if isinstance(one, dict) and isinstance(other, dict) and not {"_target_", "name"} & (one.keys() ^ other.keys()):
+        return all(_agree(one[key], other[key]) for key in one.keys() & other.keys())
+    return bool(one == other)
 
 
 def _summaries(folders: Iterable[Path]) -> Iterable[tuple[dict[str, Any], str]]:

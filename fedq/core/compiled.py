@@ -13,7 +13,8 @@ from typing import Any
 from numba import njit, types
 
 _SETTINGS = {"nogil": True, "error_model": "numpy"}
-i8, u8, f4, f8, i64, u64 = types.int8, types.uint8, types.float32, types.float64, types.int64, types.uint64
+i8, u8, f4, f8 = types.int8, types.uint8, types.float32, types.float64
+i32, i64, u64 = types.int32, types.int64, types.uint64
 boolean, void = types.boolean, types.void
 
 inner = njit(inline="never", **_SETTINGS)  # for functions that only kernels call

@@ -37,6 +37,16 @@ def without_compiler() -> Iterator[None]:
             del torch._dynamo
 
 
+def run_eagerly(function: Any) -> None:
+    """Mark a function that torch excludes from compilation as excluded already.
+
+    torch wraps such a function, e.g. `__torch_dispatch__`, and imports the compiler at its first call to exclude it.
+    It keeps the result in this attribute of the function, so the import is not needed.
+    """
+    wrapped = function.__wrapped__
+    setattr(wrapped, "__dynamo_disable", wrapped)
+
+
 def _disable(function: Callable[..., Any], recursive: bool = True, **_: Any) -> Callable[..., Any]:
     """torch keeps this result permanently, so it calls the real compiler as soon as there is one."""
     real: list[Callable[..., Any]] = []

@@ -6,6 +6,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from fedq.core.choices import PARTITIONS, implemented
+
 Indices = npt.NDArray[np.int64]
 Counts = npt.NDArray[np.int64]
 Array = npt.NDArray[Any]
@@ -106,11 +108,9 @@ class ByColumn:
         return np.split(by_key, np.bincount(key_of).cumsum()[:-1])
 
 
-PARTITIONERS: dict[str, type[Iid] | type[Dirichlet] | type[ByColumn]] = {
-    "iid": Iid,
-    "dirichlet": Dirichlet,
-    "by_column": ByColumn,
-}
+PARTITIONERS: dict[str, type[Iid] | type[Dirichlet] | type[ByColumn]] = implemented(
+    PARTITIONS, {"iid": Iid, "dirichlet": Dirichlet, "by_column": ByColumn}
+)
 
 
 def _check_clients(clients: int, num_examples: int) -> None:

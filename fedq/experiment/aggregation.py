@@ -62,7 +62,7 @@ def _public_length(experiment: "Experiment") -> bool:
         and set(recipe.optimizer_options) <= {"momentum"}
         and not experiment.trainer.statistics
         and codec.name in _FINE
-        and not codec.feedback
+        and not codec.error_feedback
     )
 
 

@@ -50,7 +50,9 @@ def build(
     if owner is not None and owner.identity is None:  # a deployment's server, whichever way the run was started
         found += [problem for problem in unstated_weights(config) if problem not in found]
     if not (model is None and data is None):
-        away: list[tuple[str, Any]] = [("runtime.workers", config.runtime.workers)] * (config.runtime.workers > 1)
+        away: list[tuple[str, Any]] = [("runtime.workers", config.runtime.workers)] * (
+            config.runtime.workers not in ("auto", 1)
+        )
         away += [("runtime", config.runtime.name)] * (config.runtime.name != "local")
         fix = "Use runtime.workers=1 runtime=local, or name the callable: model._target_=my.module.Net"
         found += [Problem(key, value, "other processes cannot receive objects of this one", fix) for key, value in away]
@@ -227,6 +229,6 @@ def _checked_client_plan(config: Config, found: list[Problem]) -> ClientLevelPla
     try:
         return client_level_plan(config)
     except (ValueError, ArithmeticError) as error:
-        key, fix = "privacy.client_noise_multiplier", "Try privacy.client_target_epsilon=8, and no noise multiplier"
-        found.append(problem(error, key=key, value=config.privacy.client_noise_multiplier, fix=fix))
+        key, fix = "privacy.client.noise_multiplier", "Try privacy.client.target_epsilon=8, and no noise multiplier"
+        found.append(problem(error, key=key, value=config.privacy.client.noise_multiplier, fix=fix))
         return None

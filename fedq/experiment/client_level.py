@@ -29,36 +29,36 @@ def client_level_plan(config: Config) -> ClientLevelPlan | None:
         return None
     p, cohort = config.privacy, cohort_size(config)
     accountant = cast(Literal["prv", "rdp"], p.accountant)  # the rules have checked it, and the sampling
-    sampling = cast(Literal["deal", "poisson"], p.client_sampling)
-    counted_rounds = participation_cap(config) if sampling == "deal" else config.rounds
-    noise = p.client_noise_multiplier
+    sampling = cast(Literal["cyclic", "poisson"], p.client.sampling)
+    counted_rounds = participation_cap(config) if sampling == "cyclic" else config.rounds
+    noise = p.client.noise_multiplier
     if noise is None:
-        assert p.client_target_epsilon is not None
+        assert p.client.target_epsilon is not None
         noise = calibrate(
-            target_epsilon=p.client_target_epsilon,
-            delta=p.client_target_delta,
+            target_epsilon=p.client.target_epsilon,
+            delta=p.client.target_delta,
             sample_rate=cohort / config.clients if sampling == "poisson" else 1.0,
             steps=counted_rounds,
             accountant=accountant,
         )
     plan = ClientLevelPlan(
         noise_multiplier=noise,
-        clip_norm=p.client_clip_norm,
+        clip_norm=p.client.clip_norm,
         cohort=cohort,
         clients=config.clients,
         charges=counted_rounds,
         sampling=sampling,
-        quantile=p.client_quantile if p.client_clipping == "adaptive" else None,
-        target_epsilon=math.inf if p.client_target_epsilon is None else p.client_target_epsilon,
-        delta=p.client_target_delta,
+        quantile=p.client.quantile if p.client.clipping == "adaptive" else None,
+        target_epsilon=math.inf if p.client.target_epsilon is None else p.client.target_epsilon,
+        delta=p.client.target_delta,
         accountant=accountant,
         noise="gaussian" if p.noise == "gaussian" else "discrete",  # `seeded` is a random source, no kind of noise
     )
     if (spent := plan.epsilon(counted_rounds)) > plan.target_epsilon:
         raise ValueError(
             f"costs a client epsilon {spent:.4g} in {counted_rounds} rounds, more than the target "
-            f"{plan.target_epsilon:g}; leave privacy.client_noise_multiplier out, or set "
-            "privacy.client_target_epsilon=null"
+            f"{plan.target_epsilon:g}; leave privacy.client.noise_multiplier out, or set "
+            "privacy.client.target_epsilon=null"
         )
     return plan
 
@@ -94,7 +94,7 @@ def client_level_mechanism(
 
 def sampler(config: Config, plan: ClientLevelPlan | None, clients: list[str]) -> Sampler:
     """The sampler of clients."""
-    if plan is None or plan.sampling == "deal":
+    if plan is None or plan.sampling == "cyclic":
         return CyclicSampler(clients, seed=config.seed)
     return SecretPoisson(clients, rate=plan.sample_rate, random=_random(config, "server cohorts"))
 

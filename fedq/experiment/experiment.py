@@ -16,7 +16,7 @@ from fedq.config import Config, public
 from fedq.config.pruning import pruning_rounds
 from fedq.core.compiler import without_compiler
 from fedq.core.randomness import key64
-from fedq.data import Dataset
+from fedq.data import Dataset, Examples
 from fedq.experiment.aggregation import aggregation_of
 from fedq.experiment.ledgers import Account, ledger_file
 from fedq.privacy import ClientLevelPlan
@@ -24,6 +24,8 @@ from fedq.quant import QuantReport
 from fedq.server import Downlink, Pruning, Strategy, Terms
 from fedq.server.optimizer import ServerOptimizer
 from fedq.training import Trainer
+
+ServerExamples = Literal["test", "validation"]  # the parts of the data that the server evaluates on
 
 
 @dataclass
@@ -66,6 +68,26 @@ class Experiment:
         if self.dataset.test is not None:
             return "server_test"
         return "none" if self.claims_privacy else "clients"
+
+    def examples(self, part: ServerExamples) -> Examples:
+        """The server's examples of that part. ValueError if the data has none."""
+        found = self.dataset.test if part == "test" else self.dataset.validation
+        if found is None:
+            raise ValueError(f"the data has no {part} examples")
+        return found
+
+    @property
+    def clients_keep_state(self) -> bool:
+        """Whether a client must be served by one process: what it keeps between rounds is in memory there.
+
+        It is a residual, the weights that changes refer to, an algorithm's vectors, a ledger with its random source.
+        """
+        return (
+            self.codec.error_feedback
+            or self.downlink.kind == "delta"
+            or bool(self.algorithm.client_state(self.layout.size))
+            or bool(self.plans)
+        )
 
     @property
     def claims_privacy(self) -> bool:
@@ -111,7 +133,7 @@ class Experiment:
     def _server_optimizer(self, parameters: list[torch.Tensor]) -> torch.optim.Optimizer:
         c = self.config.strategy
         with without_compiler():
-            return getattr(torch.optim, c.server)(parameters, lr=c.server_lr, **c.server_options)  # type: ignore[no-any-return]
+            return getattr(torch.optim, c.server_optimizer)(parameters, lr=c.server_lr, **c.server_options)  # type: ignore[no-any-return]
 
     def client(
         self,

@@ -19,7 +19,7 @@ def check_training(config: Config, dataset: Dataset | None, found: list[Problem]
     t, s = config.train, config.strategy
     for key, name, options, lr in (
         ("train.optimizer", t.optimizer, t.optimizer_options, t.lr),
-        ("strategy.server", s.server, s.server_options, s.server_lr),
+        ("strategy.server_optimizer", s.server_optimizer, s.server_options, s.server_lr),
     ):
         kind = getattr(torch.optim, name, None)
         if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)) or kind is torch.optim.Optimizer:

@@ -10,7 +10,8 @@ from torch import nn
 
 from fedq.config import Config, rules
 from fedq.config.config_file import read_config
-from fedq.config.schema import Privacy, Runtime
+from fedq.config.privacy_options import Privacy
+from fedq.config.schema import Runtime
 from fedq.experiment.build import build
 from fedq.experiment.experiment import Experiment
 from fedq.experiment.foreign import Allowed

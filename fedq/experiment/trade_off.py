@@ -18,7 +18,7 @@ def trade_off(config: Config, budgets: Sequence[float]) -> list[PlanRow]:
     For example-level DP, or for client-level DP where only that is on.
     """
     p = config.privacy
-    own = p.target_epsilon if protects_examples(config) else p.client_target_epsilon
+    own = p.target_epsilon if protects_examples(config) else p.client.target_epsilon
     rounds = sorted({max(1, config.rounds // 2), config.rounds, 2 * config.rounds})
     rows = []
     for budget in sorted({*budgets, *([own] if own is not None else [])}):
@@ -38,7 +38,10 @@ def _noise(config: Config, budget: float) -> tuple[float, float]:
             )
             return plan.noise_multiplier, plan.noise_multiplier / plan.divisor
         client_plan = client_level_plan(
-            replace(config, privacy=replace(p, client_target_epsilon=budget, client_noise_multiplier=None))
+            replace(
+                config,
+                privacy=replace(p, client=replace(p.client, target_epsilon=budget, noise_multiplier=None)),
+            )
         )
     except (ValueError, ArithmeticError):
         return math.inf, math.inf
@@ -55,7 +58,9 @@ def cost_summary(config: Config) -> dict[str, str]:
         client_plan = client_level_plan(config)
         assert client_plan is not None
         return {
-            "rounds": rounds if client_plan.sampling == "deal" else f"{config.rounds}, about {asked}, drawn in secret",
+            "rounds": rounds
+            if client_plan.sampling == "cyclic"
+            else f"{config.rounds}, about {asked}, drawn in secret",
             "clip": f"{client_plan.clip_norm:g} on each decoded update, divided by {client_plan.cohort}",
             "noise": f"multiplier {client_plan.noise_multiplier:.4g}, added by the server",
             "cost": f"epsilon {spent(client_plan.epsilon(client_plan.charges))} of {client_plan.target_epsilon:g} "

@@ -3,7 +3,6 @@ Depends on models, tensors and the ledger file; does not know quantization, code
 """
 
 from fedq.privacy.accounting import (
-    ACCOUNTANTS,
     MOST_EXACT,
     Accountant,
     AnyMechanism,
@@ -29,7 +28,6 @@ from fedq.privacy.policy import Asked, Policy, PolicyError, limits, read_policy,
 from fedq.privacy.spend import Spend
 
 __all__ = [
-    "ACCOUNTANTS",
     "DPSGD",
     "MAX_BATCH",
     "MAX_EPSILON",

@@ -29,10 +29,10 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
+from fedq.core.choices import ACCOUNTANTS
 from fedq.privacy.renyi import renyi_epsilon
 
 Accountant = Literal["prv", "rdp"]
-ACCOUNTANTS: tuple[Accountant, ...] = ("prv", "rdp")
 MOST_EXACT: Final = 8  # largest number of different mechanisms that the named accountant composes
 
 # Opacus' own orders, and larger ones for small epsilon (integer orders cost little).

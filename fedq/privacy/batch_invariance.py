@@ -14,7 +14,6 @@ measures prevent it:
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -27,7 +26,7 @@ from torch.overrides import TorchFunctionMode
 from fedq.per_example import ALIGNED, Recorder, averaged
 from fedq.privacy.clipping import unrounded_shares
 from fedq.privacy.draws import KeystreamDraws, MadeUpWords
-from fedq.privacy.model_validation import device_of
+from fedq.privacy.model_validation import device_of, random_weights
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -122,7 +121,7 @@ def is_batch_invariant(
     stream, shape = torch.Generator().manual_seed(0), (2, size, views, *inputs.shape[1:])
     floats, tokens = torch.randn(shape, generator=stream), torch.randint(0, 2, shape, generator=stream)
     passed[key] = False
-    with _random_weights(model, stream):
+    with random_weights(model, stream):
         # A model of tokens may take floats as inputs, but only whole numbers.
         for batch, replaced in (floats, tokens) if inputs.dtype.is_floating_point else (tokens,):
             try:
@@ -176,20 +175,3 @@ def _every_other(rows: Sequence[Tensor]) -> list[Tensor]:
 
 def _equal(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
-
-
-@contextmanager
-def _random_weights(model: nn.Module, stream: torch.Generator) -> Iterator[None]:
-    """Inside, the trained weights are public random ones, scaled so that activations keep their size."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    before = [p.detach().clone() for p in trained]
-    with torch.no_grad():
-        try:
-            for p in trained:
-                fan_in = p[0].numel() if p.dim() > 1 else 1
-                p.copy_(torch.randn(p.shape, generator=stream) / math.sqrt(fan_in))
-            with torch.enable_grad():
-                yield
-        finally:
-            for p, values in zip(trained, before, strict=True):
-                p.copy_(values)

@@ -21,8 +21,9 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from fedq.core.choices import ACCOUNTANTS
 from fedq.core.durable import append_to_private
-from fedq.privacy.accounting import ACCOUNTANTS, Accountant, AnyMechanism, Mechanism, epsilon
+from fedq.privacy.accounting import Accountant, AnyMechanism, Mechanism, epsilon
 from fedq.privacy.chain import Row
 from fedq.privacy.client_level_account import charged, require_budget
 from fedq.privacy.client_level_noise import COUNT_GRID, GRID, LARGEST_STD, LEAST_STD, drawn_std, noised
@@ -31,7 +32,7 @@ from fedq.privacy.noise import RandomSource
 from fedq.privacy.plan import MECHANISMS, Noise
 from fedq.privacy.spend import GAUSSIAN, Spend
 
-Sampling = Literal["deal", "poisson"]
+Sampling = Literal["cyclic", "poisson"]
 UNIT: Final = "client"
 ADJACENCY: Final = "zero-out-one"
 LEAST_CLIP, LARGEST_CLIP = 1e-4, 1e3
@@ -54,7 +55,7 @@ class ClientLevelPlan:
     cohort: int  # public number of clients in a round: divides the sum
     clients: int
     charges: int  # rounds that count against one client: under deal the most it takes part in, under poisson all
-    sampling: Sampling = "deal"
+    sampling: Sampling = "cyclic"
     quantile: float | None = None  # of the norms, which the clip norm follows; None: it is fixed
     target_epsilon: float = math.inf  # of all that a client ever spends by the server's ledger
     delta: float = 1e-5
@@ -67,7 +68,7 @@ class ClientLevelPlan:
             raise ValueError(f"clip_norm={self.clip_norm}: must be in [{LEAST_CLIP:g}, {LARGEST_CLIP:g}], e.g. 1")
         if not 1 <= self.cohort <= self.clients:
             raise ValueError(f"cohort={self.cohort} of {self.clients} clients: must be 1 to all of them")
-        if self.sampling not in ("deal", "poisson"):
+        if self.sampling not in ("cyclic", "poisson"):
             raise ValueError(f"sampling={self.sampling!r}: must be deal or poisson")
         if self.quantile is not None and not 0 < self.quantile < 1:
             raise ValueError(f"quantile={self.quantile}: must be between 0 and 1, e.g. 0.5")

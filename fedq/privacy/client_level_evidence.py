@@ -64,7 +64,7 @@ def spent_by_one_client(evidence: ServerEvidence) -> float:
         everybody.append(mechanism)
         for client in round.asked:
             busiest.setdefault(client, []).append(mechanism)
-    if evidence.plan.sampling == "deal" and busiest:
+    if evidence.plan.sampling == "cyclic" and busiest:
         everybody = max(busiest.values(), key=len)
     everybody += [spend.as_mechanism() for spend in evidence.unfinished]
     everybody += charged(evidence.other_runs, clients=evidence.plan.clients)

@@ -26,7 +26,9 @@ and hence kernels, do not depend on `count`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from types import ModuleType
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -54,14 +56,16 @@ def clip_and_sum(
     pruned: Pruned | None = None,
     *,
     count: int | None = None,
+    kernels: ModuleType | None = None,
 ) -> Tensor:
     """Clip each example's gradient and sum: flat float64 on the CPU, in the order of `parameters`.
 
     Pruned values are left out of the norm. A parameter without a contribution gets zeros. `count`: the number of rows,
-    from the first, that have a share; by default all. Overwrites the contributions.
+    from the first, that have a share; by default all. `kernels`: `fedq.privacy.kernels`, or None to compute by torch.
+    Overwrites the contributions.
     """
     masked = _masked(contributions, pruned or {})
-    factors = _factors(masked, clip_norm, count, margin=_MARGIN)
+    factors = _factors(masked, clip_norm, count, margin=_MARGIN, kernels=kernels)
     return _in_order({c.parameter: c.weighted_sum(factors) for c in masked}, parameters)
 
 
@@ -72,11 +76,12 @@ def clip_and_round(
     pruned: Pruned | None = None,
     *,
     count: int | None = None,
+    kernels: ModuleType | None = None,
 ) -> Tensor:
     """The same on the grid of clip_norm / UNITS: an exact sum, as flat float64 integers in these units."""
     masked = _masked(contributions, pruned or {})
-    scales = _factors(masked, clip_norm, count, margin=_GRID_MARGIN) * (UNITS / clip_norm)
-    shares = [_Factors(c, scales) if isinstance(c, Outer) else _Rows(c, scales) for c in masked]
+    scales = _factors(masked, clip_norm, count, margin=_GRID_MARGIN, kernels=kernels) * (UNITS / clip_norm)
+    shares = [_Factors(c, scales) if isinstance(c, Outer) else _rows(c, scales, kernels) for c in masked]
     # Lists of examples, possibly empty, instead of branches: the same code runs for neighbouring data.
     beyond = _beyond(shares)
     for share in shares:
@@ -113,6 +118,44 @@ class _Rows:
         """Rows in float64, as many at once as the cache holds."""
         at_once = max(1, _PART // max(1, self._rows.shape[1]))
         return (exact(part) for part in torch.split(self._rows, at_once))
+
+
+class _CompiledRows:
+    """The same by compiled kernels, in the memory of the gradients."""
+
+    def __init__(self, dense: Dense, scales: Tensor, kernels: ModuleType) -> None:
+        self.parameter, self._dense, self._kernels = dense.parameter, dense, kernels
+        values = dense.rows.numpy()
+        self._rounded, squares = values.view(np.int32), np.empty(len(values))
+        kernels.round_rows(
+            values.reshape(-1), self._rounded.reshape(-1), values.shape[1], scales.numpy().astype(np.float32), squares
+        )
+        self.squares = torch.from_numpy(squares)
+
+    def truncate(self, examples: Tensor) -> None:
+        pass  # rows are rounded toward zero from the start
+
+    def forget(self, examples: Tensor) -> None:
+        self._rounded[examples.numpy()] = 0
+
+    def sum(self) -> Tensor:
+        total = np.zeros(self._rounded.shape[1])
+        self._kernels.sum_rows(self._rounded.reshape(-1), len(total), total)
+        return self._dense.in_order(torch.from_numpy(total))
+
+
+def _rows(dense: Dense, scales: Tensor, kernels: ModuleType | None) -> _Rows | _CompiledRows:
+    if kernels is not None and _compilable(dense):
+        return _CompiledRows(dense, scales, kernels)
+    return _Rows(dense, scales)
+
+
+def _compilable(contribution: Contribution) -> bool:
+    """Whether the kernels can read these gradients; by their type and place, never by their values."""
+    if isinstance(contribution, Outer):
+        return False
+    rows = contribution.rows
+    return rows.dtype == torch.float32 and rows.device.type == "cpu" and rows.is_contiguous()
 
 
 class _Factors:
@@ -156,7 +199,7 @@ def _product_of_squares(left: Tensor, right: Tensor) -> Tensor:
     return torch.linalg.vecdot(left, left) * torch.linalg.vecdot(right, right)  # type: ignore[no-any-return]
 
 
-def _beyond(shares: Sequence[_Rows | _Factors]) -> Tensor:
+def _beyond(shares: Sequence[_Rows | _CompiledRows | _Factors]) -> Tensor:
     """Indices of the examples whose share is too long; exact, since float64 holds integers up to 2^53."""
     if not shares:
         return torch.zeros(0, dtype=torch.long)
@@ -186,13 +229,20 @@ def unrounded_shares(
     return [factors, *(part for of_one in parts for part in of_one)]
 
 
-def _factors(contributions: Sequence[Contribution], clip_norm: float, count: int | None, *, margin: float) -> Tensor:
+def _factors(
+    contributions: Sequence[Contribution],
+    clip_norm: float,
+    count: int | None,
+    *,
+    margin: float,
+    kernels: ModuleType | None = None,
+) -> Tensor:
     """Clip factors, float64 (n,). Sets dropped rows of the contributions to zero, because 0 * NaN is NaN."""
     if not contributions:
         return torch.zeros(0, dtype=torch.float64)
     squares = torch.zeros(contributions[0].examples, dtype=torch.float64)
     for contribution in contributions:  # one by one: torch.sum adds the last columns up in another order
-        squares += contribution.squared_norms().cpu()
+        squares += _squared_norms(contribution, kernels)
     norms = squares.sqrt()
     usable = norms <= min(_LONGEST_GRADIENT * clip_norm, torch.finfo(torch.float32).max)  # not if NaN
     usable[len(usable) if count is None else count :] = False
@@ -201,6 +251,14 @@ def _factors(contributions: Sequence[Contribution], clip_norm: float, count: int
         contribution.forget(dropped)
     factors = torch.clamp(clip_norm * margin / norms, max=1.0)  # norm 0: inf, clamped to 1
     return torch.where(usable, factors, 0.0)
+
+
+def _squared_norms(contribution: Contribution, kernels: ModuleType | None) -> Tensor:
+    if kernels is None or isinstance(contribution, Outer) or not _compilable(contribution):
+        return contribution.squared_norms().cpu()
+    rows, squares = contribution.rows.numpy(), np.empty(contribution.examples)
+    kernels.squared_norms(rows.reshape(-1), rows.shape[1], squares)
+    return torch.from_numpy(squares)
 
 
 def _in_order(sums: Mapping[nn.Parameter, Tensor], parameters: Sequence[nn.Parameter]) -> Tensor:

@@ -14,6 +14,9 @@ import warnings
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -21,17 +24,17 @@ from torch import Tensor, nn
 
 from fedq.core.compiler import without_compiler
 from fedq.per_example import Recorder, averaged, recorded
+from fedq.privacy import jit
 from fedq.privacy.admission import budget_guard
 from fedq.privacy.batch_invariance import aligned_products, is_batch_invariant, microbatch_size, microbatches
 from fedq.privacy.clipping import UNITS, clip_and_round, clip_and_sum
 from fedq.privacy.draws import GlobalGenerators, KeystreamDraws, MadeUpWords, refuse_shared_generators
 from fedq.privacy.ledger import Ledger
 from fedq.privacy.model_validation import (
-    check_loss_sums,
+    check_separate_examples,
     check_unchanged,
     device_of,
-    refuse_cross_example_layers,
-    refuse_mixing,
+    fit_key,
     untrained_state,
 )
 from fedq.privacy.noise import RandomSource
@@ -108,9 +111,7 @@ class DPSGD:
         if max_batch < 1:
             raise ValueError(f"max_batch={max_batch}: must be 1 or more")
         fit = _Fit(model, inputs, targets, loss, pruned or {}, augment, views, correct)
-        refuse_cross_example_layers(model)
-        refuse_mixing(model, tuple(inputs.shape[1:]), inputs.dtype)
-        check_loss_sums(model, loss, inputs, targets)
+        check_separate_examples(model, loss, inputs, targets)
         if not fit.parameters:
             raise ValueError("the model has no trainable parameter: there is nothing for DP-SGD to train")
         with recorded(model) as recorder:
@@ -140,7 +141,11 @@ class DPSGD:
         plan = self.plan
         fit.untrained = untrained_state(fit.model)
         optimizer = make_optimizer(fit.parameters)
-        fit.layers_draw = _made_up_passes(recorder, fit.loss, fit.inputs, fit.targets, fit.device)
+        key = fit_key(fit.model, fit.loss, fit.inputs, fit.targets)
+        drawing = _drawing.setdefault(fit.model, {})
+        if key not in drawing:
+            drawing[key] = _made_up_passes(recorder, fit.loss, fit.inputs, fit.targets, fit.device)
+        fit.layers_draw = drawing[key]
         fit.at_once = microbatch_size(plan.divisor, plan.sample_rate, max(1, max_batch // fit.views))
         if not is_batch_invariant(
             recorder,
@@ -155,6 +160,8 @@ class DPSGD:
         ):
             warnings.warn(_ONE_AT_A_TIME, stacklevel=3)
             fit.at_once = 1
+        scalars = sum(p.numel() for p in fit.parameters)
+        fit.kernels = jit.kernels(plan.steps * math.ceil(plan.divisor) * fit.views * scalars)
         return optimizer
 
     def _charge(self, context: SpendContext) -> int:
@@ -215,8 +222,14 @@ class DPSGD:
                 fit.loss(fit.model(seen.to(fit.device)), wanted).backward()  # type: ignore[no-untyped-call]
             # Averaged before the clip: however many views, an example has one bounded share.
             shares = averaged(recorder.take(len(seen)), fit.views)
-            total += bounded_sum(shares, fit.parameters, self.plan.clip_norm, fit.pruned, count=count)
+            total += bounded_sum(
+                shares, fit.parameters, self.plan.clip_norm, fit.pruned, count=count, kernels=fit.kernels
+            )
         return total
+
+
+# Model -> key of a fit -> whether layers draw: a property of the model's code, so it is found out once.
+_drawing: WeakKeyDictionary[nn.Module, dict[Any, bool]] = WeakKeyDictionary()
 
 
 @dataclass
@@ -234,6 +247,7 @@ class _Fit:
     untrained: dict[str, Tensor] = field(default_factory=dict)  # what a fit must leave as it is
     at_once: int = 1  # examples whose gradients are held at once: public
     layers_draw: bool = False
+    kernels: ModuleType | None = None  # compiled clipping, for the whole fit or not at all
     steps_noised: int = 0
     secret_bits: dict[str, int] = field(default_factory=dict)
 

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fedq.core.compiler import run_eagerly
+
 aten = torch.ops.aten
 _RANDOM: Final = torch.Tag.nondeterministic_seeded
 # Bits of a word that make a uniform number below 1 in each type; the same as in torch's own generator.
@@ -92,6 +94,9 @@ class KeystreamDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]  # tor
         if shape and shape[0] % count == 0:
             return 0
         return shape.index(count) if count in shape else None
+
+
+run_eagerly(KeystreamDraws.__torch_dispatch__)
 
 
 class MadeUpWords:

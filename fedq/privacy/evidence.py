@@ -6,13 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from fedq.core.limits import DELTA_MARGIN, MOST_DELTA
 from fedq.privacy.dpsgd import DPEvidence
 from fedq.privacy.spend import MECHANISMS, Spend
 
 MAX_EPSILON = 20.0  # e^20 is 500 million: a bound on an odds ratio beyond that has no meaning
-# A mechanism that publishes one random example of n is (0, 1/n)-DP: delta must be far below 1 / n, and small anyway.
-MAX_DELTA = 1e-3
-DELTA_MARGIN = 10  # delta is at most 1 / (10 n)
 # Secret bits behind every random number of the guarantee. Fewer can be searched: 2^32 keys take minutes.
 LEAST_SECRET_BITS = 128
 
@@ -109,7 +107,7 @@ def decision_faults(decisions: Sequence[str]) -> list[str]:
 
 def delta_faults(delta: float, protected: int, *, of: str) -> list[str]:
     """Why a delta is too large for the number of protected units; a NaN counts as too large."""
-    faults = [] if delta <= MAX_DELTA else [f"delta {delta:g} is beyond {MAX_DELTA:g}, however few are protected"]
+    faults = [] if delta <= MOST_DELTA else [f"delta {delta:g} is beyond {MOST_DELTA:g}, however few are protected"]
     if not (protected >= 1 and DELTA_MARGIN * delta * protected <= 1):
         limit = f"it must be at most 1 / ({DELTA_MARGIN} x {protected})"
         faults.append(f"delta {delta:g} allows one {of} of {protected} to leak whole: {limit}")

@@ -2,14 +2,48 @@
 Knows layers, buffers and a loss; not clipping, noise, budgets or data.
 """
 
-from collections.abc import Callable
-from contextlib import suppress
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fedq.privacy.draws import KeystreamDraws, MadeUpWords, refuse_shared_generators
+
+_passed: WeakKeyDictionary[nn.Module, set[Any]] = WeakKeyDictionary()
+
+
+def check_separate_examples(
+    model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], inputs: Tensor, targets: Tensor
+) -> None:
+    """ValueError unless model and loss treat each example separately. Of the data only shapes and dtypes are read.
+
+    Once for each model object, loss and shape, with the given weights and with public random ones: whether a layer
+    mixes examples is a property of its code, and with weights that a server chose it might not show. Where random
+    weights give no finite output, nothing is learned from them, so the check is repeated in every fit.
+    """
+    key = fit_key(model, loss, inputs, targets)
+    passed = _passed.setdefault(model, set())
+    if key in passed:
+        return
+    refuse_cross_example_layers(model)
+    shape = tuple(inputs.shape[1:])
+    refuse_mixing(model, shape, inputs.dtype)
+    check_loss_sums(model, loss, inputs, targets)
+    with random_weights(model, torch.Generator().manual_seed(0)):
+        if refuse_mixing(model, shape, inputs.dtype, finite_only=True):
+            passed.add(key)
+
+
+def fit_key(model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], inputs: Tensor, targets: Tensor) -> Any:
+    """What a check of a model's code depends on, beside the model object: its layers, the loss, shapes and dtypes."""
+    layers = tuple((type(module), module.training) for module in model.modules())
+    parameters = tuple((p.requires_grad, p.shape, p.dtype, p.device) for p in model.parameters())
+    return (loss, layers, parameters, *((t.shape[1:], t.dtype) for t in (inputs, targets)))
 
 
 def refuse_cross_example_layers(model: nn.Module) -> None:
@@ -56,11 +90,17 @@ def check_loss_sums(
 
 
 def refuse_mixing(
-    model: nn.Module, input_shape: tuple[int, ...], dtype: torch.dtype = torch.float32, *, training: bool = True
-) -> None:
+    model: nn.Module,
+    input_shape: tuple[int, ...],
+    dtype: torch.dtype = torch.float32,
+    *,
+    training: bool = True,
+    finite_only: bool = False,
+) -> bool:
     """ValueError if one made-up example changes the output for another: then no example's share can be bounded.
 
-    `dtype`: of the inputs; `training`: test the model in train mode, else in eval mode.
+    `dtype`: of the inputs; `training`: test the model in train mode, else in eval mode. True if the outputs were
+    finite; with `finite_only` outputs that are not are no error.
 
     It is a probe, not a proof: it finds `x - x.mean(0)`, but not a layer that mixes examples only for certain values.
     Where the inputs are token numbers (a model may also take them as floats), it tries 0 and 1.
@@ -97,11 +137,13 @@ def refuse_mixing(
         restore(model, before)
         for module, training in was_training.items():
             module.training = training
-    if not torch.allclose(outputs[0], outputs[1], rtol=1e-4, atol=1e-6):
+    finite = all(bool(output.isfinite().all()) for output in outputs)
+    if (finite or not finite_only) and not torch.allclose(outputs[0], outputs[1], rtol=1e-4, atol=1e-6):
         raise ValueError(
             "the model mixes the examples of a batch (the output for one changes with another), so no example's share "
             "can be bounded; compute each example's output from that example alone, or use privacy=off"
         )
+    return finite
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -136,3 +178,20 @@ def check_unchanged(model: nn.Module, before: dict[str, Tensor]) -> None:
             f"buffer {moved[0]} changed during private training: it holds statistics of the data, "
             "without noise; use GroupNorm, or quant.activations=learned or fixed"
         )
+
+
+@contextmanager
+def random_weights(model: nn.Module, stream: torch.Generator) -> Iterator[None]:
+    """Inside, the trained weights are public random ones, scaled so that activations keep their size."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    before = [p.detach().clone() for p in trained]
+    with torch.no_grad():
+        try:
+            for p in trained:
+                fan_in = p[0].numel() if p.dim() > 1 else 1
+                p.copy_(torch.randn(p.shape, generator=stream) / math.sqrt(fan_in))
+            with torch.enable_grad():
+                yield
+        finally:
+            for p, values in zip(trained, before, strict=True):
+                p.copy_(values)

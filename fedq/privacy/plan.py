@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from fedq.privacy.accounting import ACCOUNTANTS, Accountant, Mechanism, PureDP
+from fedq.core.choices import ACCOUNTANTS
+from fedq.privacy.accounting import Accountant, Mechanism, PureDP
 from fedq.privacy.discrete import covering_sigma
 from fedq.privacy.spend import DISCRETE, GAUSSIAN, LAPLACE, Spend
 

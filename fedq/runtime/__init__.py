@@ -3,7 +3,7 @@
 from fedq.runtime.deployment import DeploymentError, deploy
 from fedq.runtime.forecast import forecast
 from fedq.runtime.observers import Observer, Observers, RunStart
-from fedq.runtime.start import OUTPUTS, built, check, execute, run_observed
+from fedq.runtime.start import OUTPUTS, built, check, early_workers, execute, run_observed
 
 __all__ = [
     "OUTPUTS",
@@ -14,6 +14,7 @@ __all__ = [
     "built",
     "check",
     "deploy",
+    "early_workers",
     "execute",
     "forecast",
     "run_observed",

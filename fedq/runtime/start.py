@@ -7,8 +7,9 @@ from typing import Any
 
 from fedq.app.serving import Link, serve
 from fedq.artifacts.run_artifacts import ClientFiles
-from fedq.config import Config, ConfigError, compose, own_conf
+from fedq.config import Config, ConfigError, compose, own_conf, problems
 from fedq.config.config_file import write_config
+from fedq.core.wording import plural
 from fedq.experiment import Experiment, build
 from fedq.results import Result, new_run_folder
 from fedq.runtime import ray
@@ -16,6 +17,8 @@ from fedq.runtime.deployment import deploy
 from fedq.runtime.local import in_process
 from fedq.runtime.observers import Observer, Observers, RunStart
 from fedq.runtime.pool import Pool
+from fedq.runtime.worker_processes import WorkerProcesses
+from fedq.runtime.workers import AUTO, workers_for
 from fedq.server.strategy import Strategy
 from fedq.training.numerics import one_thread
 
@@ -34,7 +37,9 @@ def run_observed(
     config = compose(overrides, overlay=own_conf())
     if config.runtime.name == "deployment" and model is None and data is None:
         return deploy(config, observers=observers)
-    return execute(built(config, model=model, data=data), root=root, observers=observers)
+    with early_workers(config if model is None and data is None else None) as processes:
+        experiment = built(config, model=model, data=data)
+        return execute(experiment, root=root, observers=observers, processes=processes)
 
 
 def check(overrides: Sequence[str], *, model: Any = None, data: Any = None, overlay: Path | None = None) -> Experiment:
@@ -49,14 +54,28 @@ def built(config: Config, *, model: Any = None, data: Any = None) -> Experiment:
     return build(config, model=model, data=data)
 
 
+@contextmanager
+def early_workers(config: Config | None) -> Iterator[WorkerProcesses | None]:
+    """Worker processes of a config that names their number: they build the experiment while this process does."""
+    count = 1
+    if config is not None and config.runtime.name == "local" and not problems(config):
+        count = 1 if config.runtime.workers == AUTO else min(int(config.runtime.workers), config.clients)
+    if count == 1 or config is None:
+        yield None
+        return
+    with WorkerProcesses(config, count - 1) as processes:
+        yield processes
+
+
 def execute(
     experiment: Experiment,
     *,
     root: str | Path = OUTPUTS,
     observers: Sequence[Observer] = (),
     folder: Path | None = None,
+    processes: WorkerProcesses | None = None,
 ) -> Result:
-    """Run a built experiment."""
+    """Run a built experiment. `processes`: those of `early_workers`, if they were started."""
     config, watchers = experiment.config, Observers(observers)
     home = folder or new_run_folder(root, config.name)
     write_config(config, home / "config.yaml")
@@ -64,7 +83,7 @@ def execute(
     with (
         one_thread(),
         watchers.watching(RunStart.of(config, home)) as end,
-        _link(experiment, strategy, home, watchers) as link,
+        _link(experiment, strategy, home, watchers, processes) as link,
     ):
         if experiment.quantized is not None and not experiment.quantized.portable:
             watchers.on_note(
@@ -75,15 +94,24 @@ def execute(
 
 
 @contextmanager
-def _link(experiment: Experiment, strategy: Strategy, folder: Path, watchers: Observers) -> Iterator[Link]:
+def _link(
+    experiment: Experiment,
+    strategy: Strategy,
+    folder: Path,
+    watchers: Observers,
+    processes: WorkerProcesses | None,
+) -> Iterator[Link]:
     runtime, replied = experiment.config.runtime, watchers.on_replies
     if runtime.name == "ray":
         with ray.ray_link(experiment, strategy, folder, replied=replied, tell=watchers.on_note) as link:
             yield link
         return
-    workers = min(runtime.workers, experiment.config.clients)
-    if workers == 1:
-        yield in_process(experiment, strategy, folder, replied=replied)
-        return
-    with Pool(experiment, strategy, folder, workers=workers, replied=replied) as pool:
-        yield pool
+    if processes is None:
+        workers, why = workers_for(experiment)
+        watchers.on_note(f"{plural(workers, 'worker')}: {why}")
+        if workers == 1:
+            yield in_process(experiment, strategy, folder, replied=replied)
+            return
+        processes = WorkerProcesses(experiment.config, workers - 1)
+    with processes:
+        yield Pool(experiment, strategy, folder, processes=processes, replied=replied)

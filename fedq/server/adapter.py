@@ -38,10 +38,10 @@ class QuantizedFedAvg(FedAvg):
 
     It takes FedAvg's own keyword arguments, samples and averages metrics as FedAvg does, and finds the model's layout
     in `initial_arrays`. Both ways the arrays travel in `codec` (`downlink`: another codec for the model).
-    `feedback=True` has clients add what rounding lost to their next update. `optimizer`: from a parameter list to the
-    server's torch optimizer; running statistics take the plain mean. `weighting`: by the clients' "num-examples", or
-    "equal". `aggregation`: from a codec to a robust aggregation of your own; by default one update moves the model no
-    further than twice the median. There is no privacy here: for DP use fedq's own client.
+    `error_feedback=True` has clients add what rounding lost to their next update. `optimizer`: from a parameter list to
+    the server's torch optimizer; running statistics take the plain mean. `weighting`: by the clients' "num-examples",
+    or "equal". `aggregation`: from a codec to a robust aggregation of your own; by default one update moves the model
+    no further than twice the median. There is no privacy here: for DP use fedq's own client.
 
         strategy = QuantizedFedAvg(codec="int8", fraction_train=0.5)
         strategy.start(grid, ArrayRecord(model.state_dict()), num_rounds=3)
@@ -51,7 +51,7 @@ class QuantizedFedAvg(FedAvg):
         self,
         codec: Codec | str = "int8",
         *,
-        feedback: bool = False,
+        error_feedback: bool = False,
         downlink: Downlink | None = None,
         optimizer: MakeOptimizer = sgd,
         weighting: Literal["examples", "equal"] = "examples",
@@ -62,7 +62,7 @@ class QuantizedFedAvg(FedAvg):
     ) -> None:
         super().__init__(**flower)
         plain = as_codec(codec)
-        self.codec = with_error_feedback(plain, True) if feedback else plain
+        self.codec = with_error_feedback(plain, True) if error_feedback else plain
         self.downlink = downlink or downlink_for(self.codec)
         if self.downlink.kind == "delta":
             raise ValueError("downlink.kind=delta: another app's clients keep no weights to change; use weights")
@@ -131,7 +131,7 @@ class QuantizedFedAvg(FedAvg):
             node = str(message.metadata.dst_node_id)
             request = wire.ForeignRequest(
                 round=round,
-                accepted=accepted[node] if self.codec.feedback and task == wire.TRAIN else None,
+                accepted=accepted[node] if self.codec.error_feedback and task == wire.TRAIN else None,
                 seed=self.terms.seed,
                 layout=layout,
                 arrays=self.arrayrecord_key,

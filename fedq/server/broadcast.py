@@ -40,9 +40,9 @@ class Downlink:
                 f"downlink.name={self.codec.name}: too coarse for weights, which would be no model any more; "
                 "use downlink.kind=delta, or downlink.name=int8"
             )
-        if self.kind == "weights" and self.codec.feedback:
+        if self.kind == "weights" and self.codec.error_feedback:
             raise ValueError(
-                "downlink.feedback=True: weights that stand alone leave nothing to feed back; use downlink.kind=delta"
+                "downlink.error_feedback=True: complete weights leave nothing to feed back; use downlink.kind=delta"
             )
 
 

@@ -70,7 +70,7 @@ class FlowerLoop(FedAvg):
         """Nodes that are not there yet are waited for, as many as a round needs; then all are greeted."""
         strategy, terms = self._strategy, self._strategy.terms
         client_level = isinstance(strategy.aggregation, ClientLevelSum)
-        if isinstance(strategy.aggregation, ClientLevelSum) and strategy.aggregation.plan.sampling != "deal":
+        if isinstance(strategy.aggregation, ClientLevelSum) and strategy.aggregation.plan.sampling != "cyclic":
             raise ValueError("secret cohorts under Flower's own loop, which samples cyclically; use run_rounds")
         if client_level and terms.min_clients > 0:
             raise ValueError(

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 from flwr.app import Message
 
 from fedq.flower import wire
@@ -60,6 +61,10 @@ class GridLink:
         total = strategy.collect(round, replies, list(accepted), self._roster, broadcast, task=task)
         total.traffic.add(self._meter.take())
         return total
+
+    def outputs(self, weights: np.ndarray, part: str) -> np.ndarray | None:
+        """None: clients compute nothing on the server's examples."""
+        return None
 
     def _told(self, replies: Iterable[Message], expected: int) -> Iterator[Message]:
         for done, reply in enumerate(replies, start=1):

@@ -13,6 +13,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from fedq.core import choices
+from fedq.core.choices import implemented
+
 _IN_MEMORY = 256 * 2**20  # bytes of updates; more go to a temporary file
 _BLOCK = 2**22  # values that are sorted at once
 
@@ -54,7 +57,9 @@ def _mean(ordered: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 # strategy.aggregate: all there are; the weighted mean is summed exactly as updates come, and needs none of this.
-AGGREGATES: dict[str, Callable[..., Aggregate] | None] = {"mean": None, "median": Median, "trimmed_mean": TrimmedMean}
+AGGREGATES: dict[str, Callable[..., Aggregate] | None] = implemented(
+    choices.AGGREGATES, {"mean": None, "median": Median, "trimmed_mean": TrimmedMean}
+)
 
 
 def aggregated(

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-AUGMENTATIONS = ("flip", "shift")
+from fedq.core.choices import AUGMENTATIONS
+
 _SHIFT = 2  # pixels, to each side
 
 

@@ -5,6 +5,7 @@ vector first, and random numbers come from the generators that are passed in.
 """
 
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,11 +28,13 @@ from fedq.training.augmentation import Views
 from fedq.training.correction import Corrected
 from fedq.training.frozen_features import divided
 from fedq.training.hardware import Hardware
-from fedq.training.objectives import LOSSES, METRICS, Metric
+from fedq.training.objectives import LOSSES, METRICS, Metric, summed
 from fedq.training.pruned import Pruned, pruned_in, zero_gradients, zero_weights
 from fedq.training.step import Step
 
-_EVALUATION_BATCH = 1000
+# Examples in a batch of an evaluation. Larger feature maps do not fit a processor's cache, and parts of an evaluation
+# that begin at multiples of it have the same batches, so the same bits, as the whole.
+EVALUATION_BATCH = 250
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,7 @@ class Trainer:
         convolutions = any(isinstance(m, nn.Conv2d) for m in model.modules())
         # NCHW max-pooling is slow on CPUs: channels_last halves a CNN's training time.
         self._format = torch.channels_last if convolutions else torch.contiguous_format
+        self._set_format(self._format)
 
     def fit(
         self,
@@ -158,7 +162,7 @@ class Trainer:
         correct = None if correction is None else Corrected(self.model, self.layout, correction)
         pruned = pruned_in(self.model, self.layout, kept)
         self.model.train()
-        self.model.to(memory_format=self._format if private is None else self._private_format())  # type: ignore[call-overload]
+        self._set_format(self._format if private is None else self._private_format())
         if private is not None:
             return self._fit_privately(examples, private, round, pruned, correct)
         with seeded(torch_seed, *self.hardware.devices):
@@ -177,7 +181,7 @@ class Trainer:
             learner,
             torch.from_numpy(seen),
             torch.from_numpy(examples.targets),
-            loss=lambda outputs, targets: self._loss(outputs, targets).sum(),
+            loss=summed(self._loss),
             make_optimizer=lambda parameters: self.recipe.make_optimizer(parameters, round),
             context=private.context,
             pruned=pruned,
@@ -195,8 +199,13 @@ class Trainer:
 
     def evaluate(self, weights: np.ndarray, examples: Examples) -> Evaluation:
         """Mean loss and the metric of a flat model on a set of examples."""
+        return score(self.outputs(weights, examples.inputs), examples, self._loss, self.metric)
+
+    def outputs(self, weights: np.ndarray, inputs: np.ndarray) -> torch.Tensor:
+        """Outputs (n, k) of a flat model; a part that begins at a multiple of EVALUATION_BATCH has the whole's bits."""
         self.load(weights)
-        return score(self.model_outputs(examples.inputs), examples, self._loss, self.metric)
+        self._set_format(self._format)
+        return self.model_outputs(inputs)
 
     def count_right(self, weights: np.ndarray, examples: Examples) -> tuple[int, int]:
         """(right, wrong) answers of a flat model by the accuracy metric; no answers of no examples.
@@ -217,6 +226,20 @@ class Trainer:
         """Outputs (n, k) of the model as it stands, in evaluation mode and float32, on the CPU."""
         return outputs_of(self._learner, self._seen(inputs))
 
+    def seconds_of_a_step(self, like: Examples) -> float:
+        """Time of one training step without DP, on made-up examples of the shape and types of `like`."""
+        inputs, targets = (
+            torch.zeros((self.recipe.batch_size, *array.shape[1:]), dtype=torch.from_numpy(array[:0]).dtype)
+            for array in (self._seen(like.inputs[:1]), like.targets)
+        )
+        self.model.train()
+        with seeded(0, *self.hardware.devices):
+            self._step.backward(inputs, targets)  # the first step also chooses kernels
+            begun = time.perf_counter()
+            self._step.backward(inputs, targets)
+        self.model.zero_grad(set_to_none=True)
+        return time.perf_counter() - begun
+
     def kept_bytes(self, examples: int) -> int:
         """Memory for what the fixed front made of so many examples, which is kept; 0 without a front."""
         return 0 if self._front is None else self._front.kept_bytes(examples)
@@ -228,6 +251,9 @@ class Trainer:
     def score_outputs(self, outputs: np.ndarray, examples: Examples) -> Evaluation:
         """The same figures for outputs that another engine computed."""
         return score(torch.from_numpy(outputs), examples, self._loss, self.metric)
+
+    def _set_format(self, memory_format: torch.memory_format) -> None:
+        self.model.to(memory_format=memory_format)  # type: ignore[call-overload]
 
     def load(self, weights: np.ndarray) -> None:
         """Put the model, which clients share, where a fit begins: these weights, all else as at the start."""
@@ -271,8 +297,8 @@ def outputs_of(model: nn.Module, inputs: np.ndarray) -> torch.Tensor:
     device = device_of(model)
     with torch.inference_mode():
         parts = [
-            model(torch.from_numpy(inputs[i : i + _EVALUATION_BATCH]).to(device)).cpu()
-            for i in range(0, len(inputs), _EVALUATION_BATCH)
+            model(torch.from_numpy(inputs[i : i + EVALUATION_BATCH]).to(device)).cpu()
+            for i in range(0, len(inputs), EVALUATION_BATCH)
         ]
     return torch.cat(parts)
 

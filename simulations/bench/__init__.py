@@ -3,6 +3,7 @@
 # Name -> module whose `rows(effort)` yields `Row`s. Imported when asked for: threads must be pinned before torch is.
 BENCHMARKS = {
     "codec": "simulations.bench.codec",
+    "job": "simulations.bench.job",
     "privacy": "simulations.bench.privacy",
     "quant": "simulations.bench.quant",
     "runtime": "simulations.bench.runtime",

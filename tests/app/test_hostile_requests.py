@@ -20,7 +20,7 @@ from fedq.app import node as node_module
 from fedq.app.acceptance import failures_since
 from fedq.app.answer import client_app
 from fedq.config import Config, ConfigError, network
-from fedq.config.compose import _walk
+from fedq.config.option import declared
 from fedq.experiment import Site, build
 from fedq.experiment.binding import check_paths
 from fedq.flower import private as flower
@@ -221,7 +221,7 @@ def test_an_owner_without_any_limit_is_warned(tmp_path, capfd):
 # --- paths ----------------------------------------------------------------------------------------------------------
 
 
-TEXTS = [key for key, _, kind in _walk(Config, "") if kind not in ("int", "float", "bool")]
+TEXTS = [key for key, option in declared(Config).items() if option.type not in ("int", "float", "bool")]
 
 
 @pytest.mark.parametrize("key", TEXTS)

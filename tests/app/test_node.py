@@ -388,7 +388,7 @@ def test_a_run_that_the_ledger_would_not_count_is_beyond_any_budget(shard, tmp_p
     opened = []
     monkeypatch.setattr("fedq.app.node.build", lambda *args, **kwargs: opened.append(args))
     words = ["clients=4", "quant=off", f"privacy={unit}", "partition=iid"]
-    words += ["privacy.client_noise_multiplier=1"] if unit == "client" else []
+    words += ["privacy.client.noise_multiplier=1"] if unit == "client" else []
     with pytest.raises(Declined, match=f"privacy={unit} this client adds no noise of its own") as caught:
         client(words, partition_id=2, data_path=shard, state_dir=tmp_path / "state", **limit)
     assert (caught.value.reason, caught.value.identity, opened) == ("budget", "2", [])

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.integration
 WORDS = ["clients=6", "rounds=2", "fraction=0.5", "model.hidden=[8]", "quant=off", "codec=int8", "train.epochs=null"]
 WORDS += ["train.steps=1", "privacy.accountant=rdp"]
 CLIENT, BOTH = [*WORDS, "privacy=client"], [*WORDS, "privacy=both"]
-SECRET = [*CLIENT, "privacy.client_sampling=poisson"]
+SECRET = [*CLIENT, "privacy.client.sampling=poisson"]
 SEEDED = ["privacy.noise=seeded"]
 
 
@@ -79,7 +79,7 @@ def test_a_run_says_what_it_protects_from_whom_and_at_what_cost(finished):
     assert "the server is trusted" in finished.privacy_unit
     assert 7.9 < finished.epsilon <= 8
     said = finished.client_level
-    assert (said["adjacency"], said["rounds_charged"], said["sampling"]) == ("zero-out-one", 1, "deal")
+    assert (said["adjacency"], said["rounds_charged"], said["sampling"]) == ("zero-out-one", 1, "cyclic")
     assert read_result(finished.folder).client_level == said
 
 
@@ -157,7 +157,7 @@ def test_a_client_that_was_asked_more_often_than_accounted_is_seen(judged):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", [CLIENT, [*CLIENT, "privacy.client_clipping=adaptive"], SECRET], ids=" ".join)
+@pytest.mark.parametrize("words", [CLIENT, [*CLIENT, "privacy.client.clipping=adaptive"], SECRET], ids=" ".join)
 def test_the_same_bits_come_from_one_and_two_workers_with_seeded_noise_which_is_not_private(tmp_path, words):
     one, two = run(tmp_path, *words, *SEEDED), run(tmp_path, *words, *SEEDED, "runtime.workers=2")
     for name, array in one.arrays.items():
@@ -167,7 +167,7 @@ def test_the_same_bits_come_from_one_and_two_workers_with_seeded_noise_which_is_
 
 
 def test_an_adaptive_clip_is_accounted_for(tmp_path):
-    result = run(tmp_path, *CLIENT, "privacy.client_clipping=adaptive")
+    result = run(tmp_path, *CLIENT, "privacy.client.clipping=adaptive")
     assert (result.private, result.privacy_reasons) == (True, [])
     assert result.client_level["clip_quantile"] == 0.5
     assert 7.9 < result.epsilon <= 8
@@ -195,7 +195,7 @@ def test_both_guarantees_are_stated_and_the_run_is_private_where_both_hold(tmp_p
 
 
 def test_both_where_one_does_not_hold_is_not_private(tmp_path):
-    result = run(tmp_path, *BOTH, "privacy.client_target_epsilon=30")
+    result = run(tmp_path, *BOTH, "privacy.client.target_epsilon=30")
     assert not result.private
     assert [why for why in result.privacy_reasons if why.startswith("client-level DP: epsilon")]
 
@@ -288,8 +288,8 @@ def test_a_run_that_is_stopped_after_a_spend_counts_it(tmp_path):
 
 def test_two_runs_of_one_ledger_are_one_account(tmp_path):
     """Each run takes what one release at z costs; of the second, rows, result and statement say what both cost."""
-    words = [*CLIENT, f"privacy.ledger={tmp_path / 'ledgers'}", "privacy.client_noise_multiplier=4"]
-    words += ["privacy.client_target_epsilon=null"]
+    words = [*CLIENT, f"privacy.ledger={tmp_path / 'ledgers'}", "privacy.client.noise_multiplier=4"]
+    words += ["privacy.client.target_epsilon=null"]
     first, second = run(tmp_path, *words), run(tmp_path, *words)
     assert first.epsilon == epsilon([Mechanism(4.0, 1.0, 1)], 1e-5, accountant="rdp")
     assert second.epsilon == epsilon([Mechanism(4.0, 1.0, 2)], 1e-5, accountant="rdp")
@@ -330,7 +330,7 @@ def test_data_that_were_dealt_anew_take_no_budget_from_a_ledger_of_others(tmp_pa
 
 def test_both_kinds_of_ledgers_share_one_folder(tmp_path):
     words = [*BOTH, f"privacy.ledger={tmp_path / 'ledgers'}", "privacy.target_epsilon=20"]
-    words += ["privacy.noise_multiplier=4", "privacy.client_noise_multiplier=4", "privacy.client_target_epsilon=null"]
+    words += ["privacy.noise_multiplier=4", "privacy.client.noise_multiplier=4", "privacy.client.target_epsilon=null"]
     run(tmp_path, *words)
     second = run(tmp_path, *words)
     assert (second.private, second.privacy_reasons) == (True, [])

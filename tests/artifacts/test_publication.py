@@ -11,7 +11,7 @@ from fedq.artifacts.publication import PUBLISH, UNKNOWN, finding, publication
 pytestmark = pytest.mark.integration
 
 RUN = ["rounds=1", "clients=2", "model.hidden=[8]", "train.steps=2", "train.epochs=null"]
-CLIENT = ["privacy.client_target_epsilon=8", "privacy.client_target_delta=1e-3"]
+CLIENT = ["privacy.client.target_epsilon=8", "privacy.client.target_delta=1e-3"]
 UNITS = {
     "example": ["privacy=example", "quant=int8", "evaluate=dp"],
     "client": ["privacy=client", *CLIENT],

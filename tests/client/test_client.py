@@ -118,7 +118,7 @@ def test_a_client_with_one_example_trains_on_it(make_client, ask, examples):
 # --- error feedback ---------------------------------------------------------------------------------------
 
 
-FEEDBACK = Int8(block=64, rounding="stochastic", feedback=True)
+FEEDBACK = Int8(block=64, rounding="stochastic", error_feedback=True)
 
 
 def lost(update, packet, layout):

@@ -70,7 +70,7 @@ def test_a_mask_makes_the_update_shorter(make_client, ask, ask_kept, kept):
 
 
 def test_what_was_lost_of_a_weight_that_is_pruned_since_is_dropped(make_client, ask, ask_kept, kept):
-    client = make_client(codec=Int8(block=64, rounding="stochastic", feedback=True))
+    client = make_client(codec=Int8(block=64, rounding="stochastic", error_feedback=True))
     client.train(ask(1))
     assert client.state.residual(1)[~kept.mask].any()
     client.train(ask_kept(2, kept, accepted=1))

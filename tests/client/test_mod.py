@@ -85,7 +85,9 @@ def test_the_update_leaves_in_place_of_the_arrays_and_all_else_passes(context):
     assert np.abs(update_in(reply) - 0.5).max() < 1e-6
 
 
-@pytest.mark.parametrize("used", ["float32", "float16", Int8(block=16), Sign(rotate=True), TopK(0.1, feedback=True)])
+@pytest.mark.parametrize(
+    "used", ["float32", "float16", Int8(block=16), Sign(rotate=True), TopK(0.1, error_feedback=True)]
+)
 def test_the_update_travels_in_the_codec_that_the_request_names_whatever_that_of_the_model(context, used):
     reply = quantized_mod(message_of(asked(model="int8", used=used)), context, app_that(plus(0.5)))
     assert codec.peek(reply.content["fedq.packets"]["update"]).build_codec() == codec.as_codec(used)

@@ -268,7 +268,7 @@ def tree_sum(terms):
     return total[0]
 
 
-def lloyd_reference(z, bits, feedback):
+def lloyd_reference(z, bits, error_feedback):
     thresholds, points = (np.array(part, np.float32) for part in POINTS[bits])
     wide = z.astype(np.float64)
     energy = tree_sum(wide * wide)
@@ -278,14 +278,14 @@ def lloyd_reference(z, bits, feedback):
     codes = (y[:, None] > thresholds).sum(axis=1).astype(np.uint8)
     q = points[codes].astype(np.float64)
     along = tree_sum(wide * q)
-    scale = along / tree_sum(q * q) if feedback else energy / along
+    scale = along / tree_sum(q * q) if error_feedback else energy / along
     return np.float32(np.clip(scale, 2.0**-126, 2.0**112)), codes
 
 
-def encode_lloyd(values, block, first_index, seed, bits, feedback, scales, codes, largest_value=2.0**100):
+def encode_lloyd(values, block, first_index, seed, bits, error_feedback, scales, codes, largest_value=2.0**100):
     thresholds, points = (np.array(part, np.float32) for part in POINTS[bits])
     return kernels.encode_lloyd(
-        *(values, block, first_index, seed, thresholds, points, feedback),
+        *(values, block, first_index, seed, thresholds, points, error_feedback),
         *(np.float32(largest_value), 2.0**112, scales, codes),
     )
 
@@ -313,18 +313,18 @@ def test_rotation_and_its_inverse_are_those_of_the_reference(kind, size, block, 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("size", "block"), CUTS)
 @pytest.mark.parametrize(
-    ("bits", "feedback", "first_index", "seed"), [(1, False, 0, 1), (2, True, 5, 9), (4, False, 64, 7)]
+    ("bits", "error_feedback", "first_index", "seed"), [(1, False, 0, 1), (2, True, 5, 9), (4, False, 64, 7)]
 )
 @np.errstate(under="ignore")
-def test_lloyd_max_codes_are_those_of_the_reference(kind, size, block, bits, feedback, first_index, seed, rng):
+def test_lloyd_max_codes_are_those_of_the_reference(kind, size, block, bits, error_feedback, first_index, seed, rng):
     values = bounded(kind(rng, size))
     cut, points = blocks_of(size, block), np.array(POINTS[bits][1], np.float32)
     scales, codes, decoded = np.empty(len(cut), np.float32), np.empty(size, np.uint8), np.empty(size, np.float32)
-    assert encode_lloyd(values, block, first_index, seed, bits, feedback, scales, codes) == 0
+    assert encode_lloyd(values, block, first_index, seed, bits, error_feedback, scales, codes) == 0
     kernels.decode_lloyd(codes, scales, points, block, first_index, seed, decoded)
     for (start, stop), scale in zip(cut, scales, strict=True):
         z = rotate(values[start:stop], first_index + start, seed)
-        expected_scale, expected_codes = lloyd_reference(z, bits, feedback)
+        expected_scale, expected_codes = lloyd_reference(z, bits, error_feedback)
         assert scale == expected_scale
         assert same_bits(codes[start:stop], expected_codes)
         z = points[expected_codes] * expected_scale

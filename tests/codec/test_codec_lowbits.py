@@ -159,7 +159,7 @@ def test_packets_are_as_small_as_they_claim(codec, share):
         ({"rounding": "up"}, r"codec\.rounding='up': must be nearest or stochastic"),
         ({"rounding": "lloyd_max"}, r"codec\.rounding='lloyd_max': .* lloyd_max needs rotate=true"),
         ({"rotate": 1}, r"codec\.rotate=1: must be true or false"),
-        ({"feedback": None}, r"codec\.feedback=None: must be true or false"),
+        ({"error_feedback": None}, r"codec\.error_feedback=None: must be true or false"),
         ({"entropy": "yes"}, r"codec\.entropy='yes': must be true or false"),
     ],
 )
@@ -182,7 +182,7 @@ def test_what_is_left_out_is_filled_in():
 
 
 @pytest.mark.parametrize(
-    "codec", [Int4(17, "stochastic", entropy=True), Sign(512, rotate=True, feedback=True, entropy=True), Int2()]
+    "codec", [Int4(17, "stochastic", entropy=True), Sign(512, rotate=True, error_feedback=True, entropy=True), Int2()]
 )
 def test_options_come_back_from_the_header(codec):
     packet = encode(np.zeros(300, np.float32), codec, layout=Layout.flat(300))

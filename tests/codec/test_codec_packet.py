@@ -52,11 +52,11 @@ FIXED_LENGTH = [
     Sign(),
     Sign(rounding="stochastic"),
     Sign(rotate=True),
-    Sign(rotate=True, feedback=True),
+    Sign(rotate=True, error_feedback=True),
     TopK(),
     TopK(fraction=0.3, rounding="stochastic"),
     RandK(fraction=0.2),
-    RandK(fraction=0.2, feedback=True),
+    RandK(fraction=0.2, error_feedback=True),
 ]
 DEFLATED = [Int8(entropy=True), Int4(rotate=True, entropy=True), Sign(entropy=True), TopK(0.1, entropy=True)]
 EVERY_CODEC = [*FIXED_LENGTH, *DEFLATED]
@@ -147,7 +147,9 @@ def test_small_segments_may_be_beyond_float16():
     assert np.array_equal(decode(encode(vector, "float16", layout=layout), layout), vector)
 
 
-@pytest.mark.parametrize("codec", [c for c in EVERY_CODEC if not (c.uses_seed and c != RandK(0.2, feedback=True))])
+@pytest.mark.parametrize(
+    "codec", [c for c in EVERY_CODEC if not (c.uses_seed and c != RandK(0.2, error_feedback=True))]
+)
 def test_decoding_and_encoding_again_is_stable(codec, mixed_layout, rng):
     """A decoded vector is on the codec's own grid, or within its bound of it, and never drifts off."""
     vector = rng.normal(size=mixed_layout.size).astype(np.float32)
@@ -212,10 +214,10 @@ def test_decoded_vector_is_writeable_and_owns_its_memory():
 
 
 def test_feedback_is_switched_and_nothing_else():
-    assert with_error_feedback(Int8(32), True) == Int8(32, feedback=True)
-    assert with_error_feedback(Int8(32, feedback=True), False) == Int8(32)
-    for codec in (Float32(), TopK(), Int8(feedback=True)):
-        assert with_error_feedback(codec, codec.feedback) is codec
+    assert with_error_feedback(Int8(32), True) == Int8(32, error_feedback=True)
+    assert with_error_feedback(Int8(32, error_feedback=True), False) == Int8(32)
+    for codec in (Float32(), TopK(), Int8(error_feedback=True)):
+        assert with_error_feedback(codec, codec.error_feedback) is codec
     assert with_error_feedback(Float32(), True) == Float32()  # which loses nothing
 
 

@@ -67,7 +67,8 @@ def test_gaussian_values_lose_what_lloyd_max_loses(codec, bound, rng):
 
 
 @pytest.mark.parametrize(
-    ("codec", "theory"), [(Sign(rotate=True, feedback=True), 1 - 2 / np.pi), (Int2(rotate=True, feedback=True), 0.1175)]
+    ("codec", "theory"),
+    [(Sign(rotate=True, error_feedback=True), 1 - 2 / np.pi), (Int2(rotate=True, error_feedback=True), 0.1175)],
 )
 def test_with_feedback_the_error_is_the_least(codec, theory, rng):
     assert nmse(rng.normal(size=65536).astype(np.float32), codec) == pytest.approx(theory, rel=0.02)
@@ -168,19 +169,19 @@ def test_a_table_is_its_positive_half_and_the_mirror_image_of_it():
 
 def test_codes_and_scales_worked_by_hand():
     rows = np.array([[1, -1, 3, 0]], np.float32)  # |z|^2 = 11, root mean square 1.66
-    scales, codes = lloyd.to_codes(rows, LLOYD_MAX[1], feedback=False)
+    scales, codes = lloyd.to_codes(rows, LLOYD_MAX[1], error_feedback=False)
     assert codes.tolist() == [[1, 0, 1, 0]]  # as many thresholds as are below: 0 is not below 0
     assert scales.tolist() == [np.float32(11 / 5)]  # <z, q> = 1 + 1 + 3 - 0
-    scales, codes = lloyd.to_codes(rows, LLOYD_MAX[1], feedback=True)
+    scales, codes = lloyd.to_codes(rows, LLOYD_MAX[1], error_feedback=True)
     assert scales.tolist() == [5 / 4]  # |q|^2 = 4
-    scales, codes = lloyd.to_codes(rows, LLOYD_MAX[2], feedback=False)
+    scales, codes = lloyd.to_codes(rows, LLOYD_MAX[2], error_feedback=False)
     assert codes.tolist() == [[2, 1, 3, 1]]  # 1 / 1.66 is below the threshold 0.98, 3 / 1.66 is not
 
 
-@pytest.mark.parametrize("feedback", [False, True])
-def test_a_block_vanishes_below_a_mean_square_of_2_to_the_minus_200(feedback):
+@pytest.mark.parametrize("error_feedback", [False, True])
+def test_a_block_vanishes_below_a_mean_square_of_2_to_the_minus_200(error_feedback):
     rows = np.array([[2.0**-100] * 4, [2.0**-101] * 4], np.float32)
-    scales, codes = lloyd.to_codes(rows, LLOYD_MAX[1], feedback=feedback)
+    scales, codes = lloyd.to_codes(rows, LLOYD_MAX[1], error_feedback=error_feedback)
     assert scales.tolist() == [2.0**-100, 0]
     assert codes.tolist() == [[1] * 4, [0] * 4]  # a vanishing value has the code of zero
 

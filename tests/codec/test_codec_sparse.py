@@ -43,7 +43,7 @@ def test_the_fraction_is_of_each_segment_and_at_least_one_value():
 def test_randk_keeps_values_that_the_seed_picks_and_sends_no_index(rng):
     x = (rng.normal(size=1000) + 10).astype(np.float32)
     layout = Layout.flat(1000)
-    packets = [encode(x, RandK(fraction=0.1, feedback=True), layout=layout, key=key) for key in (1, 2)]
+    packets = [encode(x, RandK(fraction=0.1, error_feedback=True), layout=layout, key=key) for key in (1, 2)]
     assert {len(packet) for packet in packets} == {72 + 4 + 100}
     picked = [set(np.flatnonzero(decode(packet, layout))) for packet in packets]
     assert [len(p) for p in picked] == [100, 100]
@@ -57,7 +57,7 @@ def test_randk_is_unbiased_and_with_feedback_sends_values_as_they_are():
     mean = np.mean([decoded(x, RandK(fraction=0.25), key) for key in range(many)], axis=0)
     # A value is 4x with probability 1/4: deviation sqrt(3) x, so the mean strays by 6 sqrt(3 / many) x at most.
     assert np.abs(mean / x - 1).max() < 6 * np.sqrt(3 / many) + 0.01
-    kept = decoded(x, RandK(fraction=0.25, feedback=True))
+    kept = decoded(x, RandK(fraction=0.25, error_feedback=True))
     assert np.count_nonzero(kept) == k
     assert np.abs(kept - x)[kept != 0].max() < 0.01
 
@@ -69,7 +69,9 @@ def test_every_value_is_picked_equally_often():
 
 
 def test_randk_refuses_what_its_factor_makes_infinite():
-    with pytest.raises(ValueError, match=r"a value times 100 exceeds float32: use feedback=true or a larger fraction"):
+    with pytest.raises(
+        ValueError, match=r"a value times 100 exceeds float32: use error_feedback=true or a larger fraction"
+    ):
         encode(np.full(1000, 1e37, np.float32), RandK(fraction=0.01), layout=Layout.flat(1000))
 
 
@@ -81,7 +83,9 @@ def test_a_fraction_that_is_none_is_refused(codec, fraction):
 
 
 @pytest.mark.parametrize("codec", [TopK, RandK])
-@pytest.mark.parametrize("options", [{"feedback": 1}, {"entropy": None}, {"block": 15}, {"rounding": "lloyd_max"}])
+@pytest.mark.parametrize(
+    "options", [{"error_feedback": 1}, {"entropy": None}, {"block": 15}, {"rounding": "lloyd_max"}]
+)
 def test_an_option_that_is_none_is_refused(codec, options):
     with pytest.raises(ValueError, match=rf"codec\.{next(iter(options))}="):
         codec(**options)
@@ -89,11 +93,11 @@ def test_an_option_that_is_none_is_refused(codec, options):
 
 @pytest.mark.parametrize("codec", [TopK, RandK])
 def test_options_are_kept_and_come_back_from_the_header(codec):
-    told = codec(0.3, block=64, rounding="stochastic", feedback=True, entropy=True)
-    assert (told.block, told.rounding, told.feedback, told.entropy) == (64, "stochastic", True, True)
+    told = codec(0.3, block=64, rounding="stochastic", error_feedback=True, entropy=True)
+    assert (told.block, told.rounding, told.error_feedback, told.entropy) == (64, "stochastic", True, True)
     assert told.fraction == float(np.float32(0.3)) != 0.3
     assert peek(encode(np.zeros(300, np.float32), told, layout=Layout.flat(300))).build_codec() == told
-    assert (codec().block, codec().rounding, codec().feedback, codec().entropy) == (256, "nearest", False, False)
+    assert (codec().block, codec().rounding, codec().error_feedback, codec().entropy) == (256, "nearest", False, False)
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=40), st.data())

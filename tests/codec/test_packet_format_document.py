@@ -56,7 +56,7 @@ VECTORS = {
     "int8": Int8(256, "stochastic"),
     "int4": Int4(),
     "int2": Int2(256, rotate=True),
-    "sign": Sign(256, rotate=True, feedback=True),
+    "sign": Sign(256, rotate=True, error_feedback=True),
     "topk": TopK(0.05, entropy=True),
     "randk": RandK(0.05),
 }
@@ -90,7 +90,7 @@ def test_a_reader_written_from_the_document_alone_reads_its_vectors(name, dense_
         Int2(256, "stochastic", rotate=True),
         Sign(1024, rotate=True),
         TopK(0.3, rounding="stochastic"),
-        RandK(0.11, feedback=True),
+        RandK(0.11, error_feedback=True),
         TopK(1.0),
     ],
 )

@@ -17,7 +17,7 @@ def found(*overrides):
     [("off", False, False, None), ("example", True, False, 3), ("client", False, True, 5), ("both", True, True, 3)],
 )
 def test_each_unit_is_one_choice(unit, examples, clients, budget):
-    own = ["privacy.target_epsilon=3"] * examples + ["privacy.client_target_epsilon=5"] * clients
+    own = ["privacy.target_epsilon=3"] * examples + ["privacy.client.target_epsilon=5"] * clients
     config = compose([f"privacy={unit}", *own])
     assert problems(config) == []
     assert (protects_examples(config), protects_clients(config)) == (examples, clients)
@@ -25,35 +25,35 @@ def test_each_unit_is_one_choice(unit, examples, clients, budget):
 
 
 CLIENT = ["privacy=client"]
-POISSON = [*CLIENT, "privacy.client_sampling=poisson", "fraction=0.5"]
+POISSON = [*CLIENT, "privacy.client.sampling=poisson", "fraction=0.5"]
 REFUSED = {
-    "an epsilon of 0": ([*CLIENT, "privacy.client_target_epsilon=0"], "privacy.client_target_epsilon"),
-    "a negative delta": ([*CLIENT, "privacy.client_target_delta=-1"], "privacy.client_target_delta"),
+    "an epsilon of 0": ([*CLIENT, "privacy.client.target_epsilon=0"], "privacy.client.target_epsilon"),
+    "a negative delta": ([*CLIENT, "privacy.client.target_delta=-1"], "privacy.client.target_delta"),
     "a delta for no one": (
-        [*CLIENT, "clients=100", "privacy.client_target_delta=0.02"],
-        "privacy.client_target_delta",
+        [*CLIENT, "clients=100", "privacy.client.target_delta=0.02"],
+        "privacy.client.target_delta",
     ),
-    "no noise": ([*CLIENT, "privacy.client_noise_multiplier=0"], "privacy.client_noise_multiplier"),
-    "no clip": ([*CLIENT, "privacy.client_clip_norm=0"], "privacy.client_clip_norm"),
-    "an endless clip": ([*CLIENT, "privacy.client_clip_norm=inf"], "privacy.client_clip_norm"),
+    "no noise": ([*CLIENT, "privacy.client.noise_multiplier=0"], "privacy.client.noise_multiplier"),
+    "no clip": ([*CLIENT, "privacy.client.clip_norm=0"], "privacy.client.clip_norm"),
+    "an endless clip": ([*CLIENT, "privacy.client.clip_norm=inf"], "privacy.client.clip_norm"),
     "a quantile of 1": (
-        [*CLIENT, "privacy.client_clipping=adaptive", "privacy.client_quantile=1"],
-        "privacy.client_quantile",
+        [*CLIENT, "privacy.client.clipping=adaptive", "privacy.client.quantile=1"],
+        "privacy.client.quantile",
     ),
-    "an unknown clipping": ([*CLIENT, "privacy.client_clipping=soft"], "privacy.client_clipping"),
-    "an unknown sampling": ([*CLIENT, "privacy.client_sampling=uniform"], "privacy.client_sampling"),
-    "neither budget nor noise": ([*CLIENT, "privacy.client_target_epsilon=null"], "privacy.client_target_epsilon"),
+    "an unknown clipping": ([*CLIENT, "privacy.client.clipping=soft"], "privacy.client.clipping"),
+    "an unknown sampling": ([*CLIENT, "privacy.client.sampling=uniform"], "privacy.client.sampling"),
+    "neither budget nor noise": ([*CLIENT, "privacy.client.target_epsilon=null"], "privacy.client.target_epsilon"),
     "rounds that may be skipped": ([*CLIENT, "strategy.min_clients=2"], "strategy.min_clients"),
-    "secret cohorts of all": ([*POISSON, "fraction=1"], "privacy.client_sampling"),
-    "secret cohorts and examples": ([*POISSON, "privacy=both"][1:], "privacy.client_sampling"),
+    "secret cohorts of all": ([*POISSON, "fraction=1"], "privacy.client.sampling"),
+    "secret cohorts and examples": ([*POISSON, "privacy=both"][1:], "privacy.client.sampling"),
     "secret cohorts and changes": ([*POISSON, "downlink.kind=delta", "downlink.name=int8"], "downlink.kind"),
     "changes": ([*CLIENT, "downlink.kind=delta", "downlink.name=int8"], "downlink.kind"),
     "changes beside both": (["privacy=both", "downlink.kind=delta", "downlink.name=int8"], "downlink.kind"),
-    "a quantile of a fixed clip": ([*CLIENT, "privacy.client_quantile=0.3"], "privacy.client_quantile"),
+    "a quantile of a fixed clip": ([*CLIENT, "privacy.client.quantile=0.3"], "privacy.client.quantile"),
     "an option of examples": ([*CLIENT, "privacy.clip_norm=2"], "privacy.clip_norm"),
     "a ledger of nothing": (["privacy=off", "privacy.ledger=here"], "privacy.ledger"),
-    "an option of clients": (["privacy=example", "privacy.client_clip_norm=2"], "privacy.client_clip_norm"),
-    "an option of nobody": (["privacy.client_clip_norm=2"], "privacy.client_clip_norm"),
+    "an option of clients": (["privacy=example", "privacy.client.clip_norm=2"], "privacy.client.clip_norm"),
+    "an option of nobody": (["privacy.client.clip_norm=2"], "privacy.client.clip_norm"),
     "a weight": ([*CLIENT, "strategy.weighting=examples"], "strategy.weighting"),
     "seeded noise in a deployment": ([*CLIENT, "runtime=deployment", "privacy.noise=seeded"], "privacy.noise"),
 }
@@ -83,17 +83,17 @@ def test_rules_of_examples_do_not_bind_where_none_is_protected():
     assert set(found("privacy=both", "quant=int8", "quant.activations=observed")) == {"quant.activations"}
 
 
-def test_the_experiments_of_before_keep_their_hash():
-    assert not [key for key in rules.identity(compose(["privacy=example"]))["privacy"] if key.startswith("client_")]
+def test_client_level_options_are_part_of_the_identity_of_client_level_runs_alone():
+    assert "client" not in rules.identity(compose(["privacy=example"]))["privacy"]
     plain = rules.config_hash(compose(CLIENT))
-    assert rules.config_hash(compose([*CLIENT, "privacy.client_clip_norm=2"])) != plain
+    assert rules.config_hash(compose([*CLIENT, "privacy.client.clip_norm=2"])) != plain
 
 
 def test_noise_is_for_the_most_rounds_that_count_against_one_client():
     """10 rounds of 4 among 20 clients: each is dealt in 2, and a secret draw may take one into all 10."""
     words = [*CLIENT, "clients=20", "rounds=10", "fraction=0.2"]
     dealt = client_level_plan(compose(words))
-    drawn = client_level_plan(compose([*words, "privacy.client_sampling=poisson"]))
+    drawn = client_level_plan(compose([*words, "privacy.client.sampling=poisson"]))
     assert (dealt.charges, dealt.sample_rate, dealt.cohort) == (2, 1.0, 4)
     assert (drawn.charges, drawn.sample_rate, drawn.cohort) == (10, 0.2, 4)
     for plan in (dealt, drawn):
@@ -102,7 +102,7 @@ def test_noise_is_for_the_most_rounds_that_count_against_one_client():
 
 def test_noise_that_costs_more_than_the_budget_is_refused_before_anything_starts():
     with pytest.raises(ValueError, match="costs a client epsilon 1212 in 20 rounds, more than the target 8"):
-        client_level_plan(compose([*CLIENT, "privacy.client_noise_multiplier=0.1"]))
+        client_level_plan(compose([*CLIENT, "privacy.client.noise_multiplier=0.1"]))
 
 
 def test_where_whole_clients_are_not_protected_there_is_no_plan():

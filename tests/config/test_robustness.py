@@ -3,7 +3,6 @@
 import pytest
 
 from fedq.config import problems, rules
-from fedq.server.robust import AGGREGATES
 from tests.quick import compose
 
 DEPLOYED = ["runtime=deployment", "clients=2", "names=[a,b]"]
@@ -93,24 +92,6 @@ def test_a_norm_beside_the_clip_of_whole_clients_is_refused():
 @pytest.mark.parametrize("word", ["auto", "off", "2.5", "3"])
 def test_the_longest_update_may_be_a_number_or_a_word(word):
     assert keys(f"strategy.max_update_norm={word}") == []
-
-
-def test_the_aggregates_are_those_of_the_server():
-    assert set(rules.CHOICES["strategy.aggregate"]) == set(AGGREGATES)
-
-
-def test_an_experiment_without_these_options_has_the_hash_that_it_had():
-    assert rules.identity(compose([]))["strategy"] == {
-        "name": "fedavg",
-        "server": "SGD",
-        "server_lr": 1.0,
-        "server_options": {},
-        "weighting": "examples",
-        "min_clients": 1,
-        "max_weight": 1e6,
-        "evaluate_every": 1,
-        "keep": "last",
-    }
 
 
 @pytest.mark.parametrize("word", ["max_update_norm=3", "weights={0: 1}", "aggregate=median", "max_weight=7"])

@@ -74,8 +74,8 @@ def test_the_clients_and_the_server_s_own_folder_of_a_run_are_for_their_owner_al
     words = [
         "privacy=both",
         "privacy.target_epsilon=8",
-        "privacy.client_target_epsilon=8",
-        "privacy.client_target_delta=1e-3",
+        "privacy.client.target_epsilon=8",
+        "privacy.client.target_delta=1e-3",
     ]
     folder = fedq.run([*RUN, *words], root=tmp_path, progress=False).folder
     assert open_to_others(folder / "clients") == {}

@@ -28,7 +28,7 @@ WORDS = [
     "train.steps=3",
     "train.epochs=null",
     "codec=int8",
-    "codec.feedback=true",
+    "codec.error_feedback=true",
     "quant=int8",
 ]
 

@@ -146,7 +146,13 @@ def test_a_refusal_is_quick_and_its_status_is_2(workplace):
 def test_help_of_run_lists_groups_choices_and_keys_with_their_meaning(workplace):
     page = fedq_run("--help").stdout
     codecs = "codec: float16, float32, int2, int4, int8, randk, sign, topk"
-    for words in (codecs, "downlink.kind ", "privacy: both, client, example, off", "fraction ", "share of the clients"):
+    for words in (
+        codecs,
+        "downlink.kind=weights ",
+        "privacy: both, client, example, off",
+        "fraction=1.0 ",
+        "share of the clients",
+    ):
         assert words in page
 
 

@@ -59,7 +59,7 @@ def test_views_of_examples_change_no_draw_and_no_message():
 
 
 def test_noise_of_the_server_is_not_called_none():
-    words = [*WORDS, "privacy=client", "privacy.client_target_epsilon=8"]
+    words = [*WORDS, "privacy=client", "privacy.client.target_epsilon=8"]
     assert "privacy=client: the noise is the server's" in fedq_says(*words, *QUICK, status=2)
 
 

@@ -245,12 +245,12 @@ def test_floating_point_noise_is_stated_as_a_caveat(tmp_path):
 @pytest.mark.slow
 def test_whole_clients_are_stated_as_what_a_trusted_server_gives_them(tmp_path):
     words = ["rounds=3", "clients=4", "model.hidden=[16]", "train.steps=2", "train.epochs=null"]
-    client = fedq.run([*words, "privacy=client", "privacy.client_target_epsilon=8"], progress=False)
+    client = fedq.run([*words, "privacy=client", "privacy.client.target_epsilon=8"], progress=False)
     said = json.loads(fedq_says("privacy", "statement", client.folder, "--json"))
     assert "central model" in said["adversary"]
     assert said["unit"].startswith("one client, all its examples")
     assert "no amplification" in said["sampling"]
-    both = fedq.run([*words, "privacy=both", "privacy.client_target_epsilon=8"], progress=False)
+    both = fedq.run([*words, "privacy=both", "privacy.client.target_epsilon=8"], progress=False)
     said = json.loads(fedq_says("privacy", "statement", both.folder, "--json"))
     assert "one training example" in said["unit"]
     assert any("central model" in item for item in said["client-level DP"])
@@ -331,7 +331,7 @@ def test_clients_under_other_names_are_another_deal(tmp_path):
 
 @pytest.mark.slow
 def test_whole_clients_have_a_plan_too():
-    said = fedq_says("privacy", "plan", "privacy=client", "clients=100", "privacy.client_target_epsilon=3")
+    said = fedq_says("privacy", "plan", "privacy=client", "clients=100", "privacy.client.target_epsilon=3")
     assert "added by the server" in said
     assert "for each client" in " ".join(said.split())
 
@@ -341,7 +341,7 @@ def test_whole_clients_have_a_plan_too():
     ("words", "told"),
     [
         (["privacy.target_epsilon=3"], "privacy: epsilon 3.00 of 3 at delta 1e-05"),
-        (["privacy=client", "privacy.client_target_epsilon=3"], "added by the server"),
+        (["privacy=client", "privacy.client.target_epsilon=3"], "added by the server"),
     ],
 )
 def test_what_a_run_will_cost_is_printed_before_it_trains(words, told):

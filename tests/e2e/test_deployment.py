@@ -19,7 +19,7 @@ from fedq.privacy import Ledger
 from fedq.results import read_result
 from fedq.runtime.deployment import DeploymentError, flower_command
 from fedq.runtime.processes import Processes, tail
-from fedq.runtime.rehearsal import CONNECTION, Stand, free_port, rehearsal
+from fedq.runtime.rehearsal import CONNECTION, RehearsedDeployment, free_port, rehearsal
 from fedq.runtime.rehearsal import environment as surroundings
 from fedq.runtime.stage import app_here, stage
 from fedq.runtime.start import built
@@ -54,7 +54,7 @@ def standing(config, overrides, folder, *, clients=None):
     experiment = built(config)
     staged = stage(overrides, config, app=app_here(), into=folder / "submitter")
     with Processes(folder.name, surroundings(folder)) as processes:
-        stand = Stand(folder, processes, lambda text: None)
+        stand = RehearsedDeployment(folder, processes, lambda text: None)
         stand.start_superlink()
         for number, identity in enumerate(experiment.identities if clients is None else clients):
             stand.start_supernode(number, identity, experiment)
@@ -90,7 +90,7 @@ def test_a_rehearsal_gives_the_bits_of_a_local_run_and_leaves_nothing_behind(tmp
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "words", [["privacy=both"], ["privacy=client", "privacy.client_sampling=poisson"]], ids=" ".join
+    "words", [["privacy=both"], ["privacy=client", "privacy.client.sampling=poisson"]], ids=" ".join
 )
 def test_a_deployment_s_server_answers_for_whole_clients(tmp_path, monkeypatch, words):
     monkeypatch.chdir(tmp_path)
@@ -108,7 +108,7 @@ DELTA = ["codec=sign", "codec.rotate=true", "downlink.name=sign", "downlink.rota
 def test_one_experiment_gives_the_same_bits_on_every_runtime(tmp_path, monkeypatch, way):
     monkeypatch.chdir(tmp_path)
     words = ["experiment=demo", "privacy=off", "clients=3", "rounds=4", "fraction=0.67"]
-    words += [*way, "codec.feedback=true", "seed=5"]
+    words += [*way, "codec.error_feedback=true", "seed=5"]
     local = fedq.run(words, root="one", progress=False)
     assert [row.clients for row in local.history] == [0, 2, 2, 2, 2]
     two = fedq.run([*words, "runtime.workers=2"], root="two", progress=False)
@@ -120,7 +120,7 @@ def test_one_experiment_gives_the_same_bits_on_every_runtime(tmp_path, monkeypat
     assert bits(ray) == bits(local)
     assert bits(nodes) == bits(local)
     # Feedback was on: with it off, the same run gives other bits, so a residual that was lost would have shown.
-    without = fedq.run([w for w in words if "feedback" not in w], root="without", progress=False)
+    without = fedq.run([w for w in words if "error_feedback" not in w], root="without", progress=False)
     assert bits(without) != bits(local)
 
 
@@ -194,7 +194,7 @@ def test_what_crosses_the_link_is_packets_and_codes_though_a_client_s_code_raise
         command = [flower_command("flower-superlink"), "--insecure", "--host", "127.0.0.1", "--port", str(port)]
         command += ["--disable-runtime-dependency-installation"]
         processes.start(command, place / "superlink.log", {"FLWR_HOME": str(place / "server"), "FEDQ_HOME": str(place)})
-        stand = Stand(place, processes, lambda text: None)
+        stand = RehearsedDeployment(place, processes, lambda text: None)
         stand._await(port)
         for number, identity in enumerate(experiment.identities):
             folder = place / identity

@@ -105,6 +105,6 @@ def test_what_cannot_be_evaluated_is_refused(words, message):
 
 
 def test_noisy_counts_do_not_hide_whole_clients():
-    words = [*DP, "privacy=both", "privacy.client_target_epsilon=8"]
-    with pytest.raises(fedq.ConfigError, match="client-level DP is on too"):
+    words = [*DP, "privacy=both", "privacy.client.target_epsilon=8"]
+    with pytest.raises(fedq.ConfigError, match="client-level DP is on"):
         check([w for w in words if w != "privacy=example"])

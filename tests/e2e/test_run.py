@@ -87,7 +87,7 @@ def test_float32_bytes_are_those_of_the_same_run_under_float32(workplace):
     assert small.bytes_up < 0.6 * plain.bytes_up  # 650 parameters: a third of a message is not weights
 
 
-ONE_BIT = ["codec=sign", "codec.rotate=true", "codec.block=256", "codec.feedback=true"]
+ONE_BIT = ["codec=sign", "codec.rotate=true", "codec.block=256", "codec.error_feedback=true"]
 CHANGES = ["downlink.name=sign", "downlink.rotate=true", "downlink.block=256", "downlink.kind=delta"]
 
 
@@ -96,7 +96,7 @@ CHANGES = ["downlink.name=sign", "downlink.rotate=true", "downlink.block=256", "
     "way",
     [
         [],
-        ["fraction=0.5", "codec=int8", "codec.rounding=stochastic", "codec.feedback=true"],
+        ["fraction=0.5", "codec=int8", "codec.rounding=stochastic", "codec.error_feedback=true"],
         ["fraction=0.75", *ONE_BIT, *CHANGES],
     ],
 )
@@ -286,7 +286,7 @@ def test_a_ledger_takes_no_spends_of_another_deal(workplace):
     shared = [*SMALL, *PRIVATE, "privacy.ledger=ledgers", "rounds=1"]
     assert run(*shared).private
     for dealt_anew in ("clients=5", "seed=1", "partition=dirichlet"):
-        with pytest.raises(fedq.ConfigError, match="would be spent twice"):
+        with pytest.raises(fedq.ConfigError, match="would spend the same examples twice"):
             run(*shared, dealt_anew)
 
 
@@ -368,5 +368,5 @@ def test_a_model_that_diverges_ends_the_run_and_says_so(workplace):
 
 
 def test_an_optimizer_that_needs_more_than_a_gradient_is_refused(workplace):
-    with pytest.raises(fedq.ConfigError, match=r"strategy\.server=LBFGS"):
-        run(*SMALL, "strategy.server=LBFGS")
+    with pytest.raises(fedq.ConfigError, match=r"strategy\.server_optimizer=LBFGS"):
+        run(*SMALL, "strategy.server_optimizer=LBFGS")

@@ -61,7 +61,9 @@ def test_packets_shrink_as_weights_go(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("more", [[], ["codec.feedback=true", "codec.rounding=stochastic"]], ids=["plain", "feedback"])
+@pytest.mark.parametrize(
+    "more", [[], ["codec.error_feedback=true", "codec.rounding=stochastic"]], ids=["plain", "error_feedback"]
+)
 def test_one_and_two_workers_give_the_same_bits(tmp_path, more):
     one, two = (run(tmp_path / str(n), f"runtime.workers={n}", *more) for n in (1, 2))
     assert one.clients_lost == two.clients_lost == 0

@@ -20,16 +20,16 @@ def test_every_choice_of_codec_builds(name):
 
 
 def test_the_options_of_the_update_reach_its_codec():
-    words = ["codec=sign", "codec.rotate=true", "codec.block=1024", "codec.feedback=true", "codec.entropy=true"]
-    assert built(*words).codec == Sign(block=1024, rotate=True, feedback=True, entropy=True)
+    words = ["codec=sign", "codec.rotate=true", "codec.block=1024", "codec.error_feedback=true", "codec.entropy=true"]
+    assert built(*words).codec == Sign(block=1024, rotate=True, error_feedback=True, entropy=True)
 
 
 def test_topk_feeds_back_where_nothing_else_is_said():
-    assert built("codec=topk").codec == TopK(feedback=True)
+    assert built("codec=topk").codec == TopK(error_feedback=True)
 
 
 def test_without_a_word_about_it_the_model_travels_as_the_update():
-    assert built("codec=int8", "codec.block=64", "codec.feedback=true").downlink == Downlink(Int8(block=64))
+    assert built("codec=int8", "codec.block=64", "codec.error_feedback=true").downlink == Downlink(Int8(block=64))
 
 
 def test_the_model_may_travel_in_another_codec_than_the_update():
@@ -39,7 +39,7 @@ def test_the_model_may_travel_in_another_codec_than_the_update():
 
 def test_changes_feed_back_what_they_lost_without_being_told_to():
     experiment = built("codec=float32", "downlink.name=sign", "downlink.kind=delta")
-    assert (experiment.codec, experiment.downlink) == (Float32(), Downlink(Sign(feedback=True), "delta"))
+    assert (experiment.codec, experiment.downlink) == (Float32(), Downlink(Sign(error_feedback=True), "delta"))
 
 
 @pytest.mark.parametrize(("words", "keeps"), [([], False), (["downlink.name=sign", "downlink.kind=delta"], True)])

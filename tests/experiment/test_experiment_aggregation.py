@@ -86,7 +86,7 @@ def test_under_dp_sgd_the_first_round_is_bounded_by_public_numbers():
         ["train=adam"],
         ["train.optimizer_options.weight_decay=0.1"],
         ["codec=int4"],
-        ["codec=int8", "codec.feedback=true"],
+        ["codec=int8", "codec.error_feedback=true"],
     ],
     ids=str,
 )

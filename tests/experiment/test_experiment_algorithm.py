@@ -30,7 +30,7 @@ def test_the_default_is_fedavg_and_options_reach_the_class():
         (["algorithm=scaffold", "train=adam"], "train.optimizer", "needs plain SGD"),
         (["algorithm=scaffold", "train.optimizer_options.momentum=0.9"], "train.optimizer", "without momentum"),
         (
-            ["algorithm=scaffold", "privacy=client", "privacy.client_target_epsilon=8", "clients=200"],
+            ["algorithm=scaffold", "privacy=client", "privacy.client.target_epsilon=8", "clients=200"],
             "privacy.unit",
             "covers the update alone",
         ),

@@ -32,7 +32,7 @@ def test_mutations_give_known_reasons_or_what_the_packet_declares():
 @pytest.mark.integration
 def test_every_codec_and_every_option_is_mutated():
     assert {codec.name for codec in codecs()} == set(CODECS)
-    for option in ("rotate", "feedback", "entropy"):
+    for option in ("rotate", "error_feedback", "entropy"):
         assert any(getattr(codec, option, False) is True for codec in codecs())
     assert {seed.codec for seed in seeds()} == set(codecs())
 

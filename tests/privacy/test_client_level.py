@@ -275,7 +275,7 @@ def test_the_evidence_says_the_source_and_how_many_values_got_noise(tmp_path):
     assert (told["noise_source"], told["noised_scalars"], told["divisor"]) == ("os", 70_000, 10)
 
 
-@pytest.mark.parametrize(("sampling", "public"), [("deal", 10), ("poisson", 50)])
+@pytest.mark.parametrize(("sampling", "public"), [("cyclic", 10), ("poisson", 50)])
 def test_the_spend_names_whom_the_rate_is_of(tmp_path, sampling, public):
     noising = mechanism(tmp_path, replace(PLAN, sampling=sampling))
     released(noising, np.zeros(3, np.int64))

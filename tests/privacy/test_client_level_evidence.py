@@ -85,7 +85,7 @@ def last_spend(**changes):
     return last(spend=replace(WHOLE.rounds[-1].spend, **changes))
 
 
-@pytest.mark.parametrize("evidence", [WHOLE, SECRET], ids=["deal", "poisson"])
+@pytest.mark.parametrize("evidence", [WHOLE, SECRET], ids=["cyclic", "poisson"])
 def test_with_every_piece_there_whole_clients_are_protected(evidence):
     assert is_client_private(evidence) == (True, [])
 

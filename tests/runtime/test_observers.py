@@ -42,6 +42,7 @@ def test_a_run_tells_of_its_start_its_rounds_and_its_end(tmp_path):
     fedq.run(WORDS, root=tmp_path, progress=False, observers=[notebook])
     assert notebook.told == [
         ("start", "run", 2, True),
+        ("note", "1 worker: training takes about 0 s, too short for another process to pay"),
         *[("round", number, status) for number, status in ((0, "initial"), (1, "ok"), (2, "ok"))],
         ("end", "finished"),
     ]

@@ -238,11 +238,11 @@ def drift(arrays, node, round):
     return {**arrays, "weight": arrays["weight"] + step}
 
 
-@pytest.mark.parametrize(("feedback", "arrives"), [(True, True), (False, False)])
-def test_with_feedback_what_rounding_lost_arrives_later(feedback, arrives):
+@pytest.mark.parametrize(("error_feedback", "arrives"), [(True, True), (False, False)])
+def test_with_feedback_what_rounding_lost_arrives_later(error_feedback, arrives):
     """Levels are 1/127: without feedback a step of 0.001 is rounded away in every round."""
     start = {**STATE, "weight": torch.zeros(30, 20)}
-    ran = run(QuantizedFedAvg(feedback=feedback), App(drift), state=start, rounds=20)
+    ran = run(QuantizedFedAvg(error_feedback=error_feedback), App(drift), state=start, rounds=20)
     moved = ran.model["weight"][:, 1:]
     assert bool(np.abs(moved - 20 * 0.001).max() <= 1 / 127) == arrives
     assert bool(np.abs(moved).max() > 0) == arrives
@@ -262,7 +262,7 @@ def test_the_residual_of_a_dropped_update_is_not_used():
     def same(arrays, node, round):
         return {**arrays, "weight": arrays["weight"] + update_of(node, 0, "weight", (30, 20))}
 
-    run(QuantizedFedAvg(feedback=True), App(same), lies={2: keep}, deliver=lose_the_first, rounds=3)
+    run(QuantizedFedAvg(error_feedback=True), App(same), lies={2: keep}, deliver=lose_the_first, rounds=3)
     first, second, third = (codec.decode(updates[round], LAYOUT) for round in (1, 2, 3))
     assert np.array_equal(first, second)
     assert not np.array_equal(second, third)

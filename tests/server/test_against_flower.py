@@ -64,9 +64,9 @@ def test_with_all_off_the_model_is_that_of_flowers_fedavg(experiment, tmp_path, 
     "overrides",
     [
         ["codec=float32"],
-        ["codec=int8", "codec.rounding=stochastic", "codec.feedback=true", "codec.block=64", "fraction=0.5"],
+        ["codec=int8", "codec.rounding=stochastic", "codec.error_feedback=true", "codec.block=64", "fraction=0.5"],
         ["codec=float16", "strategy=fedavgm", "fraction=0.34"],
-        ["codec=sign", "codec.feedback=true", "downlink.name=int2", "downlink.kind=delta", "fraction=0.67"],
+        ["codec=sign", "codec.error_feedback=true", "downlink.name=int2", "downlink.kind=delta", "fraction=0.67"],
     ],
 )
 def test_under_flowers_own_loop_the_bits_are_the_same(experiment, tmp_path, overrides):
@@ -95,7 +95,7 @@ def test_error_feedback_and_rounding_have_a_say_in_those_bits(experiment, tmp_pa
     """Else the test above would not see them."""
     int8 = ["codec=int8", "codec.rounding=stochastic", f"rounds={ROUNDS}", "fraction=0.5"]
     plain = trained(experiment(*int8), tmp_path / "1", cohort=3)
-    fed_back = trained(experiment(*int8, "codec.feedback=true"), tmp_path / "2", cohort=3)
+    fed_back = trained(experiment(*int8, "codec.error_feedback=true"), tmp_path / "2", cohort=3)
     assert plain.tobytes() != fed_back.tobytes()
 
 

@@ -13,7 +13,7 @@ from fedq.server import Broadcast, Downlink, QuantizedFedAvg
 from fedq.server.broadcast import FIRST, NO_WEIGHTS, Broadcaster, downlink_for
 
 WEIGHTS = Downlink(Int8())
-DELTA = Downlink(Sign(block=256, rotate=True, feedback=True), "delta")
+DELTA = Downlink(Sign(block=256, rotate=True, error_feedback=True), "delta")
 
 
 def master_of(round):
@@ -158,7 +158,7 @@ def test_changes_in_a_fine_codec_begin_from_weights_in_it():
 
 def test_deltas_that_together_are_longer_than_the_weights_are_dropped():
     """An int8 delta has 420 bytes and float32 weights have 1368: three deltas are kept."""
-    federation = Federation(Downlink(Int8(feedback=True), "delta"))
+    federation = Federation(Downlink(Int8(error_feedback=True), "delta"))
     assert codec.packed_size("int8", LAYOUT) == 72 + 4 * (2 + 4) + 320
     federation.send("abc")
     for _ in range(2):
@@ -197,7 +197,7 @@ def test_a_model_that_rests_is_reached(lossy):
 
 def test_what_deltas_lose_does_not_add_up():
     """However many rounds, a client is off by half a level of the last delta, which the next one fixes."""
-    federation = Federation(Downlink(Int8(block=64, feedback=True), "delta"))
+    federation = Federation(Downlink(Int8(block=64, error_feedback=True), "delta"))
     federation.send("a")
     for _ in range(40):
         before = federation.held["a"]
@@ -224,7 +224,7 @@ def test_a_codec_that_is_too_coarse_carries_no_weights(sparse):
         Downlink(sparse)
 
 
-@pytest.mark.parametrize("sparse", [TopK(feedback=True), RandK(feedback=True)])
+@pytest.mark.parametrize("sparse", [TopK(error_feedback=True), RandK(error_feedback=True)])
 def test_a_codec_that_drops_values_carries_changes(sparse):
     federation = Federation(Downlink(sparse, "delta"))
     federation.send("a")
@@ -237,8 +237,8 @@ def test_every_codec_that_drops_values_is_named():
 
 
 def test_weights_leave_nothing_to_feed_back():
-    with pytest.raises(ValueError, match=r"^downlink\.feedback=True: .*; use downlink\.kind=delta"):
-        Downlink(Int8(feedback=True))
+    with pytest.raises(ValueError, match=r"^downlink\.error_feedback=True: .*; use downlink\.kind=delta"):
+        Downlink(Int8(error_feedback=True))
 
 
 def test_a_kind_that_is_none_is_refused():
@@ -266,7 +266,7 @@ def test_clients_of_another_app_are_sent_weights_only():
 
 def test_a_broadcast_crosses_to_another_process():
     """A client that missed eleven rounds: the names of its packets do not sort as their numbers do."""
-    federation = Federation(Downlink(TopK(0.01, feedback=True), "delta"))
+    federation = Federation(Downlink(TopK(0.01, error_feedback=True), "delta"))
     federation.send("ab")
     for _ in range(11):
         federation.send("a")

@@ -183,7 +183,7 @@ def test_float32_bytes_of_a_run_are_what_the_run_under_float32_really_counts(tmp
     from fedq.data import digits
 
     data = digits()
-    compressed = traffic_of_a_run(tmp_path / "int8", data, "codec=int8", "codec.feedback=true")
+    compressed = traffic_of_a_run(tmp_path / "int8", data, "codec=int8", "codec.error_feedback=true")
     plain = traffic_of_a_run(tmp_path / "float32", data, "codec=float32")
     assert [row[2:] for row in compressed] == [row[:2] for row in plain]
     assert all(up == wide_up and down == wide_down for up, down, wide_up, wide_down in plain)

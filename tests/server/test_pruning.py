@@ -221,7 +221,7 @@ def test_the_mean_update_has_the_shape_of_the_model():
 
 
 def test_changes_cannot_be_sent_of_a_pruned_model():
-    delta = Downlink(Sign(block=256, rotate=True, feedback=True), "delta")
+    delta = Downlink(Sign(block=256, rotate=True, error_feedback=True), "delta")
     with pytest.raises(ValueError, match="use weights"):
         make_strategy(downlink=delta, pruning=PRUNING)
 

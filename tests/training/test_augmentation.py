@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from fedq.training import AUGMENTATIONS, Views
+from fedq.core.choices import AUGMENTATIONS
+from fedq.training import Views
 
 IMAGE = torch.arange(2 * 5 * 6, dtype=torch.float32).view(1, 2, 5, 6)
 
