@@ -140,6 +140,11 @@ def test_importing_fedq_and_its_command_line_loads_nothing_heavy():
 
 
 @pytest.mark.integration
+def test_the_process_of_a_message_loads_neither_torch_nor_hydra_where_a_warm_one_answers():
+    assert not loaded_by("import fedq.app") & {"torch", "opacus", "hydra", "omegaconf", "sklearn", "filelock"}
+
+
+@pytest.mark.integration
 def test_a_run_without_privacy_does_not_load_opacus():
     assert not loaded_by("import fedq.runtime") & {"opacus", "onnx", "onnxruntime", "sklearn", "matplotlib"}
 

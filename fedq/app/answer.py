@@ -69,6 +69,12 @@ def client_app(client_of: ClientOf, *, note: Note | None = None, bounds: Bounds 
     return app
 
 
+def refusal(message: Message) -> Message:
+    """A refusal of the message with the code `client_error`, for a failure without any other answer."""
+    round = _round_of(message, message.metadata.message_type)
+    return _reply(wire.write_refusal(wire.Refusal(round, "client_error")), message)
+
+
 class _Refused(Exception):  # noqa: N818  a decision, not an error
     """A refusal: a code from a closed set, and the client's name if it declines a handshake."""
 
@@ -85,8 +91,7 @@ class _Guard:
 
     def answer(self, message: Message, context: Context, kind: str) -> Message:
         """The reply, or a refusal with a code alone."""
-        round = _round_of(message, kind)
-        fallback = _reply(wire.write_refusal(wire.Refusal(round, "client_error")), message)
+        round, fallback = _round_of(message, kind), refusal(message)
         try:
             return _reply(self._content(message, context, kind, round), message)
         except _Refused as refused:

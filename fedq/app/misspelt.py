@@ -10,10 +10,10 @@ from typing import Any, Final
 
 from fedq.config import Problem
 
-OURS: Final = ("name", "partition-id", "data-path", "state-dir", "head-dir", "policy", "epsilon", "delta")
+OURS: Final = ("name", "partition-id", "data-path", "state-dir", "head-dir", "policy", "epsilon", "delta", "warm")
 LIMITS: Final = ("policy", "epsilon", "delta")  # without these keys more data would leave, and nobody would notice
-# Similar keys of others: `dataset-path` is in Flower's own examples, `delay` is an ordinary word.
-OTHERS: Final = ("num-partitions", "dataset-path", "delay")
+# Similar keys of others: `dataset-path` is in Flower's own examples, `delay` and `warmup` are ordinary words.
+OTHERS: Final = ("num-partitions", "dataset-path", "delay", "warmup")
 _SYNONYMS: Final = {"eps": "epsilon", "budget": "epsilon"}
 _CUTOFF: Final = 0.8  # for difflib: one wrong letter in a word of five
 

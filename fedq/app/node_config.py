@@ -22,6 +22,7 @@ class Node:
     epsilon: float | None = None  # the owner's own budget, over all runs
     delta: float | None = None  # delta of that budget; 1e-5 if only an epsilon is given
     tips: Path | None = None  # key head-dir: folder for the tip of the ledger, if the policy names no file for it
+    warm: bool = True  # whether a warm process may answer; read by `fedq.app.warm.handover`, and checked here
 
     @property
     def limited(self) -> bool:
@@ -45,6 +46,7 @@ class Node:
         state = typed("state-dir", str, '"/path/to/own/state"')
         tips = typed("head-dir", str, '"/path/on/another/disk"')
         policy = typed("policy", str, '"/path/to/policy.toml"')
+        warm = typed("warm", bool, "false")
         epsilon = node_config.get("epsilon")
         delta = own_delta(epsilon, node_config.get("delta"))
         found += own_limit_problems(epsilon, delta, where="node-config ", policy=policy)
@@ -59,7 +61,7 @@ class Node:
         own = (Path(p).expanduser() if p else None for p in (data, state, policy, tips))
         own_data, own_state, own_policy, own_tips = own
         budget = None if epsilon is None else float(epsilon)
-        return cls(name, partition, own_data, own_state, own_policy, budget, delta, own_tips)
+        return cls(name, partition, own_data, own_state, own_policy, budget, delta, own_tips, warm is not False)
 
     def identity(self, config: Config) -> str:
         """The client's name, or the name of its partition. `ConfigError` if the experiment has no such client."""

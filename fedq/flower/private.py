@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.common.serde import context_from_proto, context_to_proto, message_from_proto, message_to_proto
 from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
@@ -23,12 +23,15 @@ __all__ = [
     "Run",
     "bundle",
     "deserialized",
+    "deserialized_context",
     "enter",
+    "identity",
     "is_in_memory",
     "is_remote",
     "new_context",
     "node_keys",
     "serialized",
+    "serialized_context",
     "simulation",
 ]
 
@@ -53,11 +56,16 @@ def node_keys(grid: Any) -> dict[int, bytes]:
     return {node.node_id: bytes(node.public_key) for node in grid.get_nodes()}
 
 
-def enter(run_id: int = 1, node_id: int = 1) -> None:
+def enter(run_id: int = 1, node_id: int = 1, task_id: int = 1) -> None:
     """Set the identity of this process: Flower's `Message` cannot be created without it."""
     TaskIdentity.run_id = run_id
     TaskIdentity.node_id = node_id
-    TaskIdentity.task_id = 1
+    TaskIdentity.task_id = task_id
+
+
+def identity() -> tuple[int, int, int]:
+    """(run, node, task) of this process, for `enter`. RuntimeError if they are not set."""
+    return TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id
 
 
 def new_context(node_id: int, node_config: dict[str, str | int | float | bool]) -> Context:
@@ -75,6 +83,18 @@ def deserialized(data: bytes) -> Message:
     from flwr.proto.message_pb2 import Message as Proto  # generated code without stubs
 
     return message_from_proto(Proto.FromString(data))
+
+
+def serialized_context(context: Context) -> bytes:
+    """The context as a SuperNode hands it to the process of a message."""
+    data: bytes = context_to_proto(context).SerializeToString()
+    return data
+
+
+def deserialized_context(data: bytes) -> Context:
+    from flwr.proto.message_pb2 import Context as Proto  # generated code without stubs
+
+    return context_from_proto(Proto.FromString(data))
 
 
 def is_in_memory(grid: Any) -> bool:

@@ -5,7 +5,7 @@ from pathlib import Path
 from flwr.app import Context
 
 from fedq import __version__, codec
-from fedq.app import client_app
+from fedq.app.answer import client_app
 from fedq.client import Client
 from fedq.experiment import Experiment, client_folder
 from fedq.flower.grid import InProcessGrid

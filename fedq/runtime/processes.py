@@ -139,7 +139,7 @@ def _adopted() -> list[int]:
             text = (entry / "stat").read_text()
             name, rest = text[text.index("(") + 1 : text.rindex(")")], text[text.rindex(")") + 2 :]
             state, parent = rest.split()[:2]
-            if state == "Z" and int(parent) == os.getpid() and name.startswith(("flwr-", "flower-")):
+            if state == "Z" and int(parent) == os.getpid() and name.startswith(("flwr-", "flower-", "fedq-")):
                 found.append(int(entry.name))
     return found
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from flwr.app import Context
 
-from fedq.app import client_app
+from fedq.app.answer import client_app
 from fedq.app.host import link
 from fedq.client import Client
 from fedq.config import Problem, compose

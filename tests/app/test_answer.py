@@ -6,7 +6,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from torch import nn
 
 from fedq import __version__, codec
-from fedq.app import client_app
+from fedq.app.answer import client_app
 from fedq.client import Client, ClientState
 from fedq.data import Examples
 from fedq.flower import wire

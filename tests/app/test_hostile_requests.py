@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from fedq import codec
 from fedq.app import client as app
-from fedq.app import client_app
 from fedq.app import node as node_module
 from fedq.app.acceptance import failures_since
+from fedq.app.answer import client_app
 from fedq.config import Config, ConfigError, network
 from fedq.config.option import declared
 from fedq.experiment import Site, build

@@ -6,7 +6,7 @@ from flwr.app import Message
 from torch import nn
 
 from fedq import codec
-from fedq.app import client_app
+from fedq.app.answer import client_app
 from fedq.experiment import build
 from fedq.flower import wire
 from fedq.flower.grid import InProcessGrid

@@ -8,7 +8,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 from own_loop import trained
 
-from fedq.app import client_app
+from fedq.app.answer import client_app
 from fedq.core.randomness import generator, key64
 from fedq.flower.grid import InProcessGrid
 from fedq.server import CyclicSampler, FlowerLoop
