@@ -34,6 +34,26 @@ def contributor(tmp_path_factory):
     return place
 
 
+@pytest.mark.slow
+def test_a_noise_mechanism_added_by_the_document_trains_and_is_described(contributor):
+    (contributor / "fedq/privacy/mechanisms/generous.py").write_text(block("fedq/privacy/mechanisms/generous.py"))
+    init, choices = contributor / "fedq/privacy/mechanisms/__init__.py", contributor / "fedq/core/choices.py"
+    line = block("fedq/privacy/mechanisms/__init__.py")
+    changed, count = re.subn(r"    choices\.NOISES, \{.*\}\n", line, init.read_text())
+    above = "from fedq.privacy.mechanisms.mechanism import"
+    imported = "from fedq.privacy.mechanisms.generous import Generous\n"
+    init.write_text(changed.replace(above, imported + above))
+    named, lines = re.subn(r"NOISES: Final = .*\n", block("fedq/core/choices.py"), choices.read_text())
+    choices.write_text(named)
+    assert (count, lines) == (1, 1)
+    run(contributor, "algorithm=fedavg", "privacy.noise=generous")
+    newest = max((contributor / "outputs").glob("*/*"), key=lambda path: path.stat().st_mtime)
+    environment = {**os.environ, "PYTHONPATH": str(contributor)}
+    command = [sys.executable, "-c", "import fedq.cli; fedq.cli.main()", "privacy", "statement", str(newest)]
+    told = subprocess.run(command, cwd=contributor, env=environment, capture_output=True, text=True, timeout=600)
+    assert "1.5 times the stated noise" in " ".join(told.stdout.split()), told.stdout + told.stderr
+
+
 def run(place, *words):
     environment = {**os.environ, "PYTHONPATH": str(place)}
     code = "import fedq.cli; fedq.cli.main()"
