@@ -9,7 +9,7 @@ LOCK := pyproject.toml constraints.txt
 # Tests run on all cores; one numerical thread in each process, so that they do not fight for them.
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
-.PHONY: demo test test-unit test-slow test-hostile test-all check fuzz mutants bench tables lock clean
+.PHONY: demo test test-unit test-slow test-hostile test-all check fuzz mutants paths bench tables lock clean
 
 demo: $(RUN_STAMP)
 	$(BIN)/fedq run experiment=demo
@@ -42,6 +42,10 @@ check: $(DEV_STAMP)
 fuzz: $(DEV_STAMP)
 	$(BIN)/python -m tests.fuzz
 	$(BIN)/python -m tests.fuzz.guided
+
+# How many files a reader has to open to follow a round, a DP step or an encoding.
+paths: $(DEV_STAMP)
+	$(BIN)/python -m tests.paths
 
 # What tests of codec, reply checks and privacy would not notice: docs/mutants.md. Hours; goes on where it stopped.
 mutants: $(DEV_STAMP)

@@ -78,6 +78,39 @@ def imports(path):
     return others, own - {"__version__"}
 
 
+def runtime_nodes(node):
+    """All nodes but those that only a type checker sees."""
+    for child in ast.iter_child_nodes(node):
+        if not (isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)):
+            yield child
+            yield from runtime_nodes(child)
+
+
+@cache
+def module_imports():
+    """Module -> the modules of fedq that it imports anywhere in its code."""
+    paths = {".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path for path in files()}
+    paths = {name.removesuffix(".__init__"): path for name, path in paths.items()}
+    found = {name: set() for name in paths}
+    for name, path in paths.items():
+        for node in runtime_nodes(parsed(path)):
+            if isinstance(node, ast.Import):
+                found[name] |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                inside = {alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+                found[name] |= {full if full in paths else node.module for full in inside.values()}
+        found[name] = (found[name] & paths.keys()) - {name}
+    return found
+
+
+def test_no_two_modules_import_each_other_not_even_by_way_of_others():
+    left = dict(module_imports())
+    while free := [name for name, imported in left.items() if not imported & left.keys()]:
+        for name in free:
+            del left[name]
+    assert sorted(left) == []
+
+
 def test_every_room_has_its_floor():
     rooms = {room_of(path) for path in files()} - {"__init__", "config"}
     assert rooms == set(FLOOR)

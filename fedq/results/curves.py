@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable, Sequence
 from itertools import accumulate
+from typing import TYPE_CHECKING
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -11,8 +12,10 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from fedq.core.wording import duration, one_line, percent, plural, size, spent
-from fedq.results.result import Result
 from fedq.results.rows import RoundRow
+
+if TYPE_CHECKING:  # a result draws itself by this module
+    from fedq.results.result import Result
 
 # Okabe and Ito's palette: distinct for every kind of colour vision, and by lightness in print.
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#8A8A8A"
@@ -26,7 +29,7 @@ class Curves(Figure):
         return png(self)
 
 
-def figure(result: Result) -> Figure:
+def figure(result: "Result") -> Figure:
     """A figure with panels: score, bytes against float32, and epsilon if DP is on."""
     panels: list[Callable[[Axes, Result], None]] = [_score, _bytes]
     if any(row.epsilon is not None for row in result.history):
@@ -56,7 +59,7 @@ def png(drawn: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _headline(result: Result) -> tuple[str, str]:
+def _headline(result: "Result") -> tuple[str, str]:
     facts = [plural(result.rounds, "round"), duration(result.wall_seconds), f"seed {result.seed}"]
     if result.status != "finished":
         facts.insert(0, result.status)
@@ -107,7 +110,7 @@ def _line(
     return True
 
 
-def _score(axis: Axes, result: Result) -> None:
+def _score(axis: Axes, result: "Result") -> None:
     rows = result.history
     drawn = _line(
         axis,
@@ -148,7 +151,7 @@ def _score(axis: Axes, result: Result) -> None:
         axis.legend(fontsize=8.5, frameon=True, framealpha=0.9, edgecolor="none", loc="best", labelcolor=INK)
 
 
-def _bytes(axis: Axes, result: Result) -> None:
+def _bytes(axis: Axes, result: "Result") -> None:
     _title(axis, "Bytes sent, up and down together")
     at = [row.round for row in result.history]
     sent = list(accumulate(row.bytes_up + row.bytes_down for row in result.history))
@@ -163,7 +166,7 @@ def _bytes(axis: Axes, result: Result) -> None:
     axis.legend(fontsize=8.5, frameon=True, framealpha=0.9, edgecolor="none", loc="upper left", labelcolor=INK)
 
 
-def _epsilon(axis: Axes, result: Result) -> None:
+def _epsilon(axis: Axes, result: "Result") -> None:
     of = "of this run alone" if result.epsilon_of == "run" else "spent, largest of all clients"
     _title(axis, f"Privacy: epsilon {of}")
     points = [(row.round, row.epsilon) for row in result.history if row.epsilon is not None]
