@@ -132,6 +132,13 @@ class Cold(RehearsedDeployment):
         return super().supernode(identity, {**node_config, "warm": False})
 
 
+class Forking(RehearsedDeployment):
+    """A deployment whose owners start their nodes by fedq's own program."""
+
+    def node_program(self):
+        return [*CLI, "client", "node"]
+
+
 def warm_processes(stand, identity):
     """(kind of message, warm process) of each answer that a client's own log names."""
     log = stand.client(identity) / "state" / "warm" / "log.txt"
@@ -140,30 +147,28 @@ def warm_processes(stand, identity):
 
 
 @pytest.mark.slow
-def test_one_warm_process_answers_a_client_s_messages_with_the_bits_of_fresh_ones(tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", [RehearsedDeployment, Forking, Cold])
+def test_one_warm_process_answers_a_client_s_messages_with_the_bits_of_fresh_ones(tmp_path, monkeypatch, kind):
     from fedq.runtime.connection import Connection
     from fedq.runtime.deployment import submit
 
     monkeypatch.chdir(tmp_path)
-    words = ["experiment=demo", "privacy=off", "clients=2", "rounds=3", "runtime=deployment"]
+    words = ["experiment=demo", "privacy=off", "clients=2", "rounds=3"]
     words += ["codec.rounding=stochastic", "codec.error_feedback=true"]
-    bits_of, answered = {}, {}
-    for kind in (RehearsedDeployment, Cold):
-        place = tmp_path / kind.__name__
-        with standing(compose(words), words, place, kind=kind) as (stand, staged, _):
-            followed = submit(
-                staged,
-                Connection(CONNECTION, stand.address),
-                lambda row: None,
-                environment=stand.processes.environment(stand.submitter),
-            )
-            bits_of[kind] = bits(read_result(Path(followed.folder)))
-            answered[kind] = [warm_processes(stand, identity) for identity in ("0", "1")]
-    for messages in answered[RehearsedDeployment]:  # the handshake came first, and started the process
-        assert [kind for kind, _ in messages] == ["train"] * 3
-        assert len({process for _, process in messages}) == 1
-    assert answered[Cold] == [[], []]
-    assert bits_of[RehearsedDeployment] == bits_of[Cold]
+    deployed = [*words, "runtime=deployment"]
+    with standing(compose(deployed), deployed, tmp_path / "place", kind=kind) as (stand, staged, _):
+        followed = submit(
+            staged,
+            Connection(CONNECTION, stand.address),
+            lambda row: None,
+            environment=stand.processes.environment(stand.submitter),
+        )
+        result = read_result(Path(followed.folder))
+        answered = [warm_processes(stand, identity) for identity in ("0", "1")]
+    for messages in answered:  # the handshake came first, and started the process
+        assert [message for message, _ in messages] == ([] if kind is Cold else ["train"] * 3)
+        assert len({process for _, process in messages}) == (0 if kind is Cold else 1)
+    assert bits(result) == bits(fedq.run(words, root=tmp_path / "local", progress=False))
 
 
 @pytest.mark.slow
