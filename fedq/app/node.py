@@ -4,7 +4,6 @@ Paths of the owner's files come from the node config, which the owner wrote. The
 the run's overrides, which may choose only among the bundle's choices.
 """
 
-import importlib
 import os
 import shutil
 import sys
@@ -121,8 +120,10 @@ def prepare(context: Context) -> None:
         node = Node.read(context.node_config)
         config = _config(tuple(network.read(context.run_config.get(network.OVERRIDES))), overlay())
         policy = None if node.policy is None else policy_of(node.policy)
-        if not problems(config) and plan_of(config, *limits(policy, node.epsilon, node.delta)) is not None:
-            importlib.import_module("torch._dynamo")  # torch imports it when fedq checks a model under DP: 1.4 s
+        if not problems(config):
+            plan_of(
+                config, *limits(policy, node.epsilon, node.delta)
+            )  # under DP it imports Opacus and calibrates noise
 
 
 def _privacy(config: Config, plan: DPPlan, account: Account, owner: Site, run: str) -> Privacy:

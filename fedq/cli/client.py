@@ -101,6 +101,21 @@ def digest(
         refuse_text(f"{bundle}: not a bundle ({error}). `flwr build` makes one")
 
 
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    short_help="flower-supernode, with messages answered sooner: fedq client node --superlink HOST:9092 ...",
+)
+def node(context: typer.Context) -> None:
+    """Run `flower-supernode` with the same arguments; no message starts a program (docs/deploy.md)."""
+    from fedq.app.warm.node import run_node
+
+    try:
+        status = run_node(context.args)
+    except ValueError as error:
+        refuse_text(str(error))
+    raise typer.Exit(status)
+
+
 def _released(runs: Path) -> "Iterator[tuple[str, Released]]":
     """(run, data that left the client) from the client's own logs."""
     from fedq.client.state import LOG

@@ -1,13 +1,16 @@
 """The only file with Flower's private names (flwr is pinned to a minor version). Imports nothing of fedq."""
 
+import importlib
 import logging
 import os
 import queue
+import signal
+import sys
 import threading
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import httpx
 from flwr.app import Context, Message, RecordDict
@@ -32,6 +35,7 @@ __all__ = [
     "node_keys",
     "serialized",
     "serialized_context",
+    "serve_tasks",
     "simulation",
 ]
 
@@ -95,6 +99,57 @@ def deserialized_context(data: bytes) -> Context:
     from flwr.proto.message_pb2 import Context as Proto  # generated code without stubs
 
     return context_from_proto(Proto.FromString(data))
+
+
+def serve_tasks(address: str, *, still_runs: Callable[[], bool]) -> None:
+    """Fork for each message of the SuperNode whose runtime API is at `address`, in isolation mode `process`.
+
+    It does what Flower's `flower-superexec` does, which starts `flwr-clientapp` for each message: a fork of this
+    process has Flower's imports already. Ends by SystemExit, at the latest when the SuperNode does not run any more.
+    """
+    superexec = importlib.import_module("flwr.supercore.superexec.run_superexec")
+    from flwr.supercore.superexec.executor import ExecutionSpec, LaunchResult, SubprocessExecutor
+    from flwr.supernode.runtime.run_clientapp import run_clientapp
+
+    forks: set[int] = set()
+
+    class Forking(SubprocessExecutor):
+        """Flower's executor of tasks, with forks in place of programs."""
+
+        def launch(self, spec: ExecutionSpec) -> LaunchResult:
+            if pid := os.fork():
+                forks.add(pid)
+                return LaunchResult.accepted()
+            _fork_of_task(run_clientapp, spec)
+
+        def reconcile(self) -> None:
+            """Called by Flower before it looks for a task."""
+            forks.difference_update({pid for pid in forks if os.waitpid(pid, os.WNOHANG) != (0, 0)})
+            if not still_runs():
+                raise SystemExit(0)
+
+    # Flower chooses from its own kinds by name.
+    setattr(superexec, "get_executor", lambda *args, **kwargs: Forking())  # noqa: B010  mypy knows no such attribute
+    superexec.run_superexec(runtime_api_address=address, insecure=True)
+
+
+def _fork_of_task(run_clientapp: Callable[..., None], spec: Any) -> NoReturn:
+    """Be Flower's process of one message, and end. Whatever happens, the parent's code does not go on here."""
+    from flwr.supercore.exit import exit_handler
+
+    status = 1
+    try:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        exit_handler.registered_exit_handlers.clear()  # the parent's
+        sys.argv[:] = ["flwr-clientapp"]
+        run_clientapp(spec.runtime_api_address, spec.token, spec.insecure, parent_pid=spec.parent_pid)
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+    finally:
+        with suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(status)
 
 
 def is_in_memory(grid: Any) -> bool:

@@ -150,7 +150,7 @@ class RehearsedDeployment:
     def supernode(self, identity: str, node_config: Mapping[str, str | int]) -> subprocess.Popen[bytes]:
         home = self.client(identity)
         pairs = " ".join(f"{key}={json.dumps(value)}" for key, value in node_config.items())
-        command = [flower_command("flower-supernode"), "--superlink", self.address]
+        command = [*self.node_program(), "--superlink", self.address]
         command += ["--root-certificates", str(home / "ca.crt"), "--auth-supernode-private-key", str(home / "node")]
         port = free_port()
         command += ["--node-config", pairs, "--host", "127.0.0.1", "--port", str(port)]
@@ -158,6 +158,10 @@ class RehearsedDeployment:
         extra = {"FLWR_HOME": str(home / "flwr"), "FEDQ_HOME": str(home)}
         self._ports.append(port)
         return self.processes.start(command, home / "supernode.log", extra)
+
+    def node_program(self) -> list[str]:
+        """The program of a client's organisation, which takes the arguments of `flower-supernode`."""
+        return [flower_command("flower-supernode")]
 
     @property
     def submitter(self) -> dict[str, str]:

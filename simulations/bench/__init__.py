@@ -4,6 +4,7 @@
 BENCHMARKS = {
     "codec": "simulations.bench.codec",
     "job": "simulations.bench.job",
+    "deployed": "simulations.bench.deployed",
     "privacy": "simulations.bench.privacy",
     "quant": "simulations.bench.quant",
     "runtime": "simulations.bench.runtime",

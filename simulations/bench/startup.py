@@ -1,6 +1,5 @@
 """What a deployed client's message costs before and beside its training: a fresh process, until its reply."""
 
-import json
 import subprocess
 import sys
 import tempfile
@@ -9,11 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fedq.data import digits, write_shard
+from simulations.bench.deployed import WORDS, message_file
 from simulations.bench.row import Row
 from simulations.bench.timing import Contender, Effort, medians
-
-_PLAIN = ["experiment=demo", "privacy=off", "runtime=deployment"]
-_PRIVATE = ["experiment=demo", "runtime=deployment"]
 
 
 def rows(effort: Effort) -> Iterator[Row]:
@@ -22,9 +19,9 @@ def rows(effort: Effort) -> Iterator[Row]:
         data, shard = digits(), Path(folder) / "a.shard.npz"
         write_shard(shard, data.train[:150], data)
         contenders = {
-            "client_startup": _process("fedq", _PLAIN, shard),
-            "client_startup_dp": _process("fedq", _PRIVATE, shard),
-            "plain": _process("plain", [], shard),
+            "client_startup": _process("fedq", message_file(Path(folder) / "off", WORDS["off"], shard)),
+            "client_startup_dp": _process("fedq", message_file(Path(folder) / "dp", WORDS["dp"], shard)),
+            "plain": _process("plain", shard),
         }
         seconds = medians(contenders, repeats=max(3, effort.repeats // 2), warmups=1)
     against = "fedq's client against a Flower client of ten lines with torch.optim, from process start to reply"
@@ -36,8 +33,8 @@ def rows(effort: Effort) -> Iterator[Row]:
         yield Row(name, seconds[name], seconds["plain"], "s", "ours/reference", f"{against}; {words}")
 
 
-def _process(kind: str, overrides: list[str], shard: Path) -> Contender:
-    command = [sys.executable, "-m", "simulations.bench.startup_client", kind, json.dumps(overrides), str(shard)]
+def _process(kind: str, given: Path) -> Contender:
+    command = [sys.executable, "-m", "simulations.bench.startup_client", kind, str(given)]
 
     def run() -> float:
         begun = time.time()

@@ -1,38 +1,31 @@
 """One message to one fresh client process, as a SuperNode starts it. Knows Flower's client program; times itself.
 
-python -m simulations.bench.startup_client fedq OVERRIDES_JSON SHARD     fedq's client app
-python -m simulations.bench.startup_client plain OVERRIDES_JSON SHARD    a Flower app of ten lines, the same model
+python -m simulations.bench.startup_client fedq FILE      fedq's client; simulations.bench.deployed wrote its message
+python -m simulations.bench.startup_client plain SHARD    a Flower app of ten lines, the same model
 """
 
 import importlib
-import json
 import sys
-import tempfile
 import time
 
 # What `flwr-clientapp` itself imports before it loads an app.
 importlib.import_module("flwr.supernode.runtime.run_clientapp")
 
 
-def fedq_client(overrides: str, shard: str) -> None:
+def fedq_client(path: str) -> None:
     """Build the client from its node config and train one round, the ledger written as always."""
-    import numpy as np
-    from flwr.app import Context, RecordDict
-
-    from fedq import codec
     from fedq.app.node import client_of
+    from fedq.flower import private as flower
     from fedq.flower import wire
 
-    with tempfile.TemporaryDirectory() as state:
-        node = {"partition-id": 0, "data-path": shard, "state-dir": state}
-        client = client_of(Context(1, 1, node, RecordDict(), {"overrides": overrides}))
-        layout = client.trainer.layout
-        model = codec.encode(np.zeros(layout.size, np.float32), client.codec, layout=layout, kind="weights", round=1)
-        reply = client.train(wire.Request(1, -1, {"model": model}))
-    assert reply.packets
+    flower.enter()
+    with open(path, encoding="ascii") as file:
+        context, request = (bytes.fromhex(line) for line in file)
+    client = client_of(flower.deserialized_context(context))
+    assert client.train(wire.read_request(flower.deserialized(request).content)).packets
 
 
-def plain_client(overrides: str, shard: str) -> None:
+def plain_client(shard: str) -> None:
     """What a quickstart's train function does: load, a few SGD steps, float32 arrays out."""
     import numpy as np
     import torch
@@ -52,5 +45,5 @@ def plain_client(overrides: str, shard: str) -> None:
 
 
 if __name__ == "__main__":
-    {"fedq": fedq_client, "plain": plain_client}[sys.argv[1]](json.dumps(json.loads(sys.argv[2])), sys.argv[3])
+    {"fedq": fedq_client, "plain": plain_client}[sys.argv[1]](sys.argv[2])
     print(time.time())  # when the reply could leave; how long the process takes to end keeps nobody waiting

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flwr.app import Context, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from typer.testing import CliRunner
 
 import fedq
 from fedq import codec
@@ -22,6 +23,7 @@ from fedq.app.direct import client as direct
 from fedq.app.warm import frames, handover, place, process
 from fedq.app.warm.handover import LOG, LostError, handed_over, start_if_none
 from fedq.app.warm.watch import begun_at
+from fedq.cli import app as command_line
 from fedq.config import ConfigError
 from fedq.data import write_shard
 from fedq.experiment import build
@@ -144,8 +146,6 @@ def test_a_refusal_comes_back_as_a_code(context, training):
 
 
 def test_the_state_of_the_context_comes_back(context, training):
-    from flwr.app import ConfigRecord
-
     asked = context()
     asked.state["mine"] = ConfigRecord({"count": 3})
     with serving(asked):
@@ -369,6 +369,23 @@ def test_a_name_has_one_process_and_what_dead_ones_left_is_removed(tmp_path):
         place.remove_dead(folder)
         assert place.count(folder) == 1
         place.dial(folder, "a").close()
+
+
+# --- a node of fedq's own ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--superlink", "a:1"], "--host None: must be 127.0.0.1"),
+        (["--host", "0.0.0.0", "--port", "9094"], "--host 0.0.0.0: must be 127.0.0.1"),
+        (["--host=127.0.0.1", "--isolation", "subprocess"], "--isolation subprocess: fedq client node sets it"),
+    ],
+)
+def test_a_node_is_not_started_with_arguments_that_do_not_fit(arguments, told):
+    done = CliRunner().invoke(command_line, ["client", "node", *arguments])
+    assert done.exit_code == 2
+    assert told in done.stderr
 
 
 # --- its end ---------------------------------------------------------------------------------------------

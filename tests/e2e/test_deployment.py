@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -49,12 +50,12 @@ def bits(result):
 
 
 @contextmanager
-def standing(config, overrides, folder, *, clients=None):
+def standing(config, overrides, folder, *, clients=None, kind=RehearsedDeployment):
     """A SuperLink and SuperNodes that go on, as a rehearsal has them."""
     experiment = built(config)
     staged = stage(overrides, config, app=app_here(), into=folder / "submitter")
     with Processes(folder.name, surroundings(folder)) as processes:
-        stand = RehearsedDeployment(folder, processes, lambda text: None)
+        stand = kind(folder, processes, lambda text: None)
         stand.start_superlink()
         for number, identity in enumerate(experiment.identities if clients is None else clients):
             stand.start_supernode(number, identity, experiment)
@@ -122,6 +123,52 @@ def test_one_experiment_gives_the_same_bits_on_every_runtime(tmp_path, monkeypat
     # Feedback was on: with it off, the same run gives other bits, so a residual that was lost would have shown.
     without = fedq.run([w for w in words if "error_feedback" not in w], root="without", progress=False)
     assert bits(without) != bits(local)
+
+
+class Cold(RehearsedDeployment):
+    """A deployment whose owners switched warm processes off."""
+
+    def supernode(self, identity, node_config):
+        return super().supernode(identity, {**node_config, "warm": False})
+
+
+class Forking(RehearsedDeployment):
+    """A deployment whose owners start their nodes by fedq's own program."""
+
+    def node_program(self):
+        return [*CLI, "client", "node"]
+
+
+def warm_processes(stand, identity):
+    """(kind of message, warm process) of each answer that a client's own log names."""
+    log = stand.client(identity) / "state" / "warm" / "log.txt"
+    lines = log.read_text().splitlines() if log.exists() else []
+    return re.findall(r"^\S+ run \d+: (\S+) answered by warm process (\d+)$", "\n".join(lines), re.MULTILINE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [RehearsedDeployment, Forking, Cold])
+def test_one_warm_process_answers_a_client_s_messages_with_the_bits_of_fresh_ones(tmp_path, monkeypatch, kind):
+    from fedq.runtime.connection import Connection
+    from fedq.runtime.deployment import submit
+
+    monkeypatch.chdir(tmp_path)
+    words = ["experiment=demo", "privacy=off", "clients=2", "rounds=3"]
+    words += ["codec.rounding=stochastic", "codec.error_feedback=true"]
+    deployed = [*words, "runtime=deployment"]
+    with standing(compose(deployed), deployed, tmp_path / "place", kind=kind) as (stand, staged, _):
+        followed = submit(
+            staged,
+            Connection(CONNECTION, stand.address),
+            lambda row: None,
+            environment=stand.processes.environment(stand.submitter),
+        )
+        result = read_result(Path(followed.folder))
+        answered = [warm_processes(stand, identity) for identity in ("0", "1")]
+    for messages in answered:  # the handshake came first, and started the process
+        assert [message for message, _ in messages] == ([] if kind is Cold else ["train"] * 3)
+        assert len({process for _, process in messages}) == (0 if kind is Cold else 1)
+    assert bits(result) == bits(fedq.run(words, root=tmp_path / "local", progress=False))
 
 
 @pytest.mark.slow
