@@ -51,12 +51,14 @@ paths: $(DEV_STAMP)
 mutants: $(DEV_STAMP)
 	$(BIN)/python -m tests.mutants
 
+# The first run of `job` makes an environment for each peer: some minutes.
 bench: $(DEV_STAMP)
 	$(BIN)/python -m simulations.bench codec
 	$(BIN)/python -m simulations.bench privacy
 	$(BIN)/python -m simulations.bench quant
 	$(BIN)/python -m simulations.bench runtime
 	$(BIN)/python -m simulations.bench startup
+	$(BIN)/python -m simulations.bench job
 
 # Runs what is missing of every table in README.md and docs, then writes them.
 tables: $(DEV_STAMP)

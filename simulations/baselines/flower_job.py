@@ -5,6 +5,7 @@ python flower_job.py PLAN plain|dp
 
 import os
 import sys
+import tempfile
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +17,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
+from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -28,7 +30,7 @@ client_app, server_app = ClientApp(), ServerApp()
 def data() -> tuple[job.Plan, torch.Tensor, torch.Tensor]:
     torch.set_num_threads(1)  # an actor has one CPU
     plan = job.Plan(os.environ[PLAN])
-    return plan, *job.training(plan)
+    return plan, *job.split("train")
 
 
 @client_app.train()
@@ -36,31 +38,43 @@ def train(message: Message, context: Context) -> Message:
     """One local epoch on the shard that the server names."""
     plan, images, labels = data()
     rows = torch.from_numpy(plan.shards[int(message.content["config"]["client"])])
-    model = job.network()
+    model = job.network(plan)
     model.load_state_dict(message.content["arrays"].to_torch_state_dict())
-    loader = DataLoader(TensorDataset(images[rows], labels[rows]), batch_size=job.BATCH, shuffle=True)
-    optimizer = torch.optim.SGD(model.parameters(), lr=job.LR)
     model.train()
-    trained, steps = model, 0
+    data_set = TensorDataset(images[rows], labels[rows])
     if os.environ.get(PRIVATE):
-        from opacus import PrivacyEngine
-
-        trained = model = model.to(memory_format=torch.contiguous_format)  # its convolutions need it
-        optimizer = torch.optim.SGD(model.parameters(), lr=job.LR)
-        trained, optimizer, loader = PrivacyEngine().make_private(
-            module=model,
-            optimizer=optimizer,
-            data_loader=loader,
-            noise_multiplier=job.NOISE,
-            max_grad_norm=job.CLIP,
-        )
-    for x, y in loader:
-        optimizer.zero_grad()
-        functional.cross_entropy(trained(x), y).backward()
-        optimizer.step()
-        steps += 1
+        steps = fit_privately(model, data_set, plan.private_steps)
+    else:
+        steps = fit(model, DataLoader(data_set, batch_size=job.BATCH), torch.optim.SGD(model.parameters(), lr=job.LR))
     metrics = MetricRecord({"num-examples": len(rows), "steps": steps})
     return Message(RecordDict({"arrays": ArrayRecord(model.state_dict()), "metrics": metrics}), reply_to=message)
+
+
+def fit(model: nn.Module, loader: Any, optimizer: Any) -> int:
+    """One pass over the loader; returns its number of steps. The plan has shuffled the examples."""
+    steps = 0
+    for x, y in loader:
+        optimizer.zero_grad()
+        functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        steps += 1
+    return steps
+
+
+def fit_privately(model: nn.Module, data_set: TensorDataset, steps: int) -> int:
+    """DP-SGD by Opacus' PrivacyEngine: Poisson batches at the rate 1 / steps, so 32 examples in the mean shard."""
+    from opacus import PrivacyEngine
+    from opacus.data_loader import DPDataLoader
+
+    model.to(memory_format=torch.contiguous_format)  # Opacus' gradients of convolutions are wrong on channels_last
+    private, optimizer, loader = PrivacyEngine().make_private(
+        module=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=job.LR),
+        data_loader=DPDataLoader(data_set, sample_rate=1 / steps),
+        noise_multiplier=job.NOISE,
+        max_grad_norm=job.CLIP,
+    )
+    return fit(private, loader, optimizer)
 
 
 class Planned(FedAvg):
@@ -90,7 +104,7 @@ def serve(grid: Grid, context: Context) -> None:
     torch.set_num_threads(2)
     plan = job.Plan(os.environ[PLAN])
     images, labels = job.split("t10k")
-    model, scores = job.network(), []
+    model, scores = job.network(plan), []
 
     def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
         model.load_state_dict(arrays.to_torch_state_dict())
@@ -111,12 +125,17 @@ def main() -> None:
     import flower_job  # by its name, so that Ray's actors find it
     from flwr.simulation import run_simulation
 
-    run_simulation(
-        flower_job.server_app,
-        flower_job.client_app,
-        len(job.Plan(sys.argv[1]).shards),
-        backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}, "init_args": {"num_cpus": 2}},
-    )
+    # A short path for Ray's files, because a socket's path is limited to 107 characters.
+    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp" if Path("/tmp").is_dir() else None) as folder:
+        run_simulation(
+            flower_job.server_app,
+            flower_job.client_app,
+            len(job.Plan(sys.argv[1]).shards),
+            backend_config={
+                "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
+                "init_args": {"num_cpus": 2, "_temp_dir": folder},
+            },
+        )
 
 
 if __name__ == "__main__":

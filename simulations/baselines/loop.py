@@ -3,7 +3,6 @@
 import sys
 
 import job
-import numpy as np
 import torch
 from torch.nn import functional
 
@@ -11,10 +10,11 @@ from torch.nn import functional
 def main() -> None:
     torch.set_num_threads(int(sys.argv[2]))
     plan = job.Plan(sys.argv[1])
-    images, labels = job.training(plan)
+    images, labels = job.split("train")
     test_images, test_labels = job.split("t10k")
-    model, random, steps, score = job.network(), np.random.default_rng(0), 0, 0.0
+    model, steps = job.network(plan), 0
     master = {name: value.clone() for name, value in model.state_dict().items()}
+    score = job.accuracy(model, test_images, test_labels)
     for cohort in plan.cohorts:
         job.first_round()
         total = {name: torch.zeros_like(value) for name, value in master.items()}
@@ -23,14 +23,14 @@ def main() -> None:
             model.load_state_dict(master)
             model.train()
             optimizer = torch.optim.SGD(model.parameters(), lr=job.LR)
-            order = torch.from_numpy(random.permutation(plan.shards[client]))
-            for rows in order.split(job.BATCH):
+            shard = torch.from_numpy(plan.shards[client])
+            for rows in shard.split(job.BATCH):
                 optimizer.zero_grad()
                 functional.cross_entropy(model(images[rows]), labels[rows]).backward()
                 optimizer.step()
                 steps += 1
             for name, value in model.state_dict().items():
-                total[name] += value * (len(order) / examples)
+                total[name] += value * (len(shard) / examples)
         master = total
         model.load_state_dict(master)
         score = job.accuracy(model, test_images, test_labels)

@@ -1,49 +1,54 @@
 """Whole jobs as a user starts them, beside the same job of peers: wall time of the process, at equal work."""
 
-import json
-import os
-import subprocess
 import sys
 import tempfile
-import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import mean, median
+from typing import Any
 
-import numpy as np
-
-from simulations.baselines.install import HERE, python_of
-from simulations.bench.row import Row
+from simulations.baselines.install import HERE, NAMES, python_of
+from simulations.bench.job_plan import Work, write_plan
+from simulations.bench.job_processes import Outcome, run_fedq, run_peer
+from simulations.bench.row import PeerAbsentError, Row
 from simulations.bench.timing import FULL, Contender, Effort, medians
 
-Done = dict[str, list[dict[str, float]]]  # contender -> for each run its accuracy, and seconds to the first round
+Outcomes = Mapping[str, Sequence[Outcome]]  # contender -> its runs
 
-ROUNDS = 10
 JOB = [
     "experiment=fashion_mnist",
-    f"rounds={ROUNDS}",
+    "rounds=10",
     "train.epochs=1",
     "strategy.evaluate_every=1",
-    "strategy.max_update_norm=off",
+    "strategy.max_update_norm=off",  # no peer bounds updates
 ]
-PRIVATE = ["privacy=example", "privacy.target_epsilon=null", "privacy.noise_multiplier=1", "privacy.clip_norm=1"]
+# The rate of 32 examples in the mean shard of 540, as a fraction that Opacus' loader takes too: 17 steps of 1/17.
+PRIVATE = [
+    *JOB,
+    "privacy=example",
+    "privacy.target_epsilon=null",
+    "privacy.noise_multiplier=1",
+    "privacy.clip_norm=1",
+    f"privacy.sample_rate={1 / 17}",
+]
 OURS = {
     "fedq 1": [*JOB, "runtime.workers=1"],
     "fedq 2": [*JOB, "runtime.workers=2"],
     "fedq int8": [*JOB, "runtime.workers=2", "quant=int8", "codec=int8"],
-    "fedq dp": [*JOB, "runtime.workers=2", *PRIVATE, "privacy.noise=gaussian"],
-    "fedq dp discrete": [*JOB, "runtime.workers=2", *PRIVATE],
+    "fedq dp": [*PRIVATE, "runtime.workers=2", "privacy.noise=gaussian"],
+    "fedq dp discrete": [*PRIVATE, "runtime.workers=2"],
 }
-# Accuracies of ours and of a peer may differ by chance: batches are drawn in another order.
-_CHANCE = 0.08
-_SHORT = {  # experiments whose second worker must not cost more than it brings
-    "demo": ["experiment=demo", "rounds=20"],
-    "fashion_mnist": ["experiment=fashion_mnist", "rounds=3"],
-    "private_fashion": ["experiment=private_fashion", "rounds=3"],
+TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node=2"]
+# Contender -> the environment it needs, and its command after the interpreter.
+PEERS = {
+    "loop": (None, ["loop.py", "PLAN", "2"]),
+    "pfl 1": ("pfl", ["pfl_job.py", "PLAN", "2"]),
+    "pfl 2": ("pfl", [*TORCHRUN, "pfl_job.py", "PLAN", "1"]),
+    "flower": ("flower", ["flower_job.py", "PLAN", "plain"]),
+    "flower dp": ("flower", ["flower_job.py", "PLAN", "dp"]),
 }
-
 COMPARED = {
     "job_vs_loop_1": ("fedq 1", "loop", "1 worker against a plain loop in torch of 2 threads"),
     "job_vs_loop_2": ("fedq 2", "loop", "2 workers against a plain loop in torch of 2 threads"),
@@ -66,115 +71,120 @@ COMPARED = {
         "QAT, int8 both ways, int8 model delivered and measured, against our own float32 job",
     ),
 }
+STARTUP = {
+    "startup": ("fedq 1", "pfl 1", "pfl-research 0.6 in one process"),
+    "startup_vs_flower": ("fedq 1", "flower", "Flower 1.41 with Ray"),
+}
+SHORT = {  # experiments whose second worker must not cost more than it brings
+    "demo": ["experiment=demo", "rounds=20"],
+    "fashion_mnist": ["experiment=fashion_mnist", "rounds=3"],
+    "private_fashion": ["experiment=private_fashion", "rounds=3"],
+}
+# Largest difference of final accuracies. Without DP all start from the same weights and see the same batches, so only
+# rounding differs. Under DP each program draws its own batches and noise.
+SAME_BATCHES, OWN_NOISE = 0.02, 0.08
+_COUNTED = {"loop", "pfl 1", "pfl 2", "flower", "fedq 1", "fedq 2"}
+
+
+class UnequalWorkError(RuntimeError):
+    """A contender did other work than the plan says, so that its time cannot be compared."""
 
 
 def rows(effort: Effort) -> Iterator[Row]:
-    """Fashion-MNIST, 100 clients (Dirichlet 0.5), 10 rounds of 10, batch 32, evaluation on 10,000 images a round."""
+    """Fashion-MNIST, 100 clients (Dirichlet 0.5), 10 rounds of 10, batch 32, evaluation on 10,000 images a round.
+
+    After all other rows, PeerAbsentError if a peer could not be installed.
+    """
     repeats = 5 if effort is FULL else 2
+    environments, absent = _environments()
     with tempfile.TemporaryDirectory() as folder:
         plan = Path(folder) / "plan.npz"
-        _write_plan(plan)
-        seconds, done = _timed(plan, repeats)
-        _check_equal_work(done)
-        for name, (ours, peer, words) in COMPARED.items():
-            yield Row(name, seconds[ours], seconds[peer], "s", "ours/reference", words)
-        yield from _startup(done)
-        yield from _workers(repeats)
+        work = write_plan(plan, JOB, PRIVATE)
+        runs = {name: partial(run_fedq, overrides) for name, overrides in OURS.items()}
+        runs |= {name: partial(run_peer, command) for name, command in peer_commands(plan, environments).items()}
+        seconds, outcomes = _timed(runs, repeats)
+    check_equal_work(outcomes, work)
+    yield from compared(seconds, outcomes)
+    yield from _workers(repeats)
+    if absent:
+        raise PeerAbsentError("\n".join(absent))
 
 
-def _timed(plan: Path, repeats: int) -> tuple[dict[str, float], Done]:
-    """(seconds, what each run told) of every contender."""
-    done: Done = defaultdict(list)
-    flower, pfl = str(python_of("flower")), str(python_of("pfl"))
-    peers = {
-        "loop": [sys.executable, str(HERE / "loop.py"), str(plan), "2"],
-        "pfl 1": [pfl, str(HERE / "pfl_job.py"), str(plan), "2"],
-        "pfl 2": [pfl, "-m", "torch.distributed.run", "--nproc-per-node=2", str(HERE / "pfl_job.py"), str(plan), "1"],
-        "flower": [flower, str(HERE / "flower_job.py"), str(plan), "plain"],
-        "flower dp": [flower, str(HERE / "flower_job.py"), str(plan), "dp"],
-    }
-    contenders: dict[str, Contender] = {name: partial(_peer, command, name, done) for name, command in peers.items()}
-    contenders |= {name: partial(_ours, overrides, name, done) for name, overrides in OURS.items()}
-    return medians(contenders, repeats=repeats, warmups=0), done
+def _environments() -> tuple[dict[str, str], list[str]]:
+    """(environment -> its interpreter, why others are missing)."""
+    found, absent = {}, []
+    for name in NAMES:
+        try:
+            found[name] = python_of(name)
+        except PeerAbsentError as problem:
+            absent.append(str(problem))
+    return found, absent
 
 
-def _peer(command: list[str], name: str, done: Done) -> None:
-    begun = time.time()
-    with tempfile.TemporaryDirectory() as folder:
-        output = _output(command, Path(folder))
-    told = json.loads([line for line in output.splitlines() if line.startswith('{"accuracy"')][-1])
-    done[name].append({**told, "startup": told["first_round"] - begun})
+def peer_commands(plan: Path, environments: Mapping[str, str]) -> dict[str, list[str]]:
+    """The command of each peer whose environment there is; a peer that needs none has this interpreter."""
+    commands = {}
+    for name, (environment, words) in PEERS.items():
+        python = sys.executable if environment is None else environments.get(environment)
+        if python is not None:
+            words = [str(plan) if word == "PLAN" else word for word in words]
+            commands[name] = [python, *(str(HERE / word) if word.endswith(".py") else word for word in words)]
+    return commands
 
 
-def _ours(overrides: list[str], name: str, done: Done) -> None:
-    begun = time.time()
-    with tempfile.TemporaryDirectory() as folder:
-        _output([sys.executable, "-c", "from fedq.cli import main; main()", "run", *overrides], Path(folder))
-        (file,) = Path(folder).glob("outputs/*/*/result.json")
-        accuracy = json.loads(file.read_text(encoding="utf-8"))["accuracy"]
-        # The config is written when all parts are built: right before the first round.
-        done[name].append({"accuracy": accuracy, "startup": file.with_name("config.yaml").stat().st_mtime - begun})
+def _timed(runs: Mapping[str, Any], repeats: int) -> tuple[dict[str, float], Outcomes]:
+    """(median seconds, every outcome) of all contenders, which take turns."""
+    outcomes: dict[str, list[Outcome]] = defaultdict(list)
+
+    def turn(name: str) -> float:
+        outcome = runs[name]()
+        outcomes[name].append(outcome)
+        told = f"{name}: {outcome.seconds:.1f} s, accuracy {outcome.accuracy:.4f}"
+        print(told, file=sys.stderr, flush=True)
+        return float(outcome.seconds)
+
+    contenders: dict[str, Contender] = {name: partial(turn, name) for name in runs}
+    return medians(contenders, repeats=repeats, warmups=0), outcomes
 
 
-def _output(command: list[str], folder: Path) -> str:
-    """What the program writes; RuntimeError with its last lines if it fails."""
-    environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
-    root = str(Path(__file__).resolve().parents[2])
-    environment |= {"PYTHONPATH": root if command[0] == sys.executable else "", "FLWR_TELEMETRY_ENABLED": "0"}
-    environment |= {"RAY_USAGE_STATS_ENABLED": "0", "TOKENIZERS_PARALLELISM": "false"}
-    ended = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=600
-    )
-    if ended.returncode:
-        last = "\n".join((ended.stderr or ended.stdout).strip().splitlines()[-5:])
-        raise RuntimeError(f"{' '.join(command[:3])} ended with status {ended.returncode}:\n{last}")
-    return ended.stdout
-
-
-def _write_plan(path: Path) -> None:
-    """Who trains in which round on which examples, as fedq decides it."""
-    from fedq.config import compose
-    from fedq.experiment import build
-    from fedq.server import CyclicSampler
-
-    experiment = build(compose(JOB))
-    names = experiment.identities
-    sampler = CyclicSampler(names, seed=experiment.config.seed)
-    cohorts = [[names.index(client) for client in sampler.cohort(round, 10)] for round in range(1, ROUNDS + 1)]
-    shards = {f"shard{i}": experiment.shards[name] for i, name in enumerate(names)}
-    train = np.arange(len(experiment.dataset.train))
-    np.savez(path, clients=len(names), cohorts=np.array(cohorts), train=train, **shards)
-
-
-def _check_equal_work(done: Done) -> None:
-    """RuntimeError if a peer made other steps than the loop, or reached another accuracy than chance explains."""
-    for name in ("pfl 1", "flower"):
-        steps, expected = done[name][-1]["steps"], done["loop"][-1]["steps"]
-        if steps != expected:
-            raise RuntimeError(f"{name} made {steps} local steps, the plain loop {expected}")
-    for ours, peer in (("fedq 1", "loop"), ("fedq 2", "pfl 2"), ("fedq 2", "flower"), ("fedq dp", "flower dp")):
-        found = {name: mean(run["accuracy"] for run in done[name]) for name in (ours, peer)}
-        if abs(found[ours] - found[peer]) > _CHANCE:
-            raise RuntimeError(f"accuracies differ by more than chance: {found}")
-
-
-def _startup(done: Done) -> Iterator[Row]:
-    seconds = {name: median(run["startup"] for run in runs) for name, runs in done.items()}
-    for name, peer, words in (
-        ("startup", "pfl 1", "pfl-research 0.6 in one process"),
-        ("startup_vs_flower", "flower", "Flower 1.41 with Ray"),
+def check_equal_work(outcomes: Outcomes, work: Work) -> None:
+    """UnequalWorkError if a contender trained other clients, made other steps, or is less accurate than the others."""
+    for name, (outcome, *_) in outcomes.items():
+        expected = work.private_steps if "dp" in name else work.steps
+        if outcome.steps not in (None, expected):
+            raise UnequalWorkError(f"{name} made {outcome.steps} local steps; the plan has {expected}")
+        if outcome.cohorts not in (None, work.cohorts):
+            raise UnequalWorkError(f"{name} trained other clients than the plan: {outcome.cohorts}")
+    found = {name: mean(outcome.accuracy for outcome in runs) for name, runs in outcomes.items()}
+    for group, largest in (
+        ([name for name in found if name in _COUNTED], SAME_BATCHES),
+        ([name for name in found if "dp" in name], OWN_NOISE),
     ):
-        words = f"from the command to the first round of the float32 job, 1 worker, against {words}"
-        yield Row(name, seconds["fedq 1"], seconds[peer], "s", "ours/reference", words)
+        values = {name: found[name] for name in group}
+        if max(values.values()) - min(values.values()) > largest:
+            raise UnequalWorkError(f"accuracies differ by more than {largest}, so the work was not equal: {values}")
+
+
+def compared(seconds: Mapping[str, float], outcomes: Outcomes) -> Iterator[Row]:
+    """A row for each comparison whose two contenders ran."""
+    for name, (ours, peer, words) in COMPARED.items():
+        if ours in seconds and peer in seconds:
+            accuracies = " and ".join(f"{mean(run.accuracy for run in outcomes[who]):.1%}" for who in (ours, peer))
+            yield Row(name, seconds[ours], seconds[peer], "s", "ours/reference", f"{words}; accuracy {accuracies}")
+    startup = {name: median(run.startup for run in runs) for name, runs in outcomes.items()}
+    for name, (ours, peer, words) in STARTUP.items():
+        if ours in startup and peer in startup:
+            words = f"from the command to the first round of the float32 job, 1 worker, against {words}"
+            yield Row(name, startup[ours], startup[peer], "s", "ours/reference", words)
 
 
 def _workers(repeats: int) -> Iterator[Row]:
-    """Two workers over one, of short runs of the experiments that come with fedq."""
-    done: Done = defaultdict(list)
-    for name, overrides in _SHORT.items():
-        contenders: dict[str, Contender] = {
-            str(count): partial(_ours, [*overrides, f"runtime.workers={count}"], name, done) for count in (1, 2)
+    """Two workers over one, in short runs of experiments that come with fedq."""
+    for name, overrides in SHORT.items():
+        runs = {
+            f"{name}, {count} worker(s)": partial(run_fedq, [*overrides, f"runtime.workers={count}"])
+            for count in (1, 2)
         }
-        seconds = medians(contenders, repeats=repeats, warmups=0)
+        one, two = _timed(runs, repeats)[0].values()
         words = f"2 workers against 1: fedq run {' '.join(overrides)}"
-        yield Row(f"job_workers_{name}", seconds["2"], seconds["1"], "s", "ours/reference", words)
+        yield Row(f"job_workers_{name}", two, one, "s", "ours/reference", words)
