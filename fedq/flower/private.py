@@ -142,7 +142,13 @@ def _fork_of_task(run_clientapp: Callable[..., None], spec: Any) -> NoReturn:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         exit_handler.registered_exit_handlers.clear()  # the parent's
         sys.argv[:] = ["flwr-clientapp"]
-        run_clientapp(spec.runtime_api_address, spec.token, spec.insecure, parent_pid=spec.parent_pid)
+        run_clientapp(
+            spec.runtime_api_address,
+            spec.token,
+            spec.insecure,
+            parent_pid=spec.parent_pid,
+            runtime_dependency_install=spec.runtime_dependency_install,
+        )
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
     finally:

@@ -13,8 +13,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
+from fedq.core.lifetime import end_with_parent
+
 _GRACE = 4.0  # seconds between SIGTERM and SIGKILL
-_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_PR_SET_CHILD_SUBREAPER = 36
 _MARK = "FEDQ_REHEARSAL"
 
 
@@ -52,7 +54,7 @@ class Processes:
                 env=self.environment(extra),
                 cwd=log.parent,
                 start_new_session=True,
-                preexec_fn=_end_with_parent,
+                preexec_fn=end_with_parent,
             )
         self._started.append((process, log))
         return process
@@ -117,12 +119,6 @@ def _ignore_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _end_with_parent() -> None:
-    """In the child: ask Linux to end this process when fedq is killed."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
 def _adopt_orphans(adopt: bool) -> None:

@@ -22,9 +22,9 @@ from fedq.app import node as node_module
 from fedq.app.direct import client as direct
 from fedq.app.warm import frames, handover, place, process
 from fedq.app.warm.handover import LOG, LostError, handed_over, start_if_none
-from fedq.app.warm.watch import begun_at
 from fedq.cli import app as command_line
 from fedq.config import ConfigError
+from fedq.core.lifetime import begun_at
 from fedq.data import write_shard
 from fedq.experiment import build
 from fedq.flower import private as flower

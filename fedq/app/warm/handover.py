@@ -20,8 +20,8 @@ from flwr.app import Context, Message
 from fedq import __version__
 from fedq.app.bundle import bundle_digest, running_app, running_bundle
 from fedq.app.warm import frames, place
-from fedq.app.warm.watch import begun_at
 from fedq.core.durable import append_to_private
+from fedq.core.lifetime import begun_at
 from fedq.flower import private as flower
 
 LOG: Final = "log.txt"  # in the folder of the sockets: which process answered, and why none did

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from fedq.core.lifetime import end_with_parent
+
 _POLL_ENV: Final = "FLWR_SUPEREXEC_TASK_POLL_INTERVAL"
 _POLL_SECONDS: Final = "0.1"  # Flower's own 1 s would be most of a message
 _HOST, _PORT, _ISOLATION = "--host", "--port", "--isolation"
@@ -19,14 +21,18 @@ _HOST, _PORT, _ISOLATION = "--host", "--port", "--isolation"
 
 def run_node(arguments: Sequence[str]) -> int:
     """Run `flower-supernode` with these arguments until it ends; its exit status. ValueError if they do not fit."""
+    if sys.platform != "linux":
+        raise ValueError(
+            f"fedq client node forks, which is tested on Linux only, not on {sys.platform}; use flower-supernode"
+        )
     address = _address(arguments)
     program = Path(sys.executable).with_name("flower-supernode")
     command = [str(program) if program.exists() else program.name, *arguments, _ISOLATION, "process"]
     os.environ.setdefault(_POLL_ENV, _POLL_SECONDS)
-    from fedq import app as _  # noqa: F401  imported here, so that no fork has to
+    import fedq.app  # noqa: F401  here, so that no fork has to
     from fedq.flower import private as flower
 
-    with subprocess.Popen(command) as node:
+    with subprocess.Popen(command, preexec_fn=end_with_parent) as node:
         try:
             # Flower tries for ever to reach a SuperNode that has ended; this signal interrupts it.
             signal.signal(signal.SIGCHLD, lambda *_: _end_with(node))

@@ -4,7 +4,6 @@ The folder is `warm/` in the client's state-dir, with mode 0700. A socket is rea
 (`/proc/self/fd/N/NAME`): a socket's path has at most 107 bytes, and a state-dir may be longer.
 """
 
-import fcntl
 import os
 import socket
 import stat
@@ -101,6 +100,8 @@ def _address(folder: int, name: str) -> str:
 
 def _locked(folder: int, name: str) -> int | None:
     """A descriptor that holds the lock of that name until it is closed; None if another process holds it."""
+    import fcntl  # not on Windows, where a simulation imports this module too
+
     while True:
         lock = os.open(name + _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, PRIVATE_FILE, dir_fd=folder)
         try:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from fedq.app.warm import frames, place
-from fedq.app.warm.watch import begun_at
+from fedq.core.lifetime import begun_at
 
 IDLE_SECONDS: Final = 900.0  # without a message it ends; the next message starts another
 _LOOK_SECONDS: Final = 0.5  # between two looks at the parent
@@ -105,6 +105,8 @@ def _work(link: socket.socket) -> None:
         return
     threading.Thread(target=_end_with, args=(link,), daemon=True).start()
     reply = client(message, context)
+    sys.stdout.flush()  # the other end hangs up once it has the reply, and this fork ends
+    sys.stderr.flush()
     frames.send(link, flower.serialized_context(context), flower.serialized(reply))
 
 
