@@ -16,9 +16,14 @@ ELSEWHERE = {
     "algorithms/algorithm": "algorithms/test_fedavg.py algorithms/test_scaffold.py",  # the interface: its algorithms
     # A server or client of a deployment
     "app/acceptance": "app/test_node.py app/test_hostile_requests.py",
+    "app/direct": "app/test_warm.py app/test_serving.py",
     "app/host": "app/test_serving.py e2e/test_deployment.py",
     "app/node_config": "app/test_node.py",
     "app/owned": "app/test_hostile_requests.py",
+    "app/warm/frames": "app/test_warm.py",
+    "app/warm/handover": "app/test_warm.py",
+    "app/warm/place": "app/test_warm.py",
+    "app/warm/process": "app/test_warm.py",
     "app/warning": "app/test_hostile_requests.py",
     "artifacts/loading": "e2e/test_run.py",
     # Parts of one audit: its findings are tested as a whole
@@ -82,6 +87,7 @@ ELSEWHERE = {
     "console/round_table": "console/test_display.py",
     "core/compiled": "codec/test_codec_jit.py",
     "core/jit": "codec/test_codec_jit.py",
+    "core/lifetime": "app/test_warm.py",
     "core/limits": "config/test_deltas.py privacy/test_evidence.py",
     "core/packet_names": "client/test_client_algorithm.py",
     "core/randomness": "client/test_client.py server/test_sampling.py",

@@ -25,7 +25,7 @@ class Link:
 
     def __init__(self, experiment, strategy, folder, *, come):
         self._link, self._come = in_process(experiment, strategy, folder), come
-        self.gather, self.close = self._link.gather, self._link.close
+        self.gather, self.close, self.outputs = self._link.gather, self._link.close, self._link.outputs
 
     def meet(self):
         roster, traffic = self._link.meet()

@@ -21,7 +21,9 @@ from fedq.client import Client
 from fedq.data import Examples
 from fedq.flower import wire
 from fedq.privacy import DPSGD, SecureRandom, SeededRandom, calibrate, dpsgd
+from fedq.privacy.clipping import clip_and_round, clip_and_sum
 from fedq.privacy.draws import KeystreamDraws, MadeUpWords
+from fedq.privacy.mechanisms import discrete_gaussian, gaussian
 
 
 class Asked:
@@ -310,14 +312,16 @@ class ClipForgotten(DPSGD):
     """Gradients of up to a thousand clip norms have their share; the noise is that of one."""
 
     def run(self, *arguments, **named):
-        def rounded(contributions, parameters, clip_norm, pruned, *, count):
-            return 1e3 * dpsgd_round(contributions, parameters, 1e3 * clip_norm, pruned, count=count)
+        def rounded(contributions, parameters, clip_norm, pruned, **options):
+            return 1e3 * clip_and_round(contributions, parameters, 1e3 * clip_norm, pruned, **options)
 
-        def summed(contributions, parameters, clip_norm, pruned, *, count):
-            return dpsgd_sum(contributions, parameters, 1e3 * clip_norm, pruned, count=count)
+        def summed(contributions, parameters, clip_norm, pruned, **options):
+            return clip_and_sum(contributions, parameters, 1e3 * clip_norm, pruned, **options)
 
-        dpsgd_round, dpsgd_sum = dpsgd.clip_and_round, dpsgd.clip_and_sum
-        with patch.object(dpsgd, "clip_and_round", rounded), patch.object(dpsgd, "clip_and_sum", summed):
+        with (
+            patch.object(discrete_gaussian, "clip_and_round", rounded),
+            patch.object(gaussian, "clip_and_sum", summed),
+        ):
             return super().run(*arguments, **named)
 
 

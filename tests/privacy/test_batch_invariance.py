@@ -13,6 +13,8 @@ from fedq import models
 from fedq.per_example import recorded
 from fedq.privacy import DPSGD, DPPlan, SeededRandom, SpendContext, dpsgd
 from fedq.privacy.batch_invariance import aligned_products, is_batch_invariant, microbatch_size, microbatches
+from fedq.privacy.clipping import UNITS
+from fedq.privacy.mechanisms.discrete_gaussian import DiscreteGaussian
 from fedq.quant import enable_per_example_gradients, quantize, register_grad_samplers
 
 SHAPE = (1, 28, 28)
@@ -32,11 +34,11 @@ def summed(ledger, monkeypatch):
     """(model, inputs, targets) -> what a step of DP-SGD adds up over these examples, in whole units."""
     totals = []
 
-    def without_noise(total, plan, random):
+    def without_noise(self, total, noise_multiplier, clip_norm, random):
         totals.append(total)
         return torch.zeros_like(total)
 
-    monkeypatch.setattr(dpsgd, "_noised", without_noise)
+    monkeypatch.setattr(DiscreteGaussian, "noised_gradients", without_noise)
     plan = DPPlan(
         noise_multiplier=4.0, clip_norm=1.0, sample_rate=0.5, steps=1, nominal_examples=40,
         target_epsilon=float("inf"), delta=1e-5, accountant="rdp", noise="discrete",
@@ -133,7 +135,7 @@ def test_without_one_size_that_model_moves_the_others_by_whole_clips(monkeypatch
     model = cancelling()
     everybody, without = summed(model, inputs, targets), summed(model, inputs[1:], targets[1:])
     alone = summed(model, inputs[:1], targets[:1])
-    assert (everybody - without - alone).norm() > dpsgd.UNITS
+    assert (everybody - without - alone).norm() > UNITS
 
 
 def test_views_of_an_example_are_averaged_alike(summed):

@@ -239,7 +239,7 @@ def test_silence_moves_the_clip_by_noise_alone(tmp_path):
         ({"delta": 0.0}, "delta=0.0"),
         ({"accountant": "moments"}, "accountant='moments'"),
         ({"charges": -1}, "steps=-1"),
-        ({"noise": "seeded"}, "noise='seeded': must be one of gaussian, discrete"),
+        ({"noise": "seeded"}, "noise='seeded': must be one of discrete, gaussian"),
         ({"noise_multiplier": 1e6}, "the grid of noise=discrete holds clip norms of 0.0001 to 0.0655 there"),
         ({"noise_multiplier": 1e-9}, "the grid of noise=discrete holds clip norms of 477 to 1e+03 there"),
         ({"clients": 2**32, "cohort": 10}, "holds clip norms of 0.0001 to 0.25 there"),

@@ -114,7 +114,7 @@ def test_no_limit_on_epsilon_must_be_written_out(tmp_path):
         (LEAST.replace("= 3", "= true"), "max_epsilon=True"),
         (LEAST.replace("1e-5", "2"), "max_delta=2: must be a number above 0 and at most 1"),
         (LEAST + 'data_path = "own"', "data_path='own': must be an absolute path"),
-        (LEAST + 'noise = "seeded"', "noise='seeded': must be one of gaussian, discrete"),
+        (LEAST + 'noise = "seeded"', "noise='seeded': must be one of discrete, gaussian"),
         (LEAST + "head = 3", "head=3: must be an absolute path"),
         (LEAST + 'models = "abc"', "models='abc': must be a list of digests"),
         (LEAST + 'models = ["abc"]', "'abc' is no digest"),
