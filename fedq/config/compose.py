@@ -4,12 +4,13 @@ import difflib
 import re
 import warnings
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from fedq.config.option import declared, former_names, shown
 from fedq.config.problem import ConfigError, Problem
+from fedq.config.rules import value_of
 from fedq.config.schema import GROUPS, OPEN, Config
 
 # A complete choice of `model` or `data`: the experiment's settings of that group are not merged into it.
@@ -195,12 +196,13 @@ def _nearest(name: str, known: Sequence[str]) -> str:
     return f"Did you mean {close[0]}?" if close else "fedq run --help lists what there is"
 
 
+@cache
 def known_keys() -> dict[str, str]:
     """Key of an experiment -> its meaning, with choices, bounds and condition."""
     return {key: option.line() for key, option in declared(Config).items()}
 
 
-@lru_cache(maxsize=1)
+@cache
 def path_keys() -> frozenset[str]:
     """Keys whose value is a path that is opened or written."""
     return frozenset(key for key, option in declared(Config).items() if option.holds == "path")
@@ -221,20 +223,13 @@ def _read_former_names(config: Config) -> None:
     """Move the values that a YAML file set under a former name to today's name, with a warning for each."""
     for former, (new, values) in former_names(Config).items():
         group, _, name = former.rpartition(".")
-        value = getattr(_node(config, group), name)
+        value = value_of(config, former)
         if value is not None:
             today = values.get(value, value)
             _warn_renamed(former, new, value, today)
             group_today, _, name_today = new.rpartition(".")
-            setattr(_node(config, group_today), name_today, today)
-            setattr(_node(config, group), name, None)
-
-
-def _node(config: Config, group: str) -> Any:
-    node: Any = config
-    for part in group.split("."):
-        node = getattr(node, part)
-    return node
+            setattr(value_of(config, group_today), name_today, today)
+            setattr(value_of(config, group), name, None)
 
 
 def _warn_renamed(former: str, new: str, value: Any, today: Any) -> None:

@@ -1,7 +1,7 @@
 """How one option is declared: default, help, choices, bounds, when it applies. Knows no option and no config."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import Field, dataclass, field, fields, is_dataclass
 from functools import cache
 from types import MappingProxyType
 from typing import Any, Literal, get_args, get_type_hints
@@ -139,13 +139,19 @@ def renamed(to: str, values: Mapping[str, str] = MappingProxyType({})) -> Any:
 @cache
 def declared(schema: type) -> dict[str, Declared]:
     """Dotted key -> its declaration, in the order of the schema."""
-    return dict(_declared(schema, ""))
+    found = {}
+    for key, field_, hint, default in _walk(schema, ""):
+        if "option" in field_.metadata:
+            names = [t.__name__ for t in get_args(hint) if t is not type(None)]
+            kind = names[0] if names else getattr(hint, "__name__", str(hint))
+            found[key] = Declared(key, default, kind, **field_.metadata["option"])
+    return found
 
 
 @cache
 def former_names(schema: type) -> dict[str, tuple[str, Mapping[str, str]]]:
     """Former key -> (new key, former value -> new value)."""
-    return dict(_former(schema, ""))
+    return {key: f.metadata["renamed"] for key, f, _, _ in _walk(schema, "") if "renamed" in f.metadata}
 
 
 def shown(value: Any) -> str:
@@ -155,28 +161,12 @@ def shown(value: Any) -> str:
     return str(value).replace(" ", "").replace("'", "") if isinstance(value, (list, dict)) else str(value)
 
 
-def _declared(schema: type, prefix: str) -> list[tuple[str, Declared]]:
-    found: list[tuple[str, Declared]] = []
+def _walk(schema: type, prefix: str) -> Iterator[tuple[str, Field[Any], Any, Any]]:
+    """(dotted key, field, type, default) of every field that is no group itself."""
     hints, defaults = get_type_hints(schema), schema()
     for f in fields(schema):
         hint = hints[f.name]
         if isinstance(hint, type) and is_dataclass(hint):
-            found += _declared(hint, f"{prefix}{f.name}.")
-        elif "option" in f.metadata:
-            names = [t.__name__ for t in get_args(hint) if t is not type(None)]
-            kind = names[0] if names else getattr(hint, "__name__", str(hint))
-            key = f"{prefix}{f.name}"
-            found.append((key, Declared(key, getattr(defaults, f.name), kind, **f.metadata["option"])))
-    return found
-
-
-def _former(schema: type, prefix: str) -> list[tuple[str, tuple[str, Mapping[str, str]]]]:
-    found: list[tuple[str, tuple[str, Mapping[str, str]]]] = []
-    hints = get_type_hints(schema)
-    for f in fields(schema):
-        hint = hints[f.name]
-        if isinstance(hint, type) and is_dataclass(hint):
-            found += _former(hint, f"{prefix}{f.name}.")
-        elif "renamed" in f.metadata:
-            found.append((f"{prefix}{f.name}", f.metadata["renamed"]))
-    return found
+            yield from _walk(hint, f"{prefix}{f.name}.")
+        else:
+            yield f"{prefix}{f.name}", f, hint, getattr(defaults, f.name)

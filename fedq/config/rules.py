@@ -22,6 +22,7 @@ from fedq.config.pruning import pruning_problems
 from fedq.config.public import cohort_size, identities
 from fedq.config.schema import Config
 
+AUTO = "auto"  # of runtime.workers: as many as pay
 OBJECT = "object:"  # prefix of the name of a model or data that is an object of the calling process
 
 # Codec -> its options.
@@ -142,7 +143,7 @@ def _names(config: Config) -> Iterator[Problem]:
 
 def _runtime(config: Config) -> Iterator[Problem]:
     runtime = config.runtime
-    if runtime.workers != "auto" and not (type(runtime.workers) is int and 1 <= runtime.workers <= 256):
+    if runtime.workers != AUTO and not (type(runtime.workers) is int and 1 <= runtime.workers <= 256):
         rule = "must be auto, or a whole number in [1, 256]"
         yield Problem("runtime.workers", runtime.workers, rule, "Use runtime.workers=auto")
     if runtime.min_available is not None and runtime.min_available > config.clients:

@@ -51,7 +51,7 @@ def build(
         found += [problem for problem in unstated_weights(config) if problem not in found]
     if not (model is None and data is None):
         away: list[tuple[str, Any]] = [("runtime.workers", config.runtime.workers)] * (
-            config.runtime.workers not in ("auto", 1)
+            config.runtime.workers not in (rules.AUTO, 1)
         )
         away += [("runtime", config.runtime.name)] * (config.runtime.name != "local")
         fix = "Use runtime.workers=1 runtime=local, or name the callable: model._target_=my.module.Net"

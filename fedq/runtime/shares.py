@@ -42,18 +42,18 @@ class Shares:
         Only processes in `ready` get new clients, except where all clients take part at once and stay: then those that
         are not ready yet would never get any.
         """
-        clients = list(clients)
+        expected = self._expected(clients)
         shares: list[list[str]] = [[] for _ in range(self._processes)]
         load = dict.fromkeys(range(self._processes), 0.0)
-        open_to = list(load) if self._stay and len(clients) == len(self._sizes) else list(ready)
-        for client in sorted(clients, key=lambda name: (-self._expected(name), name)):
+        open_to = list(load) if self._stay and len(expected) == len(self._sizes) else list(ready)
+        for client in sorted(expected, key=lambda name: (-expected[name], name)):
             process = self._home.get(client)
             if process is None:
                 process = min(open_to, key=lambda number: (load[number], number))
                 if self._stay:
                     self._home[client] = process
             shares[process].append(client)
-            load[process] += self._expected(client)
+            load[process] += expected[client]
         return shares
 
     def learn(self, seconds: Mapping[str, float]) -> None:
@@ -61,15 +61,8 @@ class Shares:
         for client, taken in seconds.items():
             self._seconds[client] = min(taken, self._seconds.get(client, taken))
 
-    def _expected(self, client: str) -> float:
-        """Seconds; before any client was timed, examples."""
-        if client in self._seconds:
-            return self._seconds[client]
-        return self._sizes[client] * self._rate
-
-    @property
-    def _rate(self) -> float:
-        """Seconds of one example."""
-        if not self._seconds:
-            return 1.0
-        return median(taken / max(self._sizes[client], 1) for client, taken in self._seconds.items())
+    def _expected(self, clients: Iterable[str]) -> dict[str, float]:
+        """Client -> seconds; before any client was timed, examples."""
+        rates = [taken / max(self._sizes[client], 1) for client, taken in self._seconds.items()]
+        rate = median(rates) if rates else 1.0
+        return {client: self._seconds.get(client, self._sizes[client] * rate) for client in clients}

@@ -18,7 +18,7 @@ from fedq.runtime.local import in_process
 from fedq.runtime.observers import Observer, Observers, RunStart
 from fedq.runtime.pool import Pool
 from fedq.runtime.worker_processes import WorkerProcesses
-from fedq.runtime.workers import AUTO, workers_for
+from fedq.runtime.workers import asked_workers, workers_for
 from fedq.server.strategy import Strategy
 from fedq.training.numerics import one_thread
 
@@ -57,14 +57,13 @@ def built(config: Config, *, model: Any = None, data: Any = None) -> Experiment:
 @contextmanager
 def early_workers(config: Config | None) -> Iterator[WorkerProcesses | None]:
     """Worker processes of a config that names their number: they build the experiment while this process does."""
-    count = 1
     if config is not None and config.runtime.name == "local" and not problems(config):
-        count = 1 if config.runtime.workers == AUTO else min(int(config.runtime.workers), config.clients)
-    if count == 1 or config is None:
-        yield None
-        return
-    with WorkerProcesses(config, count - 1) as processes:
-        yield processes
+        count = asked_workers(config) or 1
+        if count > 1:
+            with WorkerProcesses(config, count - 1) as processes:
+                yield processes
+            return
+    yield None
 
 
 def execute(

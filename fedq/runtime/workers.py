@@ -4,19 +4,25 @@ import os
 import time
 from pathlib import Path
 
-from fedq.config import public
+from fedq.config import Config, public
+from fedq.config.rules import AUTO, OBJECT
 from fedq.experiment import Experiment
 
-AUTO = "auto"
 _LONGEST_START = 10.0  # seconds; a process that has worked for long tells nothing about how long another one starts
+
+
+def asked_workers(config: Config) -> int | None:
+    """The number of processes that the config names, this one included; None: auto."""
+    workers = config.runtime.workers
+    return None if workers == AUTO else min(int(workers), config.clients)
 
 
 def workers_for(experiment: Experiment) -> tuple[int, str]:
     """(processes that train clients, this one included; why so many)."""
-    asked, cohort = experiment.config.runtime.workers, public.cohort_size(experiment.config)
-    if asked != AUTO:
-        return min(int(asked), experiment.config.clients), "runtime.workers"
-    if "object:" in f"{experiment.config.model.get('_target_')}{experiment.config.data.get('_target_')}":
+    config, cohort = experiment.config, public.cohort_size(experiment.config)
+    if (asked := asked_workers(config)) is not None:
+        return asked, "runtime.workers"
+    if any(str(group.get("_target_")).startswith(OBJECT) for group in (config.model, config.data)):
         return 1, "model or data is an object of this process"
     if experiment.trainer.hardware.device.type != "cpu":
         return 1, f"clients share the device {experiment.trainer.hardware.device}"
