@@ -31,8 +31,8 @@ from fedq.server.loop import Round
 
 UNIT = "one client, all its examples in all rounds (counted or not); the server is trusted"
 ADVERSARY = {
-    "cyclic": "whoever sees the models, other clients included; the server is trusted",
-    "poisson": "whoever sees the models and not the network, where cohorts show; the server is trusted",
+    "cyclic": "anyone who sees the models, other clients included; the server is trusted",
+    "poisson": "anyone who sees the models and not the network, where cohorts show; the server is trusted",
 }
 # Figures that depend on who answered, and when: no noise covers them, so they stay with the server.
 NOT_COVERED = ("clients", "lost", "clients_lost", "bytes_up", "float32_bytes_up", "seconds", "wall_seconds")

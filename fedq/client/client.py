@@ -88,7 +88,7 @@ class Client:
     def train(self, request: wire.Request, *, paid: int | None = None) -> wire.Reply:
         """The update for one request. Raises `Declined` or `MalformedUpdate` before any data is opened.
 
-        `paid`: the row of the ledger that pays for it, if whoever opened the data has written it already.
+        `paid`: the row of the ledger that pays for it, if the code that opened the data wrote it already.
         """
         if paid is None:  # else it was asked before the spend
             self.on_training(request.round)

@@ -27,7 +27,7 @@ def refused(override: str) -> str | None:
     if re.search(r"(?<!\w)_target_(?!\w)", override):  # as a part of a key, in any quotes or nesting
         return "'_target_' names code to run; only choices among what the bundle holds may cross a network"
     for sign, why in (
-        ("${", "is an interpolation: it reads the environment of whoever composes it"),
+        ("${", "is an interpolation: it reads the environment of the machine that composes it"),
         ("hydra.", "changes where configs are read from"),
         ("hydra/", "changes how configs are read"),
     ):

@@ -120,31 +120,25 @@ class _Rows:
         return (exact(part) for part in torch.split(self._rows, at_once))
 
 
-class _CompiledRows:
+class _CompiledRows(_Rows):
     """The same by compiled kernels, in the memory of the gradients."""
 
     def __init__(self, dense: Dense, scales: Tensor, kernels: ModuleType) -> None:
         self.parameter, self._dense, self._kernels = dense.parameter, dense, kernels
         values = dense.rows.numpy()
-        self._rounded, squares = values.view(np.int32), np.empty(len(values))
+        rounded, squares = values.view(np.int32), np.empty(len(values))
         kernels.round_rows(
-            values.reshape(-1), self._rounded.reshape(-1), values.shape[1], scales.numpy().astype(np.float32), squares
+            values.reshape(-1), rounded.reshape(-1), values.shape[1], scales.numpy().astype(np.float32), squares
         )
-        self.squares = torch.from_numpy(squares)
-
-    def truncate(self, examples: Tensor) -> None:
-        pass  # rows are rounded toward zero from the start
-
-    def forget(self, examples: Tensor) -> None:
-        self._rounded[examples.numpy()] = 0
+        self._rows, self.squares = torch.from_numpy(rounded), torch.from_numpy(squares)
 
     def sum(self) -> Tensor:
-        total = np.zeros(self._rounded.shape[1])
-        self._kernels.sum_rows(self._rounded.reshape(-1), len(total), total)
+        total = np.zeros(self._rows.shape[1])
+        self._kernels.sum_rows(self._rows.numpy().reshape(-1), len(total), total)
         return self._dense.in_order(torch.from_numpy(total))
 
 
-def _rows(dense: Dense, scales: Tensor, kernels: ModuleType | None) -> _Rows | _CompiledRows:
+def _rows(dense: Dense, scales: Tensor, kernels: ModuleType | None) -> _Rows:
     if kernels is not None and _compilable(dense):
         return _CompiledRows(dense, scales, kernels)
     return _Rows(dense, scales)
@@ -199,7 +193,7 @@ def _product_of_squares(left: Tensor, right: Tensor) -> Tensor:
     return torch.linalg.vecdot(left, left) * torch.linalg.vecdot(right, right)  # type: ignore[no-any-return]
 
 
-def _beyond(shares: Sequence[_Rows | _CompiledRows | _Factors]) -> Tensor:
+def _beyond(shares: Sequence[_Rows | _Factors]) -> Tensor:
     """Indices of the examples whose share is too long; exact, since float64 holds integers up to 2^53."""
     if not shares:
         return torch.zeros(0, dtype=torch.long)

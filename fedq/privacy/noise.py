@@ -157,7 +157,7 @@ class SecureRandom(_Keystream):
 
 
 class SeededRandom(_Keystream):
-    """For tests: whoever knows the seed can subtract the noise, so nothing drawn from it is private."""
+    """For tests: a reader who knows the seed can subtract the noise, so nothing drawn from it is private."""
 
     source: Source = "seeded"
     secret_bits = 0

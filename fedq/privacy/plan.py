@@ -48,7 +48,12 @@ class DPPlan:
             raise ValueError(f"accountant={self.accountant!r}: must be one of {', '.join(ACCOUNTANTS)}")
         if self.noise not in NOISES:
             raise ValueError(f"noise={self.noise!r}: must be one of {', '.join(NOISES)}")
-        NOISES[self.noise].check_multiplier(self.noise_multiplier)
+        least, largest = NOISES[self.noise].multiplier_range
+        if not least <= self.noise_multiplier <= largest:
+            raise ValueError(
+                f"noise_multiplier={self.noise_multiplier}: the grid of noise={self.noise} holds "
+                f"2^{math.log2(least):g} to 2^{math.log2(largest):g}; use noise=gaussian"
+            )
 
     @property
     def mechanism(self) -> Mechanism:

@@ -17,7 +17,7 @@ Replied = Callable[[int, int], None]  # told after each reply: how many came, ho
 
 
 def nobody(done: int, expected: int) -> None:
-    """For whoever does not watch."""
+    """A `Replied` that ignores replies."""
 
 
 class GridLink:

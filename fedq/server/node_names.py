@@ -1,6 +1,6 @@
 """Which node may speak in which client's name. Knows public keys and one file; not messages or what a client does.
 
-A node key says who may connect to a SuperLink, not under which name. So whoever runs the server may write down the
+A node key says who may connect to a SuperLink, not under which name. So the operator of the server may write down the
 public key of each client, and then no other node is taken for it, nor believed where it declines in its name.
 """
 

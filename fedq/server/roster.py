@@ -32,7 +32,7 @@ class Roster:
     keys: dict[str, str] = field(default_factory=dict)  # identity -> fingerprint of its node's key, if it has one
 
     def keep(self, expected: Iterable[str]) -> None:
-        """Refuse whoever the experiment does not know by name."""
+        """Refuse clients that the experiment does not know by name."""
         unknown = set(self.nodes) - set(expected)
         self.refused += [Rejected(name, "unknown_node") for name in sorted(unknown)]
         for name in unknown:

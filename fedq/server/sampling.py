@@ -59,8 +59,8 @@ class CyclicSampler:
 class SecretPoisson:
     """Each client is in each round by chance, on its own, at a public rate; who is in is nobody's to know.
 
-    Noise is amplified by the rate against whoever does not know the cohorts: those who see the models. A client knows
-    when it was asked itself; whoever watches the network, or the server, knows all.
+    Noise is amplified by the rate against readers of the models, who do not know the cohorts. A client knows when
+    it was asked itself; the server and an observer of the network know all.
     """
 
     def __init__(self, clients: Sequence[str], *, rate: float, random: RandomSource) -> None:

@@ -23,7 +23,8 @@ from fedq.flower import wire
 from fedq.privacy import DPSGD, SecureRandom, SeededRandom, calibrate, dpsgd
 from fedq.privacy.clipping import clip_and_round, clip_and_sum
 from fedq.privacy.draws import KeystreamDraws, MadeUpWords
-from fedq.privacy.mechanisms import discrete_gaussian, gaussian
+from fedq.privacy.mechanisms.discrete_gaussian import DiscreteGaussian
+from fedq.privacy.mechanisms.gaussian import Gaussian
 
 
 class Asked:
@@ -319,8 +320,8 @@ class ClipForgotten(DPSGD):
             return clip_and_sum(contributions, parameters, 1e3 * clip_norm, pruned, **options)
 
         with (
-            patch.object(discrete_gaussian, "clip_and_round", rounded),
-            patch.object(gaussian, "clip_and_sum", summed),
+            patch.object(DiscreteGaussian, "clipped_sum", staticmethod(rounded)),
+            patch.object(Gaussian, "clipped_sum", staticmethod(summed)),
         ):
             return super().run(*arguments, **named)
 

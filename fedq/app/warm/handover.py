@@ -1,7 +1,7 @@
 """Hands a message to a warm process, and starts one for the next message. Imports no torch, and no code of a bundle.
 
-Until the warm process is told to begin, every failure means that this process does the work itself. Afterwards the
-message may have been paid for, so it is never worked on again: a failure is reported as lost.
+Until the warm process gets the order to begin, every failure means that this process does the work itself. Afterwards
+the message may have been paid for, so it is never worked on again: a failure is reported as lost.
 """
 
 import datetime
@@ -56,7 +56,7 @@ def handed_over(message: Message, context: Context) -> Message | None:
             pid = place.check_peer(link)
             _prepare(link, request)
             link.sendall(frames.GO)
-        except Exception as error:  # it was not told to begin
+        except Exception as error:  # it got no order to begin
             _note(context, f"the warm process is not ready: {error}")
             return None
         return _reply(link, message, context, pid)

@@ -75,7 +75,7 @@ def _fork(link: socket.socket) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         _work(link)
         status = 0
-    except (EOFError, OSError):  # the other end is gone: it was not told to begin, or nobody waits for the reply
+    except (EOFError, OSError):  # the other end is gone: it gave no order to begin, or nobody waits for the reply
         pass
     except BaseException:
         sys.excepthook(*sys.exc_info())
@@ -87,7 +87,7 @@ def _fork(link: socket.socket) -> None:
 
 
 def _work(link: socket.socket) -> None:
-    """Receive a message, begin when told to, and send the reply."""
+    """Receive a message, begin on the order to, and send the reply."""
     from fedq.app.direct import client
     from fedq.flower import private as flower
 

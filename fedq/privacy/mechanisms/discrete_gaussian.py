@@ -1,15 +1,12 @@
 """Exact discrete Gaussian noise on sums of whole numbers. Knows sums and grids; not budgets or models."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import ModuleType
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from fedq.per_example import Contribution
 from fedq.privacy.clipping import UNITS, clip_and_round
 from fedq.privacy.discrete import LARGEST_SIGMA, SMALLEST_SIGMA, covering_sigma
 from fedq.privacy.noise import RandomSource
@@ -22,28 +19,12 @@ class DiscreteGaussian:
     spend_name: str = "discrete-gaussian"
     exact: bool = True
     strength: int = 2
+    multiplier_range: tuple[float, float] = (2.0**-16, 2.0**22)  # what the grid holds
     description: str = "Poisson-subsampled discrete Gaussian on clipped per-example gradients, in exact integers"
     description_of_sums: str = "exact discrete Gaussian noise, in whole steps of 2^-32,"
     caveat: str | None = None
 
-    def check_multiplier(self, noise_multiplier: float) -> None:
-        if not 2.0**-16 <= noise_multiplier <= 2.0**22:
-            raise ValueError(
-                f"noise_multiplier={noise_multiplier}: the grid of noise=discrete holds 2^-16 to 2^22; "
-                "use noise=gaussian"
-            )
-
-    def clipped_sum(
-        self,
-        contributions: Sequence[Contribution],
-        parameters: Sequence[nn.Parameter],
-        clip_norm: float,
-        pruned: Mapping[nn.Parameter, Tensor],
-        *,
-        count: int,
-        kernels: ModuleType | None,
-    ) -> Tensor:
-        return clip_and_round(contributions, parameters, clip_norm, pruned, count=count, kernels=kernels)
+    clipped_sum = staticmethod(clip_and_round)
 
     def noised_gradients(
         self, total: Tensor, noise_multiplier: float, clip_norm: float, random: RandomSource

@@ -1,16 +1,13 @@
 """Gaussian noise in floating point, by Box-Muller from a keystream. Knows sums; not budgets or models."""
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import ModuleType
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from fedq.per_example import Contribution
 from fedq.privacy.clipping import clip_and_sum
 from fedq.privacy.noise import RandomSource
 
@@ -22,6 +19,7 @@ class Gaussian:
     spend_name: str = "gaussian"
     exact: bool = False
     strength: int = 1
+    multiplier_range: tuple[float, float] = (0.0, math.inf)
     description: str = "Poisson-subsampled Gaussian on clipped per-example gradients"
     description_of_sums: str = "floating-point Gaussian noise"
     caveat: str | None = (
@@ -29,20 +27,7 @@ class Gaussian:
         "(Mironov 2012) are harder, not excluded"
     )
 
-    def check_multiplier(self, noise_multiplier: float) -> None:
-        pass  # floats hold any
-
-    def clipped_sum(
-        self,
-        contributions: Sequence[Contribution],
-        parameters: Sequence[nn.Parameter],
-        clip_norm: float,
-        pruned: Mapping[nn.Parameter, Tensor],
-        *,
-        count: int,
-        kernels: ModuleType | None,
-    ) -> Tensor:
-        return clip_and_sum(contributions, parameters, clip_norm, pruned, count=count, kernels=kernels)
+    clipped_sum = staticmethod(clip_and_sum)
 
     def noised_gradients(
         self, total: Tensor, noise_multiplier: float, clip_norm: float, random: RandomSource

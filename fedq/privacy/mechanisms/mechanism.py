@@ -14,6 +14,21 @@ from fedq.per_example import Contribution
 from fedq.privacy.noise import RandomSource
 
 
+class ClippedSum(Protocol):
+    """`fedq.privacy.clipping.clip_and_sum`, or another function of its signature."""
+
+    def __call__(
+        self,
+        contributions: Sequence[Contribution],
+        parameters: Sequence[nn.Parameter],
+        clip_norm: float,
+        pruned: Mapping[nn.Parameter, Tensor] | None = None,
+        *,
+        count: int | None = None,
+        kernels: ModuleType | None = None,
+    ) -> Tensor: ...
+
+
 class NoiseMechanism(Protocol):
     """Noise on a clipped sum: of per-example gradients in a client's step, or of clients' updates at the server."""
 
@@ -44,20 +59,13 @@ class NoiseMechanism(Protocol):
     def caveat(self) -> str | None:
         """What epsilon does not cover, for the privacy statement; None: nothing."""
 
-    def check_multiplier(self, noise_multiplier: float) -> None:
-        """ValueError for a noise multiplier that it cannot draw."""
+    @property
+    def multiplier_range(self) -> tuple[float, float]:
+        """Smallest and largest noise multiplier that it can draw."""
 
-    def clipped_sum(
-        self,
-        contributions: Sequence[Contribution],
-        parameters: Sequence[nn.Parameter],
-        clip_norm: float,
-        pruned: Mapping[nn.Parameter, Tensor],
-        *,
-        count: int,
-        kernels: ModuleType | None,
-    ) -> Tensor:
-        """The sum of clipped per-example gradients, float64, in the mechanism's own unit; see `privacy.clipping`."""
+    @property
+    def clipped_sum(self) -> ClippedSum:
+        """From per-example gradients to the sum of the clipped ones, float64, in the mechanism's own unit."""
 
     def noised_gradients(
         self, total: Tensor, noise_multiplier: float, clip_norm: float, random: RandomSource
